@@ -1,0 +1,1 @@
+"""adam_step: see op.py for what it computes."""

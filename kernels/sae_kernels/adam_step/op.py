@@ -1,0 +1,44 @@
+"""adam_step: the optimizer's pass over one parameter and its two moments."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from sae_kernels.adam_step import naive
+from sae_kernels.dispatch import choose
+
+IMPLEMENTATIONS = {"naive": naive.adam_step}
+
+
+def adam_step(
+    param: Tensor,
+    grad: Tensor,
+    m: Tensor,
+    v: Tensor,
+    *,
+    step: int,
+    lr: float,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 6.25e-10,
+    scale: Tensor | None = None,
+    unit_rows: bool = False,
+) -> None:
+    """One step of Adam (Kingma & Ba 2015, algorithm 1), in place on `param`, `m` and `v`.
+
+    m <- b1 m + (1-b1) g;  v <- b2 v + (1-b2) g²;  param <- param - lr (m/(1-b1^t)) / (sqrt(v/(1-b2^t)) + eps)
+
+    Args:
+        param: fp32, any shape; [F, d] with `unit_rows`.
+        grad: of param's shape.
+        m, v: first and second moment, fp32, of param's shape.
+        step: t, counted from 1.
+        lr: learning rate of this step.
+        scale: 0-dim tensor that multiplies the gradient (clipping), so that no value has to travel to the host. Where
+            it is NaN or infinite the whole step is skipped: param, m and v keep their values.
+        unit_rows: every row of `param` is a unit-norm atom: the part of its gradient along the atom is projected out
+            before the step and the row is scaled back to unit norm after it.
+    """
+    choose("adam_step", param, IMPLEMENTATIONS)(
+        param, grad, m, v, step=step, lr=lr, beta1=beta1, beta2=beta2, eps=eps, scale=scale, unit_rows=unit_rows
+    )

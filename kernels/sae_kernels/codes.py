@@ -1,0 +1,72 @@
+"""SparseCodes: the latent activations of a batch, without their zeros.
+
+codes = SparseCodes(values, indices, width=4608)     # [N, K] and [N, K]
+codes.to_dense()                                     # [N, 4608]
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SparseCodes:
+    """Codes f [N, F] held as their entries; everything not listed is zero.
+
+    Two layouts:
+
+    - rectangular (`offsets is None`): `values` and `indices` are [N, K]; every token lists K latents, some of which
+      may have the value zero (a token with fewer than K positive pre-activations).
+    - CSR (`offsets` [N+1]): `values` and `indices` are [nnz]; token n owns the slice offsets[n]:offsets[n+1].
+
+    No latent is listed twice for one token.
+    """
+
+    values: Tensor
+    """Activations, floating point; gradients flow through them."""
+    indices: Tensor
+    """Which latent each value belongs to, int64, in [0, width)."""
+    width: int
+    """F, the number of latents of the dictionary."""
+    offsets: Tensor | None = None
+    """CSR row starts, int64 [N+1], or None for the rectangular layout."""
+
+    def __post_init__(self) -> None:
+        if self.values.shape != self.indices.shape:
+            raise ValueError(
+                f"values {tuple(self.values.shape)} and indices {tuple(self.indices.shape)} differ in shape"
+            )
+        if self.values.ndim != (2 if self.offsets is None else 1):
+            raise ValueError(
+                f"expected values [N, K], or [nnz] with offsets; got values {tuple(self.values.shape)}, "
+                f"offsets {None if self.offsets is None else tuple(self.offsets.shape)}"
+            )
+
+    @property
+    def tokens(self) -> int:
+        """N, the number of tokens (rows)."""
+        return self.values.shape[0] if self.offsets is None else self.offsets.shape[0] - 1
+
+    def rows(self) -> Tensor:
+        """The token of every entry, int64, of the shape of `values`."""
+        if self.offsets is None:
+            return torch.arange(self.tokens, device=self.values.device).unsqueeze(1).expand_as(self.indices)
+        return torch.repeat_interleave(self.offsets.diff(), output_size=self.values.shape[0])
+
+    def to_dense(self) -> Tensor:
+        """The same codes as a dense [N, width] tensor of the values' dtype; differentiable."""
+        dense = self.values.new_zeros(self.tokens, self.width)
+        # index_put with accumulate is differentiable and, an index standing once a row, exact
+        return dense.index_put((self.rows(), self.indices), self.values, accumulate=True)
+
+    def l0(self) -> Tensor:
+        """Number of non-zero codes of every token, int64 [N]."""
+        active = self.values != 0
+        if self.offsets is None:
+            return active.sum(1)
+        return torch.zeros(self.tokens, dtype=torch.int64, device=active.device).index_add_(
+            0, self.rows(), active.long()
+        )

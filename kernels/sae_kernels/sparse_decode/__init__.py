@@ -1,0 +1,1 @@
+"""sparse_decode: see op.py for what it computes."""

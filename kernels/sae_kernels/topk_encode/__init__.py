@@ -1,0 +1,1 @@
+"""topk_encode: see op.py for what it computes."""
