@@ -34,13 +34,16 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(stream)
 
 
-def publish_file(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Write `path` whole or not at all: `write` gets a binary stream on a temporary neighbour that replaces it."""
+def publish_file(path: Path, content: bytes | Callable[[BinaryIO], None]) -> None:
+    """Write `path` whole or not at all: bytes, or a function that writes to the stream of a temporary neighbour."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{_TEMPORARY}{path.name}-{uuid.uuid4().hex[:8]}")
     try:
         with open(temporary, "xb") as stream:
-            write(stream)
+            if callable(content):
+                content(stream)
+            else:
+                stream.write(content)
             _flush(stream)
         os.replace(temporary, path)
     except BaseException:
@@ -51,8 +54,7 @@ def publish_file(path: Path, write: Callable[[BinaryIO], None]) -> None:
 
 def publish_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON through `publish_file`; NaN and infinities are refused (ValueError)."""
-    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
-    publish_file(path, lambda stream: _write_all(stream, text.encode()))
+    publish_file(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
 def read_json(path: Path) -> Any:
@@ -124,10 +126,6 @@ def remove_leftovers(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
-
-
-def _write_all(stream: BinaryIO, data: bytes) -> None:
-    stream.write(data)
 
 
 def _digest(stream: BinaryIO) -> str:

@@ -4,17 +4,37 @@ Symbols: N tokens in a batch, d model width, F latents, K active latents a token
 W_enc and W_dec [F, d] belongs to latent j. This package knows nothing of `sae`.
 """
 
-from sae_kernels.adam_step.op import adam_step
+from sae_kernels.adam_step.op import adam_step, clip_scale
+from sae_kernels.buffers import Workspace
 from sae_kernels.codes import SparseCodes
 from sae_kernels.dispatch import backends_used, last_backend, use_backend
+from sae_kernels.fused_step.op import (
+    Parameters,
+    RowGradients,
+    StepForward,
+    StepResult,
+    fused_forward,
+    fused_update,
+)
+from sae_kernels.latent_sweep.op import SweepGradients, latent_sweep
 from sae_kernels.sparse_decode.op import sparse_decode
 from sae_kernels.topk_encode.op import topk_encode
 
 __all__ = [
+    "Parameters",
+    "RowGradients",
     "SparseCodes",
+    "StepForward",
+    "StepResult",
+    "SweepGradients",
+    "Workspace",
     "adam_step",
     "backends_used",
+    "clip_scale",
+    "fused_forward",
+    "fused_update",
     "last_backend",
+    "latent_sweep",
     "sparse_decode",
     "topk_encode",
     "use_backend",

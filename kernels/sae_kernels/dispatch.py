@@ -1,43 +1,70 @@
-"""The one place that picks a backend: by the device of the tensor at hand, when the op is called.
+"""The one place that picks a backend: by the device and dtype of the tensor at hand, when the op is called.
 
-Every op keeps a dict of its implementations, `{"naive": ..., "cpu": ..., "gpu": ...}`; `choose` returns the one to run
-and remembers it, so that a log can name it and a test can assert it:
+Every op keeps a dict of its implementations, `{"naive": function, "cpu": "package.module:function", ...}` (a string
+is imported when it is first chosen, so that numba and triton load late); `choose` returns the one to run and remembers
+it, so that a log can name it and a test can assert it:
 
     with use_backend("naive"):
         codes = topk_encode(x, W_enc, b_enc, k=32)
     assert last_backend("topk_encode") == "naive"
+
+The fast backends compute in fp32 and take fp32, bf16 and fp16; any other dtype (fp64) runs the reference.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 BACKENDS = ("naive", "cpu", "gpu")
+FAST_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _BY_DEVICE = {"cpu": "cpu", "cuda": "gpu"}
 _forced: list[str] = []
 _last: dict[str, str] = {}
 
+Implementations = Mapping[str, Callable[..., Any] | str]
 
-def choose(op: str, tensor: Tensor, implementations: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
-    """The implementation of `op` for `tensor`: the forced backend, else the device's own, else the reference.
+
+def backend_for(op: str, tensor: Tensor, implementations: Implementations) -> str:
+    """The forced backend, else the device's own where the op has it and it takes the dtype, else "naive".
 
     Raises:
-        ValueError: a backend was forced that this op does not have.
+        ValueError: a backend was forced that this op does not have, or that does not take the tensor's dtype.
     """
     if _forced:
         backend = _forced[-1]
         if backend not in implementations:
             raise ValueError(f"{op} has no {backend!r} implementation; it has {', '.join(implementations)}")
-    else:
-        backend = _BY_DEVICE.get(tensor.device.type, "naive")
-        if backend not in implementations:
-            backend = "naive"
+        if backend != "naive" and tensor.dtype not in FAST_DTYPES:
+            raise ValueError(f"{op}: backend {backend!r} takes float32, bfloat16 and float16, not {tensor.dtype}")
+        return backend
+    backend = _BY_DEVICE.get(tensor.device.type, "naive")
+    return backend if backend in implementations and tensor.dtype in FAST_DTYPES else "naive"
+
+
+def choose(op: str, tensor: Tensor, implementations: Implementations) -> Callable[..., Any]:
+    """The implementation of `op` for `tensor` (see `backend_for`), remembered for `last_backend`."""
+    backend = backend_for(op, tensor, implementations)
+    note(op, backend)
+    implementation = implementations[backend]
+    return _load(implementation) if isinstance(implementation, str) else implementation
+
+
+def note(op: str, backend: str) -> None:
+    """Remember that `backend` ran `op`."""
     _last[op] = backend
-    return implementations[backend]
+
+
+@functools.cache
+def _load(name: str) -> Callable[..., Any]:
+    module, _, function = name.partition(":")
+    return getattr(importlib.import_module(module), function)
 
 
 @contextlib.contextmanager
@@ -60,3 +87,10 @@ def last_backend(op: str) -> str | None:
 def backends_used() -> dict[str, str]:
     """Op name -> backend of its last call, for the training log."""
     return dict(_last)
+
+
+def no_autocast(device_type: str) -> contextlib.AbstractContextManager[Any]:
+    """Autocast off: the ops choose their own precision (fp32 accumulation), and mixed inputs promote."""
+    if torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return contextlib.nullcontext()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from sae_kernels.adam_step import naive
 from sae_kernels.dispatch import choose
 
-IMPLEMENTATIONS = {"naive": naive.adam_step}
+IMPLEMENTATIONS = {"naive": naive.adam_step, "cpu": "sae_kernels.adam_step.cpu:adam_step"}
 
 
 def adam_step(
@@ -42,3 +43,17 @@ def adam_step(
     choose("adam_step", param, IMPLEMENTATIONS)(
         param, grad, m, v, step=step, lr=lr, beta1=beta1, beta2=beta2, eps=eps, scale=scale, unit_rows=unit_rows
     )
+
+
+def clip_scale(norm: Tensor, max_norm: float | None) -> Tensor:
+    """What gradients are multiplied by to bring their global norm to at most `max_norm`; NaN where it is not finite.
+
+    The `scale` of adam_step: min(1, max_norm / norm), 1 where max_norm is None, and NaN, which skips the step, where
+    the norm is NaN or infinite.
+
+    Args:
+        norm: global norm of all gradients, 0-dim.
+        max_norm: the bound, or None.
+    """
+    scale = torch.ones_like(norm) if max_norm is None else (max_norm / norm).clamp_max(1.0)
+    return torch.where(torch.isfinite(norm), scale, torch.nan)

@@ -1,0 +1,1 @@
+"""fused_step: see op.py for what it computes."""

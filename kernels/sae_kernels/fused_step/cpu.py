@@ -1,0 +1,253 @@
+"""The fused step on the CPU: one token-major pass forward, one latent-major pass back (two where the norm is clipped).
+
+Forward, a token: its atoms are gathered once, summed to the reconstruction, and, still in the L2 cache, multiplied
+with the residual, which is the gradient of its values. Back, a latent: its tokens' residuals and inputs are summed to
+the gradient rows of both matrices in the L1 cache, and Adam runs on those rows at once: the gradient is never stored.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sae_kernels.adam_step.cpu import adam_constants, adam_flat
+from sae_kernels.adam_step.op import clip_scale
+from sae_kernels.buffers import Workspace, scratch
+from sae_kernels.codes import SparseCodes
+from sae_kernels.jit import jit, prange, sync_threads
+from sae_kernels.latent_sweep.cpu import PARTS, LatentOrder
+from sae_kernels.sparse_decode.cpu import as_numpy, row_starts
+
+# squares above this may not be summed in fp32
+_LARGE = 1e37
+
+
+def forward(
+    params: Any, x: Tensor, codes: SparseCodes, target: Tensor, tied: bool, workspace: Workspace
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """residual, squared_error, centred, dots; see op.py."""
+    sync_threads()
+    shape = (target.shape[0], target.shape[1])
+    residual = workspace.get("residual", shape)
+    squared_error = workspace.get("squared_error", shape[:1])
+    dots = workspace.get("dots", tuple(codes.values.shape))
+    _decode_and_compare(
+        as_numpy(codes.values).reshape(-1),
+        codes.indices.contiguous().numpy().reshape(-1),
+        _starts(codes),
+        as_numpy(params.W_dec),
+        as_numpy(params.b_dec),
+        as_numpy(target),
+        residual.numpy(),
+        squared_error.numpy(),
+        dots.numpy().reshape(-1),
+    )
+    centred = x.detach().to(torch.float32).contiguous()
+    if tied:
+        centred = torch.sub(centred, params.b_dec.detach(), out=workspace.get("centred", tuple(x.shape)))
+    return residual, squared_error, centred, dots
+
+
+def update(
+    params: Any,
+    m: Any,
+    v: Any,
+    forward: Any,
+    adam: tuple[int, float, float, float, float],
+    max_norm: float | None,
+    extra: Any,
+) -> tuple[Tensor, Tensor]:
+    """grad_norm, applied; see op.py."""
+    sync_threads()
+    codes, residual = forward.codes, forward.residual
+    width, d = params.W_enc.shape[0], residual.shape[1]
+    factor = -2.0 / max(residual.shape[0], 1)
+    through = torch.where(codes.values <= 0, 0, forward.dots * factor)
+    order = LatentOrder(codes.indices, _starts(codes), width)
+    sums = scratch().get("fused.sums", (PARTS, d))
+    squares = scratch().get("fused.squares", (PARTS,), torch.float64)
+    fixed = (
+        (order.bounds, order.parts, order.tokens, order.entries),
+        as_numpy(codes.values).reshape(-1),
+        as_numpy(through).reshape(-1),
+        residual.numpy(),
+        forward.centred.numpy(),
+        *_extra_arrays(extra, width, d),
+        tuple(t.detach().numpy() for t in params[:3]),
+        tuple(t.detach().numpy() for t in m[:3]),
+        tuple(t.detach().numpy() for t in v[:3]),
+        np.float32(factor),
+        forward.tied,
+        sums.numpy(),
+        squares.numpy(),
+    )
+    constants = adam_constants(*adam)
+    grad_b_dec = residual.sum(0).mul_(factor)
+    if max_norm is None and _surely_finite(forward, through, extra):
+        scale = 1.0
+        _sweep(*fixed, constants, np.float32(1), True)
+        norm = _finish_bias(grad_b_dec, sums, squares, forward.tied)
+    else:
+        _sweep(*fixed, constants, np.float32(1), False)
+        norm = _finish_bias(grad_b_dec, sums, squares, forward.tied)
+        scale = float(clip_scale(norm, max_norm))
+        if not np.isfinite(scale):
+            return norm, torch.tensor(False)
+        _sweep(*fixed, constants, np.float32(scale), True)
+    b_dec = [t.detach().numpy() for t in (params.b_dec, grad_b_dec, m.b_dec, v.b_dec)]
+    adam_flat(*b_dec, constants, np.float32(scale))
+    return norm, torch.tensor(True)
+
+
+def _starts(codes: SparseCodes) -> Any:
+    return (row_starts(codes.indices) if codes.offsets is None else codes.offsets).contiguous().numpy()
+
+
+def _finish_bias(grad_b_dec: Tensor, sums: Tensor, squares: Tensor, tied: bool) -> Tensor:
+    """Complete grad_b_dec in place; the global norm, fp32."""
+    if tied:
+        grad_b_dec -= sums.sum(0)
+    return (squares.sum() + grad_b_dec.double().square().sum()).sqrt().float()
+
+
+def _surely_finite(forward: Any, through: Tensor, extra: Any) -> bool:
+    """Whether no sum of the gradient can overflow, by the inequality of Cauchy and Schwarz."""
+    values, x = forward.codes.values, forward.centred
+    error = forward.squared_error.double().sum()
+    decoder = values.double().square().sum() * error
+    encoder = through.double().square().sum() * torch.linalg.vector_norm(x, dtype=torch.float64) ** 2
+    bound = decoder + encoder + through.double().abs().sum()
+    if extra is not None:
+        for tensor in extra[1:]:
+            bound = bound + torch.linalg.vector_norm(tensor, dtype=torch.float64) ** 2
+    return bool(bound < _LARGE)
+
+
+def _extra_arrays(extra: Any, width: int, d: int) -> tuple[Any, ...]:
+    """Row of every latent in the extra gradients, -1 for none [F] (empty without any), and the three gradients."""
+    if extra is None:
+        empty = np.empty((0, d), np.float32)
+        return np.empty(0, np.int32), (empty, np.empty(0, np.float32), empty)
+    place = scratch().get("fused.place", (width,), torch.int32).fill_(-1)
+    place[extra.rows] = torch.arange(extra.rows.shape[0], dtype=torch.int32)
+    return place.numpy(), (as_numpy(extra.W_enc), as_numpy(extra.b_enc), as_numpy(extra.W_dec))
+
+
+@jit(parallel=True)
+def _decode_and_compare(values, indices, starts, W, b, target, residual, squared_error, dots):
+    width = W.shape[1]
+    for n in prange(residual.shape[0]):
+        row = residual[n]
+        for j in range(width):
+            row[j] = target[n, j] - b[j]
+        i, stop = starts[n], starts[n + 1]
+        # four atoms at a time: the row is read and written once for all four
+        while i + 4 <= stop:
+            w0, w1, w2, w3 = W[indices[i]], W[indices[i + 1]], W[indices[i + 2]], W[indices[i + 3]]
+            f0, f1, f2, f3 = values[i], values[i + 1], values[i + 2], values[i + 3]
+            for j in range(width):
+                row[j] -= (f0 * w0[j] + f1 * w1[j]) + (f2 * w2[j] + f3 * w3[j])
+            i += 4
+        while i < stop:
+            w0, f0 = W[indices[i]], values[i]
+            for j in range(width):
+                row[j] -= f0 * w0[j]
+            i += 1
+        total = np.float32(0)
+        for j in range(width):
+            total += row[j] * row[j]
+        squared_error[n] = total
+        # the same atoms again, from the cache: how the loss changes with each value
+        for i in range(starts[n], stop):
+            w0 = W[indices[i]]
+            total = np.float32(0)
+            for j in range(width):
+                total += row[j] * w0[j]
+            dots[i] = total
+
+
+@jit()
+def _gather(order, f, values, through, residual, x, place, extra, factor, g_dec, g_enc):
+    """Gradient rows of latent f into g_dec and g_enc; its b_enc gradient and whether there is any gradient."""
+    bounds, _, tokens, entries = order
+    width = g_dec.shape[0]
+    g_dec[:] = 0
+    g_enc[:] = 0
+    bias = np.float32(0)
+    for i in range(bounds[f], bounds[f + 1]):
+        r, c = residual[tokens[i]], x[tokens[i]]
+        value, slope = values[entries[i]] * factor, through[entries[i]]
+        bias += slope
+        for j in range(width):
+            g_dec[j] += value * r[j]
+            g_enc[j] += slope * c[j]
+    some = bounds[f + 1] > bounds[f]
+    if place.shape[0] > 0 and place[f] >= 0:
+        some = True
+        e_enc, e_bias, e_dec = extra[0][place[f]], extra[1][place[f]], extra[2][place[f]]
+        bias += e_bias
+        for j in range(width):
+            g_dec[j] += e_dec[j]
+            g_enc[j] += e_enc[j]
+    return bias, some
+
+
+@jit()
+def _adam_row(p, g, m, v, constants, scale):
+    b1, c1, b2, c2, rate, root, eps = constants
+    for j in range(p.shape[0]):
+        part = g[j] * scale
+        first = b1 * m[j] + c1 * part
+        second = b2 * v[j] + c2 * part * part
+        m[j], v[j] = first, second
+        p[j] -= rate * first / (np.sqrt(second) * root + eps)
+
+
+@jit()
+def _adam_unit_row(p, g, m, v, constants, scale):
+    """The same on an atom: its gradient's parallel part taken out first, its norm restored after."""
+    width = p.shape[0]
+    along = np.float32(0)
+    for j in range(width):
+        along += g[j] * p[j]
+    for j in range(width):
+        g[j] -= along * p[j]
+    _adam_row(p, g, m, v, constants, scale)
+    square = np.float32(0)
+    for j in range(width):
+        square += p[j] * p[j]
+    shrink = np.float32(1) / max(np.sqrt(square), np.float32(1.1754944e-38))
+    for j in range(width):
+        p[j] *= shrink
+
+
+@jit(parallel=True)
+def _sweep(
+    order, values, through, residual, x, place, extra, params, m, v, factor, tied, sums, squares, constants, scale, write
+):
+    """All gradients latent by latent: their squares and Σ_f grad_b_enc[f] W_enc[f] a part, and, if `write`, Adam."""
+    parts = order[1]
+    W_enc, b_enc, W_dec = params
+    width = W_enc.shape[1]
+    for p in prange(parts.shape[0] - 1):
+        g_dec, g_enc = np.empty(width, np.float32), np.empty(width, np.float32)
+        total = 0.0
+        sums[p, :] = 0
+        for f in range(parts[p], parts[p + 1]):
+            bias, some = _gather(order, f, values, through, residual, x, place, extra, factor, g_dec, g_enc)
+            if some:
+                square = np.float32(0)
+                for j in range(width):
+                    square += g_dec[j] * g_dec[j] + g_enc[j] * g_enc[j]
+                total += np.float64(square) + np.float64(bias) * np.float64(bias)
+                if tied:
+                    for j in range(width):
+                        sums[p, j] += bias * W_enc[f, j]
+            if write:
+                _adam_row(W_enc[f], g_enc, m[0][f], v[0][f], constants, scale)
+                _adam_row(b_enc[f : f + 1], np.full(1, bias, np.float32), m[1][f : f + 1], v[1][f : f + 1], constants, scale)
+                _adam_unit_row(W_dec[f], g_dec, m[2][f], v[2][f], constants, scale)
+        squares[p] = total

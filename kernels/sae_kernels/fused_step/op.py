@@ -1,0 +1,165 @@
+"""fused_step: a whole training step of a sparse autoencoder, squared error and Adam, without an F x d gradient.
+
+    forward = fused_forward(params, x, k=32, workspace=workspace)
+    extra = auxk(forward.residual)                                  # optional: gradients of a few rows
+    result = fused_update(params, m, v, forward, step=t, lr=2e-4, max_norm=1.0, extra=extra)
+
+The same numbers as the other route, `topk_encode`, `sparse_decode`, `loss.backward()`, `clip_scale` and `adam_step`
+(naive.py is that route), up to rounding. Two halves, so that a term that needs the residual (AuxK) can be computed
+between them, from the weights as they were.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sae_kernels.buffers import Workspace
+from sae_kernels.codes import SparseCodes
+from sae_kernels.dispatch import choose, no_autocast
+from sae_kernels.fused_step import naive
+from sae_kernels.topk_encode.op import topk_encode
+
+# on a GPU the composed route runs, its parts on their own kernels
+FORWARD = {"naive": naive.forward, "cpu": "sae_kernels.fused_step.cpu:forward", "gpu": naive.forward}
+UPDATE = {"naive": naive.update, "cpu": "sae_kernels.fused_step.cpu:update", "gpu": naive.update}
+
+
+class Parameters(NamedTuple):
+    """The four parameters of a sparse autoencoder, or as many moments of theirs; fp32, contiguous."""
+
+    W_enc: Tensor
+    """[F, d]."""
+    b_enc: Tensor
+    """[F]."""
+    W_dec: Tensor
+    """[F, d]; rows have unit norm, before and after every step."""
+    b_dec: Tensor
+    """[d]; with `tied` also what the encoder subtracts from its input."""
+
+
+class RowGradients(NamedTuple):
+    """Gradients that another loss term (AuxK on the dead latents) adds on some rows.
+
+    The term's pre-activations are W_enc (x - b_pre) + b_enc like the codes', so with `tied` its part of the gradient of
+    b_dec follows from `b_enc` and is added here.
+    """
+
+    rows: Tensor
+    """Latents [R], int64, each once."""
+    W_enc: Tensor
+    """[R, d]."""
+    b_enc: Tensor
+    """[R]."""
+    W_dec: Tensor
+    """[R, d]."""
+
+
+class StepForward(NamedTuple):
+    """What a step computed before its update; valid until the next `fused_forward` with the same workspace."""
+
+    codes: SparseCodes
+    """Codes of N tokens."""
+    residual: Tensor
+    """target - x̂ [N, d]."""
+    squared_error: Tensor
+    """Σ_d residual² of every token [N]; the loss is its mean."""
+    centred: Tensor
+    """What the encoder multiplied [N, d]."""
+    dots: Tensor
+    """residual_n · w_j of every entry of the codes, of the shape of their values."""
+    tied: bool
+    """Whether b_dec was subtracted from the encoder's input."""
+
+
+class StepResult(NamedTuple):
+    """What an update did."""
+
+    grad_norm: Tensor
+    """Global norm of the gradient of all four parameters, before clipping and projection; 0-dim fp32."""
+    applied: Tensor
+    """0-dim bool: False where the gradient was not finite, and then nothing was written."""
+
+
+def fused_forward(
+    params: Parameters,
+    x: Tensor,
+    k: int | None = None,
+    *,
+    codes: SparseCodes | None = None,
+    target: Tensor | None = None,
+    tied: bool = True,
+    workspace: Workspace | None = None,
+) -> StepForward:
+    """Encode, decode, residual, squared error. No autograd graph is made.
+
+    Args:
+        params: fp32.
+        x: inputs [N, d].
+        k: latents kept a token (codes = topk_encode), or
+        codes: codes made already, by another selection whose gradient passes through its positive values.
+        target: what the reconstruction is compared with [N, d]; None for x itself.
+        tied: the encoder subtracts b_dec from x (an autoencoder); False for none (a transcoder).
+        workspace: keeps the results' memory between steps; None allocates afresh.
+
+    Raises:
+        ValueError: neither or both of k and codes, or shapes that do not fit.
+    """
+    if (k is None) == (codes is None):
+        raise ValueError(f"give either k or codes; got k = {k} and codes {'set' if codes is not None else 'None'}")
+    target = x if target is None else target
+    if target.shape != (x.shape[0], params.b_dec.shape[0]):
+        raise ValueError(f"expected target [{x.shape[0]}, {params.b_dec.shape[0]}]; got {tuple(target.shape)}")
+    with torch.no_grad(), no_autocast(x.device.type):
+        if codes is None:
+            assert k is not None
+            codes = topk_encode(x, params.W_enc, params.b_enc, k, params.b_dec if tied else None)
+        forward = choose("fused_forward", params.W_enc, FORWARD)
+        return StepForward(codes, *forward(params, x, codes, target, tied, workspace or Workspace()), tied)
+
+
+def fused_update(
+    params: Parameters,
+    m: Parameters,
+    v: Parameters,
+    forward: StepForward,
+    *,
+    step: int,
+    lr: float,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 6.25e-10,
+    max_norm: float | None = None,
+    extra: RowGradients | None = None,
+) -> StepResult:
+    """One Adam step on the mean squared error (and `extra`), in place on params, m and v.
+
+    Gradients are scaled by min(1, max_norm / norm), norm taken over all four parameters, before each atom's parallel
+    part is projected out of its gradient; then Adam (see adam_step), then every atom back to unit norm. On the CPU the
+    norm comes from a pass that only sums squares; without max_norm it falls out of the one sweep that updates.
+
+    Args:
+        params, m, v: weights and Adam's moments.
+        forward: of the same params, unchanged since.
+        step: t, counted from 1.
+        lr, beta1, beta2, eps: see adam_step.
+        max_norm: clip the global norm to this; None for no clipping.
+        extra: further gradients of some rows.
+
+    Returns:
+        The norm, and whether the step was taken. A gradient that is not finite is refused before anything is written.
+
+    Raises:
+        ValueError: weights or moments that are not contiguous fp32.
+    """
+    for kind, group in (("params", params), ("m", m), ("v", v)):
+        for name, tensor in zip(Parameters._fields, group, strict=True):
+            if tensor.dtype != torch.float32 or not tensor.is_contiguous():
+                raise ValueError(f"{kind}.{name}: expected contiguous float32; got {tensor.dtype}")
+    with torch.no_grad(), no_autocast(params.W_enc.device.type):
+        update = choose("fused_update", params.W_enc, UPDATE)
+        return StepResult(
+            *update(params, m, v, forward, (step, lr, beta1, beta2, eps), max_norm, extra)
+        )

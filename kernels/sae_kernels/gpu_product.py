@@ -1,0 +1,110 @@
+"""The tile of pre-activations that the three encoders share, and the order in which values are compared.
+
+A program owns BLOCK_N tokens and BLOCK_F latents; the tile never leaves its registers whole. What an encoder keeps of
+it (its largest, those above a threshold) is its own epilogue.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+# smaller than the key of every number, so that padding is chosen last
+LOWEST_KEY = tl.constexpr(-(2**31))
+
+
+@triton.jit
+def order_key(b_value):
+    """int32 that orders as fp32 does: NaN above +inf (as in torch.sort), -0 equal to +0.
+
+    The bits of a non-negative float already order as integers; those of a negative one order backwards, so all but
+    the sign are flipped.
+    """
+    b_bits = (b_value + 0.0).to(tl.int32, bitcast=True)
+    return tl.where(b_value != b_value, 0x7FFFFFFF, b_bits ^ ((b_bits >> 31) & 0x7FFFFFFF))
+
+
+@triton.jit
+def value_of_key(b_key):
+    """The fp32 value of an order key; NaN comes back as NaN."""
+    return (b_key ^ ((b_key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def tile_of(i_program, N, F, group, BLOCK_N: tl.constexpr, BLOCK_F: tl.constexpr):
+    """(row tile, latent tile) of a program: all row tiles of a group, then the next latent tile.
+
+    The x of a group stays in L2 while W_enc streams past it once.
+    """
+    n_n = tl.cdiv(N, BLOCK_N)
+    n_f = tl.cdiv(F, BLOCK_F)
+    i_group = i_program // (group * n_f)
+    i_first = i_group * group
+    size = tl.minimum(n_n - i_first, group)
+    i_inside = i_program % (group * n_f)
+    return i_first + i_inside % size, i_inside // size
+
+
+@triton.jit
+def product_tile(
+    x, W_enc, b_enc, o_n, o_f, N, F, d, stride_x, stride_w,
+    BLOCK_N: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """x[o_n] W_enc[o_f]^T + b_enc[o_f] in fp32 [BLOCK_N, BLOCK_F]."""
+    o_d = tl.arange(0, BLOCK_D)
+    m_n = (o_n < N)[:, None]
+    m_f = (o_f < F)[None, :]
+    p_x = x + o_n[:, None].to(tl.int64) * stride_x + o_d[None, :]
+    p_w = W_enc + o_f[None, :].to(tl.int64) * stride_w + o_d[:, None]
+    b_pre = tl.zeros((BLOCK_N, BLOCK_F), tl.float32)
+    for i_d in range(0, d, BLOCK_D):
+        b_x = tl.load(p_x, mask=m_n & (o_d < d - i_d)[None, :], other=0.0)
+        b_w = tl.load(p_w, mask=m_f & (o_d < d - i_d)[:, None], other=0.0)
+        b_pre = tl.dot(b_x, b_w, b_pre, input_precision=PRECISION)
+        p_x += BLOCK_D
+        p_w += BLOCK_D
+    return b_pre + tl.load(b_enc + o_f, mask=o_f < F, other=0.0).to(tl.float32)[None, :]
+
+
+@triton.jit
+def bucket_rows(
+    x, W_enc, b_enc, i_n, o_f, F, d, stride_x, stride_w, LATENTS: tl.constexpr, BLOCK_D: tl.constexpr
+):  # fmt: skip
+    """Pre-activations of token i_n at the latents o_f, fp32 [LATENTS], without tensor cores: the repair of a bucket."""
+    o_d = tl.arange(0, BLOCK_D)
+    m_f = (o_f < F)[:, None]
+    b_sum = tl.zeros((LATENTS,), tl.float32)
+    for i_d in range(0, d, BLOCK_D):
+        m_d = o_d < d - i_d
+        b_x = tl.load(x + i_n.to(tl.int64) * stride_x + i_d + o_d, mask=m_d, other=0.0).to(tl.float32)
+        p_w = W_enc + o_f[:, None].to(tl.int64) * stride_w + (i_d + o_d)[None, :]
+        b_w = tl.load(p_w, mask=m_f & m_d[None, :], other=0.0).to(tl.float32)
+        b_sum += tl.sum(b_w * b_x[None, :], 1)
+    return b_sum + tl.load(b_enc + o_f, mask=o_f < F, other=0.0).to(tl.float32)
+
+
+def rows_contiguous(tensor: Tensor) -> Tensor:
+    """`tensor` [rows, columns] with neighbouring columns neighbouring in memory; rows may keep any stride."""
+    return tensor if tensor.stride(1) == 1 or tensor.shape[1] <= 1 else tensor.contiguous()
+
+
+def centre(x: Tensor, b_pre: Tensor | None) -> Tensor:
+    """x - b_pre in x's dtype, as the reference has it; one pass over [N, d], against a product over [F, d]."""
+    return rows_contiguous(x if b_pre is None else x - b_pre.to(x.dtype))
+
+
+def precision_of(x: Tensor) -> str:
+    """Arithmetic of the product: tf32 only for fp32 inputs whose owner asked torch for it, exact otherwise."""
+    return "tf32" if x.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest" else "ieee"
+
+
+def check_inputs(op: str, x: Tensor, W_enc: Tensor, b_enc: Tensor) -> None:
+    """Raise ValueError for what the product cannot take."""
+    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16) or W_enc.dtype != x.dtype:
+        raise ValueError(
+            f"{op} on a GPU takes x and W_enc of one dtype, fp32, bf16 or fp16; got {x.dtype} and {W_enc.dtype}"
+        )
+    if b_enc.shape != W_enc.shape[:1]:
+        raise ValueError(f"b_enc {tuple(b_enc.shape)} does not fit W_enc {tuple(W_enc.shape)}")

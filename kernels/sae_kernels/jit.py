@@ -1,0 +1,55 @@
+"""Numba, set up once: the threading layer, the number of threads, the compile cache.
+
+Every `cpu.py` takes `jit`, `prange` and `sync_threads` from here; nothing else imports numba, and nothing imports this
+module before a CPU op is called for the first time, so that `import sae_kernels` stays light.
+
+- Threading layer: OpenMP. torch's libgomp is in the process's global scope by the time numba binds to GOMP_parallel,
+  so both share one pool of threads, and a worker that spins after a torch product picks up the next numba loop at once.
+- Threads: numba's count follows torch's at every call (`torch.set_num_threads` is the one knob).
+- Compile cache: beside the package, or in the user's cache folder where that is read-only (NUMBA_CACHE_DIR overrides);
+  where neither can be written, functions are compiled again in each process. Numba keys the cache by the source file
+  of the compiled function alone, so kernels may call jitted helpers of their own module only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import torch
+from numba import prange
+
+__all__ = ["jit", "prange", "sync_threads"]
+
+# contract: fused multiply-add; reassoc: sums in vector lanes; neither assumes away NaN, Inf or signed zero
+_FASTMATH = {"contract", "reassoc"}
+
+if numba.config.THREADING_LAYER == "default":  # an explicit NUMBA_THREADING_LAYER wins
+    try:
+        from numba.np.ufunc import omppool as _omppool  # noqa: F401  raises where this build of numba has no OpenMP
+
+        numba.config.THREADING_LAYER = "omp"
+    except ImportError:
+        pass
+
+
+def jit(*, parallel: bool = False, fastmath: bool = True) -> Callable[[Callable[..., Any]], Any]:
+    """Decorator: compile at first call, release the GIL, keep the machine code on disk where that is possible."""
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        options = {"parallel": parallel, "nogil": True, "fastmath": _FASTMATH if fastmath else False}
+        try:
+            return numba.njit(cache=True, **options)(function)
+        except RuntimeError:  # "cannot cache function: no locator available": no writable folder at all
+            return numba.njit(**options)(function)
+
+    return decorate
+
+
+def sync_threads() -> int:
+    """Give numba as many threads as torch has (no more than numba started with); returns that number."""
+    threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+    if threads != numba.get_num_threads():
+        numba.set_num_threads(threads)
+    return threads

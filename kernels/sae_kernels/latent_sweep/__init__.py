@@ -1,0 +1,1 @@
+"""latent_sweep: see op.py for what it computes."""

@@ -1,0 +1,137 @@
+"""Latent sweep on the CPU: a counting sort by latent, then one thread a latent, tokens in order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sae_kernels.jit import jit, prange, sync_threads
+from sae_kernels.sparse_decode.cpu import as_numpy, row_starts
+
+
+def latent_sweep(
+    values: Tensor,
+    indices: Tensor,
+    offsets: Tensor | None,
+    width: int,
+    grad_out: Tensor | None,
+    W_dec: Tensor | None,
+    x: Tensor | None,
+    grad_values: Tensor | None,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """grad_W_dec, grad_values, grad_W_enc, grad_b_enc in fp32, each None where its inputs are; see op.py."""
+    sync_threads()
+    starts = (row_starts(indices) if offsets is None else offsets).contiguous().numpy()
+    order = LatentOrder(indices, starts, width)
+    flat_values = as_numpy(values).reshape(-1)
+    grad_W_dec = grad_W_enc = grad_b_enc = None
+    if grad_out is not None:
+        rows = as_numpy(grad_out)
+        if W_dec is not None:
+            grad_values = torch.empty(values.shape)
+            _dots(starts, order.indices, rows, as_numpy(W_dec), grad_values.numpy().reshape(-1))
+        grad_W_dec = torch.empty(width, rows.shape[1])
+        _sum_rows(order.bounds, order.parts, order.tokens, order.entries, flat_values, rows, grad_W_dec.numpy())
+    if x is not None and grad_values is not None:
+        through = torch.where(values <= 0, 0, grad_values.to(torch.float32))
+        flat = through.contiguous().numpy().reshape(-1)
+        rows = as_numpy(x)
+        grad_W_enc, grad_b_enc = torch.empty(width, rows.shape[1]), torch.empty(width)
+        _sum_rows(order.bounds, order.parts, order.tokens, order.entries, flat, rows, grad_W_enc.numpy())
+        _sum_entries(order.bounds, order.entries, flat, grad_b_enc.numpy())
+    return grad_W_dec, grad_values, grad_W_enc, grad_b_enc
+
+
+class LatentOrder:
+    """The entries of a batch's codes sorted by latent, in the order of their tokens within a latent."""
+
+    def __init__(self, indices: Tensor, starts: Any, width: int) -> None:
+        """`indices` int64 of rectangular or CSR codes, `starts` their CSR offsets [N+1] as an array."""
+        self.indices = indices.contiguous().numpy().reshape(-1)
+        """Latent of every entry, in the order of the codes [nnz]."""
+        entries = self.indices.shape[0]
+        self.bounds = torch.empty(width + 1, dtype=torch.int64).numpy()
+        """Latent j owns places bounds[j]:bounds[j+1] of the sorted entries."""
+        self.tokens = torch.empty(entries, dtype=torch.int64).numpy()
+        """Token of every sorted entry [nnz]."""
+        self.entries = torch.empty(entries, dtype=torch.int64).numpy()
+        """Place of every sorted entry in the codes [nnz]."""
+        _counting_sort(self.indices, starts, self.bounds, self.tokens, self.entries)
+        self.parts = torch.empty(PARTS + 1, dtype=torch.int64).numpy()
+        """Latents parts[p]:parts[p+1] are part p: parts are of about equal work."""
+        _split(self.bounds, self.parts)
+
+
+# Parts of the latents that threads take up: fixed, so that sums over parts do not depend on the number of threads
+PARTS = 64
+
+
+@jit()
+def _counting_sort(indices, starts, bounds, tokens, entries):
+    bounds[:] = 0
+    for i in range(indices.shape[0]):
+        bounds[indices[i] + 1] += 1
+    for j in range(1, bounds.shape[0]):
+        bounds[j] += bounds[j - 1]
+    # bounds[j] walks from the start of latent j to its end; then everything is one latent too far
+    for n in range(starts.shape[0] - 1):
+        for i in range(starts[n], starts[n + 1]):
+            place = bounds[indices[i]]
+            tokens[place] = n
+            entries[place] = i
+            bounds[indices[i]] = place + 1
+    for j in range(bounds.shape[0] - 1, 0, -1):
+        bounds[j] = bounds[j - 1]
+    bounds[0] = 0
+
+
+@jit()
+def _split(bounds, parts):
+    width, count = bounds.shape[0] - 1, parts.shape[0] - 1
+    # a latent costs its rows, and as much as four of them by itself (weights and moments pass through memory)
+    total = bounds[width] + 4 * width
+    part = 1
+    parts[0] = 0
+    for j in range(width):
+        while part < count and (bounds[j] + 4 * j) * count >= total * part:
+            parts[part] = j
+            part += 1
+    for p in range(part, count + 1):
+        parts[p] = width
+
+
+@jit(parallel=True)
+def _dots(starts, indices, rows, W, out):
+    width = W.shape[1]
+    for n in prange(starts.shape[0] - 1):
+        row = rows[n]
+        for i in range(starts[n], starts[n + 1]):
+            w = W[indices[i]]
+            total = row.dtype.type(0)
+            for j in range(width):
+                total += row[j] * w[j]
+            out[i] = total
+
+
+@jit(parallel=True)
+def _sum_rows(bounds, parts, tokens, entries, values, rows, out):
+    width = out.shape[1]
+    for p in prange(parts.shape[0] - 1):
+        for f in range(parts[p], parts[p + 1]):
+            total = out[f]
+            total[:] = 0
+            for i in range(bounds[f], bounds[f + 1]):
+                row, value = rows[tokens[i]], values[entries[i]]
+                for j in range(width):
+                    total[j] += value * row[j]
+
+
+@jit(parallel=True)
+def _sum_entries(bounds, entries, values, out):
+    for f in prange(out.shape[0]):
+        total = values.dtype.type(0)
+        for i in range(bounds[f], bounds[f + 1]):
+            total += values[entries[i]]
+        out[f] = total

@@ -1,0 +1,32 @@
+"""Latent sweep, the reference: dense codes and dense products."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sae_kernels.codes import SparseCodes
+
+
+def latent_sweep(
+    values: Tensor,
+    indices: Tensor,
+    offsets: Tensor | None,
+    width: int,
+    grad_out: Tensor | None,
+    W_dec: Tensor | None,
+    x: Tensor | None,
+    grad_values: Tensor | None,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """grad_W_dec, grad_values, grad_W_enc, grad_b_enc, each None where its inputs are; see op.py."""
+    codes = SparseCodes(values, indices, width, offsets)
+    grad_W_dec = grad_W_enc = grad_b_enc = None
+    if grad_out is not None:
+        grad_W_dec = codes.to_dense().T @ grad_out
+    if W_dec is not None and grad_out is not None:
+        grad_values = (grad_out @ W_dec.T)[codes.rows(), indices]
+    if x is not None and grad_values is not None:
+        through = torch.where(values <= 0, 0, grad_values)
+        dense = SparseCodes(through, indices, width, offsets).to_dense()
+        grad_W_enc, grad_b_enc = dense.T @ x, dense.sum(0)
+    return grad_W_dec, grad_values, grad_W_enc, grad_b_enc

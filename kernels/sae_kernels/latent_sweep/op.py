@@ -1,0 +1,168 @@
+"""latent_sweep: every gradient of a sparse autoencoder's encode and decode in one latent-major pass."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sae_kernels.codes import SparseCodes
+from sae_kernels.dispatch import choose, no_autocast
+from sae_kernels.latent_sweep import naive
+
+# A backend takes (values, indices, offsets or None, width, grad_out, W_dec, x, grad_values), the last four each
+# optional, and returns (grad_W_dec, grad_values, grad_W_enc, grad_b_enc), in fp32, None where not asked for:
+#   grad_out and W_dec          -> grad_W_dec, grad_values         the backward of decode
+#   x and grad_values           -> grad_W_enc, grad_b_enc          the backward of encode
+#   grad_out, W_dec and x       -> all four                        both at once
+#   grad_out alone              -> grad_W_dec
+IMPLEMENTATIONS = {"naive": naive.latent_sweep, "cpu": "sae_kernels.latent_sweep.cpu:latent_sweep"}
+
+
+class SweepGradients(NamedTuple):
+    """Gradients of one batch, fp32 (fp64 for fp64 inputs)."""
+
+    W_dec: Tensor
+    """[F, d]: Σ_n f_nj g_n."""
+    values: Tensor
+    """Of the shape of the codes' values: g_n · w_j."""
+    W_enc: Tensor
+    """[F, d]: Σ_n [f_nj > 0] (g_n · w_j) x_n."""
+    b_enc: Tensor
+    """[F]: Σ_n [f_nj > 0] (g_n · w_j)."""
+
+
+def latent_sweep(codes: SparseCodes, grad_out: Tensor, x: Tensor, W_dec: Tensor) -> SweepGradients:
+    """The backward of x̂ = Σ_j f_j w_j with f = relu(select(W_enc x + b_enc)), for the gradient of x̂ alone.
+
+    The dense expressions, with f [N, F] the dense codes: W_dec: f.T @ g; values: (g @ W_dec.T) at the codes' places;
+    W_enc: (that, where f > 0).T @ x; b_enc: its sum over tokens. The entries are sorted by latent (a stable counting
+    sort), and each latent's rows are added up by one thread in the order of the tokens: no atomics, and results do
+    not depend on the number of threads. Not differentiable itself.
+
+    Args:
+        codes: of N tokens, rectangular or CSR.
+        grad_out: g, gradient of the loss by the reconstruction [N, d].
+        x: what the encoder multiplied, its pre-bias already subtracted [N, d].
+        W_dec: atoms [F, d].
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    if grad_out.shape != x.shape or grad_out.shape[0] != codes.tokens:
+        raise ValueError(
+            f"expected grad_out and x [{codes.tokens}, d]; got {tuple(grad_out.shape)} and {tuple(x.shape)}"
+        )
+    if W_dec.shape != (codes.width, x.shape[1]):
+        raise ValueError(f"expected W_dec [{codes.width}, {x.shape[1]}]; got {tuple(W_dec.shape)}")
+    return SweepGradients(*_latent_sweep(codes.values, codes.indices, codes.offsets, grad_out, x, W_dec))
+
+
+@torch.library.custom_op(
+    "sae_kernels::latent_sweep",
+    mutates_args=(),
+    schema="(Tensor values, Tensor indices, Tensor? offsets, Tensor grad_out, Tensor x, Tensor W_dec)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+)
+def _latent_sweep(
+    values: Tensor, indices: Tensor, offsets: Tensor | None, grad_out: Tensor, x: Tensor, W_dec: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    with no_autocast(x.device.type):
+        sweep = choose("latent_sweep", x, IMPLEMENTATIONS)
+        return sweep(values, indices, offsets, W_dec.shape[0], *_same(grad_out, W_dec, x, None))
+
+
+@_latent_sweep.register_fake
+def _(values: Tensor, indices: Tensor, offsets: Tensor | None, grad_out: Tensor, x: Tensor, W_dec: Tensor):
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    rows = W_dec.new_empty(W_dec.shape, dtype=dtype)
+    return (
+        rows,
+        values.new_empty(values.shape, dtype=dtype),
+        torch.empty_like(rows),
+        rows.new_empty(W_dec.shape[0]),
+    )
+
+
+@torch.library.custom_op(
+    "sae_kernels::decode_backward",
+    mutates_args=(),
+    schema="(Tensor values, Tensor indices, Tensor? offsets, Tensor grad_out, Tensor W_dec) -> (Tensor, Tensor)",
+)
+def decode_backward(
+    values: Tensor, indices: Tensor, offsets: Tensor | None, grad_out: Tensor, W_dec: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the codes' values and of W_dec, in their dtypes, from the gradient of the reconstruction [N, d]."""
+    with no_autocast(grad_out.device.type):
+        sweep = choose("latent_sweep", W_dec, IMPLEMENTATIONS)
+        grad_W, grad_values, _, _ = sweep(
+            values, indices, offsets, W_dec.shape[0], *_same(grad_out, W_dec, None, None)
+        )
+        return grad_values.to(values.dtype), grad_W.to(W_dec.dtype)
+
+
+@decode_backward.register_fake
+def _(values: Tensor, indices: Tensor, offsets: Tensor | None, grad_out: Tensor, W_dec: Tensor):
+    return torch.empty_like(values, memory_format=torch.contiguous_format), W_dec.new_empty(W_dec.shape)
+
+
+@torch.library.custom_op(
+    "sae_kernels::encode_weight_backward",
+    mutates_args=(),
+    schema="(Tensor grad_values, Tensor values, Tensor indices, Tensor? offsets, Tensor centred, SymInt width)"
+    " -> (Tensor, Tensor)",
+)
+def encode_weight_backward(
+    grad_values: Tensor, values: Tensor, indices: Tensor, offsets: Tensor | None, centred: Tensor, width: int
+) -> tuple[Tensor, Tensor]:
+    """Gradients of W_enc and b_enc from that of the values; `centred` [N, d] is what W_enc multiplied; fp32 or fp64."""
+    with no_autocast(centred.device.type):
+        sweep = choose("latent_sweep", centred, IMPLEMENTATIONS)
+        _, _, grad_W, grad_b = sweep(values, indices, offsets, width, *_same(None, None, centred, grad_values))
+        return grad_W, grad_b
+
+
+@encode_weight_backward.register_fake
+def _(grad_values: Tensor, values: Tensor, indices: Tensor, offsets: Tensor | None, centred: Tensor, width: int):
+    dtype = torch.promote_types(centred.dtype, torch.float32)
+    return centred.new_empty((width, centred.shape[1]), dtype=dtype), centred.new_empty(width, dtype=dtype)
+
+
+def encode_backward(
+    grad_values: Tensor,
+    values: Tensor,
+    indices: Tensor,
+    offsets: Tensor | None,
+    x: Tensor,
+    W_enc: Tensor,
+    b_pre: Tensor | None,
+    wants: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of x, W_enc, b_enc and b_pre through a relu'd selection of W_enc (x - b_pre) + b_enc.
+
+    `wants`: x, the weights, b_pre. An entry whose value is zero (cut by the relu) passes nothing on.
+    """
+    wants_x, wants_weights, wants_b_pre = wants
+    grad_x = grad_W = grad_b = grad_b_pre = None
+    if wants_x:
+        through = torch.where(values <= 0, 0, grad_values)
+        zero = W_enc.new_zeros(W_enc.shape[1])
+        grad_x = torch.ops.sae_kernels.sparse_decode(through, indices, offsets, W_enc, zero).to(x.dtype)
+    if wants_weights:
+        compute = torch.promote_types(x.dtype, torch.float32)
+        centred = x.to(compute) if b_pre is None else x.to(compute) - b_pre.to(compute)
+        grad_W, grad_b = encode_weight_backward(grad_values, values, indices, offsets, centred, W_enc.shape[0])
+        if wants_b_pre and b_pre is not None:
+            # the sum over tokens first: [F], then one matrix-vector product instead of an N x d one
+            grad_b_pre = -(grad_b @ W_enc.to(grad_b.dtype)).to(b_pre.dtype)
+        grad_W = grad_W.to(W_enc.dtype)
+    return grad_x, grad_W, grad_b, grad_b_pre
+
+
+def _same(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The tensors in fp32 (fp64 where one is fp64)."""
+    dtype = torch.float32
+    for tensor in tensors:
+        dtype = dtype if tensor is None else torch.promote_types(dtype, tensor.dtype)
+    return tuple(None if tensor is None else tensor.to(dtype) for tensor in tensors)

@@ -1,0 +1,342 @@
+"""Top-k encode in Triton: exact, without the N x F pre-activations.
+
+1. `_candidates`: the product in tensor-core tiles. The latents fall into buckets of 32, 64 or 128 neighbours, and of
+   every bucket and token only the K' largest entries are written: an int32 key that orders as the value does and the
+   place inside the bucket, five bytes.
+2. `_select`: the k largest of the F/bucket*K' candidates of a token.
+3. `_repair`: checks the certificate below, and where it fails computes the few buckets concerned again, whole.
+4. `_order`: sorts the k, largest first, and writes values and indices.
+
+No value travels to the host on the way, so the launches queue up behind each other.
+
+**Certificate.** Order a token's entries by (value descending, index ascending); no two are equal. A bucket keeps its
+K' first entries, c_1 < ... < c_K' in this order (first is best), so an entry it hides comes after c_K'. Let S be the k
+first of all candidates and t the last of S. If c_K' is t or comes after t, then so does every hidden entry of that
+bucket, and it does not belong to the k first. If this holds in every bucket, S is exact. Conversely a bucket violates it
+only if c_K' lies in S and is not t. So S alone decides: *a token fails iff S holds, other than as its last member, an
+entry that is the K'-th kept of its bucket.* Comparing by value only would be wrong under ties: a hidden entry equal to
+t with a lower index than t's beats it, and comes after c_K' of the same value. In the order of pairs that case has
+c_K' before t, and fails as it should.
+
+**Repair.** A hidden entry that belongs to the k first comes before t, hence lies in a bucket whose c_K' comes before t,
+that is, in a failing bucket. There are at most (k-1)/K' of them a token, known from S. All entries of these are
+computed again, those not among the kept join S, and the k first of the union are exact: t can only have moved forward,
+so no other bucket can have begun to fail. The repair multiplies without tensor cores, in fp32, and agrees with the tile
+up to rounding.
+
+The second stage needs the order too. Candidates are stored bucket by bucket and inside a bucket best first, so equal
+values stand in the order of their indices, and among ties the first positions win.
+
+NaN orders above +inf, the lowest index first, and comes out as NaN, as in the reference.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from sae_kernels.gpu_product import (
+    LOWEST_KEY,
+    bucket_rows,
+    centre,
+    check_inputs,
+    order_key,
+    precision_of,
+    product_tile,
+    rows_contiguous,
+    tile_of,
+    value_of_key,
+)
+from sae_kernels.launch import device_of, launch
+from sae_kernels.tuning import EncodeConfig, encode_config
+
+LARGEST_K = 1024
+"""Above this the last stage sorts with torch.sort: it is then a small part of a nearly dense problem."""
+
+DENSE_BYTES = 256 << 20
+"""Tokens are taken in parts where everything has to be kept (k close to F), so that keys take no more than this."""
+
+
+@triton.jit(do_not_specialize=["N", "F", "buckets", "group"])
+def _candidates(
+    x, W_enc, b_enc, keys, places, N, F, d, stride_x, stride_w, buckets, group,
+    BLOCK_N: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_D: tl.constexpr,
+    BUCKET: tl.constexpr, KEPT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """keys, places [N, buckets, KEPT] = the KEPT largest of every bucket of x W_enc^T + b_enc, best first."""
+    i_n, i_f = tile_of(tl.program_id(0), N, F, group, BLOCK_N, BLOCK_F)
+    o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    o_f = i_f * BLOCK_F + tl.arange(0, BLOCK_F)
+    b_pre = product_tile(
+        x, W_enc, b_enc, o_n, o_f, N, F, d, stride_x, stride_w, BLOCK_N, BLOCK_F, BLOCK_D, PRECISION
+    )  # fmt: skip
+    b_key = tl.where((o_f < F)[None, :], order_key(b_pre), LOWEST_KEY)
+    if KEPT == BUCKET:
+        p_key = keys + o_n[:, None].to(tl.int64) * (buckets * BUCKET) + o_f[None, :]
+        tl.store(p_key, b_key, mask=(o_n < N)[:, None] & (o_f < buckets * BUCKET)[None, :])
+    else:
+        b_key = tl.reshape(b_key, (BLOCK_N, BLOCK_F // BUCKET, BUCKET))
+        o_place = tl.arange(0, BUCKET)[None, None, :]
+        o_bucket = i_f * (BLOCK_F // BUCKET) + tl.arange(0, BLOCK_F // BUCKET)
+        o_kept = (o_n[:, None].to(tl.int64) * buckets + o_bucket[None, :]) * KEPT
+        m_kept = (o_n < N)[:, None] & (o_bucket < buckets)[None, :]
+        for j in tl.static_range(KEPT):
+            b_best = tl.max(b_key, 2)
+            # the lowest place among equals, then out of the running
+            b_place = tl.min(tl.where(b_key == b_best[:, :, None], o_place, BUCKET - 1), 2)
+            tl.store(keys + o_kept + j, b_best, mask=m_kept)
+            tl.store(places + o_kept + j, b_place.to(tl.uint8), mask=m_kept)
+            b_key = tl.where(o_place == b_place[:, :, None], LOWEST_KEY, b_key)
+
+
+@triton.jit(do_not_specialize=["count", "chunks", "k"])
+def _select(keys, positions, out_keys, out_positions, count, chunks, k, CHUNK: tl.constexpr, FIRST: tl.constexpr):
+    """The k largest of every chunk of `keys` [N, count], in their order; positions as stored, or counted if FIRST."""
+    i_n = (tl.program_id(0) // chunks).to(tl.int64)
+    i_chunk = tl.program_id(0) % chunks
+    o_in = i_chunk * CHUNK + tl.arange(0, CHUNK)
+    b_key = tl.load(keys + i_n * count + o_in, mask=o_in < count, other=LOWEST_KEY)
+    # the k-th largest key, bit by bit from the top, counting as if unsigned; done early once exactly k remain
+    unsigned = tl.full((), 0, tl.int32)
+    bit = 31
+    count_above = k + 1
+    while (bit >= 0) & (count_above != k):
+        trial = unsigned | (1 << bit)
+        n_above = tl.sum((b_key >= (trial ^ LOWEST_KEY)).to(tl.int32), 0)
+        unsigned = tl.where(n_above >= k, trial, unsigned)
+        count_above = tl.where(n_above >= k, n_above, count_above)
+        bit -= 1
+    threshold = unsigned ^ LOWEST_KEY
+    m_above = b_key > threshold
+    m_equal = b_key == threshold
+    room = k - tl.sum(m_above.to(tl.int32), 0)
+    m_kept = m_above | (m_equal & (tl.cumsum(m_equal.to(tl.int32), 0) <= room))
+    o_out = (i_n * chunks + i_chunk) * k + tl.cumsum(m_kept.to(tl.int32), 0) - 1
+    b_position = o_in
+    if not FIRST:
+        b_position = tl.load(positions + i_n * count + o_in, mask=o_in < count, other=0)
+    tl.store(out_keys + o_out, b_key, mask=m_kept)
+    tl.store(out_positions + o_out, b_position, mask=m_kept)
+
+
+@triton.jit
+def _rank_pair(b_key, b_tie):
+    """int64 that orders by key, the lowest tie-breaker first among equals."""
+    return (b_key.to(tl.int64) << 32) | (0x7FFFFFFF - b_tie).to(tl.int64)
+
+
+@triton.jit(do_not_specialize=["F", "buckets", "k"])
+def _repair(
+    x, W_enc, b_enc, places, keys, positions, failures, F, d, stride_x, stride_w, buckets, k,
+    BUCKET: tl.constexpr, KEPT: tl.constexpr, LENGTH: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Check the certificate of token i_n; where it fails put the exact k into keys and positions [N, k], in place.
+
+    A repaired token's positions hold -1 - latent. LENGTH >= k and >= BUCKET, a power of two.
+    """
+    i_n = tl.program_id(0).to(tl.int64)
+    o_k = tl.arange(0, LENGTH)
+    b_key = tl.load(keys + i_n * k + o_k, mask=o_k < k, other=LOWEST_KEY)
+    b_position = tl.load(positions + i_n * k + o_k, mask=o_k < k, other=0)
+    # equal keys stand in the order of their positions, so these can take the indices' part in the order
+    b_pair = tl.where(o_k < k, _rank_pair(b_key, b_position), 0x7FFFFFFFFFFFFFFF)
+    m_fail = (o_k < k) & (b_position % KEPT == KEPT - 1) & (b_pair != tl.min(b_pair, 0))
+    n_fail = tl.sum(m_fail.to(tl.int32), 0)
+    if n_fail > 0:
+        tl.atomic_add(failures, 1)
+        b_failing = tl.where(m_fail, b_position // KEPT, -1)
+        b_place = tl.load(places + i_n * buckets * KEPT + b_position, mask=o_k < k, other=0).to(tl.int32)
+        b_latent = (b_position // KEPT) * BUCKET + b_place
+        b_set = tl.where(o_k < k, _rank_pair(b_key, b_latent), -0x7FFFFFFFFFFFFFFF - 1)
+        for _ in range(n_fail):
+            bucket = tl.max(b_failing, 0)
+            b_failing = tl.where(b_failing == bucket, -1, b_failing)
+            o_f = bucket * BUCKET + o_k
+            m_new = (o_k < BUCKET) & (o_f < F)
+            b_sum = bucket_rows(x, W_enc, b_enc, i_n, tl.where(m_new, o_f, F), F, d, stride_x, stride_w, LENGTH, BLOCK_D)
+            for j in tl.static_range(KEPT):
+                m_new &= o_k != tl.load(places + (i_n * buckets + bucket) * KEPT + j).to(tl.int32)
+            b_new = tl.where(m_new, _rank_pair(order_key(b_sum), o_f), -0x7FFFFFFFFFFFFFFF - 1)
+            # the larger of one list falling and one rising, place by place, are the LENGTH largest of both
+            b_set = tl.maximum(tl.sort(b_set, descending=True), tl.sort(b_new))
+        b_set = tl.sort(b_set, descending=True)
+        # the new order is written where other threads may still be reading the old one
+        tl.debug_barrier()
+        tl.store(keys + i_n * k + o_k, (b_set >> 32).to(tl.int32), mask=o_k < k)
+        tl.store(positions + i_n * k + o_k, (b_set & 0x7FFFFFFF).to(tl.int32) - 0x7FFFFFFF - 1, mask=o_k < k)
+
+
+@triton.jit(do_not_specialize=["buckets", "k"])
+def _order(
+    keys, positions, places, values, indices, buckets, k,
+    BUCKET: tl.constexpr, KEPT: tl.constexpr, LENGTH: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
+    """values, indices [N, k] = token i_n's selected entries, relu'd, largest first. LENGTH >= k."""
+    i_n = tl.program_id(0).to(tl.int64)
+    o_k = tl.arange(0, LENGTH)
+    b_key = tl.load(keys + i_n * k + o_k, mask=o_k < k, other=LOWEST_KEY)
+    b_position = tl.load(positions + i_n * k + o_k, mask=o_k < k, other=0)
+    m_stored = (o_k < k) & (b_position >= 0)
+    b_latent = b_position
+    if KEPT < BUCKET:
+        b_place = tl.load(places + i_n * buckets * KEPT + b_position, mask=m_stored, other=0).to(tl.int32)
+        b_latent = tl.where(b_position < 0, -1 - b_position, (b_position // KEPT) * BUCKET + b_place)
+    # positions order as latents do among equal keys of a row, repaired or not
+    b_tie = tl.where(b_position < 0, b_latent, b_position)
+    b_pair = _rank_pair(b_key, b_tie)
+    b_rank = tl.zeros((LENGTH,), tl.int32)
+    for i_k in range(0, k, STEP):
+        o_other = i_k + tl.arange(0, STEP)
+        b_other_key = tl.load(keys + i_n * k + o_other, mask=o_other < k, other=LOWEST_KEY)
+        b_other = tl.load(positions + i_n * k + o_other, mask=o_other < k, other=0)
+        b_other_pair = _rank_pair(b_other_key, tl.where(b_other < 0, -1 - b_other, b_other))
+        m_before = (b_other_pair[None, :] > b_pair[:, None]) & (o_other < k)[None, :]
+        b_rank += tl.sum(m_before.to(tl.int32), 1)
+    b_value = value_of_key(b_key)
+    # not maximum(): a NaN has to stay one
+    b_value = tl.where(b_value < 0, 0.0, b_value)
+    o_out = i_n * k + b_rank
+    tl.store(values + o_out, b_value.to(values.dtype.element_ty), mask=o_k < k)
+    tl.store(indices + o_out, b_latent.to(tl.int64), mask=o_k < k)
+
+
+@functools.cache
+def _counter(device: torch.device) -> Tensor:
+    """Tokens whose certificate failed since the process started, int32 [1], on the device."""
+    return torch.zeros(1, dtype=torch.int32, device=device)
+
+
+_tokens: dict[torch.device, int] = {}
+
+
+def fallback_rate(device: torch.device | str = "cuda") -> float:
+    """Share of all tokens encoded so far on `device` that failed the certificate and were repaired (waits for it)."""
+    device = torch.empty(0, device=device).device
+    return int(_counter(device)) / max(1, _tokens.get(device, 0))
+
+
+def topk_encode(
+    x: Tensor,
+    W_enc: Tensor,
+    b_enc: Tensor,
+    k: int,
+    b_pre: Tensor | None = None,
+    *,
+    config: EncodeConfig | None = None,
+) -> tuple[Tensor, Tensor]:
+    """values, indices = the k largest of relu(W_enc (x - b_pre) + b_enc), chosen from fp32 sums; see the module.
+
+    Args:
+        x: [N, d], fp32, bf16 or fp16.
+        W_enc: [F, d], x's dtype.
+        b_enc: [F].
+        k: latents kept a token, 1 <= k <= F.
+        b_pre: [d] or None.
+        config: launch parameters; by default chosen from the sizes and the device.
+
+    Returns:
+        values [N, k] of x's dtype, largest first, and indices [N, k] int64.
+    """
+    check_inputs("topk_encode", x, W_enc, b_enc)
+    x, W_enc = centre(x, b_pre), rows_contiguous(W_enc)
+    (N, d), F = x.shape, W_enc.shape[0]
+    config = config or encode_config(N, F, d, k, x.dtype, device_of(x))
+    if k > LARGEST_K:
+        config = replace(config, kept=config.bucket)
+    values = x.new_empty(N, k)
+    indices = torch.empty(N, k, dtype=torch.int64, device=x.device)
+    buckets = triton.cdiv(F, config.bucket)
+    part = max(1, N)
+    if config.kept == config.bucket:
+        part = max(config.block_n, DENSE_BYTES // (4 * buckets * config.bucket))
+    for start in range(0, N, part):
+        rows = slice(start, start + part)
+        _encode_part(x[rows], W_enc, b_enc.contiguous(), k, config, values[rows], indices[rows])
+    _tokens[x.device] = _tokens.get(x.device, 0) + N
+    return values, indices
+
+
+def _encode_part(
+    x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, config: EncodeConfig, values: Tensor, indices: Tensor
+) -> None:
+    """Fill values and indices [N, k] for x [N, d]."""
+    N, F = x.shape[0], W_enc.shape[0]
+    buckets = triton.cdiv(F, config.bucket)
+    exhaustive = config.kept == config.bucket
+    keys = torch.empty(N, buckets, config.kept, dtype=torch.int32, device=x.device)
+    places = keys if exhaustive else torch.empty_like(keys, dtype=torch.uint8)
+    sizes = {"F": F, "d": x.shape[1], "stride_x": x.stride(0), "stride_w": W_enc.stride(0), "buckets": buckets}
+    layout = {"BUCKET": config.bucket, "KEPT": config.kept}
+    launch(
+        _candidates,
+        (triton.cdiv(N, config.block_n) * triton.cdiv(F, config.block_f),),
+        {"x": x, "W_enc": W_enc, "b_enc": b_enc, "keys": keys, "places": places, "N": N, "group": config.group} | sizes,
+        {"BLOCK_N": config.block_n, "BLOCK_F": config.block_f, "BLOCK_D": config.block_d, "PRECISION": precision_of(x)}
+        | layout,
+        warps=config.warps,
+        stages=config.stages,
+    )
+    if k > LARGEST_K:
+        _sort_all(keys.view(N, -1), k, values, indices)
+        return
+    chosen, positions = select(keys.view(N, -1), k, config.chunk)
+    if not exhaustive:
+        length = max(triton.next_power_of_2(k), config.bucket)
+        launch(
+            _repair,
+            (N,),
+            {"x": x, "W_enc": W_enc, "b_enc": b_enc, "places": places, "keys": chosen, "positions": positions}
+            | {"failures": _counter(x.device), "k": k}
+            | sizes,
+            layout | {"LENGTH": length, "BLOCK_D": max(16, min(64, 8192 // length))},
+        )
+    length = triton.next_power_of_2(k)
+    launch(
+        _order,
+        (N,),
+        {"keys": chosen, "positions": positions, "places": places, "values": values, "indices": indices}
+        | {"buckets": buckets, "k": k},
+        layout | {"LENGTH": length, "STEP": min(length, 64)},
+        warps=1 if length <= 64 else 4,
+    )
+
+
+def _sort_all(keys: Tensor, k: int, values: Tensor, indices: Tensor) -> None:
+    """Fill values and indices [N, k] from the keys [N, >= F] of all latents: a stable sort, lowest index first."""
+    best, places = keys.sort(dim=1, descending=True, stable=True)
+    best = best[:, :k]
+    values.copy_(torch.where(best < 0, 0, best).view(torch.float32))
+    indices.copy_(places[:, :k])
+
+
+def select(keys: Tensor, k: int, chunk: int) -> tuple[Tensor, Tensor]:
+    """The k largest keys of every row of `keys` [N, count] and their positions, both int32 [N, k], in place order.
+
+    Rows longer than `chunk` are cut, the k largest of every cut taken, and those selected from again.
+    """
+    N, count = keys.shape
+    chunk = max(chunk, 2 * triton.next_power_of_2(k))
+    positions = keys
+    first = True
+    while True:
+        size = min(chunk, max(16, triton.next_power_of_2(count)))
+        chunks = triton.cdiv(count, size)
+        out_keys = torch.empty(N, chunks * k, dtype=torch.int32, device=keys.device)
+        out_positions = torch.empty_like(out_keys)
+        launch(
+            _select,
+            (N * chunks,),
+            {"keys": keys, "positions": positions, "out_keys": out_keys, "out_positions": out_positions}
+            | {"count": count, "chunks": chunks, "k": k},
+            {"CHUNK": size, "FIRST": first},
+            warps=max(1, min(8, size // 512)),
+        )
+        keys, positions = out_keys, out_positions
+        count, first = chunks * k, False
+        if chunks == 1:
+            return keys, positions

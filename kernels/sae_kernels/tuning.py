@@ -1,0 +1,155 @@
+"""Which launch parameters a GPU gets: by rule from the sizes, or as measured once and kept on disk.
+
+The rules need no measurement and are sane on any device; `measured` (python -m sae_kernels.tuning) times a few
+alternatives and writes the best into a small JSON file that later processes read.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """What a configuration depends on, and what the cost model divides by."""
+
+    name: str
+    """Architecture: sm_90, gfx942, ..."""
+    shared: int
+    """Shared memory one program may use, bytes."""
+    cache: int
+    """Last-level cache, bytes."""
+    bandwidth: float
+    """Memory bandwidth, bytes a second."""
+    flops: float
+    """Dense bf16 tensor-core operations a second (a multiply-add is two)."""
+
+
+DEVICES = {
+    "sm_80": Device(name="sm_80", shared=166_912, cache=40 << 20, bandwidth=2.0e12, flops=312e12),
+    "sm_90": Device(name="sm_90", shared=232_448, cache=50 << 20, bandwidth=3.35e12, flops=800e12),
+    "sm_100": Device(name="sm_100", shared=232_448, cache=126 << 20, bandwidth=8.0e12, flops=2250e12),
+    "gfx942": Device(name="gfx942", shared=65_536, cache=256 << 20, bandwidth=5.3e12, flops=1307e12),
+}
+
+
+@functools.cache
+def named_device(device: torch.device) -> Device:
+    """The description of a torch device; an unknown GPU is taken for the nearest known one of less shared memory."""
+    if device.type != "cuda":
+        return DEVICES["sm_90"]
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip:
+        return replace(DEVICES["gfx942"], name=properties.gcnArchName.split(":")[0])
+    major, minor = torch.cuda.get_device_capability(device)
+    known = DEVICES["sm_100" if major >= 10 else "sm_90" if major == 9 else "sm_80"]
+    # consumer parts (sm_86, sm_89, sm_120) have a shared memory of 99 KB: ask the device, not the family
+    shared = getattr(properties, "shared_memory_per_block_optin", known.shared)
+    return replace(known, name=f"sm_{major}{minor}", shared=min(shared, known.shared))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeConfig:
+    """Launch parameters of an encoder's product and of what it keeps."""
+
+    block_n: int
+    """Tokens a tile."""
+    block_f: int
+    """Latents a tile; a multiple of `bucket`."""
+    block_d: int
+    """Width of one step of the product."""
+    bucket: int
+    """Latents that share kept places, a power of two up to 256."""
+    kept: int
+    """Largest entries kept of a bucket (K'); `bucket` itself keeps everything, which needs no certificate."""
+    group: int
+    """Row tiles that share a pass over W_enc."""
+    warps: int
+    stages: int
+    chunk: int = 4096
+    """Candidates that one program of the second stage selects from."""
+
+    def __post_init__(self) -> None:
+        if self.block_f % self.bucket:
+            raise ValueError(f"block_f = {self.block_f} is no multiple of bucket = {self.bucket}")
+        if not (self.kept == self.bucket or 1 <= self.kept <= self.bucket // 2):
+            raise ValueError(f"kept = {self.kept} is outside 1..{self.bucket // 2} and not bucket = {self.bucket}")
+
+    @property
+    def shared(self) -> int:
+        """Bytes of shared memory that the pipeline of the product needs for 2-byte elements (twice that for fp32)."""
+        return 2 * self.stages * self.block_d * (self.block_n + self.block_f)
+
+
+def fallback_probability(F: int, k: int, bucket: int, kept: int) -> float:
+    """Chance that a row fails the certificate when its k largest lie at random places (union bound over buckets).
+
+    A bucket fails when `kept` of the k - 1 entries above the k-th fall into it.
+    """
+    if kept >= bucket:
+        return 0.0
+    p, buckets = min(bucket / F, 1.0), math.ceil(F / bucket)
+    inside = sum(math.comb(k - 1, j) * p**j * (1 - p) ** (k - 1 - j) for j in range(min(kept, k)))
+    return min(1.0, buckets * max(0.0, 1.0 - inside))
+
+
+MOST_FALLBACK = 0.002
+"""Configurations above this share of failing rows are not chosen by rule."""
+
+
+@functools.cache
+def choose_bucket(F: int, k: int, d: int) -> tuple[int, int]:
+    """(bucket, kept) of least modelled cost a row among those that rarely fail; (128, 128) where none can.
+
+    Cost, in clocks of one multiprocessor: six instructions a latent and kept place, about one clock a candidate to
+    write, read and select it, and the repair of a failing bucket from W_enc at 30 bytes a clock.
+    """
+    best, choice = math.inf, (128, 128)
+    for bucket in (128, 64, 32):
+        buckets = math.ceil(F / bucket)
+        for kept in (2, 4, 8, 16):
+            last = F - (buckets - 1) * bucket
+            enough = (buckets - 1) * kept + min(kept, last) >= k
+            rate = fallback_probability(F, k, bucket, kept)
+            if kept > bucket // 2 or not enough or rate > MOST_FALLBACK:
+                continue
+            cost = F * kept * 6 / 128 + buckets * kept + rate * bucket * d * 2 / 30
+            if cost < best:
+                best, choice = cost, (bucket, kept)
+    return choice
+
+
+def encode_config(N: int, F: int, d: int, k: int, dtype: torch.dtype, device: Device) -> EncodeConfig:
+    """Launch parameters of topk_encode: measured on this device if they were, else by rule."""
+    bucket, kept = choose_bucket(F, k, d)
+    wide = dtype == torch.float32
+    block_n = 128 if N > 64 else 32
+    if wide:
+        config = EncodeConfig(
+            block_n=block_n, block_f=128, block_d=32, bucket=bucket, kept=kept, group=1, warps=8, stages=2
+        )
+    else:
+        config = EncodeConfig(
+            block_n=block_n, block_f=128, block_d=64, bucket=bucket, kept=kept, group=1, warps=8, stages=3
+        )
+    size = 4 if wide else 2
+    while config.shared * size // 2 > device.shared and config.stages > 1:
+        config = replace(config, stages=config.stages - 1)
+    found = _measured().get(measurement_key("topk_encode", F, d, k, dtype, device))
+    if found:
+        config = EncodeConfig(**{**asdict(config), **found})
+    # as many row tiles as keep their x in half of the cache: W_enc then streams past once a group
+    rows = max(1, (device.cache // 2) // max(1, d * size * config.block_n))
+    return replace(config, group=rows)
+
+
+def _measured(): return {}
+def measurement_key(*a): return ""

@@ -1,0 +1,214 @@
+"""The command `sae`. Heavy packages are imported inside the commands, so that --help is instant.
+
+Exit status: 0 done, 1 the run failed, 2 a wrong argument or damaged input, 130 or 143 stopped by a signal.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Union
+
+import tyro
+
+from sae.config import EvalConfig, TrainConfig, from_json
+
+Json = Annotated[bool, tyro.conf.arg(help="Print one JSON line on stdout, and nothing else there.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """Train on the demo model and text, evaluate, and print what came out."""
+
+    out: Path = Path("runs/demo")
+    """Run folder; where one exists, a number is added to the name."""
+    tokens: int = 420_000
+    """Tokens to harvest."""
+    epochs: int = 4
+    """Passes over them."""
+    seed: int = 0
+    """Seed of every random draw."""
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:
+        from sae.demo import run_demo
+
+        return run_demo(self.out, tokens=self.tokens, epochs=self.epochs, seed=self.seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Train an autoencoder on a model's activations."""
+
+    config: TrainConfig
+    dry_run: bool = False
+    """Print sites, shapes, steps, memory, disk and time; train nothing, write nothing."""
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:
+        if self.dry_run:
+            from sae.training.plan import estimate, make_plan
+
+            return estimate(make_plan(self.config))
+        from sae.training.run import train
+
+        return summary(train(self.config))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eval:
+    """Evaluate a saved autoencoder on held-out documents."""
+
+    run_folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
+    """Run folder, or a hub repository that holds one."""
+    config: EvalConfig = dataclasses.field(default_factory=EvalConfig)
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:
+        from sae.evaluation.run import evaluate
+
+        return evaluate(self.run_folder, self.config)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verify:
+    """Check a saved autoencoder's hash, shapes and self-test."""
+
+    run_folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
+    """Run folder, or a hub repository that holds one."""
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:
+        from sae.models.saved import TOLERANCE, verify
+
+        distance = verify(self.run_folder)
+        return {"run": self.run_folder, "verified": True, "tolerance": TOLERANCE, **distance._asdict()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doctor:
+    """Show versions, device, kernel backends, cache and space; say what is missing and how to mend it."""
+
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:
+        from sae.doctor import examine
+
+        return examine()
+
+
+COMMANDS: dict[str, type] = {"demo": Demo, "train": Train, "eval": Eval, "verify": Verify, "doctor": Doctor}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the command `sae`."""
+    given = sys.argv[1:] if arguments is None else arguments
+    # a reader of the output that goes away (`sae eval | head`) is no error
+    try:
+        command = parse(given)
+        result = command.run()
+        show(result, as_json=command.json)
+    except BaseException as error:
+        status = _status_of(error)
+        if status is None:
+            raise
+        sys.exit(status)
+    if result.get("status", 0):
+        sys.exit(result["status"])
+
+
+def parse(arguments: list[str]) -> Any:
+    """The command dataclass that `arguments` ask for; tyro prints help and refusals itself."""
+    union: list[Any] = []
+    for name, cls in COMMANDS.items():
+        default = _resumed(arguments) if cls is Train else None
+        settings: dict[str, Any] = {"name": name, "prefix_name": False}
+        if default is not None:
+            settings["default"] = default
+        union.append(Annotated[cls, tyro.conf.subcommand(**settings)])
+    return tyro.cli(
+        Union[tuple(union)],  # noqa: UP007 - built at run time  # pyright: ignore[reportArgumentType]
+        args=arguments,
+        prog="sae",
+        description="Train sparse autoencoders on language-model activations, prove how good they are, look inside.",
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes),
+    )
+
+
+def summary(value: Any) -> dict[str, Any]:
+    """A NamedTuple result as JSON values."""
+    return {name: str(v) if isinstance(v, Path) else v for name, v in value._asdict().items()}
+
+
+def show(result: dict[str, Any], *, as_json: bool) -> None:
+    """Print the table for people (on stderr when the JSON line goes to stdout)."""
+    from rich.console import Console
+
+    from sae.tables import render
+
+    Console(stderr=as_json, highlight=False).print(render(result))
+    if as_json:
+        print(json.dumps(result, allow_nan=False))
+
+
+def _resumed(arguments: list[str]) -> Train | None:
+    """With --resume, the settings that the run in --out was started with are the defaults of all other flags."""
+    if arguments[:1] != ["train"] or "--resume" not in arguments:
+        return None
+    out = next((a.split("=", 1)[1] for a in arguments if a.startswith("--out=")), None)
+    if out is None and "--out" in arguments[:-1]:
+        out = arguments[arguments.index("--out") + 1]
+    if out is None or not (Path(out) / "config.json").is_file():
+        return None
+    from sae.files import read_json
+
+    config = from_json(TrainConfig, read_json(Path(out) / "config.json").get("train"), f"{out}/config.json: train")
+    return Train(config=dataclasses.replace(config, out=Path(out)))
+
+
+def _status_of(error: BaseException) -> int | None:
+    """Print a failure that is the user's to mend as one message; None for a fault of ours: it keeps its traceback."""
+    from sae.progress import Interrupted
+
+    if isinstance(error, Interrupted):
+        return _say(f"{error}", error.exit_status)
+    if isinstance(error, KeyboardInterrupt):
+        return _say("stopped", 130)
+    if isinstance(error, OSError):
+        return _say(*_describe_os_error(error)) if error.errno in _OS_ERRORS else None
+    # refusals are exceptions defined in sae; a fault is any other and keeps its traceback
+    if type(error).__module__.startswith("sae."):
+        return _say(f"error: {error}", 1 if isinstance(error, ArithmeticError) else 2)
+    return None
+
+
+_OS_ERRORS: dict[int, Callable[[OSError], str]] = {
+    errno.ENOSPC: lambda e: (
+        f"no space left on the disk of {e.filename or 'the run folder'}; what was saved before is "
+        "whole: make room and continue with --resume"
+    ),
+    errno.EDQUOT: lambda e: f"the disk quota is used up ({e.filename}); make room and continue with --resume",
+    errno.EACCES: lambda e: f"{e.filename}: permission denied",
+    errno.EROFS: lambda e: f"{e.filename}: the file system is read-only",
+    errno.EIO: lambda e: f"{e.filename}: the disk reports an input/output error; what was saved before is whole",
+}
+
+
+def _describe_os_error(error: OSError) -> tuple[str, int]:
+    return f"error: {_OS_ERRORS[error.errno or 0](error)}", 1
+
+
+def _say(message: str, status: int) -> int:
+    print(message, file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("PYTHONUNBUFFERED", "1")
+    main()

@@ -1,0 +1,258 @@
+"""Every setting of the toolkit: frozen dataclasses that are at once Python API, command-line flags and JSON.
+
+The field names are the flags (`checkpoint_every` is `--checkpoint-every`), the text under a field is its help, the
+checks in `__post_init__` run before anything is loaded. This module imports no torch.
+
+    config = TrainConfig(harvest=HarvestConfig(model="demo", dataset="demo", layer=9), out=Path("runs/first"))
+    from_json(TrainConfig, to_json(config)) == config
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+Device = Literal["auto", "cpu", "cuda"]
+
+
+class ConfigError(ValueError):
+    """A setting is missing, unknown or out of range; the message names the field, the value and what was expected."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HarvestConfig:
+    """Which activations: a place in a model, over the tokens of a data set."""
+
+    model: str
+    """`demo`, a hub id, a local folder, or a .gguf file."""
+    dataset: str
+    """`demo`, `demo:fr`, `demo:es`, a hub id (`name[:config]`, streamed), a folder, a .jsonl/.parquet/.txt file."""
+    layer: int | None = None
+    """Layer of the site, counted from 0; not needed where --site names a layer or a module path."""
+    site: str = "resid_post"
+    """resid_pre, resid_post, mlp_in, mlp_out, attn_out, a TransformerLens hook name, or a module path (`...:in`)."""
+    text_field: str | None = None
+    """Field of the data set that holds the text; by default `text`, or the only field of strings."""
+    context: int = 256
+    """Tokens in one context; documents are packed into full contexts and do not see each other."""
+    contexts: int = 16
+    """Contexts in one forward pass."""
+    heldout: float = 0.1
+    """Share of documents set aside for evaluation, chosen by a hash of their text."""
+    max_norm: float = 10.0
+    """Tokens whose activation norm is over this many times the median are left out (attention sinks); 0 keeps them."""
+    keep_special: bool = False
+    """Keep BOS and other special tokens in the training stream."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of the language model: auto is float32 on a CPU and bfloat16 on a GPU."""
+    store_precision: Literal["float16", "bfloat16", "float32"] = "float16"
+    """Precision in which activations wait in the buffer, in memory or on disk."""
+    trust_remote_code: bool = False
+    """Allow a model repository to run its own Python code."""
+
+    def __post_init__(self) -> None:
+        _check(bool(self.model), "model", self.model, "a model: demo, a hub id, a folder or a .gguf file")
+        _check(bool(self.dataset), "dataset", self.dataset, "a data set: demo, a hub id, a folder or a file")
+        _check(self.layer is None or self.layer >= 0, "layer", self.layer, "a layer counted from 0")
+        _check(self.context >= 8, "context", self.context, "at least 8 tokens")
+        _check(self.contexts >= 1, "contexts", self.contexts, "at least 1")
+        _check(0 < self.heldout < 1, "heldout", self.heldout, "a share between 0 and 1, both excluded")
+        _check(self.max_norm == 0 or self.max_norm > 1, "max_norm", self.max_norm, "0 (keep all) or more than 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SAEConfig:
+    """Which autoencoder."""
+
+    variant: str = "topk"
+    """Kind of sparse autoencoder."""
+    width: int = 4608
+    """Number of latents."""
+    k: int = 32
+    """Latents active a token."""
+    auxk_weight: float = 1 / 32
+    """Weight of the loss that revives dead latents; 0 turns it off."""
+    auxk: int | None = None
+    """Dead latents used by that loss; by default half the model's width."""
+    dead_after: int | None = None
+    """Tokens without firing after which a latent counts as dead; by default 10M, or a tenth of a shorter run."""
+
+    def __post_init__(self) -> None:
+        _check(self.width >= 1, "width", self.width, "at least 1 latent")
+        _check(self.k >= 1, "k", self.k, "at least 1")
+        _check(self.k <= self.width, "k", self.k, f"at most the number of latents, --width {self.width}")
+        _check(self.auxk_weight >= 0, "auxk_weight", self.auxk_weight, "0 or more")
+        _check(self.auxk is None or self.auxk >= 1, "auxk", self.auxk, "at least 1")
+        _check(self.dead_after is None or self.dead_after >= 1, "dead_after", self.dead_after, "at least 1 token")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """How the weights move."""
+
+    lr: float | None = None
+    """Peak learning rate; by default chosen from the width and the number of steps."""
+    batch: int | None = None
+    """Tokens a step; by default 2048 on a CPU and 4096 on a GPU."""
+    warmup: float = 0.05
+    """Share of the steps over which the rate rises from zero (at most 1000 steps)."""
+    decay: float = 0.2
+    """Share of the steps over which the rate falls to zero at the end."""
+    beta1: float = 0.9
+    """Adam's decay of the first moment."""
+    beta2: float = 0.999
+    """Adam's decay of the second moment."""
+    eps: float = 6.25e-10
+    """Adam's epsilon."""
+    clip: float = 1.0
+    """Largest global gradient norm, in units of the square root of the model's width; 0 turns clipping off."""
+    compute: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the autoencoder's products; master weights stay float32. Auto is float32 on CPU, bfloat16 on GPU."""
+
+    def __post_init__(self) -> None:
+        _check(self.lr is None or self.lr > 0, "lr", self.lr, "more than 0")
+        _check(self.batch is None or self.batch >= 1, "batch", self.batch, "at least 1 token")
+        _check(0 <= self.warmup <= 1, "warmup", self.warmup, "a share of the steps, 0 to 1")
+        _check(0 <= self.decay <= 1, "decay", self.decay, "a share of the steps, 0 to 1")
+        _check(0 <= self.beta1 < 1, "beta1", self.beta1, "0 to below 1")
+        _check(0 <= self.beta2 < 1, "beta2", self.beta2, "0 to below 1")
+        _check(self.eps > 0, "eps", self.eps, "more than 0")
+        _check(self.clip >= 0, "clip", self.clip, "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run."""
+
+    harvest: HarvestConfig
+    sae: SAEConfig = field(default_factory=SAEConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    out: Path
+    """Run folder to write; it must not exist yet, or --resume must be given."""
+    tokens: int = 1_000_000
+    """Tokens to harvest for training (tokens left out of the stream do not count)."""
+    epochs: int = 1
+    """Passes over the harvested tokens; more than one keeps the activations in memory, or on disk with --store."""
+    store: Path | None = None
+    """Folder to keep the harvested activations in, and to reuse them from."""
+    buffer_mb: int = 512
+    """Memory of the shuffle buffer in MiB: activations are mixed within one buffer."""
+    checkpoint_every: int = 5_000_000
+    """Training tokens between two checkpoints."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints stay."""
+    resume: bool = False
+    """Continue the unfinished run in --out from its newest whole checkpoint."""
+    log_every: int = 10
+    """Steps between two lines of metrics.jsonl."""
+    wandb: Literal["off", "offline", "online"] = "off"
+    """Also log to Weights & Biases; nothing leaves the machine unless this is `online`."""
+    seed: int = 0
+    """Every random draw comes from this seed and a counter."""
+    device: Device = "auto"
+    """Where to compute: auto takes a GPU where there is one."""
+
+    def __post_init__(self) -> None:
+        _check(self.tokens >= 1, "tokens", self.tokens, "at least 1")
+        _check(self.epochs >= 1, "epochs", self.epochs, "at least 1")
+        _check(self.buffer_mb >= 1, "buffer_mb", self.buffer_mb, "at least 1 MiB")
+        _check(self.checkpoint_every >= 1, "checkpoint_every", self.checkpoint_every, "at least 1 token")
+        _check(self.keep_checkpoints >= 1, "keep_checkpoints", self.keep_checkpoints, "at least 1")
+        _check(self.log_every >= 1, "log_every", self.log_every, "at least 1 step")
+        _check(self.seed >= 0, "seed", self.seed, "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """One evaluation of a saved autoencoder on held-out documents."""
+
+    dataset: str | None = None
+    """Data set to evaluate on; by default the held-out part of the one it was trained on."""
+    text_field: str | None = None
+    """Field of that data set that holds the text."""
+    tokens: int = 65_536
+    """Held-out tokens for reconstruction metrics (fewer if the held-out part is smaller)."""
+    downstream_tokens: int = 16_384
+    """Held-out tokens on which the language model is run with the reconstruction spliced in; 0 leaves this out."""
+    pca_tokens: int = 32_768
+    """Training tokens on which the PCA baseline is fitted; 0 leaves it out."""
+    resamples: int = 1000
+    """Bootstrap resamples over documents, for the 95% intervals."""
+    seed: int = 0
+    """Seed of the bootstrap."""
+    device: Device = "auto"
+    """Where to compute: auto takes a GPU where there is one."""
+
+    def __post_init__(self) -> None:
+        _check(self.tokens >= 1, "tokens", self.tokens, "at least 1")
+        _check(self.downstream_tokens >= 0, "downstream_tokens", self.downstream_tokens, "0 or more")
+        _check(self.pca_tokens >= 0, "pca_tokens", self.pca_tokens, "0 or more")
+        _check(self.resamples >= 10, "resamples", self.resamples, "at least 10")
+        _check(self.seed >= 0, "seed", self.seed, "0 or more")
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """A config as plain JSON values; paths become strings."""
+    return {f.name: _value_to_json(getattr(config, f.name)) for f in dataclasses.fields(config)}
+
+
+def from_json(cls: type, values: Any, where: str = "config") -> Any:
+    """Build the dataclass `cls` from what `to_json` gave.
+
+    Raises:
+        ConfigError: not an object, an unknown field (with the nearest known one), or a value of the wrong type.
+    """
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where}: expected an object of {cls.__name__}, got {type(values).__name__}")
+    known = {f.name for f in dataclasses.fields(cls)}
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise ConfigError(f"{where}.{name}: unknown field" + (f"; did you mean {near[0]!r}?" if near else ""))
+    hints = typing.get_type_hints(cls)
+    return cls(**{name: _value_from_json(hints[name], value, f"{where}.{name}") for name, value in values.items()})
+
+
+def unknown_choice(what: str, given: str, known: typing.Iterable[str]) -> ConfigError:
+    """The error for a name that is not in a registry: lists the nearest and all known ones."""
+    known = sorted(known)
+    near = difflib.get_close_matches(given, known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return ConfigError(f"{what} {given!r} is unknown{hint} (known: {', '.join(known)})")
+
+
+def _check(good: bool, name: str, value: Any, expected: str) -> None:
+    if not good:
+        raise ConfigError(f"--{name.replace('_', '-')} {value}: expected {expected}")
+
+
+def _value_to_json(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return to_json(value)
+    return str(value) if isinstance(value, Path) else value
+
+
+def _value_from_json(hint: Any, value: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return _value_from_json(next(a for a in arguments if a is not type(None)), value, where)
+    if origin is Literal:
+        if value not in arguments:
+            raise ConfigError(f"{where}: {value!r} is not one of {', '.join(map(str, arguments))}")
+        return value
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return from_json(hint, value, where)
+    if hint is Path and isinstance(value, str):
+        return Path(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise ConfigError(f"{where}: expected {hint.__name__}, got {value!r}")
+    return value

@@ -1,0 +1,148 @@
+"""Rows of data sets that the `datasets` library reads: folders it saved, and names on the hub, streamed.
+
+A stream that breaks is opened again at the row it had reached, a few times, so that no row is lost or repeated.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sae.data.rows import PEEKED_ROWS, DataError, stamp, text_columns
+
+T = TypeVar("T")
+
+# seconds before each new try; `datasets` itself has tried for minutes by the time an error arrives here
+PAUSES = (1.0, 4.0, 15.0, 60.0)
+# errors that a second try would only repeat
+_LASTING = (ValueError, TypeError, LookupError, AttributeError, AssertionError, NotImplementedError, MemoryError)
+
+
+class SavedRows:
+    """A folder written by `Dataset.save_to_disk` or `DatasetDict.save_to_disk` (its `train` split, or its only one)."""
+
+    def __init__(self, path: Path) -> None:
+        from datasets import DatasetDict, load_from_disk
+
+        try:
+            dataset = load_from_disk(str(path))
+        except Exception as error:  # whatever a damaged folder makes `datasets` raise, the user must learn which folder
+            raise DataError(f"{path}: `datasets` cannot load this folder ({type(error).__name__}: {error})") from error
+        if isinstance(dataset, DatasetDict):
+            dataset = dataset[_choose_split(list(dataset), path)]
+        self._dataset = dataset.with_format(None)
+        self.columns = _columns_of(dataset.features)
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        self.provenance: dict[str, Any] = {"path": str(path), "files": [stamp(file, path) for file in files]}
+
+    def read(self, field: str, start: int) -> Iterator[tuple[object, str | None]]:
+        column = self._dataset.select_columns([field])
+        for first in range(start, len(column), 64):
+            for value in column[first : first + 64][field]:
+                yield value, None
+
+
+class HubRows:
+    """The `train` split of a data set on the hub, streamed at one revision."""
+
+    def __init__(self, name: str, config: str | None, revision: str | None) -> None:
+        self._name, self._config = name, config
+        self._revision = _resolve(name, revision)
+        stream = self._open()
+        features = stream.features
+        if features is None:
+            self.columns = text_columns(list(itertools.islice(stream, PEEKED_ROWS)))
+        else:
+            self.columns = _columns_of(features)
+        self.provenance: dict[str, Any] = {"hub": name, "config": config, "split": "train", "revision": self._revision}
+
+    def read(self, field: str, start: int) -> Iterator[tuple[object, str | None]]:
+        def open_at(row: int) -> Iterator[dict[str, Any]]:
+            stream = self._open().select_columns([field])
+            return iter(stream.skip(row) if row else stream)
+
+        for row in read_on(open_at, start, self._name):
+            yield row.get(field), None
+
+    def _open(self):
+        from datasets import load_dataset
+
+        try:
+            return load_dataset(self._name, self._config, split="train", streaming=True, revision=self._revision)
+        except ValueError as error:  # no such configuration or split; the message lists them
+            hint = "" if self._config else f" A configuration is given as {self._name}:NAME."
+            raise DataError(f"{self._name}: {error}.{hint}") from error
+
+
+def read_on(
+    open_at: Callable[[int], Iterator[T]],
+    start: int,
+    name: str,
+    pauses: tuple[float, ...] = PAUSES,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Iterator[T]:
+    """Yield rows `start`, `start + 1`, ... of `open_at(start)`, opening it again at the next row where it breaks.
+
+    Args:
+        open_at: opens the data set at a row.
+        pauses: seconds to wait before each try; a row that arrives starts them anew.
+
+    Raises:
+        DataError: all tries failed, or the rows themselves cannot be read.
+    """
+    row, failures = start, 0
+    while True:
+        try:
+            for value in open_at(row):
+                row, failures = row + 1, 0
+                yield value
+            return
+        except DataError:
+            raise
+        except _LASTING as error:
+            raise DataError(f"{name}: row {row} cannot be read ({type(error).__name__}: {error})") from error
+        except Exception as error:  # network libraries share no base class
+            if failures == len(pauses):
+                raise DataError(
+                    f"{name}: the connection failed at row {row}, and {failures} more times "
+                    f"({type(error).__name__}: {error}). Nothing is lost: the run can be resumed from there."
+                ) from error
+            sleep(pauses[failures])
+            failures += 1
+
+
+def _resolve(name: str, revision: str | None) -> str:
+    """The commit that `revision` (default: the newest) stands for; fails at once where there is no network."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        return HfApi().dataset_info(name, revision=revision).sha or "main"
+    except GatedRepoError as error:
+        raise DataError(f"{name}: the hub asks to accept its terms first, then to log in (`hf auth login`)") from error
+    except RepositoryNotFoundError as error:
+        raise DataError(
+            f"{name}: no local file or folder, and the hub has no such data set (a private one needs `hf auth login`)"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise DataError(f"{name}: the hub has no revision {revision!r} of it") from error
+    except Exception as error:  # network libraries share no base class
+        raise DataError(
+            f"{name}: no local file or folder, and the hub cannot be reached ({type(error).__name__}: {error}). "
+            "Without a network use `demo` or a local file: .jsonl, .json, .parquet, .txt"
+        ) from error
+
+
+def _choose_split(splits: list[str], path: Path) -> str:
+    if "train" in splits:
+        return "train"
+    if len(splits) == 1:
+        return splits[0]
+    raise DataError(f"{path}: has no split `train` but {', '.join(splits)}; name the folder of one: {path / splits[0]}")
+
+
+def _columns_of(features) -> dict[str, bool]:
+    return {name: getattr(feature, "dtype", None) in ("string", "large_string") for name, feature in features.items()}

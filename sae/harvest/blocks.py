@@ -1,0 +1,133 @@
+"""The layer stack of a transformers model, found by structure.
+
+    blocks = find_blocks(model)
+    blocks.path, blocks.n_layers, blocks.final_norm       # "model.layers", 30, "model.norm"
+    blocks.block(6)                                       # "model.layers.6", None
+
+In nearly every family it is the one list of checkpointable layers, as long as the config says, in `get_decoder()`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+FINAL_NORMS = ("norm", "ln_f", "final_layernorm", "final_layer_norm", "norm_f", "final_norm", "layernorm")
+FINAL_NORMS += ("post_layernorm", "ln_post", "embedding_norm")
+
+
+class SiteError(ValueError):
+    """A place that the model does not have, or that cannot be read or replaced as asked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blocks:
+    """The layer stack of a model; every path is relative to the model it was found in."""
+
+    path: str
+    """Dotted path of the ModuleList."""
+    n_layers: int
+    """Layers as a forward sees them; ALBERT calls one block for many of them."""
+    n_modules: int
+    """Length of the ModuleList."""
+    width: int
+    """d_model: last dimension of the residual stream."""
+    final_norm: str | None
+    """Path of the norm after the last block; None where there is none (BERT)."""
+    embedding: str | None
+    """Path of the input embedding (the patch embedding in vision models)."""
+    head: str | None
+    """Path of the output head; None for models without one."""
+
+    def block(self, layer: int) -> tuple[str, int | None]:
+        """Path of the block that computes `layer`, and which of its calls in a forward does so (None: the only one)."""
+        if self.n_modules == self.n_layers:
+            return f"{self.path}.{layer}", None
+        index = layer * self.n_modules // self.n_layers
+        first_layer = -(-index * self.n_layers // self.n_modules)
+        return f"{self.path}.{index}", layer - first_layer
+
+
+def find_blocks(model: nn.Module) -> Blocks:
+    """Find the layer stack of a transformers model (built on any device, meta included).
+
+    In a model with a text and a vision tower this is the text decoder's; the vision tower's blocks are reached by
+    module paths, or by passing the tower itself. Raises SiteError where no single stack stands out.
+    """
+    paths = {id(module): name for name, module in model.named_modules()}
+    for root in _roots(model):
+        config = _config(root, model)
+        n_layers = getattr(config, "num_hidden_layers", None)
+        stacks = _stacks(root, config)
+        if n_layers is None or not stacks:
+            continue
+        if len(stacks) > 1:
+            listed = ", ".join(paths[id(stack)] for stack in stacks)
+            raise SiteError(
+                f"{type(model).__name__} has several stacks of {n_layers} layers ({listed}): use module paths"
+            )
+        path = paths[id(stacks[0])]
+        return Blocks(
+            path=path,
+            n_layers=n_layers,
+            n_modules=len(stacks[0]),
+            width=config.hidden_size,
+            final_norm=_final_norm(model, path),
+            embedding=_accessor_path(model, "get_input_embeddings", paths),
+            head=_accessor_path(model, "get_output_embeddings", paths),
+        )
+    raise SiteError(f"{type(model).__name__} has no list of num_hidden_layers blocks: use module paths")
+
+
+def _roots(model: nn.Module) -> Iterator[nn.Module]:
+    """Modules to search, best first: `get_decoder()` is the language model of a multimodal model, but the prediction
+    head of ModernBERT's masked LM is also called `decoder`."""
+    if hasattr(model, "get_decoder"):
+        yield model.get_decoder()
+    if hasattr(model, "base_model"):
+        yield model.base_model
+    yield model
+
+
+def _config(root: nn.Module, model: nn.Module) -> Any:
+    config = getattr(root, "config", None) or getattr(model, "config", None)
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+def _stacks(root: nn.Module, config: Any) -> list[nn.ModuleList]:
+    lists = [module for module in root.modules() if isinstance(module, nn.ModuleList)]
+    if getattr(config, "model_type", None) == "albert" and config.inner_group_num == 1:
+        # One group of weights serves several layers. Larger groups have no paths for their inner layers' parts.
+        return [stack for stack in lists if type(stack[0]).__name__ == "AlbertLayerGroup"]
+    right_length = [stack for stack in lists if len(stack) == getattr(config, "num_hidden_layers", None)]
+    # Models with code of their own don't use transformers' layer class; then the length alone has to do.
+    layers = [stack for stack in right_length if all(isinstance(x, GradientCheckpointingLayer) for x in stack)]
+    return layers or right_length
+
+
+def _final_norm(model: nn.Module, stack_path: str) -> str | None:
+    """The norm is beside the stack (`model.norm`) or one of its ancestors (`post_layernorm` beside `encoder`)."""
+    parts = stack_path.split(".")
+    for depth in range(len(parts) - 1, -1, -1):
+        parent = ".".join(parts[:depth])
+        if found := children_named(model.get_submodule(parent), FINAL_NORMS):
+            return f"{parent}.{found[0]}" if parent else found[0]
+    return None
+
+
+def _accessor_path(model: nn.Module, accessor: str, paths: dict[int, str]) -> str | None:
+    try:
+        module = getattr(model, accessor)()
+    except (AttributeError, NotImplementedError):  # what transformers raises for a model without embeddings of tokens
+        return None
+    return paths.get(id(module))
+
+
+def children_named(block: nn.Module, names: tuple[str, ...]) -> list[str]:
+    """Those of `names` under which `block` has a submodule, in the order of `names`."""
+    # Hybrid models keep a child that a layer does not use as None.
+    return [name for name in names if isinstance(getattr(block, name, None), nn.Module)]

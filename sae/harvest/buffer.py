@@ -1,0 +1,212 @@
+"""Shuffled training batches from an activation stream, live or stored, as a pure function of the seed and a position.
+
+Rows are taken a block at a time (as many as fit the stated memory), shuffled inside the block, and cut into batches.
+The order inside block b of epoch e comes from (seed, e, b) alone, so that a batch carries all that is needed to go on
+after it: a few integers. Resuming harvests one block again and stores none of it.
+
+    for batch in LiveBatches(harvest, "resid_post.9", "resid_post.9", ...).iterate(state=None):
+        batch.input, batch.target, batch.state
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from sae.config import ConfigError
+from sae.data.documents import DataError
+from sae.data.packing import Cursor
+from sae.data.prefetch import prefetch
+from sae.harvest.store import Store, to_stored
+from sae.harvest.stream import Harvest
+
+PAGE = 256  # rows that stay together when a store's pages are dealt out to blocks: one sequential read
+
+
+class Batch(NamedTuple):
+    """One training batch."""
+
+    input: Tensor
+    """[N, d]"""
+    target: Tensor
+    """[N, d_out]; the same tensor as `input` for an autoencoder."""
+    state: dict[str, Any]
+    """JSON values; `iterate(state)` continues with the batch after this one."""
+
+
+class Batches(Protocol):
+    """What the trainer asks of its data: nothing of where it comes from."""
+
+    steps: int
+    """How many batches there are in all."""
+
+    def iterate(self, state: dict[str, Any] | None) -> Iterator[Batch]:
+        """Batches from the beginning, or from after the batch that carried `state`."""
+        ...
+
+
+def permutation(n: int, *key: int) -> Tensor:
+    """A permutation of 0..n-1, int64, that depends on the integers of `key` alone."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+    return torch.randperm(n, generator=generator)
+
+
+class StoredBatches:
+    """Batches over a store, every row once an epoch (the remainder that does not fill a batch is left out).
+
+    A store that fits the buffer is shuffled as one block. Of a larger one, pages of 256 rows are dealt out to blocks
+    in random order, and rows are shuffled inside each block: reads stay sequential, memory bounded.
+    """
+
+    def __init__(
+        self, store: Store, source: str, target: str, *, batch: int, epochs: int, buffer_bytes: int, seed: int
+    ) -> None:
+        self.store, self.source, self.target = store, source, target
+        self.batch, self.seed = batch, seed
+        self.per_epoch = store.rows // batch
+        if self.per_epoch == 0:
+            raise ConfigError(f"--batch {batch}: the data set gave only {store.rows} tokens, less than one batch")
+        self.steps = self.per_epoch * epochs
+        rows = buffer_bytes // store.bytes_per_row
+        whole = store.rows <= rows or store.in_memory
+        self.batches_per_block = self.per_epoch if whole else max(1, rows // batch)
+        # a block must hold whole pages and whole batches: its rows are cut at the batch, its pages rounded up
+        self.blocks = -(-self.per_epoch // self.batches_per_block)
+
+    def iterate(self, state: dict[str, Any] | None) -> Iterator[Batch]:
+        """See `Batches`."""
+        done = state["step"] if state else 0
+        while done < self.steps:
+            epoch, inside = divmod(done, self.per_epoch)
+            block = inside // self.batches_per_block
+            first = block * self.batches_per_block
+            last = min(first + self.batches_per_block, self.per_epoch)
+            rows = self._block_rows(epoch, first * self.batch, last * self.batch)
+            activations = self.store.read(rows, sites=sorted({self.source, self.target}))
+            order = permutation(len(rows), self.seed, epoch, block)
+            for index in range(inside - first, last - first):
+                done += 1
+                picked = order[index * self.batch : (index + 1) * self.batch]
+                x = activations[self.source][picked]
+                y = x if self.target == self.source else activations[self.target][picked]
+                yield Batch(x, y, {"step": done})
+
+    def _block_rows(self, epoch: int, first: int, last: int) -> range | Tensor:
+        """Store rows of the block that covers places first..last-1 of the epoch's page order."""
+        if self.blocks == 1:
+            return range(self.store.rows) if self.store.rows == last else range(last)
+        pages = -(-self.store.rows // PAGE)
+        order = permutation(pages, self.seed, epoch)
+        rows = (order.unsqueeze(1) * PAGE + torch.arange(PAGE)).flatten()
+        return rows[rows < self.store.rows][first:last]
+
+
+class Place(NamedTuple):
+    """Where a block begins in the live stream."""
+
+    document: int
+    """Cursor of a forward pass: the document,"""
+    token: int
+    """and the token in it."""
+    skip: int
+    """Training rows of that forward pass that belong to the block before."""
+    passes: int
+    """Which pass over the data set, counted from 1."""
+
+
+class Block(NamedTuple):
+    """One buffer's worth of live activations."""
+
+    index: int
+    begin: Place
+    end: Place
+    """Where the next block begins."""
+    activations: dict[str, Tensor]
+    """Site -> [rows, d]."""
+
+
+class LiveBatches:
+    """Batches straight from the model; the data set starts again from its beginning when it ends too early.
+
+    `overlap` harvests the next block in a thread while the present one is trained on; the buffer's memory is then
+    shared by two blocks.
+    """
+
+    def __init__(
+        self,
+        harvest: Harvest,
+        source: str,
+        target: str,
+        *,
+        batch: int,
+        tokens: int,
+        buffer_bytes: int,
+        dtype: torch.dtype,
+        seed: int,
+        overlap: bool,
+        on_restart: Callable[[int], None],
+    ) -> None:
+        self.harvest, self.source, self.target = harvest, source, target
+        self.batch, self.dtype, self.seed, self.overlap, self.on_restart = batch, dtype, seed, overlap, on_restart
+        self.steps = tokens // batch
+        if self.steps == 0:
+            raise ConfigError(f"--tokens {tokens}: less than one batch of {batch}")
+        self.names = sorted({source, target})
+        bytes_per_row = sum(site.width for site in harvest.sites if site.name in self.names) * dtype.itemsize
+        rows = buffer_bytes // bytes_per_row // (2 if overlap else 1)
+        self.batches_per_block = min(self.steps, max(1, rows // batch))
+
+    def iterate(self, state: dict[str, Any] | None) -> Iterator[Batch]:
+        """See `Batches`."""
+        done = state["step"] if state else 0
+        blocks = self._blocks(done // self.batches_per_block, Place(*state["place"]) if state else Place(0, 0, 0, 1))
+        for block in prefetch(blocks, 1) if self.overlap else blocks:
+            device = block.activations[self.source].device
+            count = block.activations[self.source].shape[0] // self.batch
+            order = permutation(count * self.batch, self.seed, 0, block.index).to(device)
+            for inside in range(done - block.index * self.batches_per_block, count):
+                done += 1
+                picked = order[inside * self.batch : (inside + 1) * self.batch]
+                x = block.activations[self.source][picked]
+                y = x if self.target == self.source else block.activations[self.target][picked]
+                place = block.end if inside + 1 == count else block.begin
+                yield Batch(x, y, {"step": done, "place": list(place)})
+
+    def _blocks(self, index: int, begin: Place) -> Iterator[Block]:
+        """Fill block after block from `begin` on, each with whole batches, until all steps are served."""
+        while index * self.batches_per_block < self.steps:
+            batches = min(self.batches_per_block, self.steps - index * self.batches_per_block)
+            filled, end = 0, begin
+            activations: dict[str, Tensor] = {}
+            for rows, here in self._rows_from(begin):
+                taken = min(rows[self.source].shape[0], batches * self.batch - filled)
+                for name in rows:
+                    if name not in activations:
+                        shape = (batches * self.batch, rows[name].shape[1])
+                        activations[name] = torch.empty(shape, dtype=self.dtype, device=rows[name].device)
+                    activations[name][filled : filled + taken] = to_stored(rows[name][:taken], self.dtype, name)
+                filled, end = filled + taken, here._replace(skip=here.skip + taken)
+                if filled == batches * self.batch:
+                    break
+            yield Block(index, begin, end, activations)
+            begin, index = end, index + 1
+
+    def _rows_from(self, place: Place) -> Iterator[tuple[dict[str, Tensor], Place]]:
+        """Training rows of each forward pass and the place of their first row; begins again when the data ends."""
+        skip = place.skip
+        while True:
+            found = 0
+            for harvested in self.harvest.batches(Cursor(place.document, place.token)):
+                rows = self.harvest.trained_on(harvested.rows).activations
+                found += rows[self.source].shape[0]
+                yield {name: rows[name][skip:] for name in self.names}, Place(*harvested.here, skip, place.passes)
+                skip = 0
+            if found == 0:
+                raise DataError("the data set gave no token to train on")
+            place = Place(0, 0, 0, place.passes + 1)
+            self.on_restart(place.passes)

@@ -1,0 +1,155 @@
+"""The live activation stream: packed contexts through the model, one row a token, in the order of the data set.
+
+    harvest = Harvest(lm, sites, documents, config.harvest)
+    for step in harvest.batches():
+        step.rows.activations["resid_post.9"]        # [n, d], ordinary tokens and the others
+        step.rows.kind                               # which is which: ORDINARY, BOS, SPECIAL, SINK
+
+What a token's kind is, and which kinds leave the training stream, is decided here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sae.config import HarvestConfig
+from sae.data.documents import Documents
+from sae.data.isolation import choose_isolation, model_inputs
+from sae.data.packing import BEGINNING, Contexts, Cursor, first_token, pack
+from sae.harvest.hooks import harvest_forward
+from sae.harvest.language_model import LanguageModel
+from sae.harvest.sites import Site
+
+ORDINARY, BOS, SPECIAL, SINK = range(4)
+KINDS = ("ordinary", "bos", "special", "sink")
+PERCENTILES = (1, 25, 50, 75, 99, 100)
+
+
+class Rows(NamedTuple):
+    """Activations with what is known of each token; n rows, no padding."""
+
+    activations: dict[str, Tensor]
+    """Site name -> [n, d], on the model's device, in the model's precision."""
+    token: Tensor
+    """Token ids, int32 [n], on the CPU."""
+    document: Tensor
+    """Index of the document in the data set, int64 [n], on the CPU."""
+    position: Tensor
+    """Position in the document's segment, int32 [n], on the CPU."""
+    kind: Tensor
+    """ORDINARY, BOS, SPECIAL or SINK, int8 [n], on the CPU."""
+
+    def select(self, keep: Tensor) -> Rows:
+        """The rows whose indices are in `keep` (int64, CPU)."""
+        return Rows(
+            {name: a[keep.to(a.device, non_blocking=True)] for name, a in self.activations.items()},
+            *(t[keep] for t in (self.token, self.document, self.position, self.kind)),
+        )
+
+
+class Harvested(NamedTuple):
+    """What one forward pass gave."""
+
+    rows: Rows
+    """Every token that is not padding."""
+    contexts: Contexts
+    """The tokens that went in."""
+    here: Cursor
+    """Where these contexts begin in the data set."""
+
+
+class Harvest:
+    """Activations of some sites over the documents, as a stream that can start at any cursor.
+
+    The norm over which a token counts as a sink is `max_norm` times the median of the first forward pass from the
+    beginning of the data, so that it does not depend on where a later stream starts.
+    """
+
+    def __init__(self, lm: LanguageModel, sites: Sequence[Site], documents: Documents, config: HarvestConfig) -> None:
+        self.lm, self.sites, self.documents, self.config = lm, list(sites), documents, config
+        self.isolation = choose_isolation(lm.model, config.context)
+        self._first = first_token(lm.tokenizer)
+        self.norm_limits: dict[str, float] | None = None
+        self.norm_percentiles: dict[str, list[float]] = {}
+        self.counts: Counter[str] = Counter()
+
+    def batches(self, start: Cursor = BEGINNING) -> Iterator[Harvested]:
+        """Forward passes of `contexts` contexts each, from `start` to the end of the documents."""
+        if self.norm_limits is None:
+            self.measure_norms()
+        here = start
+        for contexts in self.contexts(start):
+            rows = self._rows(contexts)
+            self.counts.update({kind: int((rows.kind == i).sum()) for i, kind in enumerate(KINDS)})
+            yield Harvested(rows, contexts, here)
+            here = contexts.next
+
+    def trained_on(self, rows: Rows) -> Rows:
+        """The rows that belong in the training stream: ordinary tokens, and special ones with `keep_special`."""
+        kept = rows.kind == ORDINARY
+        if self.config.keep_special:
+            kept |= (rows.kind == BOS) | (rows.kind == SPECIAL)
+        return rows.select(kept.nonzero().squeeze(1))
+
+    def contexts(self, start: Cursor) -> Iterator[Contexts]:
+        """The packed tokens of each forward pass from `start` on."""
+        return pack(
+            self.documents,
+            self.lm.tokenizer,
+            context=self.config.context,
+            batch=self.config.contexts,
+            start=start,
+            isolate="pad" if self.isolation == "pad" else "pack",
+        )
+
+    def _forward(self, contexts: Contexts) -> tuple[dict[str, Tensor], Tensor]:
+        """Activations of every token that is not padding, site -> [n, d], and where those tokens are in the batch."""
+        real = (contexts.document >= 0).flatten().nonzero().squeeze(1)
+        inputs = model_inputs(self.lm.model, contexts, self.isolation)
+        captured = harvest_forward(self.lm.model, inputs, self.sites)
+        flat = {name: a.flatten(0, 1) for name, a in captured.items()}
+        if len(real) < contexts.document.numel():
+            flat = {name: a[real.to(a.device)] for name, a in flat.items()}
+        return flat, real
+
+    def _rows(self, contexts: Contexts) -> Rows:
+        activations, real = self._forward(contexts)
+        token = contexts.tokens.flatten()[real]
+        kind = self._token_kinds(token)
+        for name, limit in (self.norm_limits or {}).items():
+            sinks = (activations[name].float().norm(dim=1) > limit).cpu()
+            kind[sinks & (kind == ORDINARY)] = SINK
+        return Rows(
+            activations,
+            token.int(),
+            contexts.document.flatten()[real],
+            contexts.position.flatten()[real].int(),
+            kind,
+        )
+
+    def _token_kinds(self, token: Tensor) -> Tensor:
+        kind = torch.full(token.shape, ORDINARY, dtype=torch.int8)
+        kind[torch.isin(token, torch.tensor(sorted(self.lm.special), dtype=token.dtype))] = SPECIAL
+        if self._first is not None:
+            kind[token == self._first] = BOS
+        return kind
+
+    def measure_norms(self) -> None:
+        """Set `norm_limits` and `norm_percentiles` from the first forward pass over the data."""
+        self.norm_limits = {}
+        for contexts in self.contexts(BEGINNING):
+            activations, real = self._forward(contexts)
+            ordinary = self._token_kinds(contexts.tokens.flatten()[real]) == ORDINARY
+            for name, a in activations.items():
+                norms = a[ordinary.to(a.device)].float().norm(dim=1).cpu()
+                if not torch.isfinite(norms).all():
+                    raise ValueError(f"site {name}: activations are not finite in {self.lm.provenance['precision']}")
+                self.norm_percentiles[name] = [torch.quantile(norms, p / 100).item() for p in PERCENTILES]
+                if self.config.max_norm:
+                    self.norm_limits[name] = self.config.max_norm * norms.median().item()
+            return

@@ -1,0 +1,1 @@
+"""Autoencoders: the one class, the table of language variants, and saving."""

@@ -1,0 +1,179 @@
+"""Saving and loading an autoencoder in its inference form, with a self-test inside.
+
+A run folder holds `config.json` and `sae.safetensors`. The weights are folded: inputs need no scaling, atoms have unit
+norm. Beside them lie a few inputs with the codes and reconstruction they had when they were saved; `load` computes them
+again, so that a file that loads as something else than it was is noticed.
+
+    model = load("runs/demo")
+    model.decode(model.encode(x))
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from sae.config import ConfigError
+from sae.files import CorruptError, publish_file, read_json, sha256_of
+from sae.models.autoencoder import Autoencoder
+from sae.modules.codes import make_code
+
+WEIGHTS = "sae.safetensors"
+CONFIG = "config.json"
+TOLERANCE = 1e-3  # of the self-test: relative error in norm; another machine's float32 product differs by about 1e-6
+SELF_TEST_ROWS = 8
+
+
+class SelfTest(NamedTuple):
+    """How far the loaded autoencoder is from what was saved, as RMS(error) / RMS(saved)."""
+
+    codes: float
+    reconstruction: float
+
+
+def save_weights(folder: Path, model: Autoencoder, probe: Tensor) -> dict[str, Any]:
+    """Write `sae.safetensors` for a folded model; returns what `config.json` must record under "autoencoder".
+
+    Args:
+        folder: the run folder.
+        model: folded, in float32.
+        probe: inputs [n, d] of which the clearest rows become the self-test.
+    """
+    model = model.cpu().float()
+    inputs, codes, reconstruction = _self_test_rows(model, probe.cpu().float())
+    tensors = {
+        "W_enc": model.W_enc.detach(),
+        "b_enc": model.b_enc.detach(),
+        "W_dec": model.dictionary.W.detach(),
+        "b_dec": model.dictionary.b.detach(),
+        "selftest.inputs": inputs,
+        "selftest.codes": codes,
+        "selftest.reconstruction": reconstruction,
+    }
+    data = save({name: t.contiguous() for name, t in tensors.items()})
+    publish_file(folder / WEIGHTS, data)
+    return {
+        "dim": model.dim,
+        "width": model.width,
+        "code": model.code.describe(),
+        "sha256": sha256_of(folder / WEIGHTS),
+    }
+
+
+def load(path: str | Path, *, device: str | torch.device = "cpu") -> Autoencoder:
+    """The autoencoder of a run folder or of a hub repository that holds one, ready for `encode` and `decode`.
+
+    Raises:
+        ConfigError: no such folder, or a run that is not finished.
+        CorruptError: the file is damaged, or the self-test fails.
+    """
+    folder = locate_run(path)
+    description = read_description(folder)
+    model, tensors = _read(folder, description)
+    distance = self_test(model, tensors)
+    if not max(distance) <= TOLERANCE:
+        raise CorruptError(
+            f"{folder / WEIGHTS}: the self-test fails (relative error of codes {distance.codes:.2g}, of reconstruction "
+            f"{distance.reconstruction:.2g}, allowed {TOLERANCE}): this is not the autoencoder that was saved"
+        )
+    return model.to(device)
+
+
+def verify(path: str | Path) -> SelfTest:
+    """Check a saved run's hash, shapes and self-test; returns the self-test's distances.
+
+    Raises:
+        ConfigError, CorruptError: as `load`.
+    """
+    folder = locate_run(path)
+    description = read_description(folder)
+    if sha256_of(folder / WEIGHTS) != description["sha256"]:
+        raise CorruptError(f"{folder / WEIGHTS}: its SHA-256 is not the one {CONFIG} records")
+    load(folder)
+    return self_test(*_read(folder, description))
+
+
+def locate_run(path: str | Path) -> Path:
+    """The local folder of a run; a name that is no folder is fetched from the hub as a repository id."""
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise ConfigError(f"{path}: a file; expected a run folder")
+    if str(path).count("/") != 1 or str(path).startswith((".", "~", "/")):
+        raise ConfigError(f"{path}: no such run folder")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(str(path), allow_patterns=[CONFIG, WEIGHTS]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"{path}: no such run folder, and it cannot be read from the hub ({reason})") from error
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """The "autoencoder" part of a finished run's config.json.
+
+    Raises:
+        ConfigError: there is none; says how to finish the run.
+    """
+    if not (folder / CONFIG).is_file():
+        held = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
+        raise ConfigError(f"{folder}: not a run folder, it has no {CONFIG} (it holds {held})")
+    description = read_json(folder / CONFIG).get("autoencoder")
+    if description is None:
+        raise ConfigError(f"{folder}: this run is not finished; go on with: sae train --resume --out {folder}")
+    return description
+
+
+def self_test(model: Autoencoder, tensors: dict[str, Tensor]) -> SelfTest:
+    """Compute the saved inputs' codes and reconstruction again and compare."""
+    with torch.no_grad():
+        codes, reconstruction = model(tensors["selftest.inputs"])
+        dense = codes.to_dense()
+    return SelfTest(
+        _relative(dense, tensors["selftest.codes"]), _relative(reconstruction, tensors["selftest.reconstruction"])
+    )
+
+
+def _read(folder: Path, description: dict[str, Any]) -> tuple[Autoencoder, dict[str, Tensor]]:
+    path = folder / WEIGHTS
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CorruptError(f"{path}: cannot be read ({error})") from error
+    model = Autoencoder(description["dim"], description["width"], make_code(description["code"]))
+    places = {
+        "W_enc": model.W_enc,
+        "b_enc": model.b_enc,
+        "W_dec": model.dictionary.W,
+        "b_dec": model.dictionary.b,
+    }
+    for name, place in places.items():
+        if name not in tensors:
+            raise CorruptError(f"{path}: tensor {name} is missing")
+        if tensors[name].shape != place.shape:
+            raise CorruptError(f"{path}: {name} is {tuple(tensors[name].shape)}, config.json says {tuple(place.shape)}")
+        place.data = tensors[name]
+    return model.eval(), tensors
+
+
+def _self_test_rows(model: Autoencoder, probe: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Up to 8 probe rows whose active latents survive a change of 1e-3, so that rounding cannot move them."""
+    noise = torch.randn(probe.shape, generator=torch.Generator().manual_seed(0))
+    shaken = probe * (1 + 1e-3 * noise)
+    with torch.no_grad():
+        same = ((model.encode(probe).to_dense() != 0) == (model.encode(shaken).to_dense() != 0)).all(1)
+        inputs = probe[same.long().argsort(descending=True, stable=True)[:SELF_TEST_ROWS]]
+        codes, reconstruction = model(inputs)
+    return inputs, codes.to_dense(), reconstruction
+
+
+def _relative(got: Tensor, saved: Tensor) -> float:
+    return ((got - saved).norm() / saved.norm().clamp_min(1e-12)).item()

@@ -1,0 +1,1 @@
+"""What language and image autoencoders share: dictionary, codes, losses."""

@@ -1,0 +1,50 @@
+"""The dictionary: the atoms a code is decoded through, their norm rule, the bias, and which atoms are dead."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sae_kernels import SparseCodes, sparse_decode
+
+
+class Dictionary(nn.Module):
+    """x̂ = Σ_j f_j w_j + b, with atoms w_j of unit norm (Bricken et al. 2023; Gao et al. 2024).
+
+    W [F, d] holds atom j in row j. Atoms are kept at unit norm by the optimizer's step (see `sae_kernels.adam_step`),
+    so that a latent's value is the length of its contribution. Dead-atom bookkeeping counts in tokens.
+    """
+
+    tokens_since_fired: Tensor
+
+    def __init__(self, width: int, dim: int) -> None:
+        super().__init__()
+        self.W = nn.Parameter(torch.empty(width, dim))
+        self.b = nn.Parameter(torch.zeros(dim))
+        self.register_buffer("tokens_since_fired", torch.zeros(width, dtype=torch.int64))
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """Atoms in random directions of unit norm, bias zero, no atom dead."""
+        with torch.no_grad():
+            directions = torch.randn(self.W.shape, generator=generator)
+            self.W.copy_(directions / directions.norm(dim=1, keepdim=True))
+            self.b.zero_()
+            self.tokens_since_fired.zero_()
+
+    def decode(self, codes: SparseCodes) -> Tensor:
+        """Codes of N tokens -> reconstruction [N, d]."""
+        return sparse_decode(codes, self.W, self.b)
+
+    @torch.no_grad()
+    def note_fired(self, codes: SparseCodes) -> None:
+        """Count this batch's tokens for every latent and restart the count of those that fired; no synchronisation."""
+        self.tokens_since_fired += codes.tokens
+        # scatter zero where a latent fired; entries with value zero go to a spare slot instead of being filtered out,
+        # because filtering would make the host wait for the device
+        fired = torch.where(codes.values > 0, codes.indices, codes.width).flatten()
+        mask = torch.zeros(codes.width + 1, dtype=torch.bool, device=fired.device).index_fill_(0, fired, True)
+        self.tokens_since_fired.masked_fill_(mask[:-1], 0)
+
+    def dead(self, after: int) -> Tensor:
+        """Which latents have not fired for `after` tokens, bool [F]."""
+        return self.tokens_since_fired >= after

@@ -1,0 +1,153 @@
+"""What a person sees while something runs long (on stderr), and stopping it without losing anything.
+
+with StopSignal() as stop, Progress() as progress, progress.bar("Training", 900_000, "tokens") as bar:
+    bar.advance(2048); bar.note("FVU 0.21"); stop.check("continue with: sae train --resume --out R")
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from types import FrameType, TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, ProgressColumn, Task, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+from rich.text import Text
+
+PLAIN_SECONDS = 15.0  # between two lines where stderr is no terminal
+
+
+class Interrupted(Exception):  # noqa: N818 - not an error: the user asked for it
+    """SIGINT or SIGTERM arrived and was honoured; the message says how to go on."""
+
+    def __init__(self, signum: int, hint: str) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}; {hint}")
+        self.exit_status = 128 + signum
+
+
+class StopSignal:
+    """Turns the first SIGINT or SIGTERM into a request; a second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.requested: int | None = None
+        self._before: dict[int, signal._HANDLER] = {}
+
+    def __enter__(self) -> StopSignal:
+        # only the main thread may set handlers; elsewhere (a notebook's worker, say) signals keep their meaning
+        if threading.current_thread() is threading.main_thread():
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                self._before[signum] = signal.signal(signum, self._request)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+    def check(self, hint: str) -> None:
+        """Raise Interrupted if a signal came; `hint` tells the user how to go on."""
+        if self.requested is not None:
+            raise Interrupted(self.requested, hint)
+
+    def _request(self, signum: int, frame: FrameType | None) -> None:
+        self.requested = signum
+        self._restore()
+
+    def _restore(self) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+        self._before = {}
+
+
+class Bar:
+    """One running count; see `Progress.bar`."""
+
+    def __init__(self, rich: RichProgress | None, console: Console, title: str, total: int, unit: str) -> None:
+        self._rich, self._console, self._title, self._total, self._unit = rich, console, title, total, unit
+        self._done, self._start, self._spoken, self._note = 0, time.perf_counter(), time.perf_counter(), ""
+        self._begun = 0
+        self._task = rich.add_task(title, total=total, unit=unit, note="") if rich else None
+
+    def advance(self, amount: int) -> None:
+        """Count `amount` more."""
+        self._done += amount
+        if self._rich is not None and self._task is not None:
+            self._rich.update(self._task, advance=amount)
+        elif time.perf_counter() - self._spoken > PLAIN_SECONDS:
+            self._spoken = time.perf_counter()
+            self._console.print(self._line(), highlight=False)
+
+    def skip(self, amount: int) -> None:
+        """Count `amount` that was done earlier, and leave it out of the rate."""
+        self._begun += amount
+        self.advance(amount)
+
+    def note(self, text: str) -> None:
+        """Show `text` beside the bar."""
+        self._note = text
+        if self._rich is not None and self._task is not None:
+            self._rich.update(self._task, note=text)
+
+    def finish(self) -> None:
+        """Say the total time and rate."""
+        if self._rich is not None and self._task is not None:
+            self._rich.remove_task(self._task)
+        self._console.print(self._line(), highlight=False)
+
+    def _line(self) -> str:
+        seconds = time.perf_counter() - self._start
+        rate = (self._done - self._begun) / max(seconds, 1e-9)
+        left = (self._total - self._done) / max(rate, 1e-9)
+        tail = f", {left:,.0f} s left" if self._done < self._total else f" in {seconds:,.0f} s"
+        note = f"  {self._note}" if self._note else ""
+        return f"{self._title}: {self._done:,} of {self._total:,} {self._unit}, {rate:,.0f} {self._unit}/s{tail}{note}"
+
+
+class Progress:
+    """Bars with rate and time left on a terminal; where stderr is none, a line every 15 seconds."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True)
+        self._rich: RichProgress | None = None
+
+    def __enter__(self) -> Progress:
+        if self.console.is_terminal:
+            self._rich = RichProgress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TaskProgressColumn(),
+                _Rate(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=self.console,
+                transient=True,
+            )
+            self._rich.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._rich is not None:
+            self._rich.stop()
+
+    def say(self, text: str) -> None:
+        """Print a line above the bars."""
+        self.console.print(text, highlight=False)
+
+    @contextlib.contextmanager
+    def bar(self, title: str, total: int, unit: str) -> Iterator[Bar]:
+        """A running count of `total` units."""
+        bar = Bar(self._rich, self.console, title, total, unit)
+        try:
+            yield bar
+        finally:
+            bar.finish()
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:,.0f} {task.fields['unit']}/s" if speed else "")

@@ -1,0 +1,57 @@
+"""What a run tells: a line of `metrics.jsonl` every few steps, always; Weights & Biases when asked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from sae.config import TrainConfig, to_json
+from sae.files import publish_file
+
+
+class RunLog:
+    """Appends JSON lines to the run's `metrics.jsonl`, and logs the same to Weights & Biases when asked.
+
+    After a resume, lines of steps that will be taken again are dropped first.
+    """
+
+    def __init__(self, config: TrainConfig, *, resume_at: int) -> None:
+        path = config.out / "metrics.jsonl"
+        kept = [values for values in _lines(path) if values["step"] <= resume_at]
+        text = "".join(json.dumps(values) + "\n" for values in kept)
+        publish_file(path, text.encode())
+        self.last: dict[str, Any] = kept[-1] if kept else {}
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open as long as the run
+        self._wandb = _open_wandb(config, resume=resume_at > 0) if config.wandb != "off" else None
+
+    def write(self, values: dict[str, Any]) -> None:
+        """Add one line; `values` must hold "step"."""
+        self.last = values
+        self._file.write(json.dumps(values) + "\n")
+        self._file.flush()
+        if self._wandb is not None:
+            self._wandb.log({name: value for name, value in values.items() if name != "step"}, step=values["step"])
+
+    def close(self) -> None:
+        """Close the file and finish the wandb run."""
+        self._file.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def _open_wandb(config: TrainConfig, *, resume: bool) -> Any:
+    import wandb
+
+    name = config.out.resolve().name
+    identity = {"id": f"sparsight-{name}", "resume": "allow"} if resume else {}
+    return wandb.init(
+        project="sparsight", name=name, dir=str(config.out), mode=config.wandb, config=to_json(config), **identity
+    )
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    # a kill can leave half a line at the end
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
