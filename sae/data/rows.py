@@ -101,10 +101,12 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
         number = 0
         while line := stream.readline(LINE_LIMIT):
             number += 1
-            whole = line.endswith(b"\n") or len(line) < LINE_LIMIT
-            while not line.endswith(b"\n") and (line := stream.readline(LINE_LIMIT)):
-                pass
-            yield number, line.rstrip(b"\r\n") if whole else None
+            if len(line) < LINE_LIMIT or line.endswith(b"\n"):
+                yield number, line.rstrip(b"\r\n")
+                continue
+            while line and not line.endswith(b"\n"):
+                line = stream.readline(LINE_LIMIT)
+            yield number, None
 
 
 def _read_jsonl(path: Path, field: str, skip: int) -> Generator[object, None, int]:

@@ -83,7 +83,7 @@ def find_blocks(model: nn.Module) -> Blocks:
     raise SiteError(f"{type(model).__name__} has no list of num_hidden_layers blocks: use module paths")
 
 
-def _roots(model: nn.Module) -> Iterator[nn.Module]:
+def _roots(model: Any) -> Iterator[nn.Module]:
     """Modules to search, best first: `get_decoder()` is the language model of a multimodal model, but the prediction
     head of ModernBERT's masked LM is also called `decoder`."""
     if hasattr(model, "get_decoder"):
@@ -94,7 +94,7 @@ def _roots(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def _config(root: nn.Module, model: nn.Module) -> Any:
-    config = getattr(root, "config", None) or getattr(model, "config", None)
+    config: Any = getattr(root, "config", None) or getattr(model, "config", None)
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 

@@ -9,7 +9,6 @@ Shapes: B batch rows, S tokens (or patches), d the width at the site.
 
 from __future__ import annotations
 
-import copy
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from sae.harvest.sites import Site, SiteError
 
@@ -217,8 +216,7 @@ def _with_first(output: Any, new: Tensor) -> Any:
     if isinstance(output, Tensor):
         return new
     if isinstance(output, ModelOutput):
-        changed = copy.copy(output)
-        changed[next(iter(output))] = new
-        return changed
+        output[next(iter(output))] = new
+        return output
     items = [new, *output[1:]]
     return type(output)(*items) if hasattr(output, "_fields") else type(output)(items)

@@ -93,7 +93,9 @@ def load_language_model(source: ModelSource, *, device: torch.device, precision:
         ModelError: weights or tokenizer cannot be read.
     """
     from transformers import AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     dtype = {"auto": torch.bfloat16 if device.type == "cuda" else torch.float32}.get(precision)
     dtype = getattr(torch, precision) if dtype is None else dtype
     config = _configuration(source)

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sae.config import HarvestConfig
-from sae.data.documents import Documents
+from sae.data.documents import DataError, Documents
 from sae.data.isolation import choose_isolation, model_inputs
 from sae.data.packing import BEGINNING, Contexts, Cursor, first_token, pack
 from sae.harvest.hooks import harvest_forward
@@ -74,6 +74,7 @@ class Harvest:
         self.lm, self.sites, self.documents, self.config = lm, list(sites), documents, config
         self.isolation = choose_isolation(lm.model, config.context)
         self._first = first_token(lm.tokenizer)
+        self._special = torch.tensor(sorted(lm.special), dtype=torch.int64)
         self.norm_limits: dict[str, float] | None = None
         self.norm_percentiles: dict[str, list[float]] = {}
         self.counts: Counter[str] = Counter()
@@ -107,11 +108,25 @@ class Harvest:
             isolate="pad" if self.isolation == "pad" else "pack",
         )
 
+    def inputs(self, contexts: Contexts) -> dict[str, Any]:
+        """Keyword arguments of the model's forward for these contexts, documents kept apart."""
+        return model_inputs(self.lm.model, contexts, self.isolation)
+
+    def token_kinds(self, token: Tensor, activations: dict[str, Tensor]) -> Tensor:
+        """ORDINARY, BOS, SPECIAL or SINK, int8 [n] on the CPU, for token ids [n] and site -> activations [n, d]."""
+        kind = torch.full(token.shape, ORDINARY, dtype=torch.int8)
+        kind[torch.isin(token, self._special)] = SPECIAL
+        if self._first is not None:
+            kind[token == self._first] = BOS
+        for name, limit in (self.norm_limits or {}).items():
+            sinks = (activations[name].float().norm(dim=1) > limit).cpu()
+            kind[sinks & (kind == ORDINARY)] = SINK
+        return kind
+
     def _forward(self, contexts: Contexts) -> tuple[dict[str, Tensor], Tensor]:
         """Activations of every token that is not padding, site -> [n, d], and where those tokens are in the batch."""
         real = (contexts.document >= 0).flatten().nonzero().squeeze(1)
-        inputs = model_inputs(self.lm.model, contexts, self.isolation)
-        captured = harvest_forward(self.lm.model, inputs, self.sites)
+        captured = harvest_forward(self.lm.model, self.inputs(contexts), self.sites)
         flat = {name: a.flatten(0, 1) for name, a in captured.items()}
         if len(real) < contexts.document.numel():
             flat = {name: a[real.to(a.device)] for name, a in flat.items()}
@@ -120,31 +135,20 @@ class Harvest:
     def _rows(self, contexts: Contexts) -> Rows:
         activations, real = self._forward(contexts)
         token = contexts.tokens.flatten()[real]
-        kind = self._token_kinds(token)
-        for name, limit in (self.norm_limits or {}).items():
-            sinks = (activations[name].float().norm(dim=1) > limit).cpu()
-            kind[sinks & (kind == ORDINARY)] = SINK
         return Rows(
             activations,
             token.int(),
             contexts.document.flatten()[real],
             contexts.position.flatten()[real].int(),
-            kind,
+            self.token_kinds(token, activations),
         )
-
-    def _token_kinds(self, token: Tensor) -> Tensor:
-        kind = torch.full(token.shape, ORDINARY, dtype=torch.int8)
-        kind[torch.isin(token, torch.tensor(sorted(self.lm.special), dtype=token.dtype))] = SPECIAL
-        if self._first is not None:
-            kind[token == self._first] = BOS
-        return kind
 
     def measure_norms(self) -> None:
         """Set `norm_limits` and `norm_percentiles` from the first forward pass over the data."""
-        self.norm_limits = {}
         for contexts in self.contexts(BEGINNING):
             activations, real = self._forward(contexts)
-            ordinary = self._token_kinds(contexts.tokens.flatten()[real]) == ORDINARY
+            ordinary = self.token_kinds(contexts.tokens.flatten()[real], activations) == ORDINARY
+            self.norm_limits = {}
             for name, a in activations.items():
                 norms = a[ordinary.to(a.device)].float().norm(dim=1).cpu()
                 if not torch.isfinite(norms).all():
@@ -153,3 +157,4 @@ class Harvest:
                 if self.config.max_norm:
                     self.norm_limits[name] = self.config.max_norm * norms.median().item()
             return
+        raise DataError("the data set gave no tokens")

@@ -6,7 +6,6 @@ import importlib.metadata
 import os
 import platform
 import shutil
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ import torch
 
 from sae.config import ConfigError, TrainConfig, to_json
 from sae.data.documents import Documents, open_documents
+from sae.device import pick_device, product_rate
 from sae.files import read_json
 from sae.harvest.language_model import ModelSource, locate_model, skeleton
 from sae.harvest.sites import Site, resolve_sites
@@ -104,17 +104,6 @@ def make_plan(config: TrainConfig) -> Plan:
     return plan
 
 
-def pick_device(name: str) -> torch.device:
-    """The torch device of --device.
-
-    Raises:
-        ConfigError: a GPU was asked for and there is none.
-    """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: this torch sees no GPU; use --device cpu or auto")
-    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
-
-
 def check_run_folder(config: TrainConfig) -> None:
     """Refuse a run folder in use, a finished one, or one of another configuration.
 
@@ -187,21 +176,6 @@ def estimate(plan: Plan) -> dict[str, Any]:
     }
 
 
-def product_rate(device: torch.device) -> float:
-    """Operations a second of a float32 product (bfloat16 on a GPU) on this device, the best of five."""
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    n = 4096 if device.type == "cuda" else 1024
-    a, out = torch.randn(n, n, device=device, dtype=dtype), torch.empty(n, n, device=device, dtype=dtype)
-    best = float("inf")
-    for _ in range(5):
-        start = time.perf_counter()
-        torch.mm(a, a, out=out)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
-    return 2 * n**3 / best
-
-
 def _in_memory(plan: Plan) -> bool:
     return plan.cached and plan.config.store is None
 
@@ -214,7 +188,7 @@ def _check_space(plan: Plan) -> None:
         if needs["store"] > available * 0.7:
             raise ConfigError(
                 f"--epochs {plan.config.epochs}: activations of {plan.config.tokens} tokens take "
-                f"{needs['store'] >> 20} MiB of memory, {available >> 20} MiB are free; keep them on disk with --store DIR"
+                f"{needs['store'] >> 20} MiB of memory, {available >> 20} MiB are free; keep them on disk: --store DIR"
             )
     for flag, folder, size in (
         ("--out", plan.config.out, needs["run"]),

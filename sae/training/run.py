@@ -42,6 +42,8 @@ class TrainResult(NamedTuple):
     steps: int
     training_tokens: int
     """Tokens trained on, all epochs together."""
+    tokens_held: int | None
+    """Tokens whose activations were kept for all epochs; None for a live harvest."""
     harvested: dict[str, int]
     """Tokens by kind that went through the model in this process: ordinary, bos, special, sink."""
     seconds: dict[str, float]
@@ -121,6 +123,7 @@ def _train_locked(plan: Plan, stop: StopSignal, progress: Progress) -> TrainResu
         out=config.out,
         steps=batches.steps,
         training_tokens=batches.steps * plan.batch,
+        tokens_held=batches.store.rows if isinstance(batches, StoredBatches) else None,
         harvested=dict(harvest.counts),
         seconds={"harvest": harvested - begun, "training": trained - harvested},
         last=last,

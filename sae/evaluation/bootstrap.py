@@ -1,0 +1,119 @@
+"""95% intervals over documents.
+
+Every metric is a function of sums over documents, so a resample of the documents is a weighting of their sums. With
+more than `MAX_GROUPS` documents, neighbours share a group and groups are resampled: the interval stays valid, memory
+stays bounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+MAX_GROUPS = 1024
+
+
+class Interval(NamedTuple):
+    """A number with its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def to_json(self) -> dict[str, float]:
+        """As the JSON line and eval.json hold it."""
+        return self._asdict()
+
+
+class GroupSums:
+    """Sums a group of documents, in float64, under names: `sums["se"]` is [groups] or [groups, d].
+
+    Groups are given out in the order in which documents arrive; when `MAX_GROUPS` is passed, neighbours are merged and
+    from then on each group takes twice as many documents.
+    """
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self._number: dict[int, int] = {}
+        self._per_group = 1
+
+    @property
+    def groups(self) -> int:
+        """Number of groups so far."""
+        return -(-len(self._number) // self._per_group)
+
+    @property
+    def documents(self) -> int:
+        """Number of documents seen."""
+        return len(self._number)
+
+    def group(self, order: Tensor) -> Tensor:
+        """The group of documents given by their order numbers (0 for the first that arrived)."""
+        return order // self._per_group
+
+    def add(self, document: Tensor, values: Mapping[str, Tensor]) -> Tensor:
+        """Add rows: `document` int64 [n], every value [n] or [n, d]. Returns the documents' order numbers [n]."""
+        unique, inverse = torch.unique(document, return_inverse=True)
+        numbers = [self._number.setdefault(index, len(self._number)) for index in unique.tolist()]
+        order = torch.tensor(numbers)[inverse]
+        while self.groups > MAX_GROUPS:
+            self._per_group *= 2
+            self.sums = {name: _merge_pairs(s) for name, s in self.sums.items()}
+        for name, rows in values.items():
+            held = self.sums.get(name)
+            if held is None:
+                held = torch.zeros(0, *rows.shape[1:], dtype=torch.float64)
+            if held.shape[0] < self.groups:
+                grown = torch.zeros(self.groups, *rows.shape[1:], dtype=torch.float64)
+                grown[: held.shape[0]] = held
+                held = grown
+            self.sums[name] = held.index_add_(0, self.group(order), rows.to("cpu", torch.float64))
+        return order
+
+    def interval(self, metric: Callable[[dict[str, Tensor]], Tensor], *, resamples: int, seed: int) -> Interval | None:
+        """`metric` of the sums with its percentile interval over resampled groups; None where it is not defined.
+
+        `metric` gets sums with a leading axis R ([R] or [R, d]) and returns [R].
+        """
+        full = torch.ones(1, self.groups, dtype=torch.float64)
+        value = metric(self._weighted(full)).item()
+        if not np.isfinite(value):
+            return None
+        draws = metric(self._weighted(resample_weights(self.groups, resamples, seed)))
+        draws = draws[torch.isfinite(draws)]
+        if draws.numel() == 0:
+            return None
+        low, high = torch.quantile(draws, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+        return Interval(value, low, high)
+
+    def _weighted(self, weights: Tensor) -> dict[str, Tensor]:
+        return {name: weights @ s for name, s in self.sums.items()}
+
+
+def resample_weights(groups: int, resamples: int, seed: int) -> Tensor:
+    """How often each group is drawn in each resample (Efron & Tibshirani 1993, ch. 6), float64 [resamples, groups]."""
+    draws = np.random.default_rng(seed).multinomial(groups, np.full(groups, 1 / groups), size=resamples)
+    return torch.from_numpy(draws.astype(np.float64))
+
+
+def ratio(numerator: str, denominator: str) -> Callable[[dict[str, Tensor]], Tensor]:
+    """The metric sum(numerator) / sum(denominator)."""
+    return lambda sums: sums[numerator] / sums[denominator]
+
+
+def to_json(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Metrics with their intervals as plain JSON values."""
+    return {
+        name: value.to_json() if isinstance(value, Interval) else to_json(value) if isinstance(value, dict) else value
+        for name, value in metrics.items()
+    }
+
+
+def _merge_pairs(sums: Tensor) -> Tensor:
+    if sums.shape[0] % 2:
+        sums = torch.cat([sums, torch.zeros_like(sums[:1])])
+    return sums[0::2] + sums[1::2]

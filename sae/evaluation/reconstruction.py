@@ -1,0 +1,153 @@
+"""How well activations are reconstructed, and by how many latents: FVU, L0, cosine, norms, dead latents, densities.
+
+Definitions (x input, x̂ reconstruction, mu the mean over the whole evaluation set, sums over tokens):
+
+    FVU = Σ||x - x̂||² / Σ||x - mu||²        cosine = mean cos(x, x̂)        norm ratio = mean ||x̂|| / ||x||
+    reconstruction bias = Σ||x̂||² / Σ x·x̂    L0 = mean number of non-zero codes
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sae.evaluation.baselines import PCA
+from sae.evaluation.bootstrap import GroupSums, Interval, ratio
+from sae.models.autoencoder import Autoencoder
+
+DENSITY_FLOOR = -6  # lowest edge of the density histogram, log10
+CHUNK = 8192  # rows encoded at a time
+
+
+def fvu_of(error: str, sums: dict[str, Tensor]) -> Tensor:
+    """FVU from sums: `error`, "count" n, "square" Σ||x-c||², "offset" Σ(x-c), for any fixed point c.
+
+    NaN where all x are equal up to float32 rounding (BOS tokens of one model are): there is no variance to explain.
+    """
+    variance = sums["square"] - sums["offset"].pow(2).sum(-1) / sums["count"]
+    return torch.where(variance > 1e-9 * sums["norm_square"], sums[error] / variance, torch.nan)
+
+
+class Reconstruction:
+    """Adds up everything about x and x̂, document by document.
+
+    Args:
+        model: the saved autoencoder.
+        centre: any fixed point [d] near the data's mean; sums are taken around it so that they stay accurate.
+        pca: a fitted baseline, or None.
+    """
+
+    def __init__(self, model: Autoencoder, centre: Tensor, pca: PCA | None) -> None:
+        self.model, self.centre, self.pca = model, centre.double(), pca
+        self.sums = GroupSums()
+        self.fired = torch.zeros(model.width, dtype=torch.int64)
+        # order number of the first and last document in which a latent fired
+        self.first = torch.full((model.width,), torch.iinfo(torch.int64).max)
+        self.last = torch.full((model.width,), -1)
+        self.total = torch.zeros(model.dim, dtype=torch.float64)
+        self.tokens = 0
+
+    @torch.no_grad()
+    def add(self, x: Tensor, document: Tensor) -> None:
+        """Rows x [n, d] of the documents int64 [n]."""
+        for rows, documents in zip(x.float().split(CHUNK), document.split(CHUNK), strict=True):
+            self._add(rows, documents)
+
+    def _add(self, x: Tensor, document: Tensor) -> None:
+        codes, x_hat = self.model(x)
+        wide, wide_hat = x.double(), x_hat.double()
+        offset = wide - self.centre.to(x.device)
+        values = {
+            "count": torch.ones(len(x)),
+            "error": (wide - wide_hat).pow(2).sum(1),
+            "square": offset.pow(2).sum(1),
+            "offset": offset,
+            "norm_square": wide.pow(2).sum(1),
+            "l0": codes.l0(),
+            "cosine": torch.nn.functional.cosine_similarity(wide, wide_hat, dim=1),
+            "norm_ratio": wide_hat.norm(dim=1) / wide.norm(dim=1),
+            "hat_square": wide_hat.pow(2).sum(1),
+            "dot": (wide * wide_hat).sum(1),
+        }
+        if self.pca is not None:
+            values["pca_square"], values["pca_energy"] = self.pca.energies(wide)
+        order = self.sums.add(document, values)
+        fired = codes.values > 0
+        latents = codes.indices[fired].cpu()
+        when = order[codes.rows()[fired].cpu()]
+        self.fired += torch.bincount(latents, minlength=self.model.width)
+        self.first.scatter_reduce_(0, latents, when, "amin")
+        self.last.scatter_reduce_(0, latents, when, "amax")
+        self.total += wide.sum(0).cpu()
+        self.tokens += len(x)
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of the rows so far, float64 [d]."""
+        return self.total / max(self.tokens, 1)
+
+    def metrics(self, *, resamples: int, seed: int) -> dict[str, Any]:
+        """Every metric of the module docstring as an `Interval`, densities as a histogram."""
+
+        def interval(metric: Any) -> Interval | None:
+            return self.sums.interval(metric, resamples=resamples, seed=seed)
+
+        return {
+            "tokens": self.tokens,
+            "documents": self.sums.documents,
+            "fvu": interval(lambda sums: fvu_of("error", sums)),
+            "l0": interval(ratio("l0", "count")),
+            "dead": self.dead(),
+            "cosine": interval(ratio("cosine", "count")),
+            "norm_ratio": interval(ratio("norm_ratio", "count")),
+            "reconstruction_bias": interval(ratio("hat_square", "dot")),
+            "relative_error": interval(ratio("error", "norm_square")),
+        }
+
+    def baselines(self, *, k: int, resamples: int, seed: int) -> dict[str, Any]:
+        """PCA with k components, with as many as reach the autoencoder's FVU, and the training mean, beside it."""
+        full = {name: s.sum(0, keepdim=True) for name, s in self.sums.sums.items()}
+        target = fvu_of("error", full).item()
+
+        def pca_fvu(components: int) -> Interval | None:
+            def metric(sums: dict[str, Tensor]) -> Tensor:
+                left = sums["pca_square"] - sums["pca_energy"][:, :components].sum(1)
+                return fvu_of("left", sums | {"left": left})
+
+            return self.sums.interval(metric, resamples=resamples, seed=seed)
+
+        curve = (full["pca_square"] - full["pca_energy"].cumsum(1)) / (full["error"] / target)
+        reached = (curve[0] <= target).nonzero()
+        return {
+            "pca_fvu": pca_fvu(k),
+            "pca_components": k,
+            "pca_components_for_same_fvu": int(reached[0]) + 1 if len(reached) else None,
+            "mean_fvu": pca_fvu(0),
+        }
+
+    def dead(self) -> Interval:
+        """Share of latents that never fired in the tokens seen.
+
+        A resample always misses latents that the whole set has, so the interval is the jackknife's (Efron & Tibshirani
+        1993, ch. 11): leaving out one group of documents kills the latents that fire in that group alone.
+        """
+        dead = (self.fired == 0).double().mean().item()
+        groups = max(self.sums.groups, 1)
+        single = (self.fired > 0) & (self.sums.group(self.first) == self.sums.group(self.last))
+        killed = torch.bincount(self.sums.group(self.first[single]), minlength=groups).double() / len(self.fired)
+        error = ((groups - 1) / groups * (killed - killed.mean()).pow(2).sum()).sqrt().item()
+        return Interval(dead, max(0.0, dead - 1.96 * error), min(1.0, dead + 1.96 * error))
+
+    def densities(self) -> dict[str, Any]:
+        """Histogram of log10(firing rate): half-decade bins from 1e-6 to 1, and how many latents never fired."""
+        rate = (self.fired[self.fired > 0].double() / max(self.tokens, 1)).log10()
+        bins = 2 * -DENSITY_FLOOR
+        edges = torch.linspace(DENSITY_FLOOR, 0, bins + 1, dtype=torch.float64)
+        counts = torch.histc(rate.clamp(DENSITY_FLOOR, 0), bins=bins, min=DENSITY_FLOOR, max=0)
+        return {
+            "log10_edges": edges.tolist(),
+            "latents": counts.long().tolist(),
+            "never": int((self.fired == 0).sum()),
+        }
