@@ -109,8 +109,8 @@ class OptimConfig:
     """Adam's decay of the second moment."""
     eps: float = 6.25e-10
     """Adam's epsilon."""
-    clip: float = 1.0
-    """Largest global gradient norm, in units of the square root of the model's width; 0 turns clipping off."""
+    clip: float = 4.0
+    """Largest global gradient norm, in units of the activations' width; 0 turns clipping off."""
     compute: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the autoencoder's products; master weights stay float32. Auto is float32 on CPU, bfloat16 on GPU."""
 

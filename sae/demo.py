@@ -49,6 +49,7 @@ def run_demo(out: Path, *, tokens: int, epochs: int, seed: int) -> dict[str, Any
         "tokens_trained_on": trained.training_tokens,
         "steps": trained.steps,
         "lr": trained.lr,
+        "route": trained.route,
         "backends": trained.backends,
         "seconds": {**trained.seconds, "evaluation": report["seconds"], "all": time.perf_counter() - begun},
         "peak_memory_mb": peak_memory_mb(),

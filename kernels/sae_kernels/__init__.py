@@ -5,6 +5,7 @@ W_enc and W_dec [F, d] belongs to latent j. This package knows nothing of `sae`.
 """
 
 from sae_kernels.adam_step.op import adam_step, clip_scale
+from sae_kernels.batch_topk_encode.op import batch_topk_encode
 from sae_kernels.buffers import Workspace
 from sae_kernels.codes import SparseCodes
 from sae_kernels.dispatch import backends_used, last_backend, use_backend
@@ -18,6 +19,7 @@ from sae_kernels.fused_step.op import (
 )
 from sae_kernels.latent_sweep.op import SweepGradients, latent_sweep
 from sae_kernels.sparse_decode.op import sparse_decode
+from sae_kernels.threshold_encode.op import threshold_encode
 from sae_kernels.topk_encode.op import topk_encode
 
 __all__ = [
@@ -30,12 +32,14 @@ __all__ = [
     "Workspace",
     "adam_step",
     "backends_used",
+    "batch_topk_encode",
     "clip_scale",
     "fused_forward",
     "fused_update",
     "last_backend",
     "latent_sweep",
     "sparse_decode",
+    "threshold_encode",
     "topk_encode",
     "use_backend",
 ]

@@ -58,9 +58,11 @@ class SparseCodes:
 
     def to_dense(self) -> Tensor:
         """The same codes as a dense [N, width] tensor of the values' dtype; differentiable."""
-        dense = self.values.new_zeros(self.tokens, self.width)
-        # index_put with accumulate is differentiable and, an index standing once a row, exact
-        return dense.index_put((self.rows(), self.indices), self.values, accumulate=True)
+        # scatter is enough, and the fastest, an index standing once a row
+        if self.offsets is None:
+            return self.values.new_zeros(self.tokens, self.width).scatter(1, self.indices, self.values)
+        places = self.rows() * self.width + self.indices
+        return self.values.new_zeros(self.tokens * self.width).scatter(0, places, self.values).view(-1, self.width)
 
     def l0(self) -> Tensor:
         """Number of non-zero codes of every token, int64 [N]."""

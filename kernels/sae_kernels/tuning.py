@@ -7,12 +7,8 @@ alternatives and writes the best into a small JSON file that later processes rea
 from __future__ import annotations
 
 import functools
-import json
 import math
-import os
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 import torch
 
@@ -184,9 +180,9 @@ class SweepConfig:
 
 @functools.cache
 def sweep_config(d: int, dtype: torch.dtype) -> SweepConfig:
-    """Whole rows, about eight columns a thread; fewer rows in flight where rows are long."""
+    """Whole rows, four to eight columns a thread (more, and registers spill); fewer rows in flight where rows are long."""
     block = max(16, 1 << (d - 1).bit_length())
-    return SweepConfig(block_e=4 if block <= 2048 else 2, block_d=block, warps=max(1, min(8, block // 256)))
+    return SweepConfig(block_e=4 if block <= 4096 else 2, block_d=block, warps=max(1, min(16, block // 128)))
 
 
 def _measured(): return {}

@@ -32,7 +32,7 @@ class SavedRows:
         except Exception as error:  # whatever a damaged folder makes `datasets` raise, the user must learn which folder
             raise DataError(f"{path}: `datasets` cannot load this folder ({type(error).__name__}: {error})") from error
         if isinstance(dataset, DatasetDict):
-            dataset = dataset[_choose_split(list(dataset), path)]
+            dataset = dataset[_choose_split([str(split) for split in dataset], path)]
         self._dataset = dataset.with_format(None)
         self.columns = _columns_of(dataset.features)
         files = sorted(file for file in path.rglob("*") if file.is_file())

@@ -18,7 +18,7 @@ import inspect
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sae.data.packing import Contexts, Cursor
 
@@ -51,7 +51,7 @@ def segment_mask(position: Tensor, dtype: torch.dtype = torch.bool, *, causal: b
     )
 
 
-def model_inputs(model: nn.Module, contexts: Contexts, isolation: Isolation) -> dict[str, Any]:
+def model_inputs(model: Any, contexts: Contexts, isolation: Isolation) -> dict[str, Any]:
     """Keyword arguments for `model(**...)`, on its device: input_ids [B, S] and what `isolation` needs.
 
     Args:
@@ -81,7 +81,7 @@ def model_inputs(model: nn.Module, contexts: Contexts, isolation: Isolation) -> 
     return inputs
 
 
-def choose_isolation(model: nn.Module, context: int) -> Isolation:
+def choose_isolation(model: Any, context: int) -> Isolation:
     """The cheapest way that keeps segments apart in this model; "pad" always does.
 
     Args:
@@ -92,7 +92,7 @@ def choose_isolation(model: nn.Module, context: int) -> Isolation:
 
 
 @torch.no_grad()
-def isolates_documents(model: nn.Module, context: int, isolation: Isolation) -> bool:
+def isolates_documents(model: Any, context: int, isolation: Isolation) -> bool:
     """Whether a segment's hidden states in a packed context are those of the segment alone.
 
     Tries random tokens: one context of two segments, one of a single segment. The second catches masks that replace
@@ -134,7 +134,7 @@ def isolates_documents(model: nn.Module, context: int, isolation: Isolation) -> 
     return all(_same(ours, theirs) for ours, theirs in pairs)
 
 
-def _hidden(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+def _hidden(model: Any, inputs: dict[str, Any]) -> Tensor:
     return model(**inputs)[0]
 
 
@@ -146,7 +146,7 @@ def _same(ours: Tensor, theirs: Tensor) -> bool:
     return ours.shape == theirs.shape and bool((ours - theirs).norm() <= tolerance * theirs.norm())
 
 
-def _least_window(model: nn.Module) -> float:
+def _least_window(model: Any) -> float:
     """The shortest distance over which any layer's attention is cut, by the config; infinite where none is."""
     config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
     sizes = [

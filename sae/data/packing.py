@@ -220,7 +220,7 @@ class _Sheet:
         lead = 0 if continued else self.lead
         taken = min(len(tokens), self.layout.context - self.column - lead)
         begin, end = self.column, self.column + lead + taken
-        if lead:
+        if lead and self.layout.first is not None:
             self.tokens[self.row, begin] = self.layout.first
         self.tokens[self.row, begin + lead : end] = tokens[:taken]
         self.document[self.row, begin:end] = document

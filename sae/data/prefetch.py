@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import NamedTuple, TypeVar
 
 T = TypeVar("T")
@@ -45,7 +45,7 @@ def prefetch(items: Iterator[T], depth: int) -> Iterator[T]:
         except BaseException as raised:
             error = raised
         finally:
-            if hasattr(items, "close"):
+            if isinstance(items, Generator):
                 items.close()
         offer(_End(error))
 

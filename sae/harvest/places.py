@@ -26,6 +26,9 @@ MIXERS = ("mixer", "mamba", "conv", "temporal_block", "short_conv")
 MLPS = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "shared_mlp", "mlp_block", "experts", "moe")
 """Names under which blocks keep the feed-forward part; two of them in one block are two terms of one sum."""
 
+BRANCHES = {*ATTENTION, *MIXERS, *MLPS}
+"""Children of a block that read and write vectors of the residual's width."""
+
 POST_ATTENTION = ("post_self_attn_layernorm", "layer_scale1", "self_attn_layer_scale", "post_norm1")
 POST_ATTENTION += ("post_operator_norm", "attn_sconv", "post_attention_convolution")
 POST_MLP = ("post_feedforward_layernorm", "post_mlp_layernorm", "layer_scale2", "mlp_layer_scale", "post_norm2")
@@ -122,7 +125,7 @@ def _scale(block: nn.Module) -> float:
     own = [name for name, _ in (*block.named_parameters(recurse=False), *block.named_buffers(recurse=False))]
     # Gemma 4 multiplies the finished residual by `layer_scalar`, both branches and what came in alike.
     unknown = [name for name in own if name != "layer_scalar"]
-    known = {*ATTENTION, *MIXERS, *MLPS, *POST_ATTENTION, *POST_MLP, *OTHER_PARTS}
+    known = BRANCHES.union(POST_ATTENTION, POST_MLP, OTHER_PARTS)
     if type(block).__name__ not in BLOCK_PLACES:
         unknown += [name for name, part in block.named_children() if name not in known and not _is_plain(part)]
     factors = [name for name in vars(block) if name.endswith(FACTOR_ENDINGS) and name not in RESIDUAL_SCALES]

@@ -23,7 +23,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from sae.harvest.blocks import Blocks, SiteError, find_blocks
-from sae.harvest.places import KINDS, place_in_block
+from sae.harvest.places import BRANCHES, KINDS, place_in_block
 
 __all__ = ["KINDS", "Blocks", "Site", "SiteError", "find_blocks", "resolve_sites"]
 
@@ -169,9 +169,25 @@ class _Resolver:
             layer=next((site.layer for site in self.sites.values() if site.block == block), None) if block else None,
             block=block,
             call=None,
-            width=_width(self.modules[path], side),
+            width=self._width(path, block, side),
             scale=1.0,
         )
+
+    def _width(self, path: str, block: str | None, side: str) -> int | None:
+        """Last dimension at one end of a module whose name or weights tell it; None where only a run can."""
+        module = self.modules[path]
+        if self.blocks and block and path.removeprefix(f"{block}.") in BRANCHES:
+            return self.blocks.width
+        if isinstance(module, nn.Linear):
+            return module.out_features if side == "output" else module.in_features
+        if isinstance(module, Conv1D):
+            return module.nf if side == "output" else module.nx
+        if isinstance(module, nn.Embedding):
+            return module.embedding_dim if side == "output" else None
+        weight = getattr(module, "weight", None)
+        if "norm" in type(module).__name__.lower() and isinstance(weight, nn.Parameter):
+            return weight.shape[-1]
+        return None
 
     def _pattern_sites(self, name: str, pattern: str) -> list[Site]:
         found = [site for site_name, site in self.sites.items() if _matches(site_name, pattern)]
@@ -230,15 +246,3 @@ def _matches(name: str, pattern: str) -> bool:
 
 def _nearest(name: str, pool: Sequence[str]) -> str:
     return ", ".join(difflib.get_close_matches(name, pool, n=3, cutoff=0.0))
-
-
-def _width(module: nn.Module, side: str) -> int | None:
-    """Last dimension at one end of a module whose weights give it away; None for others, which only a run can tell."""
-    if isinstance(module, nn.Linear):
-        return module.out_features if side == "output" else module.in_features
-    if isinstance(module, Conv1D):
-        return module.nf if side == "output" else module.nx
-    if isinstance(module, nn.Embedding):
-        return module.embedding_dim if side == "output" else None
-    weight = getattr(module, "weight", None)
-    return weight.shape[0] if isinstance(weight, nn.Parameter) and weight.ndim == 1 else None  # a norm

@@ -42,7 +42,11 @@ class Autoencoder(nn.Module):
             self.b_enc.zero_()
 
     def encode(self, x: Tensor) -> SparseCodes:
-        """Inputs [N, d] (any leading shape is refused) -> codes of N tokens over F latents."""
+        """Inputs [N, d] -> codes of N tokens over F latents.
+
+        Raises:
+            ValueError: another shape.
+        """
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise ValueError(f"x: expected [N, {self.dim}], got {tuple(x.shape)}")
         return self.code(x, self.W_enc, self.b_enc, self.dictionary.b)

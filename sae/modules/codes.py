@@ -19,6 +19,8 @@ from sae_kernels import SparseCodes, topk_encode
 class Identity(nn.Module):
     """f = W (x - b_pre) + b: every latent, dense (PCA, linear autoencoders, an untouched bottleneck)."""
 
+    sparse = False
+
     def forward(self, x: Tensor, W_enc: Tensor, b_enc: Tensor, b_pre: Tensor) -> SparseCodes:
         """x [N, d], W_enc [F, d], b_enc [F], b_pre [d] -> codes that list all F latents of every token."""
         values = nn.functional.linear(x - b_pre, W_enc, b_enc)
@@ -37,6 +39,8 @@ class Identity(nn.Module):
 
 class TopK(nn.Module):
     """f = relu(topk(W (x - b_pre) + b)) (Gao et al. 2024, eq. 3)."""
+
+    sparse = True  # gradients pass through the listed positive values alone: the fused step may be used
 
     def __init__(self, k: int) -> None:
         super().__init__()

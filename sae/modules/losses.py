@@ -58,7 +58,7 @@ def auxk(step: Step) -> Tensor:
     error = (step.target - step.reconstruction).detach().float()
     if step.dead.numel() == 0:
         return error.new_zeros(error.shape[0])
-    pre = torch.nn.functional.linear(step.x - step.b_pre.detach(), step.W_enc[step.dead], step.b_enc[step.dead])
+    pre = torch.nn.functional.linear(step.x - step.b_pre, step.W_enc[step.dead], step.b_enc[step.dead])
     values, chosen = pre.topk(min(step.auxk, step.dead.numel()), dim=-1)
     code = torch.zeros_like(pre).scatter(1, chosen, torch.relu(values))
     estimate = (code @ step.W_dec[step.dead]).float()

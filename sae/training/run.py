@@ -52,6 +52,8 @@ class TrainResult(NamedTuple):
     """The last line of metrics.jsonl."""
     lr: float
     """Peak learning rate."""
+    route: str
+    """How steps were taken: fused or autograd."""
     backends: dict[str, str]
     """Op -> the backend that ran it."""
 
@@ -112,6 +114,7 @@ def _train_locked(plan: Plan, stop: StopSignal, progress: Progress) -> TrainResu
         auxk=plan.auxk,
         device=plan.device,
     )
+    progress.say(f"Training {batches.steps:,} steps of {plan.batch:,} tokens, {trainer.route.name} route.")
     last = _train_loop(plan, trainer, batches, stop, progress)
     trained = time.perf_counter()
     record = read_json(config.out / CONFIG)
@@ -128,6 +131,7 @@ def _train_locked(plan: Plan, stop: StopSignal, progress: Progress) -> TrainResu
         seconds={"harvest": harvested - begun, "training": trained - harvested},
         last=last,
         lr=trainer.peak,
+        route=trainer.route.name,
         backends=backends_used(),
     )
 

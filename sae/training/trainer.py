@@ -16,9 +16,8 @@ from torch import Tensor
 
 from sae.config import OptimConfig
 from sae.models.autoencoder import Autoencoder
-from sae.modules.losses import Step, total_loss
+from sae.training.routes import Moments, Rate, Taken, choose_route
 from sae.training.schedules import course, default_peak
-from sae_kernels import SparseCodes, adam_step
 
 DEAD_REFRESH = 20  # steps between two looks at which latents are dead: each look makes the host wait for the device
 
@@ -56,8 +55,8 @@ class Window(NamedTuple):
 class Trainer:
     """Steps an autoencoder in scaled units: inputs are multiplied by `scale`, so that mean ||x||² = d.
 
-    Master weights and moments are float32; products run in `compute` precision through autocast. Nothing in a step
-    makes the host wait for the device, but for a look at the dead latents every 20 steps.
+    Master weights and moments are float32. On a GPU nothing in a step makes the host wait for the device, but for a
+    look at the dead latents every 20 steps; a step that is not finite, and all after it, change nothing there.
     """
 
     def __init__(
@@ -81,16 +80,17 @@ class Trainer:
         self.taken = 0
         self.dead = torch.zeros(0, dtype=torch.int64, device=device)
         self.probe = torch.zeros(0, model.dim)
-        self.moments = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in self.model.named_parameters()}
-        self._checks: Tensor | None = None  # first non-finite losses and gradient norms, or the newest finite ones
+        self.moments = Moments.zeros(model)
+        self.route = choose_route(model, self.moments, terms, config, auxk, self.compute)
+        # variance, loss terms and gradient norm of the newest step, or of the first that was not finite
+        self._checks = torch.zeros(len(terms) + 2, device=device)
         self._window: dict[str, Tensor] = {}
         self._window_steps = 0
 
     @torch.no_grad()
     def initialise(self, inputs: Sequence[Tensor], targets: Sequence[Tensor], *, seed: int) -> None:
         """Weights from the seed; scale and pre-bias from the first batches (geometric median of the targets)."""
-        self.model.cpu().initialise(torch.Generator().manual_seed(seed))
-        self.model.to(self.device)
+        self.model.initialise(torch.Generator().manual_seed(seed))
         x = torch.cat([batch.to(self.device).float() for batch in inputs])
         self.scale = (x.shape[1] / x.pow(2).sum(1).mean()).sqrt().item()
         self.probe = x[:PROBE_ROWS].cpu()
@@ -107,104 +107,42 @@ class Trainer:
         target = x if targets is inputs else targets.to(self.device, non_blocking=True).float() * self.scale
         if self.taken % DEAD_REFRESH == 0:
             self.dead = self.model.dictionary.dead(self.dead_after).nonzero().squeeze(1)
-        codes, error, parts, loss = self._backward(x, target)
-        norms = torch.stack([p.grad.norm() for p in self._parameters().values()])
-        scale = self._gradient_scale(loss, parts, norms)
-        self._update(scale)
-        self._note(codes, target, error, parts, loss, norms, scale)
+        lr = self.peak * course(self.taken, self.steps, warmup=self.config.warmup, decay=self.config.decay)
+        allowed = torch.isfinite(self._checks).all()
+        taken = self.route.take(x, target, self.dead, Rate(self.taken + 1, lr), allowed)
+        self._note(taken, target)
         if self.device.type == "cpu":
             self.raise_if_diverged()
         self.taken += 1
 
-    def _backward(self, x: Tensor, target: Tensor) -> tuple[SparseCodes, Tensor, dict[str, Tensor], Tensor]:
-        model = self.model
-        for p in model.parameters():
-            p.grad = None
-        with torch.autocast(self.device.type, dtype=self.compute, enabled=self.compute != torch.float32):
-            codes, reconstruction = model(x)
-            step = Step(
-                x=x,
-                target=target,
-                codes=codes,
-                reconstruction=reconstruction,
-                W_enc=model.W_enc,
-                b_enc=model.b_enc,
-                b_pre=model.dictionary.b,
-                W_dec=model.dictionary.W,
-                dead=self.dead,
-                auxk=self.auxk,
-            )
-            loss, parts = total_loss(self.terms, step)
-        loss.backward()
-        error = (target - reconstruction.detach()).float().pow(2).sum()
-        return codes, error, parts, loss.detach()
-
-    def _gradient_scale(self, loss: Tensor, parts: Mapping[str, Tensor], norms: Tensor) -> Tensor:
-        """The clipping factor, or NaN (skip the step) from the first step on that is not finite."""
-        checks = torch.cat([torch.stack([loss, *parts.values()]).float(), norms])
-        previous = self._checks if self._checks is not None else torch.zeros_like(checks)
-        good = torch.isfinite(previous).all()
-        self._checks = torch.where(good, checks, previous)
-        limit = self.config.clip * self.model.dim**0.5
-        factor = (limit / norms.norm()).clamp(max=1.0) if limit else torch.ones_like(norms[0])
-        return torch.where(torch.isfinite(self._checks).all(), factor, torch.nan)
-
     @torch.no_grad()
-    def _update(self, scale: Tensor) -> None:
-        lr = self.peak * course(self.taken, self.steps, warmup=self.config.warmup, decay=self.config.decay)
-        for name, p in self._parameters().items():
-            m, v = self.moments[name]
-            adam_step(
-                p,
-                p.grad,
-                m,
-                v,
-                step=self.taken + 1,
-                lr=lr,
-                beta1=self.config.beta1,
-                beta2=self.config.beta2,
-                eps=self.config.eps,
-                scale=scale,
-                unit_rows=p is self.model.dictionary.W,
-            )
-
-    @torch.no_grad()
-    def _note(
-        self,
-        codes: SparseCodes,
-        target: Tensor,
-        error: Tensor,
-        parts: Mapping[str, Tensor],
-        loss: Tensor,
-        norms: Tensor,
-        scale: Tensor,
-    ) -> None:
+    def _note(self, taken: Taken, target: Tensor) -> None:
+        """Add the step to the window, and keep the first step's checks that are not finite; no synchronisation."""
+        variance = (target - target.mean(0)).square().sum()
+        checks = torch.stack([variance, *taken.parts.values(), taken.grad_norm]).float()
+        self._checks = torch.where(torch.isfinite(self._checks).all(), checks, self._checks)
         dictionary = self.model.dictionary
         before = dictionary.tokens_since_fired.clone()
-        dictionary.note_fired(codes)
-        dictionary.tokens_since_fired.copy_(torch.where(torch.isnan(scale), before, dictionary.tokens_since_fired))
+        dictionary.note_fired(taken.codes)
+        good = torch.isfinite(self._checks).all()
+        dictionary.tokens_since_fired.copy_(torch.where(good, dictionary.tokens_since_fired, before))
         news = {
-            "loss": loss,
-            "error": error,
-            "variance": (target - target.mean(0)).pow(2).sum(),
-            "l0": (codes.values != 0).sum() / codes.tokens,
-            "grad_norm": norms.norm(),
-            **{f"part.{name}": value for name, value in parts.items()},
+            "loss": taken.loss,
+            "error": taken.error.sum(),
+            "variance": variance,
+            "l0": (taken.codes.values != 0).sum() / taken.codes.tokens,
+            "grad_norm": taken.grad_norm,
+            **{f"part.{name}": value for name, value in taken.parts.items()},
         }
         self._window = {name: self._window.get(name, 0) + value for name, value in news.items()}
         self._window_steps += 1
 
-    def _parameters(self) -> dict[str, Any]:
-        return dict(self.model.named_parameters())
-
     def raise_if_diverged(self) -> None:
-        """Raise DivergedError if some step was not finite; names the first such step's loss term or gradient."""
-        if self._checks is None or torch.isfinite(self._checks).all():
+        """Raise DivergedError if some step was not finite; names the input, the loss term or the gradient."""
+        if torch.isfinite(self._checks).all():
             return
-        names = ["the loss", *(f"loss term {name}" for name in self.terms)]
-        names += [f"the gradient of {name}" for name in self._parameters()]
-        bad = (~torch.isfinite(self._checks)).nonzero().squeeze(1).tolist()
-        culprit = names[next((i for i in bad if i > 0), 0)]
+        names = ["the variance of the inputs", *(f"loss term {name}" for name in self.terms), "the gradient"]
+        culprit = names[int((~torch.isfinite(self._checks)).nonzero()[0])]
         raise DivergedError(self.taken, culprit)
 
     def window(self) -> Window:
@@ -225,8 +163,8 @@ class Trainer:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything a later process needs to go on bit-identically: tensors, and JSON values."""
         tensors = {f"model.{name}": t for name, t in self.model.state_dict().items()}
-        for name, (m, v) in self.moments.items():
-            tensors[f"m.{name}"], tensors[f"v.{name}"] = m, v
+        for kind, moments in self.moments._asdict().items():
+            tensors |= {f"{kind}.{name}": t for name, t in moments.items()}
         tensors["dead"], tensors["probe"] = self.dead, self.probe
         return {name: t.cpu().contiguous() for name, t in tensors.items()}, {"taken": self.taken, "scale": self.scale}
 
@@ -234,9 +172,9 @@ class Trainer:
     def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Continue from what `state` gave."""
         self.model.load_state_dict({n[6:]: t for n, t in tensors.items() if n.startswith("model.")})
-        for name, (m, v) in self.moments.items():
-            m.copy_(tensors[f"m.{name}"])
-            v.copy_(tensors[f"v.{name}"])
+        for kind, moments in self.moments._asdict().items():
+            for name, moment in moments.items():
+                moment.copy_(tensors[f"{kind}.{name}"])
         self.dead, self.probe = tensors["dead"].to(self.device), tensors["probe"]
         self.taken, self.scale = values["taken"], values["scale"]
 

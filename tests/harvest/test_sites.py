@@ -513,6 +513,26 @@ def test_free_module_paths_know_their_width_where_weights_tell_it() -> None:
     assert acts["model.layers.0.mlp.act_fn"].shape == (3, 7, 48)
 
 
+@pytest.mark.parametrize(
+    ("family", "path"),
+    [
+        *(
+            ("gemma2", "model.layers.1.mlp"),
+            ("granite", "model.layers.1.self_attn"),
+            ("mamba2", "backbone.layers.1.mixer"),
+        ),
+        *(("gpt2", "transformer.h.1.mlp.c_fc"), ("gpt2", "transformer.h.1.mlp.c_proj:in")),
+        *(("qwen3_moe", "model.layers.1.mlp.gate"), ("olmo", "model.layers.1.mlp.act_fn")),
+    ],
+)
+def test_a_stated_width_is_the_width_that_a_run_finds(family: str, path: str) -> None:
+    site = site_of(family, path)
+    assert site.kind is None
+    (activation,) = harvest_forward(model_of(family), inputs_of(family), [site]).values()
+    assert site.width in (None, activation.shape[-1])
+    assert (site.width is None) == path.endswith(("act_fn", "gate"))
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_model_on_the_meta_device_resolves_like_the_real_one(family: str) -> None:
     with torch.device("meta"):

@@ -8,7 +8,11 @@ from torch import Tensor
 from sae_kernels.adam_step import naive
 from sae_kernels.dispatch import choose
 
-IMPLEMENTATIONS = {"naive": naive.adam_step, "cpu": "sae_kernels.adam_step.cpu:adam_step"}
+IMPLEMENTATIONS = {
+    "naive": naive.adam_step,
+    "cpu": "sae_kernels.adam_step.cpu:adam_step",
+    "gpu": "sae_kernels.adam_step.gpu:adam_step",
+}
 
 
 def adam_step(

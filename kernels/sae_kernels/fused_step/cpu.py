@@ -226,7 +226,23 @@ def _adam_unit_row(p, g, m, v, constants, scale):
 
 @jit(parallel=True)
 def _sweep(
-    order, values, through, residual, x, place, extra, params, m, v, factor, tied, sums, squares, constants, scale, write
+    order,
+    values,
+    through,
+    residual,
+    x,
+    place,
+    extra,
+    params,
+    m,
+    v,
+    factor,
+    tied,
+    sums,
+    squares,
+    constants,
+    scale,
+    write,
 ):
     """All gradients latent by latent: their squares and Σ_f grad_b_enc[f] W_enc[f] a part, and, if `write`, Adam."""
     parts = order[1]
@@ -248,6 +264,8 @@ def _sweep(
                         sums[p, j] += bias * W_enc[f, j]
             if write:
                 _adam_row(W_enc[f], g_enc, m[0][f], v[0][f], constants, scale)
-                _adam_row(b_enc[f : f + 1], np.full(1, bias, np.float32), m[1][f : f + 1], v[1][f : f + 1], constants, scale)
+                _adam_row(
+                    b_enc[f : f + 1], np.full(1, bias, np.float32), m[1][f : f + 1], v[1][f : f + 1], constants, scale
+                )
                 _adam_unit_row(W_dec[f], g_dec, m[2][f], v[2][f], constants, scale)
         squares[p] = total

@@ -160,6 +160,4 @@ def fused_update(
                 raise ValueError(f"{kind}.{name}: expected contiguous float32; got {tensor.dtype}")
     with torch.no_grad(), no_autocast(params.W_enc.device.type):
         update = choose("fused_update", params.W_enc, UPDATE)
-        return StepResult(
-            *update(params, m, v, forward, (step, lr, beta1, beta2, eps), max_norm, extra)
-        )
+        return StepResult(*update(params, m, v, forward, (step, lr, beta1, beta2, eps), max_norm, extra))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sae_kernels.codes import SparseCodes
-from sae_kernels.dispatch import choose, no_autocast
+from sae_kernels.dispatch import choose, density_of, no_autocast
 from sae_kernels.latent_sweep import naive
 
 # A backend takes (values, indices, offsets or None, width, grad_out, W_dec, x, grad_values), the last four each
@@ -17,7 +18,12 @@ from sae_kernels.latent_sweep import naive
 #   x and grad_values           -> grad_W_enc, grad_b_enc          the backward of encode
 #   grad_out, W_dec and x       -> all four                        both at once
 #   grad_out alone              -> grad_W_dec
-IMPLEMENTATIONS = {"naive": naive.latent_sweep, "cpu": "sae_kernels.latent_sweep.cpu:latent_sweep"}
+# An entry whose value is <= 0 passes nothing on to W_enc and b_enc (the relu); NaN does.
+IMPLEMENTATIONS = {
+    "naive": naive.latent_sweep,
+    "cpu": "sae_kernels.latent_sweep.cpu:latent_sweep",
+    "gpu": "sae_kernels.latent_sweep.gpu:latent_sweep",
+}
 
 
 class SweepGradients(NamedTuple):
@@ -69,7 +75,7 @@ def _latent_sweep(
     values: Tensor, indices: Tensor, offsets: Tensor | None, grad_out: Tensor, x: Tensor, W_dec: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     with no_autocast(x.device.type):
-        sweep = choose("latent_sweep", x, IMPLEMENTATIONS)
+        sweep = _choose(values, offsets, W_dec.shape[0], x)
         return sweep(values, indices, offsets, W_dec.shape[0], *_same(grad_out, W_dec, x, None))
 
 
@@ -95,10 +101,8 @@ def decode_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the codes' values and of W_dec, in their dtypes, from the gradient of the reconstruction [N, d]."""
     with no_autocast(grad_out.device.type):
-        sweep = choose("latent_sweep", W_dec, IMPLEMENTATIONS)
-        grad_W, grad_values, _, _ = sweep(
-            values, indices, offsets, W_dec.shape[0], *_same(grad_out, W_dec, None, None)
-        )
+        sweep = _choose(values, offsets, W_dec.shape[0], W_dec)
+        grad_W, grad_values, _, _ = sweep(values, indices, offsets, W_dec.shape[0], *_same(grad_out, W_dec, None, None))
         return grad_values.to(values.dtype), grad_W.to(W_dec.dtype)
 
 
@@ -118,7 +122,7 @@ def encode_weight_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of W_enc and b_enc from that of the values; `centred` [N, d] is what W_enc multiplied; fp32 or fp64."""
     with no_autocast(centred.device.type):
-        sweep = choose("latent_sweep", centred, IMPLEMENTATIONS)
+        sweep = _choose(values, offsets, width, centred)
         _, _, grad_W, grad_b = sweep(values, indices, offsets, width, *_same(None, None, centred, grad_values))
         return grad_W, grad_b
 
@@ -158,6 +162,10 @@ def encode_backward(
             grad_b_pre = -(grad_b @ W_enc.to(grad_b.dtype)).to(b_pre.dtype)
         grad_W = grad_W.to(W_enc.dtype)
     return grad_x, grad_W, grad_b, grad_b_pre
+
+
+def _choose(values: Tensor, offsets: Tensor | None, width: int, tensor: Tensor) -> Callable[..., Any]:
+    return choose("latent_sweep", tensor, IMPLEMENTATIONS, density_of(values, offsets, width))
 
 
 def _same(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:

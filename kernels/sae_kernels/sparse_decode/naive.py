@@ -8,9 +8,7 @@ from torch import Tensor
 from sae_kernels.codes import SparseCodes
 
 
-def sparse_decode(
-    values: Tensor, indices: Tensor, offsets: Tensor | None, W_dec: Tensor, b_dec: Tensor
-) -> Tensor:
+def sparse_decode(values: Tensor, indices: Tensor, offsets: Tensor | None, W_dec: Tensor, b_dec: Tensor) -> Tensor:
     """f W_dec + b_dec; codes of N tokens, W_dec [F, d], b_dec [d] -> [N, d]."""
     dtype = torch.promote_types(values.dtype, W_dec.dtype)
     dense = SparseCodes(values.to(dtype), indices, W_dec.shape[0], offsets).to_dense()

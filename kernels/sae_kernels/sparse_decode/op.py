@@ -8,19 +8,24 @@ import torch
 from torch import Tensor
 
 from sae_kernels.codes import SparseCodes
-from sae_kernels.dispatch import backend_for, choose, no_autocast
+from sae_kernels.dispatch import backend_for, choose, density_of, no_autocast
 from sae_kernels.latent_sweep.op import decode_backward
 from sae_kernels.sparse_decode import naive
 
-IMPLEMENTATIONS = {"naive": naive.sparse_decode, "cpu": "sae_kernels.sparse_decode.cpu:sparse_decode"}
+IMPLEMENTATIONS = {
+    "naive": naive.sparse_decode,
+    "cpu": "sae_kernels.sparse_decode.cpu:sparse_decode",
+    "gpu": "sae_kernels.sparse_decode.gpu:sparse_decode",
+}
 
 
 def sparse_decode(codes: SparseCodes, W_dec: Tensor, b_dec: Tensor) -> Tensor:
     """x̂ = Σ_j f_j w_j + b_dec for every token.
 
     The dense expression: `codes.to_dense() @ W_dec + b_dec`. Sums are in fp32 (fp64 runs the reference), autocast or
-    not. Differentiable in the codes' values, W_dec and b_dec. A listed value of zero still reads its atom, so a NaN
-    in an atom shows in every token that lists it.
+    not. Differentiable in the codes' values, W_dec and b_dec. Codes that list more than a tenth of all entries are
+    decoded by a dense product. A listed value of zero still reads its atom, so a NaN in an atom shows in every token
+    that lists it (in every token, if the product is dense).
 
     Args:
         codes: of N tokens, rectangular or CSR.
@@ -51,7 +56,8 @@ def sparse_decode(codes: SparseCodes, W_dec: Tensor, b_dec: Tensor) -> Tensor:
 )
 def _sparse_decode(values: Tensor, indices: Tensor, offsets: Tensor | None, W_dec: Tensor, b_dec: Tensor) -> Tensor:
     with no_autocast(W_dec.device.type):
-        return choose("sparse_decode", W_dec, IMPLEMENTATIONS)(values, indices, offsets, W_dec, b_dec)
+        density = density_of(values, offsets, W_dec.shape[0])
+        return choose("sparse_decode", W_dec, IMPLEMENTATIONS, density)(values, indices, offsets, W_dec, b_dec)
 
 
 @_sparse_decode.register_fake

@@ -12,7 +12,11 @@ from sae_kernels.dispatch import backend_for, choose, no_autocast
 from sae_kernels.latent_sweep.op import encode_backward
 from sae_kernels.topk_encode import naive
 
-IMPLEMENTATIONS = {"naive": naive.topk_encode, "cpu": "sae_kernels.topk_encode.cpu:topk_encode"}
+IMPLEMENTATIONS = {
+    "naive": naive.topk_encode,
+    "cpu": "sae_kernels.topk_encode.cpu:topk_encode",
+    "gpu": "sae_kernels.topk_encode.gpu:topk_encode",
+}
 
 
 def topk_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, b_pre: Tensor | None = None) -> SparseCodes:
@@ -39,12 +43,7 @@ def topk_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, b_pre: Tensor |
     Raises:
         ValueError: k out of range or shapes that do not fit.
     """
-    if x.ndim != 2 or W_enc.ndim != 2 or x.shape[1] != W_enc.shape[1]:
-        raise ValueError(f"expected x [N, d] and W_enc [F, d]; got {tuple(x.shape)} and {tuple(W_enc.shape)}")
-    if b_enc.shape != W_enc.shape[:1]:
-        raise ValueError(f"expected b_enc [{W_enc.shape[0]}], one a row of W_enc; got {tuple(b_enc.shape)}")
-    if b_pre is not None and b_pre.shape != x.shape[1:]:
-        raise ValueError(f"expected b_pre [{x.shape[1]}], one a column of x; got {tuple(b_pre.shape)}")
+    check_encode(x, W_enc, b_enc, b_pre)
     if not 1 <= k <= W_enc.shape[0]:
         raise ValueError(f"k = {k} is outside 1..{W_enc.shape[0]}, the number of latents")
     if backend_for("topk_encode", x, IMPLEMENTATIONS) == "naive":
@@ -53,6 +52,16 @@ def topk_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, b_pre: Tensor |
     else:
         values, indices = _topk_encode(x, W_enc, b_enc, k, b_pre)
     return SparseCodes(values, indices, W_enc.shape[0])
+
+
+def check_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, b_pre: Tensor | None) -> None:
+    """Raise ValueError unless x [N, d], W_enc [F, d], b_enc [F] and b_pre [d] fit each other."""
+    if x.ndim != 2 or W_enc.ndim != 2 or x.shape[1] != W_enc.shape[1]:
+        raise ValueError(f"expected x [N, d] and W_enc [F, d]; got {tuple(x.shape)} and {tuple(W_enc.shape)}")
+    if b_enc.shape != W_enc.shape[:1]:
+        raise ValueError(f"expected b_enc [{W_enc.shape[0]}], one a row of W_enc; got {tuple(b_enc.shape)}")
+    if b_pre is not None and b_pre.shape != x.shape[1:]:
+        raise ValueError(f"expected b_pre [{x.shape[1]}], one a column of x; got {tuple(b_pre.shape)}")
 
 
 @torch.library.custom_op(
@@ -89,7 +98,7 @@ def _backward(ctx: Any, grad_values: Tensor, _: Tensor) -> tuple[Tensor | None, 
     return (
         grad_x if wants_x else None,
         grad_W if wants_W else None,
-        grad_b.to(ctx.bias_dtype) if wants_b else None,
+        grad_b.to(ctx.bias_dtype) if wants_b and grad_b is not None else None,
         None,
         grad_b_pre if wants_b_pre else None,
     )

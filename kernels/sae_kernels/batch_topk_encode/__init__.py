@@ -1,0 +1,1 @@
+"""batch_topk_encode: see op.py for what it computes."""

@@ -1,0 +1,1 @@
+"""threshold_encode: see op.py for what it computes."""
