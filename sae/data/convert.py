@@ -58,7 +58,7 @@ def convert_llama_gguf(source: Path, target: Path) -> None:
     model.load_state_dict(weights)
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
-    model.to(torch.float16).save_pretrained(target)
+    model.half().save_pretrained(target)
     if shown:
         logging.enable_progress_bar()
     # half a file, but computed with as float32 unless the caller asks for another type
@@ -83,7 +83,7 @@ def _config(reader: GGUFReader):
         num_key_value_heads=field("llama.attention.head_count_kv"),
         max_position_embeddings=field("llama.context_length"),
         rms_norm_eps=float(field("llama.attention.layer_norm_rms_epsilon")),
-        rope_theta=float(field("llama.rope.freq_base")),
+        rope_parameters={"rope_type": "default", "rope_theta": float(field("llama.rope.freq_base"))},
         bos_token_id=field("tokenizer.ggml.bos_token_id"),
         eos_token_id=field("tokenizer.ggml.eos_token_id"),
         pad_token_id=field("tokenizer.ggml.padding_token_id"),

@@ -69,9 +69,9 @@ class Documents:
             if reason := _fault(value):
                 unusable += 1
                 self._count(index, reason)
-            elif self._split == "all" or is_heldout(value, self._heldout) == (self._split == "heldout"):
+            elif self._split == "all" or is_heldout(str(value), self._heldout) == (self._split == "heldout"):
                 given += 1
-                yield Document(index, value, label)
+                yield Document(index, str(value), label)
             if seen == TRIAL_ROWS and unusable > TRIAL_ROWS // 2:
                 raise DataError(f"{self._spec}: {unusable} of {seen} rows are unusable: {_counts(self.skipped)}")
         if start == 0 and not given:

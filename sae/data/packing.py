@@ -217,11 +217,12 @@ class _Sheet:
 
         `continued`: the row's last segment goes on, so neither BOS nor a new position 0.
         """
-        lead = 0 if continued else self.lead
+        first = None if continued else self.layout.first
+        lead = 0 if first is None else 1
         taken = min(len(tokens), self.layout.context - self.column - lead)
         begin, end = self.column, self.column + lead + taken
-        if lead and self.layout.first is not None:
-            self.tokens[self.row, begin] = self.layout.first
+        if first is not None:
+            self.tokens[self.row, begin] = first
         self.tokens[self.row, begin + lead : end] = tokens[:taken]
         self.document[self.row, begin:end] = document
         from_position = self.position[self.row, begin - 1] + 1 if continued else 0

@@ -82,7 +82,7 @@ def test_auxk_moves_the_encoder_rows_of_dead_latents() -> None:
     trainer = make_trainer(2, dead_after=300)
     trainer.initialise(batches, batches, seed=0)
     trainer.model.b_enc.data[:10] = -100.0
-    trainer.model.b_enc.data[10:20] = -1.5
+    trainer.model.b_enc.data[10:20] = -0.3
     trainer.model.dictionary.tokens_since_fired[:20] = 10**6
     before = trainer.model.W_enc.detach().clone()
     trainer.step(batches[0], batches[0])
