@@ -6,10 +6,14 @@ it (its largest, those above a threshold) is its own epilogue.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from sae_kernels.tuning import EncodeConfig
 
 # smaller than the key of every number, so that padding is chosen last
 LOWEST_KEY = tl.constexpr(-(2**31))
@@ -70,7 +74,7 @@ def product_tile(
 
 @triton.jit
 def bucket_rows(
-    x, W_enc, b_enc, i_n, o_f, F, d, stride_x, stride_w, LATENTS: tl.constexpr, BLOCK_D: tl.constexpr
+    x, W_enc, b_enc, i_n, o_f, F, d, stride_x, stride_w, LATENTS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Pre-activations of token i_n at the latents o_f, fp32 [LATENTS], without tensor cores: the repair of a bucket."""
     o_d = tl.arange(0, BLOCK_D)
@@ -90,9 +94,20 @@ def rows_contiguous(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(1) == 1 or tensor.shape[1] <= 1 else tensor.contiguous()
 
 
-def centre(x: Tensor, b_pre: Tensor | None) -> Tensor:
-    """x - b_pre in x's dtype, as the reference has it; one pass over [N, d], against a product over [F, d]."""
-    return rows_contiguous(x if b_pre is None else x - b_pre.to(x.dtype))
+def operands(x: Tensor, W_enc: Tensor, b_pre: Tensor | None) -> tuple[Tensor, Tensor]:
+    """x - b_pre [N, d] and W_enc [F, d] as the product takes them: one dtype, neighbouring columns adjacent.
+
+    The dtype is the one they promote to; the difference is rounded to it once. Subtracting is a pass over [N, d],
+    little beside a product over [F, d].
+
+    Raises:
+        ValueError: a dtype other than fp32, bf16 and fp16.
+    """
+    dtype = torch.promote_types(x.dtype, W_enc.dtype)
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ValueError(f"expected x and W_enc in fp32, bf16 or fp16; got {x.dtype} and {W_enc.dtype}")
+    centred = x if b_pre is None else x - b_pre
+    return rows_contiguous(centred.to(dtype)), rows_contiguous(W_enc.to(dtype))
 
 
 def precision_of(x: Tensor) -> str:
@@ -100,11 +115,27 @@ def precision_of(x: Tensor) -> str:
     return "tf32" if x.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest" else "ieee"
 
 
-def check_inputs(op: str, x: Tensor, W_enc: Tensor, b_enc: Tensor) -> None:
-    """Raise ValueError for what the product cannot take."""
-    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16) or W_enc.dtype != x.dtype:
-        raise ValueError(
-            f"{op} on a GPU takes x and W_enc of one dtype, fp32, bf16 or fp16; got {x.dtype} and {W_enc.dtype}"
-        )
-    if b_enc.shape != W_enc.shape[:1]:
-        raise ValueError(f"b_enc {tuple(b_enc.shape)} does not fit W_enc {tuple(W_enc.shape)}")
+def product_arguments(x: Tensor, W_enc: Tensor, b_enc: Tensor) -> dict[str, Any]:
+    """The run-time arguments of a kernel that computes product tiles."""
+    return {"x": x, "W_enc": W_enc, "b_enc": b_enc, "N": x.shape[0]} | bucket_arguments(x, W_enc)
+
+
+def bucket_arguments(x: Tensor, W_enc: Tensor) -> dict[str, Any]:
+    """The sizes and strides of a kernel that computes whole buckets again."""
+    return {"F": W_enc.shape[0], "d": x.shape[1], "stride_x": x.stride(0), "stride_w": W_enc.stride(0)}
+
+
+def product_constants(x: Tensor, config: EncodeConfig) -> dict[str, Any]:
+    """The compile-time arguments of a kernel that computes product tiles."""
+    blocks = {"BLOCK_N": config.block_n, "BLOCK_F": config.block_f, "BLOCK_D": config.block_d}
+    return blocks | {"PRECISION": precision_of(x)} | bucket_constants(config)
+
+
+def bucket_constants(config: EncodeConfig) -> dict[str, Any]:
+    """The layout of what is kept of a bucket."""
+    return {"BUCKET": config.bucket, "KEPT": config.kept}
+
+
+def tiles(N: int, F: int, config: EncodeConfig) -> tuple[int]:
+    """The grid of a kernel that computes product tiles."""
+    return (triton.cdiv(N, config.block_n) * triton.cdiv(F, config.block_f),)

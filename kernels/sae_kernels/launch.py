@@ -3,7 +3,7 @@
     launch(_decode, (N, blocks), dict(values=values, ..., K=32), dict(BLOCK=256), warps=4)
 
 Inside `recording(device)` nothing runs: the launchers are walked with tensors of the meta device and every launch is
-noted instead, which is how `sae_kernels.aot` compiles exactly what a GPU would be given, at sizes no memory has to hold.
+noted instead. So `sae_kernels.aot` compiles exactly what a GPU would be given, at sizes that no memory has to hold.
 """
 
 from __future__ import annotations

@@ -1,14 +1,20 @@
 """Which launch parameters a GPU gets: by rule from the sizes, or as measured once and kept on disk.
 
-The rules need no measurement and are sane on any device; `measured` (python -m sae_kernels.tuning) times a few
-alternatives and writes the best into a small JSON file that later processes read.
+The rules need no measurement and are sane on any device. `topk_encode.gpu.tune` times a few alternatives, and `measure`
+writes the best into a small JSON file that later processes read: ~/.cache/sae_kernels, or SAE_KERNELS_CACHE.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
+import json
 import math
+import os
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import torch
 
@@ -126,25 +132,43 @@ def choose_bucket(F: int, k: int, d: int) -> tuple[int, int]:
 def encode_config(N: int, F: int, d: int, k: int, dtype: torch.dtype, device: Device) -> EncodeConfig:
     """Launch parameters of topk_encode: measured on this device if they were, else by rule."""
     bucket, kept = choose_bucket(F, k, d)
-    wide = dtype == torch.float32
-    block_n = 128 if N > 64 else 32
-    if wide:
-        config = EncodeConfig(
-            block_n=block_n, block_f=128, block_d=32, bucket=bucket, kept=kept, group=1, warps=8, stages=2
-        )
-    else:
-        config = EncodeConfig(
-            block_n=block_n, block_f=128, block_d=64, bucket=bucket, kept=kept, group=1, warps=8, stages=3
-        )
-    size = 4 if wide else 2
-    while config.shared * size // 2 > device.shared and config.stages > 1:
-        config = replace(config, stages=config.stages - 1)
+    config = _product_config(N, d, bucket, kept, dtype, device)
     found = _measured().get(measurement_key("topk_encode", F, d, k, dtype, device))
-    if found:
-        config = EncodeConfig(**{**asdict(config), **found})
-    # as many row tiles as keep their x in half of the cache: W_enc then streams past once a group
-    rows = max(1, (device.cache // 2) // max(1, d * size * config.block_n))
-    return replace(config, group=rows)
+    return config if found is None else _grouped(replace(config, **found), d, dtype, device)
+
+
+def threshold_config(N: int, F: int, d: int, dtype: torch.dtype, device: Device) -> EncodeConfig:
+    """Launch parameters of threshold_encode and batch_topk_encode: eight survivors a bucket before it overflows."""
+    return _product_config(N, d, 128 if F >= 4096 else 32, 8, dtype, device)
+
+
+def keep_all(config: EncodeConfig) -> EncodeConfig:
+    """The same product with every entry kept."""
+    return replace(config, kept=config.bucket)
+
+
+def _product_config(N: int, d: int, bucket: int, kept: int, dtype: torch.dtype, device: Device) -> EncodeConfig:
+    """Tiles of 128 x 128, as deep a pipeline as shared memory has room for; fp32 moves half as far a step."""
+    wide = dtype == torch.float32
+    config = EncodeConfig(
+        block_n=128 if N > 64 else 32,
+        block_f=128,
+        block_d=32 if wide else 64,
+        bucket=bucket,
+        kept=kept,
+        group=1,
+        warps=8,
+        stages=2 if wide else 3,
+    )
+    while config.shared * (2 if wide else 1) > device.shared and config.stages > 1:
+        config = replace(config, stages=config.stages - 1)
+    return _grouped(config, d, dtype, device)
+
+
+def _grouped(config: EncodeConfig, d: int, dtype: torch.dtype, device: Device) -> EncodeConfig:
+    """As many row tiles together as keep their x in half of the cache: W_enc then streams past once a group."""
+    rows = device.cache // 2 // max(1, d * (4 if dtype == torch.float32 else 2))
+    return replace(config, group=max(1, rows // config.block_n))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,10 +204,69 @@ class SweepConfig:
 
 @functools.cache
 def sweep_config(d: int, dtype: torch.dtype) -> SweepConfig:
-    """Whole rows, four to eight columns a thread (more, and registers spill); fewer rows in flight where rows are long."""
+    """Whole rows, four to eight columns a thread (with more, registers spill); fewer rows in flight beyond 4096."""
     block = max(16, 1 << (d - 1).bit_length())
     return SweepConfig(block_e=4 if block <= 4096 else 2, block_d=block, warps=max(1, min(16, block // 128)))
 
 
-def _measured(): return {}
-def measurement_key(*a): return ""
+def encode_alternatives(N: int, F: int, d: int, k: int, dtype: torch.dtype, device: Device) -> list[EncodeConfig]:
+    """The rule's choice and its neighbours, as far as shared memory allows: what is worth timing on a device."""
+    base = encode_config(N, F, d, k, dtype, device)
+    size = 2 if dtype == torch.float32 else 1
+    found = [base]
+    for (block_n, block_f, warps), stages in itertools.product(((128, 128, 8), (128, 256, 8), (64, 128, 4)), (2, 3, 4)):
+        for bucket, kept in ((base.bucket, base.kept), (32, 2), (64, 4), (128, 8)):
+            config = replace(
+                base, block_n=block_n, block_f=block_f, warps=warps, stages=stages, bucket=bucket, kept=kept
+            )
+            fits = config.shared * size <= device.shared and F // bucket * kept >= k
+            if fits and fallback_probability(F, k, bucket, kept) <= 5 * MOST_FALLBACK and config not in found:
+                found.append(config)
+    return found
+
+
+def measurement_key(op: str, F: int, d: int, k: int, dtype: torch.dtype, device: Device) -> str:
+    """Name of a measurement in the file."""
+    return f"{op} {device.name} {dtype} F={F} d={d} k={k}"
+
+
+def measure(key: str, alternatives: Sequence[EncodeConfig], time: Callable[[EncodeConfig], float]) -> EncodeConfig:
+    """Time every alternative, keep the fastest for later processes, and return it.
+
+    Args:
+        key: from `measurement_key`.
+        alternatives: at least one.
+        time: seconds of one run with a configuration; infinite for one that the device refuses.
+    """
+    best = min(alternatives, key=time)
+    path = _file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fields = asdict(best)
+    # follows from the cache and the number of tokens
+    fields.pop("group")
+    # two processes may measure at once: each replaces the whole file, and the later one wins
+    draft = path.with_suffix(f".{os.getpid()}")
+    draft.write_text(json.dumps(_read(path) | {key: fields}, indent=1))
+    draft.replace(path)
+    _measured.cache_clear()
+    return best
+
+
+def _file() -> Path:
+    folder = os.environ.get("SAE_KERNELS_CACHE")
+    return (Path(folder) if folder else Path.home() / ".cache" / "sae_kernels") / "tuning.json"
+
+
+@functools.cache
+def _measured() -> dict[str, dict[str, int]]:
+    return _read(_file())
+
+
+def _read(path: Path) -> dict[str, dict[str, int]]:
+    if not path.exists():
+        return {}
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        warnings.warn(f"{path} is no JSON ({error}); launch parameters are chosen by rule", stacklevel=2)
+        return {}

@@ -88,8 +88,6 @@ def _roots(model: Any) -> Iterator[nn.Module]:
     head of ModernBERT's masked LM is also called `decoder`."""
     if hasattr(model, "get_decoder"):
         yield model.get_decoder()
-    if hasattr(model, "base_model"):
-        yield model.base_model
     yield model
 
 

@@ -563,6 +563,22 @@ def test_the_stack_norm_embedding_and_head_are_found() -> None:
     }
 
 
+def test_a_list_of_other_modules_as_long_as_the_stack_is_not_taken_for_it() -> None:
+    model = FAMILIES["llama"]()
+    model.model.experts = nn.ModuleList(nn.Linear(2, 2) for _ in model.model.layers)
+    assert find_blocks(model) == find_blocks(model_of("llama"))
+
+
+def test_a_model_with_layer_classes_of_its_own_is_found_by_the_length_of_its_stack() -> None:
+    model = FAMILIES["llama"]()
+    model.model.layers = nn.ModuleList(nn.Sequential(nn.Linear(32, 32)) for _ in range(3))
+    assert find_blocks(model).path == "model.layers"
+    assert resolve_sites(model, "resid_post.2")[0].path == "model.layers.2"
+    model.model.experts = nn.ModuleList(nn.Linear(2, 2) for _ in range(3))
+    with pytest.raises(SiteError, match=r"several stacks of 3 layers \(model.layers, model.experts\)"):
+        find_blocks(model)
+
+
 # Refusals
 
 

@@ -249,7 +249,7 @@ def _sweep(
     W_enc, b_enc, W_dec = params
     width = W_enc.shape[1]
     for p in prange(parts.shape[0] - 1):
-        g_dec, g_enc = np.empty(width, np.float32), np.empty(width, np.float32)
+        g_dec, g_enc, g_bias = np.empty(width, np.float32), np.empty(width, np.float32), np.empty(1, np.float32)
         total = 0.0
         sums[p, :] = 0
         for f in range(parts[p], parts[p + 1]):
@@ -263,9 +263,9 @@ def _sweep(
                     for j in range(width):
                         sums[p, j] += bias * W_enc[f, j]
             if write:
+                g_bias[0] = bias
+                own = slice(f, f + 1)
                 _adam_row(W_enc[f], g_enc, m[0][f], v[0][f], constants, scale)
-                _adam_row(
-                    b_enc[f : f + 1], np.full(1, bias, np.float32), m[1][f : f + 1], v[1][f : f + 1], constants, scale
-                )
+                _adam_row(b_enc[own], g_bias, m[1][own], v[1][own], constants, scale)
                 _adam_unit_row(W_dec[f], g_dec, m[2][f], v[2][f], constants, scale)
         squares[p] = total

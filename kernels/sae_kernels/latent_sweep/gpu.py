@@ -49,10 +49,7 @@ def sweep_rows(
         m_tile = m_e[:, None] & m_d[None, :]
         b_entry = tl.load(order + o_e, mask=m_e, other=0)
         b_value = tl.load(values + b_entry, mask=m_e, other=0.0).to(tl.float32)
-        if CSR:
-            b_token = tl.load(tokens + b_entry, mask=m_e, other=0)
-        else:
-            b_token = b_entry // K
+        b_token = tl.load(tokens + b_entry, mask=m_e, other=0) if CSR else b_entry // K
         if HAS_G:
             b_g = tl.load(grad_out + b_token[:, None] * stride_g + o_d[None, :], mask=m_tile, other=0.0).to(tl.float32)
             b_dec += tl.sum(b_value[:, None] * b_g, 0)

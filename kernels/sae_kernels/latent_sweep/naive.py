@@ -19,7 +19,9 @@ def latent_sweep(
     grad_values: Tensor | None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """grad_W_dec, grad_values, grad_W_enc, grad_b_enc, each None where its inputs are; see op.py."""
-    codes = SparseCodes(values, indices, width, offsets)
+    # the last four share a dtype; sums in it keep half-precision values exact
+    dtype = next(tensor.dtype for tensor in (grad_out, x) if tensor is not None)
+    codes = SparseCodes(values.to(dtype), indices, width, offsets)
     grad_W_dec = grad_W_enc = grad_b_enc = None
     if grad_out is not None:
         grad_W_dec = codes.to_dense().T @ grad_out

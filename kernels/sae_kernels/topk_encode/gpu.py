@@ -3,7 +3,7 @@
 1. `_candidates`: the product in tensor-core tiles. The latents fall into buckets of 32, 64 or 128 neighbours, and of
    every bucket and token only the K' largest entries are written: an int32 key that orders as the value does and the
    place inside the bucket, five bytes.
-2. `_select`: the k largest of the F/bucket*K' candidates of a token.
+2. `select` (gpu_select.py): the k largest of the F/bucket*K' candidates of a token.
 3. `_repair`: checks the certificate below, and where it fails computes the few buckets concerned again, whole.
 4. `_order`: sorts the k, largest first, and writes values and indices.
 
@@ -12,9 +12,9 @@ No value travels to the host on the way, so the launches queue up behind each ot
 **Certificate.** Order a token's entries by (value descending, index ascending); no two are equal. A bucket keeps its
 K' first entries, c_1 < ... < c_K' in this order (first is best), so an entry it hides comes after c_K'. Let S be the k
 first of all candidates and t the last of S. If c_K' is t or comes after t, then so does every hidden entry of that
-bucket, and it does not belong to the k first. If this holds in every bucket, S is exact. Conversely a bucket violates it
-only if c_K' lies in S and is not t. So S alone decides: *a token fails iff S holds, other than as its last member, an
-entry that is the K'-th kept of its bucket.* Comparing by value only would be wrong under ties: a hidden entry equal to
+bucket, and it does not belong to the k first. If this holds in every bucket, S is exact. A bucket violates it only if
+c_K' lies in S and is not t. So S alone decides: *a token fails iff S holds, other than as its last member, an entry
+that is the K'-th kept of its bucket.* Comparing by value only would be wrong under ties: a hidden entry equal to
 t with a lower index than t's beats it, and comes after c_K' of the same value. In the order of pairs that case has
 c_K' before t, and fails as it should.
 
@@ -24,8 +24,8 @@ computed again, those not among the kept join S, and the k first of the union ar
 so no other bucket can have begun to fail. The repair multiplies without tensor cores, in fp32, and agrees with the tile
 up to rounding.
 
-The second stage needs the order too. Candidates are stored bucket by bucket and inside a bucket best first, so equal
-values stand in the order of their indices, and among ties the first positions win.
+Candidates are stored bucket by bucket and inside a bucket best first, so equal values stand in the order of their
+indices, which is the order that the second stage keeps.
 
 NaN orders above +inf, the lowest index first, and comes out as NaN, as in the reference.
 """
@@ -33,6 +33,7 @@ NaN orders above +inf, the lowest index first, and comes out as NaN, as in the r
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -42,18 +43,21 @@ from torch import Tensor
 
 from sae_kernels.gpu_product import (
     LOWEST_KEY,
+    bucket_arguments,
+    bucket_constants,
     bucket_rows,
-    centre,
-    check_inputs,
+    operands,
     order_key,
-    precision_of,
+    product_arguments,
+    product_constants,
     product_tile,
-    rows_contiguous,
     tile_of,
+    tiles,
     value_of_key,
 )
 from sae_kernels.launch import device_of, launch
-from sae_kernels.tuning import EncodeConfig, encode_config
+from sae_kernels.topk_encode.gpu_select import select, sort_all
+from sae_kernels.tuning import EncodeConfig, encode_alternatives, encode_config, measure, measurement_key
 
 LARGEST_K = 1024
 """Above this the last stage sorts with torch.sort: it is then a small part of a nearly dense problem."""
@@ -94,36 +98,6 @@ def _candidates(
             b_key = tl.where(o_place == b_place[:, :, None], LOWEST_KEY, b_key)
 
 
-@triton.jit(do_not_specialize=["count", "chunks", "k"])
-def _select(keys, positions, out_keys, out_positions, count, chunks, k, CHUNK: tl.constexpr, FIRST: tl.constexpr):
-    """The k largest of every chunk of `keys` [N, count], in their order; positions as stored, or counted if FIRST."""
-    i_n = (tl.program_id(0) // chunks).to(tl.int64)
-    i_chunk = tl.program_id(0) % chunks
-    o_in = i_chunk * CHUNK + tl.arange(0, CHUNK)
-    b_key = tl.load(keys + i_n * count + o_in, mask=o_in < count, other=LOWEST_KEY)
-    # the k-th largest key, bit by bit from the top, counting as if unsigned; done early once exactly k remain
-    unsigned = tl.full((), 0, tl.int32)
-    bit = 31
-    count_above = k + 1
-    while (bit >= 0) & (count_above != k):
-        trial = unsigned | (1 << bit)
-        n_above = tl.sum((b_key >= (trial ^ LOWEST_KEY)).to(tl.int32), 0)
-        unsigned = tl.where(n_above >= k, trial, unsigned)
-        count_above = tl.where(n_above >= k, n_above, count_above)
-        bit -= 1
-    threshold = unsigned ^ LOWEST_KEY
-    m_above = b_key > threshold
-    m_equal = b_key == threshold
-    room = k - tl.sum(m_above.to(tl.int32), 0)
-    m_kept = m_above | (m_equal & (tl.cumsum(m_equal.to(tl.int32), 0) <= room))
-    o_out = (i_n * chunks + i_chunk) * k + tl.cumsum(m_kept.to(tl.int32), 0) - 1
-    b_position = o_in
-    if not FIRST:
-        b_position = tl.load(positions + i_n * count + o_in, mask=o_in < count, other=0)
-    tl.store(out_keys + o_out, b_key, mask=m_kept)
-    tl.store(out_positions + o_out, b_position, mask=m_kept)
-
-
 @triton.jit
 def _rank_pair(b_key, b_tie):
     """int64 that orders by key, the lowest tie-breaker first among equals."""
@@ -158,7 +132,9 @@ def _repair(
             b_failing = tl.where(b_failing == bucket, -1, b_failing)
             o_f = bucket * BUCKET + o_k
             m_new = (o_k < BUCKET) & (o_f < F)
-            b_sum = bucket_rows(x, W_enc, b_enc, i_n, tl.where(m_new, o_f, F), F, d, stride_x, stride_w, LENGTH, BLOCK_D)
+            b_sum = bucket_rows(
+                x, W_enc, b_enc, i_n, tl.where(m_new, o_f, F), F, d, stride_x, stride_w, LENGTH, BLOCK_D
+            )
             for j in tl.static_range(KEPT):
                 m_new &= o_k != tl.load(places + (i_n * buckets + bucket) * KEPT + j).to(tl.int32)
             b_new = tl.where(m_new, _rank_pair(order_key(b_sum), o_f), -0x7FFFFFFFFFFFFFFF - 1)
@@ -233,27 +209,25 @@ def topk_encode(
 
     Args:
         x: [N, d], fp32, bf16 or fp16.
-        W_enc: [F, d], x's dtype.
+        W_enc: [F, d]; the product is in the dtype that x and W_enc promote to.
         b_enc: [F].
         k: latents kept a token, 1 <= k <= F.
         b_pre: [d] or None.
         config: launch parameters; by default chosen from the sizes and the device.
 
     Returns:
-        values [N, k] of x's dtype, largest first, and indices [N, k] int64.
+        values [N, k] of that dtype, largest first, and indices [N, k] int64.
     """
-    check_inputs("topk_encode", x, W_enc, b_enc)
-    x, W_enc = centre(x, b_pre), rows_contiguous(W_enc)
+    x, W_enc = operands(x, W_enc, b_pre)
     (N, d), F = x.shape, W_enc.shape[0]
     config = config or encode_config(N, F, d, k, x.dtype, device_of(x))
     if k > LARGEST_K:
         config = replace(config, kept=config.bucket)
     values = x.new_empty(N, k)
     indices = torch.empty(N, k, dtype=torch.int64, device=x.device)
-    buckets = triton.cdiv(F, config.bucket)
     part = max(1, N)
     if config.kept == config.bucket:
-        part = max(config.block_n, DENSE_BYTES // (4 * buckets * config.bucket))
+        part = dense_part(F, config)
     for start in range(0, N, part):
         rows = slice(start, start + part)
         _encode_part(x[rows], W_enc, b_enc.contiguous(), k, config, values[rows], indices[rows])
@@ -261,82 +235,75 @@ def topk_encode(
     return values, indices
 
 
+def tune(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, timer: Callable[..., float] | None = None) -> EncodeConfig:
+    """Time the likely launch parameters on these tensors, keep the best on disk for this device, F, d, k and dtype.
+
+    Args:
+        x, W_enc, b_enc, k: see `topk_encode`.
+        timer: milliseconds of a call of its argument; by default triton.testing.do_bench, which needs a GPU.
+    """
+    timer = timer or triton.testing.do_bench
+    (N, d), F, device = x.shape, W_enc.shape[0], device_of(x)
+
+    def time(config: EncodeConfig) -> float:
+        try:
+            return timer(lambda: topk_encode(x, W_enc, b_enc, k, config=config))
+        except triton.runtime.errors.OutOfResources:
+            return float("inf")
+
+    key = measurement_key("topk_encode", F, d, k, x.dtype, device)
+    return measure(key, encode_alternatives(N, F, d, k, x.dtype, device), time)
+
+
+def dense_part(F: int, config: EncodeConfig) -> int:
+    """Tokens to take at a time where everything is kept."""
+    return max(config.block_n, DENSE_BYTES // (4 * triton.cdiv(F, config.bucket) * config.bucket))
+
+
+def candidates(x: Tensor, W_enc: Tensor, b_enc: Tensor, config: EncodeConfig) -> tuple[Tensor, Tensor]:
+    """keys int32 and places uint8 [N, buckets, K'] of the largest of every bucket; places are keys if all are kept."""
+    N, F = x.shape[0], W_enc.shape[0]
+    keys = torch.empty(N, triton.cdiv(F, config.bucket), config.kept, dtype=torch.int32, device=x.device)
+    places = keys if config.kept == config.bucket else torch.empty_like(keys, dtype=torch.uint8)
+    launch(
+        _candidates,
+        tiles(N, F, config),
+        product_arguments(x, W_enc, b_enc)
+        | {"keys": keys, "places": places, "buckets": keys.shape[1], "group": config.group},
+        product_constants(x, config),
+        warps=config.warps,
+        stages=config.stages,
+    )
+    return keys, places
+
+
 def _encode_part(
     x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, config: EncodeConfig, values: Tensor, indices: Tensor
 ) -> None:
     """Fill values and indices [N, k] for x [N, d]."""
-    N, F = x.shape[0], W_enc.shape[0]
-    buckets = triton.cdiv(F, config.bucket)
-    exhaustive = config.kept == config.bucket
-    keys = torch.empty(N, buckets, config.kept, dtype=torch.int32, device=x.device)
-    places = keys if exhaustive else torch.empty_like(keys, dtype=torch.uint8)
-    sizes = {"F": F, "d": x.shape[1], "stride_x": x.stride(0), "stride_w": W_enc.stride(0), "buckets": buckets}
-    layout = {"BUCKET": config.bucket, "KEPT": config.kept}
-    launch(
-        _candidates,
-        (triton.cdiv(N, config.block_n) * triton.cdiv(F, config.block_f),),
-        {"x": x, "W_enc": W_enc, "b_enc": b_enc, "keys": keys, "places": places, "N": N, "group": config.group} | sizes,
-        {"BLOCK_N": config.block_n, "BLOCK_F": config.block_f, "BLOCK_D": config.block_d, "PRECISION": precision_of(x)}
-        | layout,
-        warps=config.warps,
-        stages=config.stages,
-    )
+    N = x.shape[0]
+    keys, places = candidates(x, W_enc, b_enc, config)
+    buckets = keys.shape[1]
     if k > LARGEST_K:
-        _sort_all(keys.view(N, -1), k, values, indices)
+        sort_all(keys.view(N, -1), k, values, indices)
         return
     chosen, positions = select(keys.view(N, -1), k, config.chunk)
-    if not exhaustive:
+    selected = {"keys": chosen, "positions": positions, "places": places, "buckets": buckets, "k": k}
+    if config.kept < config.bucket:
         length = max(triton.next_power_of_2(k), config.bucket)
         launch(
             _repair,
             (N,),
-            {"x": x, "W_enc": W_enc, "b_enc": b_enc, "places": places, "keys": chosen, "positions": positions}
-            | {"failures": _counter(x.device), "k": k}
-            | sizes,
-            layout | {"LENGTH": length, "BLOCK_D": max(16, min(64, 8192 // length))},
+            {"x": x, "W_enc": W_enc, "b_enc": b_enc, "failures": _counter(x.device)}
+            | selected
+            | bucket_arguments(x, W_enc),
+            bucket_constants(config) | {"LENGTH": length, "BLOCK_D": 32 if length <= 128 else 16},
         )
     length = triton.next_power_of_2(k)
     launch(
         _order,
         (N,),
-        {"keys": chosen, "positions": positions, "places": places, "values": values, "indices": indices}
-        | {"buckets": buckets, "k": k},
-        layout | {"LENGTH": length, "STEP": min(length, 64)},
+        {"values": values, "indices": indices} | selected,
+        bucket_constants(config) | {"LENGTH": length, "STEP": min(length, 64)},
         warps=1 if length <= 64 else 4,
     )
-
-
-def _sort_all(keys: Tensor, k: int, values: Tensor, indices: Tensor) -> None:
-    """Fill values and indices [N, k] from the keys [N, >= F] of all latents: a stable sort, lowest index first."""
-    best, places = keys.sort(dim=1, descending=True, stable=True)
-    best = best[:, :k]
-    values.copy_(torch.where(best < 0, 0, best).view(torch.float32))
-    indices.copy_(places[:, :k])
-
-
-def select(keys: Tensor, k: int, chunk: int) -> tuple[Tensor, Tensor]:
-    """The k largest keys of every row of `keys` [N, count] and their positions, both int32 [N, k], in place order.
-
-    Rows longer than `chunk` are cut, the k largest of every cut taken, and those selected from again.
-    """
-    N, count = keys.shape
-    chunk = max(chunk, 2 * triton.next_power_of_2(k))
-    positions = keys
-    first = True
-    while True:
-        size = min(chunk, max(16, triton.next_power_of_2(count)))
-        chunks = triton.cdiv(count, size)
-        out_keys = torch.empty(N, chunks * k, dtype=torch.int32, device=keys.device)
-        out_positions = torch.empty_like(out_keys)
-        launch(
-            _select,
-            (N * chunks,),
-            {"keys": keys, "positions": positions, "out_keys": out_keys, "out_positions": out_positions}
-            | {"count": count, "chunks": chunks, "k": k},
-            {"CHUNK": size, "FIRST": first},
-            warps=max(1, min(8, size // 512)),
-        )
-        keys, positions = out_keys, out_positions
-        count, first = chunks * k, False
-        if chunks == 1:
-            return keys, positions

@@ -1,0 +1,107 @@
+"""Batch top-k encode on the GPU: the survivors of a guessed threshold, and the exact cut made among them.
+
+The product and its epilogue are threshold_encode's. The guess is the caller's or comes from a sample of tokens, and is
+lowered a little, so that one product is enough as a rule; too few survivors, and the next, lower bar is tried, at last
+none at all, a part of the tokens at a time. The cut among about 1.1 N k survivors is a stable torch.sort, little beside
+the product.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from sae_kernels.gpu_product import operands
+from sae_kernels.launch import device_of
+from sae_kernels.threshold_encode.gpu import above_bars, dense_parts
+from sae_kernels.tuning import EncodeConfig, threshold_config
+
+SAMPLE_TOKENS = 64
+CROWDED = 4
+"""Entries held before the dense path cuts back, in multiples of what is kept."""
+
+
+def batch_topk_encode(
+    x: Tensor,
+    W_enc: Tensor,
+    b_enc: Tensor,
+    k: int,
+    b_pre: Tensor | None = None,
+    guess: float | None = None,
+    *,
+    config: EncodeConfig | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """values, indices, offsets of relu of the N k largest entries of the batch; see op.py.
+
+    Args:
+        x: [N, d], fp32, bf16 or fp16.
+        W_enc: [F, d]; the product is in the dtype that x and W_enc promote to.
+        b_enc: [F].
+        k: 1 <= k <= F.
+        b_pre: [d] or None.
+        guess: about the smallest value kept; None to estimate it.
+        config: launch parameters; by default chosen from the sizes and the device.
+
+    Returns:
+        values [N k] of that dtype, indices [N k] int64 ascending in every token, offsets [N+1] int64. Among equal
+        entries the lowest token wins, then the lowest latent.
+    """
+    x, W_enc = operands(x, W_enc, b_pre)
+    (N, d), F = x.shape, W_enc.shape[0]
+    config = config or threshold_config(N, F, d, x.dtype, device_of(x))
+    b_enc, wanted = b_enc.contiguous(), N * k
+    bars = [] if guess is None else [guess - 0.1 * abs(guess)]
+    if N > 4 * SAMPLE_TOKENS:
+        bars.append(None)
+    for bar in bars:
+        bar = _sampled_bar(x, W_enc, b_enc, k) if bar is None else bar
+        if math.isfinite(bar):
+            # fp32: the cut is made among the sums as they are, not among rounded ones
+            codes = above_bars(x, W_enc, b_enc, torch.full((F,), bar, device=x.device), config, torch.float32)
+            if codes[0].shape[0] >= wanted:
+                return _cut(*codes, wanted, x.dtype)
+    return _dense(x, W_enc, b_enc, wanted, config)
+
+
+def _sampled_bar(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> float:
+    """A bar that a little more than k entries a token exceed, to judge by some of the tokens."""
+    sample = x[:: x.shape[0] // SAMPLE_TOKENS][:SAMPLE_TOKENS]
+    pre = (sample @ W_enc.T).float() + b_enc
+    rank = min(pre.numel(), 3 * k * sample.shape[0] // 2 + 64)
+    return float(pre.flatten().topk(rank).values[-1])
+
+
+def _cut(
+    values: Tensor, indices: Tensor, offsets: Tensor, wanted: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """relu of the `wanted` largest entries of CSR codes, NaN first, equal ones in the order of the codes."""
+    kept = _largest(values, wanted)
+    values = values[kept]
+    # the entries kept before each token's first
+    return torch.where(values < 0, 0, values).to(dtype), indices[kept], torch.searchsorted(kept, offsets)
+
+
+def _dense(x: Tensor, W_enc: Tensor, b_enc: Tensor, wanted: int, config: EncodeConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """The same codes from every pre-activation: held and cut back, a part of the tokens at a time."""
+    F = W_enc.shape[0]
+    values = torch.empty(0, device=x.device)
+    places = torch.empty(0, dtype=torch.int64, device=x.device)
+    first = 0
+    for pre in dense_parts(x, W_enc, b_enc, config):
+        values = torch.cat([values, pre.flatten()])
+        places = torch.cat([places, torch.arange(first, first + pre.numel(), device=x.device)])
+        first += pre.numel()
+        if values.shape[0] > CROWDED * wanted:
+            kept = _largest(values, wanted)
+            values, places = values[kept], places[kept]
+    kept = _largest(values, wanted)
+    values, places = values[kept], places[kept]
+    offsets = torch.searchsorted(places, torch.arange(0, first + 1, F, device=x.device))
+    return torch.where(values < 0, 0, values).to(x.dtype), places % F, offsets
+
+
+def _largest(values: Tensor, wanted: int) -> Tensor:
+    """Places of the `wanted` largest, ascending; NaN before all, the lowest place first among equals."""
+    return values.sort(descending=True, stable=True).indices[:wanted].sort().values

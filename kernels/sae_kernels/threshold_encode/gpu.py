@@ -1,0 +1,227 @@
+"""Threshold encode in Triton: the survivors of every bucket of latents, then compaction to CSR.
+
+1. `_survivors`: the product in tensor-core tiles; of every bucket and token the number of entries above their
+   thresholds, and the first K' of them, are written.
+2. The sizes travel to the host, once: CSR codes have as many entries as survive.
+3. `_compact`: every token's survivors move to their places. A bucket with more than K' of them is computed again,
+   without tensor cores: as many of its entries as were counted are taken, those that exceed their thresholds most, so
+   that an entry within rounding of its threshold cannot upset the layout.
+
+Where more than DENSE of the buckets overflow (early in training), every pre-activation is written, a part of the
+tokens at a time, and compacted by torch.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from sae_kernels.gpu_product import (
+    bucket_arguments,
+    bucket_constants,
+    bucket_rows,
+    operands,
+    product_arguments,
+    product_constants,
+    product_tile,
+    tile_of,
+    tiles,
+)
+from sae_kernels.launch import device_of, launch
+from sae_kernels.topk_encode.gpu import candidates, dense_part
+from sae_kernels.topk_encode.gpu_select import values_of_keys
+from sae_kernels.tuning import EncodeConfig, keep_all, threshold_config
+
+DENSE = 0.05
+"""Share of overflowing buckets above which the dense path is cheaper than computing them again."""
+
+
+@triton.jit(do_not_specialize=["N", "F", "buckets", "group"])
+def _survivors(
+    x, W_enc, b_enc, bars, values, places, counts, N, F, d, stride_x, stride_w, buckets, group,
+    BLOCK_N: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_D: tl.constexpr,
+    BUCKET: tl.constexpr, KEPT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """counts [N, buckets] of the entries above their bars; values, places [N, buckets, KEPT] of the first of them."""
+    i_n, i_f = tile_of(tl.program_id(0), N, F, group, BLOCK_N, BLOCK_F)
+    o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    o_f = i_f * BLOCK_F + tl.arange(0, BLOCK_F)
+    b_pre = product_tile(
+        x, W_enc, b_enc, o_n, o_f, N, F, d, stride_x, stride_w, BLOCK_N, BLOCK_F, BLOCK_D, PRECISION
+    )  # fmt: skip
+    b_bar = tl.load(bars + o_f, mask=o_f < F, other=0.0)
+    # not (pre > bar): a NaN survives, as in the reference
+    m_above = (b_pre <= b_bar[None, :]) | (o_f >= F)[None, :] | (o_n >= N)[:, None]
+    o_place = tl.arange(0, BUCKET)[None, None, :]
+    b_pre = tl.reshape(b_pre, (BLOCK_N, BLOCK_F // BUCKET, BUCKET))
+    # the place of a survivor, BUCKET for the rest: the next survivor is the smallest of these
+    b_next = tl.where(tl.reshape(m_above, (BLOCK_N, BLOCK_F // BUCKET, BUCKET)), BUCKET, o_place)
+    b_count = tl.sum((b_next < BUCKET).to(tl.int32), 2)
+    o_bucket = i_f * (BLOCK_F // BUCKET) + tl.arange(0, BLOCK_F // BUCKET)
+    o_counts = o_n[:, None].to(tl.int64) * buckets + o_bucket[None, :]
+    tl.store(counts + o_counts, b_count.to(tl.int16), mask=(o_n < N)[:, None] & (o_bucket < buckets)[None, :])
+    # most tiles have no more than a few survivors a row, and stop early
+    for j in range(tl.minimum(tl.max(tl.reshape(b_count, (BLOCK_N * (BLOCK_F // BUCKET),)), 0), KEPT)):
+        b_place = tl.min(b_next, 2)
+        m_here = o_place == b_place[:, :, None]
+        b_value = tl.sum(tl.where(m_here, b_pre, 0.0), 2)
+        b_next = tl.where(m_here, BUCKET, b_next)
+        tl.store(values + o_counts * KEPT + j, b_value, mask=j < b_count)
+        tl.store(places + o_counts * KEPT + j, b_place.to(tl.uint8), mask=j < b_count)
+
+
+@triton.jit(do_not_specialize=["F", "buckets"])
+def _compact(
+    x, W_enc, b_enc, bars, values, places, counts, offsets, out_values, out_indices,
+    F, d, stride_x, stride_w, buckets,
+    BUCKET: tl.constexpr, KEPT: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """The survivors of token i_n to out_values, out_indices [nnz], from offsets[i_n] on, in the order of latents."""
+    i_n = tl.program_id(0).to(tl.int64)
+    start = tl.load(offsets + i_n)
+    for i_b in range(0, buckets, BLOCK_B):
+        o_b = i_b + tl.arange(0, BLOCK_B)
+        b_count = tl.load(counts + i_n * buckets + o_b, mask=o_b < buckets, other=0).to(tl.int32)
+        o_out = start + tl.cumsum(b_count, 0) - b_count
+        o_kept = (i_n * buckets + o_b) * KEPT
+        for j in tl.static_range(KEPT):
+            m_j = (j < b_count) & (b_count <= KEPT)
+            b_place = tl.load(places + o_kept + j, mask=m_j, other=0)
+            b_value = tl.load(values + o_kept + j, mask=m_j, other=0.0)
+            tl.store(out_values + o_out + j, b_value.to(out_values.dtype.element_ty), mask=m_j)
+            tl.store(out_indices + o_out + j, (o_b * BUCKET + b_place.to(tl.int32)).to(tl.int64), mask=m_j)
+        b_over = tl.where(b_count > KEPT, o_b, -1)
+        for _ in range(tl.sum((b_count > KEPT).to(tl.int32), 0)):
+            bucket = tl.max(b_over, 0)
+            count = tl.sum(tl.where(o_b == bucket, b_count, 0), 0)
+            o_bucket = tl.sum(tl.where(o_b == bucket, o_out, 0), 0)
+            b_over = tl.where(b_over == bucket, -1, b_over)
+            o_place = tl.arange(0, BUCKET)
+            o_f = bucket * BUCKET + o_place
+            b_pre = bucket_rows(x, W_enc, b_enc, i_n, o_f, F, d, stride_x, stride_w, BUCKET, BLOCK_D)
+            b_bar = tl.load(bars + o_f, mask=o_f < F, other=0.0)
+            # what exceeds its bar most comes first; NaN before that, places beyond F last
+            b_over_bar = tl.where(b_pre == b_bar, 0.0, b_pre - b_bar)
+            b_over_bar = tl.where(b_over_bar != b_over_bar, float("inf"), b_over_bar)
+            b_over_bar = tl.where(o_f < F, b_over_bar, float("-inf"))
+            m_before = (b_over_bar[None, :] > b_over_bar[:, None]) | (
+                (b_over_bar[None, :] == b_over_bar[:, None]) & (o_place[None, :] < o_place[:, None])
+            )
+            m_in = tl.sum(m_before.to(tl.int32), 1) < count
+            o_in = o_bucket + tl.cumsum(m_in.to(tl.int32), 0) - 1
+            tl.store(out_values + o_in, b_pre.to(out_values.dtype.element_ty), mask=m_in)
+            tl.store(out_indices + o_in, o_f.to(tl.int64), mask=m_in)
+        start += tl.sum(b_count, 0)
+
+
+def threshold_encode(
+    x: Tensor,
+    W_enc: Tensor,
+    b_enc: Tensor,
+    theta: Tensor,
+    margin: float = 0.0,
+    b_pre: Tensor | None = None,
+    *,
+    config: EncodeConfig | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """values, indices, offsets of every pre-activation not <= theta - margin; see op.py.
+
+    Args:
+        x: [N, d], fp32, bf16 or fp16.
+        W_enc: [F, d]; the product is in the dtype that x and W_enc promote to.
+        b_enc: [F].
+        theta: [F].
+        margin: >= 0.
+        b_pre: [d] or None.
+        config: launch parameters; by default chosen from the sizes and the device.
+
+    Returns:
+        values [nnz] of that dtype, indices [nnz] int64 ascending in every token, offsets [N+1] int64.
+    """
+    x, W_enc = operands(x, W_enc, b_pre)
+    bars = (theta.detach().float() - margin).contiguous()
+    config = config or threshold_config(x.shape[0], *W_enc.shape, x.dtype, device_of(x))
+    return above_bars(x, W_enc, b_enc.contiguous(), bars, config, x.dtype)
+
+
+def above_bars(
+    x: Tensor, W_enc: Tensor, b_enc: Tensor, bars: Tensor, config: EncodeConfig, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """values of `dtype`, indices, offsets of every entry of x W_enc^T + b_enc that is not <= bars [F] fp32."""
+    values, places, counts = survivors(x, W_enc, b_enc, bars, config)
+    offsets = torch.nn.functional.pad(counts.sum(1, dtype=torch.int64).cumsum(0), (1, 0))
+    nnz, overflowing = torch.stack([offsets[-1], (counts > config.kept).sum()]).tolist()
+    if overflowing > DENSE * counts.numel():
+        return _dense(x, W_enc, b_enc, bars, config, dtype)
+    kept = x.new_empty(nnz, dtype=dtype), torch.empty(nnz, dtype=torch.int64, device=x.device)
+    compact(x, W_enc, b_enc, bars, values, places, counts, offsets, *kept, config)
+    return *kept, offsets
+
+
+def survivors(
+    x: Tensor, W_enc: Tensor, b_enc: Tensor, bars: Tensor, config: EncodeConfig
+) -> tuple[Tensor, Tensor, Tensor]:
+    """values fp32 and places uint8 [N, buckets, K'] of the first survivors, counts int16 [N, buckets] of all."""
+    N, F = x.shape[0], W_enc.shape[0]
+    buckets = triton.cdiv(F, config.bucket)
+    values = torch.empty(N, buckets, config.kept, device=x.device)
+    places = torch.empty_like(values, dtype=torch.uint8)
+    counts = torch.empty(N, buckets, dtype=torch.int16, device=x.device)
+    launch(
+        _survivors,
+        tiles(N, F, config),
+        product_arguments(x, W_enc, b_enc)
+        | {"bars": bars, "values": values, "places": places, "counts": counts, "buckets": buckets}
+        | {"group": config.group},
+        product_constants(x, config),
+        warps=config.warps,
+        stages=config.stages,
+    )
+    return values, places, counts
+
+
+def compact(
+    x: Tensor,
+    W_enc: Tensor,
+    b_enc: Tensor,
+    bars: Tensor,
+    values: Tensor,
+    places: Tensor,
+    counts: Tensor,
+    offsets: Tensor,
+    out_values: Tensor,
+    out_indices: Tensor,
+    config: EncodeConfig,
+) -> None:
+    """Fill the values and indices [nnz] of CSR codes from what `survivors` gave."""
+    launch(
+        _compact,
+        (x.shape[0],),
+        {"x": x, "W_enc": W_enc, "b_enc": b_enc, "bars": bars, "values": values, "places": places, "counts": counts}
+        | {"offsets": offsets, "out_values": out_values, "out_indices": out_indices, "buckets": counts.shape[1]}
+        | bucket_arguments(x, W_enc),
+        bucket_constants(config) | {"BLOCK_B": 256, "BLOCK_D": 32},
+    )
+
+
+def _dense(
+    x: Tensor, W_enc: Tensor, b_enc: Tensor, bars: Tensor, config: EncodeConfig, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same codes with every pre-activation written, a part of the tokens at a time."""
+    parts = [(x.new_empty(0, dtype=dtype), *(torch.empty(2, 0, dtype=torch.int64, device=x.device)))]
+    for pre in dense_parts(x, W_enc, b_enc, config):
+        kept = ~(pre <= bars)
+        parts.append((pre[kept].to(dtype), kept.nonzero()[:, 1], kept.sum(1)))
+    values, indices, counts = (torch.cat(column) for column in zip(*parts, strict=True))
+    return values, indices, torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+
+
+def dense_parts(x: Tensor, W_enc: Tensor, b_enc: Tensor, config: EncodeConfig):
+    """Pre-activations fp32 [part, F] of one part of the tokens after another."""
+    config = keep_all(config)
+    part = dense_part(W_enc.shape[0], config)
+    for start in range(0, x.shape[0], part):
+        keys, _ = candidates(x[start : start + part], W_enc, b_enc, config)
+        yield values_of_keys(keys.flatten(1)[:, : W_enc.shape[0]])
