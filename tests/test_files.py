@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from sae.files import CorruptError, check_folder, publish_file, publish_folder, publish_json, read_json, remove_leftovers
+from sae.files import (
+    CorruptError,
+    check_folder,
+    publish_file,
+    publish_folder,
+    publish_json,
+    read_json,
+    remove_leftovers,
+)
 
 
 def make_folder(path: Path) -> Path:
@@ -89,7 +97,9 @@ def test_leftovers_of_a_kill_are_removed(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["kept"]
 
 
-@pytest.mark.parametrize("text", ["{", '{"a": NaN}', '{"a": Infinity}', "[" * 100_000], ids=["cut", "nan", "inf", "deep"])
+@pytest.mark.parametrize(
+    "text", ["{", '{"a": NaN}', '{"a": Infinity}', "[" * 100_000], ids=["cut", "nan", "inf", "deep"]
+)
 def test_hostile_json_is_refused_by_name(tmp_path: Path, text: str) -> None:
     (tmp_path / "c.json").write_text(text)
     with pytest.raises(CorruptError, match=r"c\.json"):

@@ -33,13 +33,15 @@ class Device:
     """Memory bandwidth, bytes a second."""
     flops: float
     """Dense bf16 tensor-core operations a second (a multiply-add is two)."""
+    flops_fp32: float
+    """The same of exact fp32 arithmetic, without tensor cores on NVIDIA's."""
 
 
 DEVICES = {
-    "sm_80": Device(name="sm_80", shared=166_912, cache=40 << 20, bandwidth=2.0e12, flops=312e12),
-    "sm_90": Device(name="sm_90", shared=232_448, cache=50 << 20, bandwidth=3.35e12, flops=800e12),
-    "sm_100": Device(name="sm_100", shared=232_448, cache=126 << 20, bandwidth=8.0e12, flops=2250e12),
-    "gfx942": Device(name="gfx942", shared=65_536, cache=256 << 20, bandwidth=5.3e12, flops=1307e12),
+    "sm_80": Device(name="sm_80", shared=166_912, cache=40 << 20, bandwidth=2.0e12, flops=312e12, flops_fp32=19.5e12),
+    "sm_90": Device(name="sm_90", shared=232_448, cache=50 << 20, bandwidth=3.35e12, flops=800e12, flops_fp32=60e12),
+    "sm_100": Device(name="sm_100", shared=232_448, cache=126 << 20, bandwidth=8.0e12, flops=2250e12, flops_fp32=75e12),
+    "gfx942": Device(name="gfx942", shared=65_536, cache=256 << 20, bandwidth=5.3e12, flops=1307e12, flops_fp32=163e12),
 }
 
 
@@ -69,7 +71,7 @@ class EncodeConfig:
     block_d: int
     """Width of one step of the product."""
     bucket: int
-    """Latents that share kept places, a power of two up to 256."""
+    """Latents that share kept places, a power of two up to 128."""
     kept: int
     """Largest entries kept of a bucket (K'); `bucket` itself keeps everything, which needs no certificate."""
     group: int
@@ -80,6 +82,8 @@ class EncodeConfig:
     """Candidates that one program of the second stage selects from."""
 
     def __post_init__(self) -> None:
+        if self.bucket > 128:
+            raise ValueError(f"bucket = {self.bucket} is over 128: places and counts are bytes")
         if self.block_f % self.bucket:
             raise ValueError(f"block_f = {self.block_f} is no multiple of bucket = {self.bucket}")
         if not (self.kept == self.bucket or 1 <= self.kept <= self.bucket // 2):
@@ -103,7 +107,7 @@ def fallback_probability(F: int, k: int, bucket: int, kept: int) -> float:
     return min(1.0, buckets * max(0.0, 1.0 - inside))
 
 
-MOST_FALLBACK = 0.002
+MOST_FALLBACK = 0.02
 """Configurations above this share of failing rows are not chosen by rule."""
 
 
@@ -111,8 +115,9 @@ MOST_FALLBACK = 0.002
 def choose_bucket(F: int, k: int, d: int) -> tuple[int, int]:
     """(bucket, kept) of least modelled cost a row among those that rarely fail; (128, 128) where none can.
 
-    Cost, in clocks of one multiprocessor: six instructions a latent and kept place, about one clock a candidate to
-    write, read and select it, and the repair of a failing bucket from W_enc at 30 bytes a clock.
+    Cost, in clocks of one multiprocessor: six instructions a latent and kept place; four a candidate, which is written,
+    read and held; the repair of failing buckets from W_enc at 30 bytes a clock. A candidate's own time is nearer one,
+    but the instructions run beside another tile's product, and its room is the op's peak memory.
     """
     best, choice = math.inf, (128, 128)
     for bucket in (128, 64, 32):
@@ -123,7 +128,7 @@ def choose_bucket(F: int, k: int, d: int) -> tuple[int, int]:
             rate = fallback_probability(F, k, bucket, kept)
             if kept > bucket // 2 or not enough or rate > MOST_FALLBACK:
                 continue
-            cost = F * kept * 6 / 128 + buckets * kept + rate * bucket * d * 2 / 30
+            cost = F * kept * 6 / 128 + 4 * buckets * kept + rate * bucket * d * 2 / 30
             if cost < best:
                 best, choice = cost, (bucket, kept)
     return choice
@@ -166,8 +171,8 @@ def _product_config(N: int, d: int, bucket: int, kept: int, dtype: torch.dtype, 
 
 
 def _grouped(config: EncodeConfig, d: int, dtype: torch.dtype, device: Device) -> EncodeConfig:
-    """As many row tiles together as keep their x in half of the cache: W_enc then streams past once a group."""
-    rows = device.cache // 2 // max(1, d * (4 if dtype == torch.float32 else 2))
+    """As many row tiles together as keep their x in seven tenths of the cache: W_enc streams past once a group."""
+    rows = device.cache * 7 // 10 // max(1, d * (4 if dtype == torch.float32 else 2))
     return replace(config, group=max(1, rows // config.block_n))
 
 
@@ -220,7 +225,7 @@ def encode_alternatives(N: int, F: int, d: int, k: int, dtype: torch.dtype, devi
                 base, block_n=block_n, block_f=block_f, warps=warps, stages=stages, bucket=bucket, kept=kept
             )
             fits = config.shared * size <= device.shared and F // bucket * kept >= k
-            if fits and fallback_probability(F, k, bucket, kept) <= 5 * MOST_FALLBACK and config not in found:
+            if fits and fallback_probability(F, k, bucket, kept) <= MOST_FALLBACK and config not in found:
                 found.append(config)
     return found
 

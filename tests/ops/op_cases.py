@@ -22,11 +22,12 @@ class Case(NamedTuple):
 
 
 def make_case(N: int, d: int, F: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Case:
-    """Random inputs of this dtype, leaves that require gradients."""
+    """Random inputs of this dtype, leaves that require gradients; rows of the matrices of about unit norm."""
     draw = torch.Generator().manual_seed(seed)
     shapes = [(N, d), (F, d), (F,), (d,), (F, d), (d,)]
-    tensors = [torch.randn(shape, generator=draw).to(dtype).requires_grad_() for shape in shapes]
-    return Case(*tensors)
+    scales = [1.0, d**-0.5, 1.0, 1.0, d**-0.5, 1.0]
+    tensors = [torch.randn(shape, generator=draw) * scale for shape, scale in zip(shapes, scales, strict=True)]
+    return Case(*(tensor.to(dtype).requires_grad_() for tensor in tensors))
 
 
 def twin(case: Case, dtype: torch.dtype) -> Case:

@@ -35,7 +35,8 @@ def test_values_and_every_gradient_match_the_reference(N, d, F, k, dtype):
     _, peer = outputs_and_gradients(twin(case, dtype), encode(k), "naive")
     assert last_backend("topk_encode") == "naive"
     reference, exact = outputs_and_gradients(twin(case, torch.float64), encode(k), "naive")
-    assert torch.equal(codes.indices, reference.indices)
+    # neighbours closer than fp32 resolves may have changed places
+    assert torch.equal(codes.indices.sort().values, reference.indices.sort().values)
     assert codes.indices.dtype == torch.int64
     names = ["values", "out", "x", "W_enc", "b_enc", "b_pre", "W_dec", "b_dec"]
     for name, a, p, e in zip(names, actual, peer, exact, strict=True):

@@ -40,11 +40,14 @@ DENSE = 0.05
 
 @triton.jit(do_not_specialize=["N", "F", "buckets", "group"])
 def _survivors(
-    x, W_enc, b_enc, bars, values, places, counts, N, F, d, stride_x, stride_w, buckets, group,
+    x, W_enc, b_enc, bars, found, counts, N, F, d, stride_x, stride_w, buckets, group,
     BLOCK_N: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_D: tl.constexpr,
     BUCKET: tl.constexpr, KEPT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """counts [N, buckets] of the entries above their bars; values, places [N, buckets, KEPT] of the first of them."""
+    """counts [N, buckets] of the entries above their bars; found [N, buckets, KEPT] the first of them.
+
+    An entry of `found` is the bits of its value and, in the lowest byte, its place: a lone pair costs one sector.
+    """
     i_n, i_f = tile_of(tl.program_id(0), N, F, group, BLOCK_N, BLOCK_F)
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
     o_f = i_f * BLOCK_F + tl.arange(0, BLOCK_F)
@@ -61,21 +64,20 @@ def _survivors(
     b_count = tl.sum((b_next < BUCKET).to(tl.int32), 2)
     o_bucket = i_f * (BLOCK_F // BUCKET) + tl.arange(0, BLOCK_F // BUCKET)
     o_counts = o_n[:, None].to(tl.int64) * buckets + o_bucket[None, :]
-    tl.store(counts + o_counts, b_count.to(tl.int16), mask=(o_n < N)[:, None] & (o_bucket < buckets)[None, :])
+    tl.store(counts + o_counts, b_count.to(tl.uint8), mask=(o_n < N)[:, None] & (o_bucket < buckets)[None, :])
     # most tiles have no more than a few survivors a row, and stop early
     for j in range(tl.minimum(tl.max(tl.reshape(b_count, (BLOCK_N * (BLOCK_F // BUCKET),)), 0), KEPT)):
         b_place = tl.min(b_next, 2)
         m_here = o_place == b_place[:, :, None]
         b_value = tl.sum(tl.where(m_here, b_pre, 0.0), 2)
         b_next = tl.where(m_here, BUCKET, b_next)
-        tl.store(values + o_counts * KEPT + j, b_value, mask=j < b_count)
-        tl.store(places + o_counts * KEPT + j, b_place.to(tl.uint8), mask=j < b_count)
+        b_pair = (b_value.to(tl.int32, bitcast=True).to(tl.int64) << 8) | b_place.to(tl.int64)
+        tl.store(found + o_counts * KEPT + j, b_pair, mask=j < b_count)
 
 
 @triton.jit(do_not_specialize=["F", "buckets"])
 def _compact(
-    x, W_enc, b_enc, bars, values, places, counts, offsets, out_values, out_indices,
-    F, d, stride_x, stride_w, buckets,
+    x, W_enc, b_enc, bars, found, counts, offsets, out_values, out_indices, F, d, stride_x, stride_w, buckets,
     BUCKET: tl.constexpr, KEPT: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """The survivors of token i_n to out_values, out_indices [nnz], from offsets[i_n] on, in the order of latents."""
@@ -88,10 +90,10 @@ def _compact(
         o_kept = (i_n * buckets + o_b) * KEPT
         for j in tl.static_range(KEPT):
             m_j = (j < b_count) & (b_count <= KEPT)
-            b_place = tl.load(places + o_kept + j, mask=m_j, other=0)
-            b_value = tl.load(values + o_kept + j, mask=m_j, other=0.0)
+            b_pair = tl.load(found + o_kept + j, mask=m_j, other=0)
+            b_value = (b_pair >> 8).to(tl.int32).to(tl.float32, bitcast=True)
             tl.store(out_values + o_out + j, b_value.to(out_values.dtype.element_ty), mask=m_j)
-            tl.store(out_indices + o_out + j, (o_b * BUCKET + b_place.to(tl.int32)).to(tl.int64), mask=m_j)
+            tl.store(out_indices + o_out + j, o_b * BUCKET + (b_pair & 255), mask=m_j)
         b_over = tl.where(b_count > KEPT, o_b, -1)
         for _ in range(tl.sum((b_count > KEPT).to(tl.int32), 0)):
             bucket = tl.max(b_over, 0)
@@ -150,36 +152,32 @@ def above_bars(
     x: Tensor, W_enc: Tensor, b_enc: Tensor, bars: Tensor, config: EncodeConfig, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
     """values of `dtype`, indices, offsets of every entry of x W_enc^T + b_enc that is not <= bars [F] fp32."""
-    values, places, counts = survivors(x, W_enc, b_enc, bars, config)
+    found, counts = survivors(x, W_enc, b_enc, bars, config)
     offsets = torch.nn.functional.pad(counts.sum(1, dtype=torch.int64).cumsum(0), (1, 0))
     nnz, overflowing = torch.stack([offsets[-1], (counts > config.kept).sum()]).tolist()
     if overflowing > DENSE * counts.numel():
         return _dense(x, W_enc, b_enc, bars, config, dtype)
     kept = x.new_empty(nnz, dtype=dtype), torch.empty(nnz, dtype=torch.int64, device=x.device)
-    compact(x, W_enc, b_enc, bars, values, places, counts, offsets, *kept, config)
+    compact(x, W_enc, b_enc, bars, found, counts, offsets, *kept, config)
     return *kept, offsets
 
 
-def survivors(
-    x: Tensor, W_enc: Tensor, b_enc: Tensor, bars: Tensor, config: EncodeConfig
-) -> tuple[Tensor, Tensor, Tensor]:
-    """values fp32 and places uint8 [N, buckets, K'] of the first survivors, counts int16 [N, buckets] of all."""
+def survivors(x: Tensor, W_enc: Tensor, b_enc: Tensor, bars: Tensor, config: EncodeConfig) -> tuple[Tensor, Tensor]:
+    """found int64 [N, buckets, K'] (the first survivors), counts uint8 [N, buckets] (all of them)."""
     N, F = x.shape[0], W_enc.shape[0]
     buckets = triton.cdiv(F, config.bucket)
-    values = torch.empty(N, buckets, config.kept, device=x.device)
-    places = torch.empty_like(values, dtype=torch.uint8)
-    counts = torch.empty(N, buckets, dtype=torch.int16, device=x.device)
+    found = torch.empty(N, buckets, config.kept, dtype=torch.int64, device=x.device)
+    counts = torch.empty(N, buckets, dtype=torch.uint8, device=x.device)
     launch(
         _survivors,
         tiles(N, F, config),
         product_arguments(x, W_enc, b_enc)
-        | {"bars": bars, "values": values, "places": places, "counts": counts, "buckets": buckets}
-        | {"group": config.group},
+        | {"bars": bars, "found": found, "counts": counts, "buckets": buckets, "group": config.group},
         product_constants(x, config),
         warps=config.warps,
         stages=config.stages,
     )
-    return values, places, counts
+    return found, counts
 
 
 def compact(
@@ -187,8 +185,7 @@ def compact(
     W_enc: Tensor,
     b_enc: Tensor,
     bars: Tensor,
-    values: Tensor,
-    places: Tensor,
+    found: Tensor,
     counts: Tensor,
     offsets: Tensor,
     out_values: Tensor,
@@ -199,7 +196,7 @@ def compact(
     launch(
         _compact,
         (x.shape[0],),
-        {"x": x, "W_enc": W_enc, "b_enc": b_enc, "bars": bars, "values": values, "places": places, "counts": counts}
+        {"x": x, "W_enc": W_enc, "b_enc": b_enc, "bars": bars, "found": found, "counts": counts}
         | {"offsets": offsets, "out_values": out_values, "out_indices": out_indices, "buckets": counts.shape[1]}
         | bucket_arguments(x, W_enc),
         bucket_constants(config) | {"BLOCK_B": 256, "BLOCK_D": 32},

@@ -1,0 +1,183 @@
+"""Every op at the sizes of models people train on, walked without memory: what would be launched, and what it must move.
+
+A case's launches come from the op's own launcher, on tensors of the meta device, so they are the launches of a GPU.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from sae_kernels.adam_step.gpu import adam_step
+from sae_kernels.gpu_product import operands
+from sae_kernels.latent_sweep.gpu import latent_sweep
+from sae_kernels.launch import Launch, device_of, recording
+from sae_kernels.sparse_decode.gpu import sparse_decode
+from sae_kernels.threshold_encode.gpu import compact, survivors
+from sae_kernels.topk_encode.gpu import topk_encode
+from sae_kernels.tuning import Device, threshold_config
+
+TOKENS = 8192
+WIDTHS = {16_384: 32, 131_072: 64}
+"""F -> k."""
+MODELS = {"GPT-2 small": 768, "SmolLM2": 576, "Llama-3-8B": 4096}
+"""d of the models."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One op at one size."""
+
+    op: str
+    d: int
+    F: int
+    k: int
+    dtype: torch.dtype
+
+    @property
+    def size(self) -> int:
+        """Bytes an element."""
+        return self.dtype.itemsize
+
+    @property
+    def entries(self) -> int:
+        """N k."""
+        return TOKENS * self.k
+
+    def record(self, device: Device) -> list[Launch]:
+        """The launches of the op on `device`."""
+        with recording(device) as recorder:
+            OPS[self.op].run(self)
+        return recorder.launches
+
+    def floor(self) -> int:
+        """Bytes that any exact implementation of the op moves (KERNELS, the floor)."""
+        return OPS[self.op].floor(self)
+
+    def torch_bytes(self) -> int:
+        """Bytes that the torch operations between the launches move."""
+        return OPS[self.op].torch_bytes(self)
+
+    def tensor(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        return torch.empty(shape, dtype=dtype or self.dtype, device="meta")
+
+    def codes(self, csr: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
+        shape = (self.entries,) if csr else (TOKENS, self.k)
+        offsets = self.tensor(TOKENS + 1, dtype=torch.int64) if csr else None
+        return self.tensor(*shape), self.tensor(*shape, dtype=torch.int64), offsets
+
+
+@dataclass(frozen=True, kw_only=True)
+class Op:
+    run: Callable[[Case], object]
+    floor: Callable[[Case], int]
+    torch_bytes: Callable[[Case], int]
+
+
+def _topk(c: Case) -> None:
+    topk_encode(c.tensor(TOKENS, c.d), c.tensor(c.F, c.d), c.tensor(c.F), c.k, c.tensor(c.d))
+
+
+def _threshold(c: Case) -> None:
+    x, W_enc = operands(c.tensor(TOKENS, c.d), c.tensor(c.F, c.d), c.tensor(c.d))
+    b_enc, bars = c.tensor(c.F), c.tensor(c.F, dtype=torch.float32)
+    config = threshold_config(TOKENS, c.F, c.d, c.dtype, device_of(x))
+    found = survivors(x, W_enc, b_enc, bars, config)
+    values, indices, offsets = c.codes(csr=True)
+    compact(x, W_enc, b_enc, bars, *found, offsets, values, indices, config)
+
+
+def _decode(csr: bool, c: Case) -> None:
+    sparse_decode(*c.codes(csr), c.tensor(c.F, c.d), c.tensor(c.d))
+
+
+def _sweep(parts: str, c: Case) -> None:
+    values, indices, offsets = c.codes()
+    g = c.tensor(TOKENS, c.d) if "dec" in parts else None
+    W = c.tensor(c.F, c.d) if "dec" in parts else None
+    x = c.tensor(TOKENS, c.d) if "enc" in parts else None
+    latent_sweep(values, indices, offsets, c.F, g, W, x, None if "dec" in parts else values)
+
+
+def _adam(unit_rows: bool, c: Case) -> None:
+    param, m, v = (c.tensor(c.F, c.d, dtype=torch.float32) for _ in range(3))
+    constants = {"step": 1, "lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
+    scale = c.tensor(dtype=torch.float32)
+    adam_step(param, c.tensor(c.F, c.d), m, v, **constants, scale=scale, unit_rows=unit_rows)
+
+
+def _product(c: Case) -> int:
+    return (TOKENS + c.F) * c.d * c.size + c.F * c.size
+
+
+def _centring(c: Case) -> int:
+    return 2 * TOKENS * c.d * c.size
+
+
+def _sort(c: Case) -> int:
+    # int64 indices to int32 keys; a radix sort moves key and place, 12 bytes, in and out, four times
+    return c.entries * (8 + 4 + 4 * 2 * 12)
+
+
+def _rows(tensors: int, c: Case) -> int:
+    return tensors * c.entries * c.d * c.size
+
+
+_ENTRY = 8  # bytes of an index
+_KEPT = 2 * 5 * TOKENS * 4 / 128  # candidates of the top-k encode a latent: four of 128, five bytes, written and read
+
+OPS = {
+    "topk_encode": Op(
+        run=_topk,
+        floor=lambda c: _product(c) + int(_KEPT * c.F) + c.entries * (c.size + _ENTRY),
+        torch_bytes=_centring,
+    ),
+    "threshold_encode": Op(
+        run=_threshold,
+        floor=lambda c: _product(c) + 4 * c.F + c.entries * (c.size + _ENTRY) + 8 * TOKENS,
+        torch_bytes=lambda c: _centring(c) + 2 * TOKENS * math.ceil(c.F / 128),
+    ),
+    "sparse_decode": Op(
+        run=partial(_decode, False),
+        floor=lambda c: _rows(1, c) + c.entries * (c.size + _ENTRY) + TOKENS * c.d * c.size,
+        torch_bytes=lambda c: 0,
+    ),
+    "sparse_decode csr": Op(
+        run=partial(_decode, True),
+        floor=lambda c: _rows(1, c) + c.entries * (c.size + _ENTRY) + TOKENS * c.d * c.size,
+        torch_bytes=lambda c: 0,
+    ),
+    "latent_sweep": Op(
+        run=partial(_sweep, "dec enc"),
+        floor=lambda c: _rows(2, c) + c.F * c.d * (c.size + 8) + c.entries * (c.size + _ENTRY + 4),
+        torch_bytes=_sort,
+    ),
+    "latent_sweep dec": Op(
+        run=partial(_sweep, "dec"),
+        floor=lambda c: _rows(1, c) + c.F * c.d * (c.size + 4) + c.entries * (c.size + _ENTRY + 4),
+        torch_bytes=_sort,
+    ),
+    "latent_sweep enc": Op(
+        run=partial(_sweep, "enc"),
+        floor=lambda c: _rows(1, c) + c.F * c.d * 4 + c.entries * (2 * c.size + _ENTRY),
+        torch_bytes=_sort,
+    ),
+    "adam_step": Op(run=partial(_adam, False), floor=lambda c: c.F * c.d * (24 + c.size), torch_bytes=lambda c: 0),
+    "adam_step unit_rows": Op(
+        run=partial(_adam, True), floor=lambda c: c.F * c.d * (24 + c.size), torch_bytes=lambda c: 0
+    ),
+}
+
+
+def all_cases(dtypes: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float32)) -> list[Case]:
+    """Every op at every model's d and both widths."""
+    return [
+        Case(op=op, d=d, F=F, k=k, dtype=dtype)
+        for op, dtype, d, (F, k) in itertools.product(OPS, dtypes, MODELS.values(), WIDTHS.items())
+    ]

@@ -1,0 +1,131 @@
+"""Bytes and operations of a launch, from its own arguments: the roofline of every kernel.
+
+Gathered rows are counted as often as they are read, which is what they cost where nothing stays in cache; the floors
+of cases.py count them the same way. A lone element of a row costs the 32 bytes of a sector. Codes are taken as spread
+evenly over the latents, so that no latent is cut into pieces and no bucket of the encoders overflows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import triton
+
+from sae_kernels.launch import Launch
+from sae_kernels.tuning import Device, fallback_probability
+
+SECTOR = 32
+
+
+class Work(NamedTuple):
+    """What a launch does."""
+
+    bytes: float
+    """Moved to and from memory."""
+    operations: float
+    """Of matrix products; a multiply-add is two."""
+    exact_fp32: bool = False
+    """Whether they are fp32 multiplications."""
+
+    def seconds(self, device: Device) -> float:
+        """The longer of the two at the device's rates."""
+        rate = device.flops_fp32 if self.exact_fp32 else device.flops
+        return max(self.bytes / device.bandwidth, self.operations / rate)
+
+
+def work(launch: Launch, entries: int) -> Work:
+    """Bytes and operations of a launch on codes of `entries` entries.
+
+    Raises:
+        KeyError: a kernel without a model.
+    """
+    return _MODELS[launch.kernel.__name__](launch, entries)
+
+
+def _size(launch: Launch, name: str) -> int:
+    return launch.arguments[name].element_size()
+
+
+def _nbytes(launch: Launch, *names: str) -> int:
+    return sum(launch.arguments[name].numel() * _size(launch, name) for name in names)
+
+
+def _product(launch: Launch, extra: float) -> Work:
+    a, c = launch.arguments, launch.constants
+    groups = triton.cdiv(triton.cdiv(a["N"], c["BLOCK_N"]), a["group"])
+    # x of a group stays in cache while W_enc passes, once a group
+    moved = (a["N"] + a["F"] * groups) * a["d"] * _size(launch, "x") + _nbytes(launch, "b_enc")
+    exact_fp32 = c["PRECISION"] == "ieee" and _size(launch, "x") == 4
+    return Work(moved + extra, 2 * a["N"] * a["F"] * a["d"], exact_fp32)
+
+
+def _candidates(launch: Launch, entries: int) -> Work:
+    return _product(launch, _nbytes(launch, "keys", "places"))
+
+
+def _survivors(launch: Launch, entries: int) -> Work:
+    return _product(launch, _nbytes(launch, "counts", "bars") + entries * SECTOR)
+
+
+def _compact(launch: Launch, entries: int) -> Work:
+    return Work(_nbytes(launch, "counts", "offsets", "out_values", "out_indices") + entries * SECTOR, 0)
+
+
+def _select(launch: Launch, entries: int) -> Work:
+    read = _nbytes(launch, "keys") * (1 if launch.constants["FIRST"] else 2)
+    return Work(read + _nbytes(launch, "out_keys", "out_positions"), 0)
+
+
+def _repair(launch: Launch, entries: int) -> Work:
+    a, c = launch.arguments, launch.constants
+    rows = a["keys"].shape[0] * fallback_probability(a["F"], a["k"], c["BUCKET"], c["KEPT"])
+    return Work(_nbytes(launch, "keys", "positions") + rows * c["BUCKET"] * a["d"] * _size(launch, "x"), 0)
+
+
+def _order(launch: Launch, entries: int) -> Work:
+    places = entries * SECTOR if launch.constants["KEPT"] < launch.constants["BUCKET"] else 0
+    return Work(_nbytes(launch, "keys", "positions", "values", "indices") + places, 0)
+
+
+def _decode(launch: Launch, entries: int) -> Work:
+    rows = entries * launch.arguments["d"] * _size(launch, "W_dec")
+    return Work(rows + _nbytes(launch, "values", "indices", "out", "b_dec"), 0)
+
+
+def _sweep(launch: Launch, entries: int) -> Work:
+    a, c = launch.arguments, launch.constants
+    moved = _nbytes(launch, "order", "bounds") + entries * SECTOR
+    if c["HAS_G"]:
+        moved += entries * a["d"] * _size(launch, "grad_out") + _nbytes(launch, "grad_W_dec")
+    if c["HAS_W"]:
+        # only the atoms that are listed are read; of widths far above the entries that is a part of them
+        moved += min(entries, a["W_dec"].shape[0]) * a["d"] * _size(launch, "W_dec")
+    if c["HAS_W"] or c["HAS_X"]:
+        moved += entries * SECTOR
+    if c["HAS_X"]:
+        moved += entries * a["d"] * _size(launch, "x") + _nbytes(launch, "grad_W_enc", "grad_b_enc")
+    return Work(moved, 0)
+
+
+def _pieces(launch: Launch, entries: int) -> Work:
+    return Work(_nbytes(launch, "owner"), 0)
+
+
+def _adam(launch: Launch, entries: int) -> Work:
+    return Work(2 * _nbytes(launch, "param", "m", "v") + _nbytes(launch, "grad"), 0)
+
+
+_MODELS: dict[str, Callable[[Launch, int], Work]] = {
+    "_candidates": _candidates,
+    "_survivors": _survivors,
+    "_compact": _compact,
+    "_select": _select,
+    "_repair": _repair,
+    "_order": _order,
+    "_decode": _decode,
+    "_sweep": _sweep,
+    "_sweep_pieces": _pieces,
+    "_merge": _pieces,
+    "_adam": _adam,
+}

@@ -1,0 +1,145 @@
+"""Splicing into a real (tiny) model: closed forms of delta CE, KL and CE recovered; `sae eval` end to end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from sae.cli import main
+from sae.config import EvalConfig, HarvestConfig, OptimConfig, SAEConfig, TrainConfig
+from sae.data.documents import open_documents
+from sae.data.packing import BEGINNING
+from sae.evaluation import downstream
+from sae.evaluation.run import evaluate
+from sae.harvest.language_model import load_language_model, locate_model
+from sae.harvest.sites import resolve_sites
+from sae.harvest.stream import Harvest
+from sae.models.autoencoder import Autoencoder
+from sae.modules.codes import Identity
+from sae.training.run import train
+
+DRAWS = {"resamples": 100, "seed": 0}
+
+
+@pytest.fixture(scope="module")
+def harvest(tiny_model: Path, corpus: Path) -> Harvest:
+    lm = load_language_model(
+        locate_model(str(tiny_model), trust_remote_code=False), device=torch.device("cpu"), precision="float32"
+    )
+    config = HarvestConfig(model=str(tiny_model), dataset=str(corpus), layer=1, context=64, contexts=4)
+    harvest = Harvest(lm, resolve_sites(lm.model, ["resid_post"], layer=1), open_documents(str(corpus)), config)
+    harvest.measure_norms()
+    return harvest
+
+
+def linear(dim: int, W: torch.Tensor, b: torch.Tensor) -> Autoencoder:
+    model = Autoencoder(dim, W.shape[0], Identity())
+    model.W_enc.data.copy_(W)
+    model.dictionary.W.data.copy_(W)
+    model.dictionary.b.data.copy_(b)
+    return model
+
+
+def measured(harvest: Harvest, model: Autoencoder, mean: torch.Tensor) -> dict:
+    batches = downstream.enough(harvest.contexts(BEGINNING), 1000)
+    return downstream.metrics(downstream.measure(harvest, model, mean, batches, lambda tokens: None), **DRAWS)
+
+
+def test_identity_costs_nothing(harvest: Harvest) -> None:
+    dim = harvest.sites[0].width
+    metrics = measured(harvest, linear(dim, torch.eye(dim), torch.zeros(dim)), torch.zeros(dim))
+    assert metrics["delta_ce"].value == pytest.approx(0, abs=1e-5)
+    assert metrics["delta_ce_everywhere"].value == pytest.approx(0, abs=1e-5)
+    assert metrics["kl"].value == pytest.approx(0, abs=1e-5)
+    assert metrics["ce_recovered_zero"].value == pytest.approx(1, abs=1e-3)
+    assert metrics["ce_recovered_mean"].value == pytest.approx(1, abs=1e-3)
+
+
+def test_reconstructing_the_ablation_recovers_nothing(harvest: Harvest) -> None:
+    dim = harvest.sites[0].width
+    mean = torch.full((dim,), 0.7)
+    constant = linear(dim, torch.zeros(3, dim), mean)
+    metrics = measured(harvest, constant, mean)
+    assert metrics["ce_recovered_mean"].value == pytest.approx(0, abs=1e-4)
+    assert metrics["ce_spliced"].value == pytest.approx(metrics["ce_mean_ablation"].value, rel=1e-6)
+    assert metrics["kl"].value > 0
+
+
+def test_cross_entropy_is_that_of_each_document_alone(harvest: Harvest) -> None:
+    """Packed contexts with documents kept apart give the loss of running every segment by itself."""
+    dim = harvest.sites[0].width
+    contexts = next(iter(harvest.contexts(BEGINNING)))
+    sums = downstream.measure(
+        harvest, linear(dim, torch.eye(dim), torch.zeros(dim)), torch.zeros(dim), [contexts], lambda tokens: None
+    )
+    total, count = 0.0, 0
+    for row in range(contexts.tokens.shape[0]):
+        starts = [*(contexts.position[row] == 0).nonzero().flatten().tolist(), contexts.tokens.shape[1]]
+        for first, last in zip(starts, starts[1:], strict=False):
+            if contexts.document[row, first] < 0 or last - first < 2:
+                continue
+            tokens = contexts.tokens[row : row + 1, first:last]
+            with torch.no_grad():
+                log_p = harvest.lm.model(input_ids=tokens).logits[0, :-1].log_softmax(-1)
+            total -= log_p.gather(1, tokens[0, 1:, None]).sum().item()
+            count += last - first - 1
+    assert int(sums.sums["count"].sum()) == count
+    assert sums.sums["clean"].sum().item() == pytest.approx(total, rel=1e-4)
+
+
+def test_bos_tokens_are_not_replaced_unless_everywhere(harvest: Harvest) -> None:
+    dim = harvest.sites[0].width
+    metrics = measured(harvest, linear(dim, torch.zeros(3, dim), torch.full((dim,), 9.0)), torch.zeros(dim))
+    assert abs(metrics["delta_ce"].value - metrics["delta_ce_everywhere"].value) > 1e-5
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_model: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "run"
+    train(
+        TrainConfig(
+            harvest=HarvestConfig(model=str(tiny_model), dataset=str(corpus), layer=1, context=64, contexts=8),
+            sae=SAEConfig(width=128, k=8),
+            optim=OptimConfig(batch=256),
+            out=out,
+            tokens=10_240,
+            epochs=2,
+        )
+    )
+    return out
+
+
+def test_eval_prints_one_json_line_and_keeps_it(trained: Path, capsys: pytest.CaptureFixture) -> None:
+    main(["eval", str(trained), "--tokens", "2000", "--downstream-tokens", "500", "--pca-tokens", "2000", "--json"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1
+    report = json.loads(lines[0])
+    assert report == json.loads((trained / "eval.json").read_text())
+    for name in ("fvu", "l0", "dead", "cosine", "norm_ratio", "reconstruction_bias"):
+        assert report[name]["low"] <= report[name]["value"] <= report[name]["high"], name
+    assert 0 < report["fvu"]["value"] < 1
+    assert report["l0"]["value"] <= 8
+    assert report["baselines"]["pca_components"] == 8
+    assert report["others"]["bos"]["tokens"] > 0
+    assert {"delta_ce", "kl", "ce_recovered_zero", "ce_recovered_mean"} <= report["downstream"].keys()
+
+
+def test_evaluation_is_on_documents_that_training_never_saw(trained: Path, corpus: Path) -> None:
+    seen = {d.text for d in open_documents(str(corpus), split="train")}
+    held = {d.text for d in open_documents(str(corpus), split="heldout")}
+    assert held
+    assert not seen & held
+    report = evaluate(trained, EvalConfig(tokens=10**6, downstream_tokens=0, pca_tokens=0, resamples=10))
+    assert report["documents"] <= len(held)
+    assert report["downstream"] is None
+
+
+def test_evaluating_twice_gives_the_same_numbers(trained: Path) -> None:
+    config = EvalConfig(tokens=1500, downstream_tokens=300, pca_tokens=1000, resamples=50)
+    one, two = evaluate(trained, config), evaluate(trained, config)
+    one.pop("seconds")
+    two.pop("seconds")
+    assert one == two

@@ -1,0 +1,192 @@
+"""Every metric against a closed form: mean prediction, identity, scaling, batching, PCA, intervals, dead latents."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from sae.evaluation import bootstrap
+from sae.evaluation.baselines import PCA
+from sae.evaluation.bootstrap import GroupSums, ratio, resample_weights
+from sae.evaluation.reconstruction import Reconstruction
+from sae.models.autoencoder import Autoencoder
+from sae.modules.codes import Identity, TopK
+
+DRAWS = {"resamples": 200, "seed": 0}
+
+
+def data(tokens: int = 900, dim: int = 12, documents: int = 30) -> tuple[torch.Tensor, torch.Tensor]:
+    draw = torch.Generator().manual_seed(0)
+    mixing = torch.randn(dim, dim, generator=draw)
+    x = torch.randn(tokens, dim, generator=draw) @ mixing + 5.0
+    return x, torch.arange(tokens) * documents // tokens
+
+
+def autoencoder(dim: int, W: torch.Tensor, b: torch.Tensor | None = None, code=None) -> Autoencoder:
+    """x̂ = W^T code(W (x - b)) + b."""
+    model = Autoencoder(dim, W.shape[0], code or Identity())
+    model.W_enc.data.copy_(W)
+    model.dictionary.W.data.copy_(W)
+    model.dictionary.b.data.copy_(torch.zeros(dim) if b is None else b)
+    return model
+
+
+def evaluate(model: Autoencoder, x: torch.Tensor, document: torch.Tensor, pca: PCA | None = None, size: int = 900):
+    evaluation = Reconstruction(model, x.mean(0), pca)
+    for rows, documents in zip(x.split(size), document.split(size), strict=True):
+        evaluation.add(rows, documents)
+    return evaluation
+
+
+def test_identity_has_fvu_zero() -> None:
+    x, document = data()
+    metrics = evaluate(autoencoder(12, torch.eye(12)), x, document).metrics(**DRAWS)
+    assert metrics["fvu"].value == pytest.approx(0, abs=1e-12)
+    assert metrics["cosine"].value == pytest.approx(1, abs=1e-6)
+    assert metrics["norm_ratio"].value == pytest.approx(1, abs=1e-6)
+    assert metrics["reconstruction_bias"].value == pytest.approx(1, abs=1e-6)
+
+
+def test_predicting_the_mean_has_fvu_one() -> None:
+    x, document = data()
+    metrics = evaluate(autoencoder(12, torch.zeros(4, 12), x.double().mean(0)), x, document).metrics(**DRAWS)
+    assert metrics["fvu"].value == pytest.approx(1, rel=1e-6)
+    assert metrics["fvu"].low >= 1 - 1e-6, "no resample's mean is predicted better than by itself"
+    assert metrics["l0"].value == 0
+    assert metrics["dead"].value == 1
+
+
+def test_a_known_projection_has_the_fvu_of_what_it_leaves_out() -> None:
+    x, document = data()
+    keep = torch.eye(12)[:5]
+    metrics = evaluate(autoencoder(12, keep, x.mean(0)), x, document).metrics(**DRAWS)
+    centred = x.double() - x.double().mean(0)
+    assert metrics["fvu"].value == pytest.approx((centred[:, 5:].pow(2).sum() / centred.pow(2).sum()).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("factor", [1e-3, 7.0, 1e4])
+def test_scaling_the_data_changes_no_metric(factor: float) -> None:
+    x, document = data()
+    keep = torch.eye(12)[:5]
+    one = evaluate(autoencoder(12, keep, x.mean(0)), x, document).metrics(**DRAWS)
+    other = evaluate(autoencoder(12, keep, x.mean(0) * factor), x * factor, document).metrics(**DRAWS)
+    for name in ("fvu", "cosine", "norm_ratio", "reconstruction_bias", "relative_error"):
+        assert other[name].value == pytest.approx(one[name].value, rel=1e-5), name
+
+
+@pytest.mark.parametrize("size", [1, 7, 64, 899])
+def test_batch_size_changes_nothing(size: int) -> None:
+    x, document = data()
+    model = autoencoder(12, torch.eye(12), x.mean(0), TopK(3))
+    one, other = evaluate(model, x, document), evaluate(model, x, document, size=size)
+    assert one.metrics(**DRAWS) == {k: _near(v) for k, v in other.metrics(**DRAWS).items()}
+    assert one.densities() == other.densities()
+
+
+def test_row_order_inside_documents_changes_no_value() -> None:
+    x, document = data()
+    model = autoencoder(12, torch.eye(12), x.mean(0), TopK(3))
+    order = torch.argsort(document + torch.rand(len(x)) * 0.9, stable=True)
+    one, other = evaluate(model, x, document), evaluate(model, x[order], document[order])
+    assert other.metrics(**DRAWS)["fvu"].value == pytest.approx(one.metrics(**DRAWS)["fvu"].value, rel=1e-9)
+
+
+def test_a_constant_input_has_no_fvu() -> None:
+    x = torch.full((50, 12), 3.3) * (1 + 1e-8 * torch.randn(50, 12))
+    metrics = evaluate(autoencoder(12, torch.eye(12)[:3]), x, torch.arange(50)).metrics(**DRAWS)
+    assert metrics["fvu"] is None
+    assert metrics["relative_error"].value == pytest.approx(0.75)
+
+
+def test_pca_baseline_equals_the_eigenvalues_left_out() -> None:
+    x, document = data()
+    pca = PCA.fit(x.split(100))
+    baselines = evaluate(autoencoder(12, torch.eye(12)), x, document, pca).baselines(k=4, **DRAWS)
+    values = torch.linalg.eigvalsh(torch.cov(x.double().T, correction=0)).flip(0)
+    assert baselines["pca_fvu"].value == pytest.approx((values[4:].sum() / values.sum()).item(), rel=1e-6)
+    assert baselines["mean_fvu"].value == pytest.approx(1, rel=1e-9)
+
+
+def test_pca_components_for_the_same_fvu_is_the_smallest_number() -> None:
+    x, document = data()
+    pca = PCA.fit([x])
+    model = autoencoder(12, pca.components[:4].float(), pca.mean.float())
+    baselines = evaluate(model, x, document, pca).baselines(k=4, **DRAWS)
+    assert baselines["pca_components_for_same_fvu"] in (4, 5), "rounding may cost one"
+
+
+def test_l0_counts_and_densities_agree() -> None:
+    x, document = data()
+    evaluation = evaluate(autoencoder(12, torch.eye(12), x.mean(0), TopK(3)), x, document)
+    dense = torch.relu((x - x.mean(0)).topk(3).values)
+    assert evaluation.metrics(**DRAWS)["l0"].value == pytest.approx((dense > 0).sum(1).double().mean().item())
+    histogram = evaluation.densities()
+    assert sum(histogram["latents"]) + histogram["never"] == 12
+
+
+def test_dead_share_and_its_jackknife() -> None:
+    """Two latents of four: one fires in every document, one in a single document of ten, two never."""
+    document = torch.arange(10).repeat_interleave(5)
+    x = torch.zeros(50, 4)
+    x[:, 0] = 1.0
+    x[20:25, 1] = 2.0
+    x[:, 2:] = -1.0
+    evaluation = evaluate(autoencoder(4, torch.eye(4), None, TopK(2)), x, document, size=7)
+    dead = evaluation.dead()
+    assert dead.value == 0.5
+    killed = np.array([0.25 if d == 4 else 0.0 for d in range(10)])
+    error = math.sqrt(9 / 10 * ((killed - killed.mean()) ** 2).sum())
+    assert dead.high == pytest.approx(0.5 + 1.96 * error)
+    assert dead.low == pytest.approx(max(0.0, 0.5 - 1.96 * error))
+
+
+def test_interval_of_a_mean_matches_the_normal_formula() -> None:
+    draw = torch.Generator().manual_seed(1)
+    values = torch.randn(400, generator=draw, dtype=torch.float64)
+    sums = GroupSums()
+    sums.add(torch.arange(400), {"value": values, "count": torch.ones(400)})
+    interval = sums.interval(ratio("value", "count"), resamples=4000, seed=0)
+    half = 1.96 * values.std().item() / 20
+    assert interval.value == pytest.approx(values.mean().item())
+    assert interval.high - interval.value == pytest.approx(half, rel=0.1)
+    assert interval.value - interval.low == pytest.approx(half, rel=0.1)
+
+
+def test_resampling_draws_whole_documents() -> None:
+    """Ten equal tokens in each of 20 documents: the interval is that of 20 values, not of 200."""
+    draw = torch.Generator().manual_seed(1)
+    values = torch.randn(20, generator=draw, dtype=torch.float64)
+    sums = GroupSums()
+    sums.add(torch.arange(20).repeat_interleave(10), {"v": values.repeat_interleave(10), "n": torch.ones(200)})
+    interval = sums.interval(ratio("v", "n"), resamples=4000, seed=0)
+    assert interval.high - interval.low == pytest.approx(2 * 1.96 * values.std().item() / math.sqrt(20), rel=0.15)
+
+
+def test_many_documents_share_groups_and_nothing_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bootstrap, "MAX_GROUPS", 16)
+    values = torch.arange(1000, dtype=torch.float64)
+    sums = GroupSums()
+    for start in range(0, 1000, 90):
+        part = slice(start, start + 90)
+        sums.add(torch.arange(1000)[part], {"v": values[part], "n": torch.ones(len(values[part]))})
+    assert sums.groups <= 16
+    assert sums.documents == 1000
+    assert sums.sums["v"].sum() == values.sum()
+    direct = [values[sums.group(torch.arange(1000)) == g].sum().item() for g in range(sums.groups)]
+    assert sums.sums["v"].tolist() == direct
+
+
+def test_resample_weights_draw_as_many_groups_as_there_are() -> None:
+    weights = resample_weights(7, 500, seed=0)
+    assert (weights.sum(1) == 7).all()
+    assert weights.mean().item() == pytest.approx(1)
+    assert not torch.equal(weights, resample_weights(7, 500, seed=1))
+
+
+def _near(value):
+    if isinstance(value, bootstrap.Interval):
+        return pytest.approx(tuple(value), rel=1e-6, abs=1e-9)
+    return value
