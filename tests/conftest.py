@@ -1,4 +1,4 @@
-"""Shared fixtures: a tiny model saved to disk with a tokenizer, a small corpus, and the command line in a subprocess."""
+"""Shared fixtures: a tiny model saved to disk with a tokenizer, a small corpus, the command line in a subprocess."""
 
 from __future__ import annotations
 
@@ -49,6 +49,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def save_tiny_model(family: str, folder: Path) -> Path:
     """Save a tiny random model of a family of `tiny_models.FAMILIES` with a tokenizer of its vocabulary's size."""
     import torch
+
     from tiny_models import FAMILIES
     from tiny_tokenizers import byte_tokenizer
 

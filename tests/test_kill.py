@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import run_sae
 from safetensors.torch import load_file
 
+from conftest import run_sae
 from sae.files import sha256_of
 
 

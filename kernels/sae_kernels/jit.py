@@ -22,6 +22,8 @@ from numba import prange
 
 __all__ = ["jit", "prange", "sync_threads"]
 
+# torch, too, starts threads from 32768 elements on
+LITTLE_WORK = 1 << 15
 # contract: fused multiply-add; reassoc: sums in vector lanes; neither assumes away NaN, Inf or signed zero
 _FASTMATH = {"contract", "reassoc"}
 
@@ -47,9 +49,15 @@ def jit(*, parallel: bool = False, fastmath: bool = True) -> Callable[[Callable[
     return decorate
 
 
-def sync_threads() -> int:
-    """Give numba as many threads as torch has (no more than numba started with); returns that number."""
+def sync_threads(work: int | None = None) -> int:
+    """Give numba as many threads as torch has (no more than numba started with); returns that number.
+
+    One for little work (`work` in scalar operations, about): waking threads costs more than it brings, and far more on
+    a machine that is busy.
+    """
     threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+    if work is not None and work < LITTLE_WORK:
+        threads = 1
     if threads != numba.get_num_threads():
         numba.set_num_threads(threads)
     return threads

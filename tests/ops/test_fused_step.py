@@ -217,5 +217,5 @@ def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match="target"):
         fused_forward(params, x, K, target=x[:3])
     forward = fused_forward(params, x, K)
-    with pytest.raises(ValueError, match="m.W_dec"):
+    with pytest.raises(ValueError, match=r"m\.W_dec"):
         fused_update(params, m._replace(W_dec=m.W_dec.double()), v, forward, step=1, lr=LR)

@@ -30,7 +30,7 @@ def adam_step(
     factor = 1.0 if scale is None else float(scale)
     if not math.isfinite(factor):
         return
-    sync_threads()
+    sync_threads(param.numel())
     # rows of the projection, or any even division of the elements
     views = [_rows(t, unit_rows) for t in (param, grad, m, v)]
     constants = adam_constants(step, lr, beta1, beta2, eps)

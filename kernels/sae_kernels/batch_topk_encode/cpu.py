@@ -29,7 +29,7 @@ def batch_topk_encode(
     x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, b_pre: Tensor | None, guess: float | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See op.py -> values [N k], indices [N k] int64, offsets [N+1] int64."""
-    sync_threads()
+    sync_threads(x.shape[0] * W_enc.shape[0])
     centred = centre(x, b_pre)
     bias = b_enc.detach().float().contiguous()
     wanted = x.shape[0] * k

@@ -29,7 +29,7 @@ def forward(
     params: Any, x: Tensor, codes: SparseCodes, target: Tensor, tied: bool, workspace: Workspace
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """residual, squared_error, centred, dots; see op.py."""
-    sync_threads()
+    sync_threads(codes.values.numel() * target.shape[1])
     shape = (target.shape[0], target.shape[1])
     residual = workspace.get("residual", shape)
     squared_error = workspace.get("squared_error", shape[:1])
@@ -61,7 +61,7 @@ def update(
     extra: Any,
 ) -> tuple[Tensor, Tensor]:
     """grad_norm, applied; see op.py."""
-    sync_threads()
+    sync_threads(params.W_enc.numel())
     codes, residual = forward.codes, forward.residual
     width, d = params.W_enc.shape[0], residual.shape[1]
     factor = -2.0 / max(residual.shape[0], 1)
@@ -97,6 +97,7 @@ def update(
         if not np.isfinite(scale):
             return norm, torch.tensor(False)
         _sweep(*fixed, constants, np.float32(scale), True)
+    sync_threads(d)
     b_dec = [t.detach().numpy() for t in (params.b_dec, grad_b_dec, m.b_dec, v.b_dec)]
     adam_flat(*b_dec, constants, np.float32(scale))
     return norm, torch.tensor(True)

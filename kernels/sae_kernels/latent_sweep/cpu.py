@@ -22,7 +22,8 @@ def latent_sweep(
     grad_values: Tensor | None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """grad_W_dec, grad_values, grad_W_enc, grad_b_enc in fp32, each None where its inputs are; see op.py."""
-    sync_threads()
+    rows = next(tensor for tensor in (grad_out, x) if tensor is not None)
+    sync_threads((values.numel() + width) * rows.shape[1])
     starts = (row_starts(indices) if offsets is None else offsets).contiguous().numpy()
     order = LatentOrder(indices, starts, width)
     flat_values = as_numpy(values).reshape(-1)

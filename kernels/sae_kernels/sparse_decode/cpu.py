@@ -10,7 +10,7 @@ from sae_kernels.jit import jit, prange, sync_threads
 
 def sparse_decode(values: Tensor, indices: Tensor, offsets: Tensor | None, W_dec: Tensor, b_dec: Tensor) -> Tensor:
     """See op.py; values and indices [N, K] or [nnz] with offsets [N+1] int64, W_dec [F, d], b_dec [d] -> [N, d]."""
-    sync_threads()
+    sync_threads(values.numel() * W_dec.shape[1])
     dtype = torch.promote_types(values.dtype, W_dec.dtype)
     starts = row_starts(indices) if offsets is None else offsets
     out = torch.empty(starts.shape[0] - 1, W_dec.shape[1], dtype=torch.float32)

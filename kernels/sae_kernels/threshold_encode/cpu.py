@@ -14,7 +14,7 @@ def threshold_encode(
     x: Tensor, W_enc: Tensor, b_enc: Tensor, theta: Tensor, margin: float, b_pre: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See op.py; theta [F] -> values [nnz], indices [nnz] int64, offsets [N+1] int64."""
-    sync_threads()
+    sync_threads(x.shape[0] * W_enc.shape[0])
     bias = b_enc.detach().float().contiguous()
     bars = (theta.detach().float() - margin).contiguous()
     parts = [

@@ -19,15 +19,18 @@ import triton.language as tl
 from torch import Tensor
 
 from sae_kernels.gpu_product import (
+    LOWEST_KEY,
     bucket_arguments,
     bucket_constants,
     bucket_rows,
     operands,
+    order_key,
     product_arguments,
     product_constants,
     product_tile,
     tile_of,
     tiles,
+    value_of_key,
 )
 from sae_kernels.launch import device_of, launch
 from sae_kernels.topk_encode.gpu import candidates, dense_part
@@ -46,7 +49,7 @@ def _survivors(
 ):  # fmt: skip
     """counts [N, buckets] of the entries above their bars; found [N, buckets, KEPT] the first of them.
 
-    An entry of `found` is the bits of its value and, in the lowest byte, its place: a lone pair costs one sector.
+    An entry of `found` is the key of its value and, in the lowest byte, its place: a lone pair costs one sector.
     """
     i_n, i_f = tile_of(tl.program_id(0), N, F, group, BLOCK_N, BLOCK_F)
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -56,22 +59,21 @@ def _survivors(
     )  # fmt: skip
     b_bar = tl.load(bars + o_f, mask=o_f < F, other=0.0)
     # not (pre > bar): a NaN survives, as in the reference
-    m_above = (b_pre <= b_bar[None, :]) | (o_f >= F)[None, :] | (o_n >= N)[:, None]
+    m_below = (b_pre <= b_bar[None, :]) | (o_f >= F)[None, :] | (o_n >= N)[:, None]
+    # one array that says both what survives and its value, for want of registers
+    b_key = tl.reshape(tl.where(m_below, LOWEST_KEY, order_key(b_pre)), (BLOCK_N, BLOCK_F // BUCKET, BUCKET))
+    b_count = tl.sum((b_key != LOWEST_KEY).to(tl.int32), 2)
     o_place = tl.arange(0, BUCKET)[None, None, :]
-    b_pre = tl.reshape(b_pre, (BLOCK_N, BLOCK_F // BUCKET, BUCKET))
-    # the place of a survivor, BUCKET for the rest: the next survivor is the smallest of these
-    b_next = tl.where(tl.reshape(m_above, (BLOCK_N, BLOCK_F // BUCKET, BUCKET)), BUCKET, o_place)
-    b_count = tl.sum((b_next < BUCKET).to(tl.int32), 2)
     o_bucket = i_f * (BLOCK_F // BUCKET) + tl.arange(0, BLOCK_F // BUCKET)
     o_counts = o_n[:, None].to(tl.int64) * buckets + o_bucket[None, :]
     tl.store(counts + o_counts, b_count.to(tl.uint8), mask=(o_n < N)[:, None] & (o_bucket < buckets)[None, :])
     # most tiles have no more than a few survivors a row, and stop early
     for j in range(tl.minimum(tl.max(tl.reshape(b_count, (BLOCK_N * (BLOCK_F // BUCKET),)), 0), KEPT)):
-        b_place = tl.min(b_next, 2)
+        b_place = tl.min(tl.where(b_key != LOWEST_KEY, o_place, BUCKET), 2)
         m_here = o_place == b_place[:, :, None]
-        b_value = tl.sum(tl.where(m_here, b_pre, 0.0), 2)
-        b_next = tl.where(m_here, BUCKET, b_next)
-        b_pair = (b_value.to(tl.int32, bitcast=True).to(tl.int64) << 8) | b_place.to(tl.int64)
+        b_found = tl.max(tl.where(m_here, b_key, LOWEST_KEY), 2)
+        b_key = tl.where(m_here, LOWEST_KEY, b_key)
+        b_pair = (b_found.to(tl.int64) << 8) | b_place.to(tl.int64)
         tl.store(found + o_counts * KEPT + j, b_pair, mask=j < b_count)
 
 
@@ -91,7 +93,7 @@ def _compact(
         for j in tl.static_range(KEPT):
             m_j = (j < b_count) & (b_count <= KEPT)
             b_pair = tl.load(found + o_kept + j, mask=m_j, other=0)
-            b_value = (b_pair >> 8).to(tl.int32).to(tl.float32, bitcast=True)
+            b_value = value_of_key((b_pair >> 8).to(tl.int32))
             tl.store(out_values + o_out + j, b_value.to(out_values.dtype.element_ty), mask=m_j)
             tl.store(out_indices + o_out + j, o_b * BUCKET + (b_pair & 255), mask=m_j)
         b_over = tl.where(b_count > KEPT, o_b, -1)

@@ -26,7 +26,7 @@ MAX_LANES = 1024
 
 def topk_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, b_pre: Tensor | None) -> tuple[Tensor, Tensor]:
     """See op.py; x [N, d], W_enc [F, d], b_enc [F], b_pre [d] or None -> values [N, k], indices [N, k] int64."""
-    sync_threads()
+    sync_threads(x.shape[0] * W_enc.shape[0])
     tokens, width = x.shape[0], W_enc.shape[0]
     values, indices = torch.empty(tokens, k), torch.empty(tokens, k, dtype=torch.int64)
     bias = b_enc.detach().float().contiguous().numpy()

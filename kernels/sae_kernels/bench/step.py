@@ -1,0 +1,165 @@
+"""A whole TopK training step against the encode product alone.
+
+    result = measure_step(tokens=2048, d=576, width=9216, k=32)
+    result["ratio"]          # fused step / product; the aim is 1.25
+
+A step is encode, decode, backward and Adam with projected gradients and unit-norm atoms; AuxK idle.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sae_kernels.adam_step.op import adam_step, clip_scale
+from sae_kernels.bench.timing import interleaved, machine, show
+from sae_kernels.buffers import Workspace
+from sae_kernels.dispatch import backends_used, use_backend
+from sae_kernels.fused_step.op import Parameters, fused_forward, fused_update
+from sae_kernels.sparse_decode.op import sparse_decode
+from sae_kernels.topk_encode.op import topk_encode
+
+COLUMNS = ("what", "median ms", "fastest ms", "x product")
+
+
+class Problem:
+    """Weights, moments and one batch, and the routes to step on them."""
+
+    def __init__(self, tokens: int, d: int, width: int, k: int, device: str = "cpu") -> None:
+        draw = torch.Generator().manual_seed(0)
+        atoms = torch.nn.functional.normalize(torch.randn(width, d, generator=draw))
+        parts = (atoms.clone(), torch.zeros(width), atoms, torch.zeros(d))
+        self.params = Parameters(*(part.to(device) for part in parts))
+        self.m, self.v = (Parameters(*(torch.zeros_like(p) for p in self.params)) for _ in range(2))
+        self.x = torch.randn(tokens, d, generator=draw).to(device)
+        self.k, self.step, self.workspace = k, 0, Workspace()
+
+    def fused(self, max_norm: float | None = None) -> None:
+        """The fused step."""
+        self.step += 1
+        forward = fused_forward(self.params, self.x, self.k, workspace=self.workspace)
+        fused_update(self.params, self.m, self.v, forward, step=self.step, lr=1e-5, max_norm=max_norm)
+
+    def autograd(self, encode: Callable[..., Any] = topk_encode) -> None:
+        """The same step with whole gradients from autograd."""
+        self.step += 1
+        leaves = Parameters(*(p.detach().requires_grad_() for p in self.params))
+        codes = encode(self.x, leaves.W_enc, leaves.b_enc, self.k, leaves.b_dec)
+        residual = self.x - sparse_decode(codes, leaves.W_dec, leaves.b_dec)
+        residual.square().sum(1).mean().backward()
+        grads: list[Tensor] = [leaf.grad for leaf in leaves if leaf.grad is not None]
+        scale = clip_scale(torch.stack([grad.norm() for grad in grads]).norm(), 1.0)
+        for place, (param, grad) in enumerate(zip(self.params, grads, strict=True)):
+            moments = self.m[place], self.v[place]
+            adam_step(param, grad, *moments, step=self.step, lr=1e-5, scale=scale, unit_rows=place == 2)
+
+    def dense(self) -> None:
+        """The same step in plain PyTorch: dense codes and gradients."""
+        with use_backend("naive"):
+            self.autograd()
+
+    def product(self) -> Callable[[], Any]:
+        """The one product no exact step can avoid, into a buffer that exists."""
+        out = torch.empty(self.x.shape[0], self.params.W_enc.shape[0], device=self.x.device)
+        return lambda: torch.mm(self.x, self.params.W_enc.T, out=out)
+
+
+def measure_step(
+    tokens: int = 2048,
+    d: int = 576,
+    width: int = 9216,
+    k: int = 32,
+    rounds: int = 15,
+    device: str = "cpu",
+    dense: bool = True,
+) -> dict[str, Any]:
+    """Interleaved timings of the product, the fused step and its parts, the autograd route and the dense one.
+
+    The extra memory is how far the process grew in its first steps, beyond weights, moments, batch and the machinery
+    (measured before the product's N x F buffer exists).
+    """
+    Problem(64, d, 512, k).fused()  # compiles
+    problem = Problem(tokens, d, width, k, device)
+    extra = _growth(lambda: (problem.fused(1.0), problem.fused())) if device == "cpu" else None
+    backends = {name: ran for name, ran in backends_used().items() if name.startswith("fused") or name == "topk_encode"}
+    functions: dict[str, Callable[[], Any]] = {
+        "encode product": problem.product(),
+        "fused step": problem.fused,
+        "fused step, clipped": lambda: problem.fused(1.0),
+        "encode": lambda: topk_encode(problem.x, *problem.params[:2], k, problem.params.b_dec),
+        "step through autograd": problem.autograd,
+    }
+    if dense:
+        functions["step in plain PyTorch"] = problem.dense
+    times = interleaved(functions, rounds, device)
+    floor = times["encode product"]
+    rows = [
+        {
+            "what": name,
+            "median ms": time.median,
+            "fastest ms": time.fastest,
+            "x product": time.median / floor.median,
+            "x product, fastest": time.fastest / floor.fastest,
+        }
+        for name, time in times.items()
+    ]
+    return {
+        "bench": "step",
+        "shape": {"N": tokens, "d": d, "F": width, "k": k},
+        "rows": rows,
+        "ratio": times["fused step"].median / floor.median,
+        "ratio_fastest": times["fused step"].fastest / floor.fastest,
+        "extra_megabytes": extra,
+        "backends": backends,
+        "machine": machine(device),
+    }
+
+
+def measure_curve(
+    widths: Sequence[int] = (4096, 8192, 16384, 32768, 65536, 131072),
+    tokens: int = 2048,
+    d: int = 576,
+    k: int = 32,
+    rounds: int = 5,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """The fused step and the product alone over the number of latents."""
+    rows = []
+    for width in widths:
+        problem = Problem(tokens, d, width, k, device)
+        times = interleaved({"product": problem.product(), "step": lambda p=problem: p.fused(1.0)}, rounds, device)
+        rows.append(
+            {
+                "F": width,
+                "product ms": times["product"].median,
+                "step ms": times["step"].median,
+                "ratio": times["step"].median / times["product"].median,
+                "ratio, fastest": times["step"].fastest / times["product"].fastest,
+                "step ns / latent / token": 1e6 * times["step"].median / width / tokens,
+            }
+        )
+    shape = {"N": tokens, "d": d, "k": k}
+    return {"bench": "step curve", "shape": shape, "rows": rows, "machine": machine(device)}
+
+
+def _growth(function: Callable[[], Any]) -> float:
+    """Megabytes by which the process's peak memory grew."""
+    unit = 1 << 20 if sys.platform == "darwin" else 1 << 10
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    function()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / unit
+
+
+def report_step(as_json: bool = False, curve: bool = False, **shape: Any) -> None:
+    """Measure and print."""
+    if curve:
+        result = measure_curve(**{key: value for key, value in shape.items() if key not in ("width", "dense")})
+        columns = ("F", "product ms", "step ms", "ratio", "ratio, fastest", "step ns / latent / token")
+        show(result, "Training step over the number of latents", columns, as_json)
+    else:
+        show(measure_step(**shape), "Training step", (*COLUMNS, "x product, fastest"), as_json)
