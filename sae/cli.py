@@ -5,8 +5,10 @@ Exit status: 0 done, 1 the run failed, 2 a wrong argument or damaged input, 130 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
+import io
 import json
 import os
 import sys
@@ -17,7 +19,7 @@ from typing import Annotated, Any, Union
 
 import tyro
 
-from sae.config import EvalConfig, TrainConfig, from_json
+from sae.config import ConfigError, EvalConfig, TrainConfig, from_json
 
 Json = Annotated[bool, tyro.conf.arg(help="Print one JSON line on stdout, and nothing else there.")]
 
@@ -109,7 +111,6 @@ COMMANDS: dict[str, type] = {"demo": Demo, "train": Train, "eval": Eval, "verify
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the command `sae`."""
     given = sys.argv[1:] if arguments is None else arguments
-    # a reader of the output that goes away (`sae eval | head`) is no error
     try:
         command = parse(given)
         result = command.run()
@@ -124,7 +125,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def parse(arguments: list[str]) -> Any:
-    """The command dataclass that `arguments` ask for; tyro prints help and refusals itself."""
+    """The command dataclass that `arguments` ask for; tyro prints help and refuses what is no flag or no number.
+
+    Raises:
+        ConfigError: a setting is out of range.
+    """
     union: list[Any] = []
     for name, cls in COMMANDS.items():
         default = _resumed(arguments) if cls is Train else None
@@ -132,13 +137,26 @@ def parse(arguments: list[str]) -> Any:
         if default is not None:
             settings["default"] = default
         union.append(Annotated[cls, tyro.conf.subcommand(**settings)])
-    return tyro.cli(
-        Union[tuple(union)],  # noqa: UP007 - built at run time  # pyright: ignore[reportArgumentType]
-        args=arguments,
-        prog="sae",
-        description="Train sparse autoencoders on language-model activations, prove how good they are, look inside.",
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes),
-    )
+    refusal = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(refusal):
+            return tyro.cli(
+                Union[tuple(union)],  # noqa: UP007 - built at run time  # pyright: ignore[reportArgumentType]
+                args=arguments,
+                prog="sae",
+                description="Train sparse autoencoders on language-model activations, prove how good they are, look "
+                "inside.",
+                config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes),
+            )
+    except SystemExit as stopped:
+        # tyro wraps what a dataclass refuses, and names its own inner parts where ours already names the flag
+        cause: BaseException | None = stopped
+        while cause is not None and not isinstance(cause, ConfigError):
+            cause = cause.__context__
+        if cause is not None:
+            raise cause from None
+        sys.stderr.write(refusal.getvalue())
+        raise
 
 
 def summary(value: Any) -> dict[str, Any]:
@@ -154,7 +172,7 @@ def show(result: dict[str, Any], *, as_json: bool) -> None:
 
     Console(stderr=as_json, highlight=False).print(render(result))
     if as_json:
-        print(json.dumps(result, allow_nan=False))
+        print(json.dumps(result, allow_nan=False), flush=True)
 
 
 def _resumed(arguments: list[str]) -> Train | None:
@@ -168,7 +186,9 @@ def _resumed(arguments: list[str]) -> Train | None:
         return None
     from sae.files import read_json
 
-    config = from_json(TrainConfig, read_json(Path(out) / "config.json").get("train"), f"{out}/config.json: train")
+    record = read_json(Path(out) / "config.json")
+    settings = record.get("train") if isinstance(record, dict) else None
+    config = from_json(TrainConfig, settings, f"{out}/config.json: train")
     return Train(config=dataclasses.replace(config, out=Path(out)))
 
 
@@ -180,6 +200,10 @@ def _status_of(error: BaseException) -> int | None:
         return _say(f"{error}", error.exit_status)
     if isinstance(error, KeyboardInterrupt):
         return _say("stopped", 130)
+    if isinstance(error, BrokenPipeError):
+        # the reader of the output went away (`sae doctor | head`); what is still buffered has nowhere to go
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     if isinstance(error, OSError):
         return _say(*_describe_os_error(error)) if error.errno in _OS_ERRORS else None
     # refusals are exceptions defined in sae; a fault is any other and keeps its traceback
@@ -188,12 +212,11 @@ def _status_of(error: BaseException) -> int | None:
     return None
 
 
+_WHOLE = "what was saved before is whole: make room, then go on (a training run with --resume)"
 _OS_ERRORS: dict[int, Callable[[OSError], str]] = {
-    errno.ENOSPC: lambda e: (
-        f"no space left on the disk of {e.filename or 'the run folder'}; what was saved before is "
-        "whole: make room and continue with --resume"
-    ),
-    errno.EDQUOT: lambda e: f"the disk quota is used up ({e.filename}); make room and continue with --resume",
+    errno.ENOSPC: lambda e: f"no space left on the disk for {e.filename or 'the run folder'}; {_WHOLE}",
+    errno.EDQUOT: lambda e: f"the disk quota is used up (writing {e.filename or 'the run folder'}); {_WHOLE}",
+    errno.EFBIG: lambda e: f"{e.filename or 'the run folder'}: over the limit on a file's size (ulimit -f); {_WHOLE}",
     errno.EACCES: lambda e: f"{e.filename}: permission denied",
     errno.EROFS: lambda e: f"{e.filename}: the file system is read-only",
     errno.EIO: lambda e: f"{e.filename}: the disk reports an input/output error; what was saved before is whole",

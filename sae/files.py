@@ -14,9 +14,10 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -46,8 +47,9 @@ def publish_file(path: Path, content: bytes | Callable[[BinaryIO], None]) -> Non
                 stream.write(content)
             _flush(stream)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        _rename_fault(error, temporary, path)
         raise
     _flush_folder(path.parent)
 
@@ -92,10 +94,26 @@ def publish_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(old)
         else:
             os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        _rename_fault(error, temporary, path)
         raise
     _flush_folder(path.parent)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
+    """Write a .safetensors file inside a folder that `publish_folder` gave; a failed write is an OSError."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(dict(tensors), path)
+    except SafetensorError as error:
+        # it tells a full disk from a wrong tensor only in its text: "... (os error 28)"
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def check_folder(path: Path) -> None:
@@ -126,6 +144,12 @@ def remove_leftovers(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def _rename_fault(error: BaseException, temporary: Path, path: Path) -> None:
+    """Let an error that names no file, or a temporary one, name what was being written."""
+    if isinstance(error, OSError) and (error.filename is None or str(error.filename).startswith(str(temporary))):
+        error.filename = str(path)
 
 
 def _digest(stream: BinaryIO) -> str:

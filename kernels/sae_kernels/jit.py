@@ -11,6 +11,9 @@ module before a CPU op is called for the first time, so that `import sae_kernels
   of the compiled function alone, so kernels may call jitted helpers of their own module only.
 """
 
+# numba makes the attributes of its config at run time
+# pyright: reportAttributeAccessIssue=false, reportPrivateImportUsage=false
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -18,7 +21,7 @@ from typing import Any
 
 import numba
 import torch
-from numba import prange
+from numba import config, prange
 
 __all__ = ["jit", "prange", "sync_threads"]
 
@@ -27,11 +30,11 @@ LITTLE_WORK = 1 << 15
 # contract: fused multiply-add; reassoc: sums in vector lanes; neither assumes away NaN, Inf or signed zero
 _FASTMATH = {"contract", "reassoc"}
 
-if numba.config.THREADING_LAYER == "default":  # an explicit NUMBA_THREADING_LAYER wins
+if config.THREADING_LAYER == "default":  # an explicit NUMBA_THREADING_LAYER wins
     try:
         from numba.np.ufunc import omppool as _omppool  # noqa: F401  raises where this build of numba has no OpenMP
 
-        numba.config.THREADING_LAYER = "omp"
+        config.THREADING_LAYER = "omp"
     except ImportError:
         pass
 
@@ -40,7 +43,9 @@ def jit(*, parallel: bool = False, fastmath: bool = True) -> Callable[[Callable[
     """Decorator: compile at first call, release the GIL, keep the machine code on disk where that is possible."""
 
     def decorate(function: Callable[..., Any]) -> Any:
-        options = {"parallel": parallel, "nogil": True, "fastmath": _FASTMATH if fastmath else False}
+        # numpy's error model: division by zero gives inf, and loops that divide can be vectorised
+        options = {"parallel": parallel, "nogil": True, "error_model": "numpy"}
+        options["fastmath"] = _FASTMATH if fastmath else False
         try:
             return numba.njit(cache=True, **options)(function)
         except RuntimeError:  # "cannot cache function: no locator available": no writable folder at all
@@ -55,7 +60,7 @@ def sync_threads(work: int | None = None) -> int:
     One for little work (`work` in scalar operations, about): waking threads costs more than it brings, and far more on
     a machine that is busy.
     """
-    threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+    threads = min(torch.get_num_threads(), config.NUMBA_NUM_THREADS)
     if work is not None and work < LITTLE_WORK:
         threads = 1
     if threads != numba.get_num_threads():

@@ -7,6 +7,9 @@ A candidate is one int64, `_pack(value, index)`, that sorts ascending by value d
 comes before +Inf, as in torch.sort.
 """
 
+# an intrinsic is defined with a typing context that its callers do not pass
+# pyright: reportCallIssue=false
+
 from __future__ import annotations
 
 import numpy as np

@@ -143,8 +143,11 @@ def encode_config(N: int, F: int, d: int, k: int, dtype: torch.dtype, device: De
 
 
 def threshold_config(N: int, F: int, d: int, dtype: torch.dtype, device: Device) -> EncodeConfig:
-    """Launch parameters of threshold_encode and batch_topk_encode: eight survivors a bucket before it overflows."""
-    return _product_config(N, d, 128 if F >= 4096 else 32, 8, dtype, device)
+    """Launch parameters of threshold_encode and batch_topk_encode.
+
+    Buckets of 64, with room for four survivors, for two where F is so large that they are few and room is dear.
+    """
+    return _product_config(N, d, 64, 4 if F < 65_536 else 2, dtype, device)
 
 
 def keep_all(config: EncodeConfig) -> EncodeConfig:

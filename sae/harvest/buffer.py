@@ -25,6 +25,7 @@ from sae.harvest.store import Store, to_stored
 from sae.harvest.stream import Harvest
 
 PAGE = 256  # rows that stay together when a store's pages are dealt out to blocks: one sequential read
+OVERLAPPED = 3  # blocks alive when harvest and training overlap: one trained on, one waiting, one being filled
 
 
 class Batch(NamedTuple):
@@ -56,6 +57,31 @@ def permutation(n: int, *key: int) -> Tensor:
     return torch.randperm(n, generator=generator)
 
 
+def batches_in(buffer_bytes: int, row_bytes: int, batch: int, *, overlap: bool = False) -> int:
+    """Whole batches that one block of the buffer holds.
+
+    Raises:
+        ConfigError: not even one fits.
+    """
+    batches = buffer_bytes // (OVERLAPPED if overlap else 1) // row_bytes // batch
+    if batches == 0:
+        needed = -(-batch * row_bytes * (OVERLAPPED if overlap else 1) >> 20)
+        raise ConfigError(
+            f"--buffer-mb {buffer_bytes >> 20}: less than one batch of {batch} tokens; expected at least {needed}"
+        )
+    return batches
+
+
+def _check_state(state: dict[str, Any], batch: int, batches_per_block: int) -> None:
+    """Refuse a state of batches cut in another way: the same numbers would mean other rows."""
+    for name, value in (("batch", batch), ("batches_per_block", batches_per_block)):
+        if state.get(name) != value:
+            raise ConfigError(
+                f"--resume: {name} was {state.get(name)}, now it is {value}; a run goes on with the --batch, "
+                "--buffer-mb and kind of device it began with"
+            )
+
+
 class StoredBatches:
     """Batches over a store, every row once an epoch (the remainder that does not fill a batch is left out).
 
@@ -72,14 +98,17 @@ class StoredBatches:
         if self.per_epoch == 0:
             raise ConfigError(f"--batch {batch}: the data set gave only {store.rows} tokens, less than one batch")
         self.steps = self.per_epoch * epochs
-        rows = buffer_bytes // store.bytes_per_row
-        whole = store.rows <= rows or store.in_memory
-        self.batches_per_block = self.per_epoch if whole else max(1, rows // batch)
-        # a block must hold whole pages and whole batches: its rows are cut at the batch, its pages rounded up
+        self.batches_per_block = self.per_epoch
+        if not store.in_memory:
+            row_bytes = sum(store.identity["sites"][site] for site in {source, target}) * store.dtype.itemsize
+            self.batches_per_block = min(self.per_epoch, batches_in(buffer_bytes, row_bytes, batch))
         self.blocks = -(-self.per_epoch // self.batches_per_block)
 
     def iterate(self, state: dict[str, Any] | None) -> Iterator[Batch]:
         """See `Batches`."""
+        cut = {"batch": self.batch, "batches_per_block": self.batches_per_block}
+        if state:
+            _check_state(state, **cut)
         done = state["step"] if state else 0
         while done < self.steps:
             epoch, inside = divmod(done, self.per_epoch)
@@ -94,12 +123,13 @@ class StoredBatches:
                 picked = order[index * self.batch : (index + 1) * self.batch]
                 x = activations[self.source][picked]
                 y = x if self.target == self.source else activations[self.target][picked]
-                yield Batch(x, y, {"step": done})
+                yield Batch(x, y, {"step": done, **cut})
+            del activations  # before the next block is read: the memory stated is for one
 
     def _block_rows(self, epoch: int, first: int, last: int) -> range | Tensor:
         """Store rows of the block that covers places first..last-1 of the epoch's page order."""
         if self.blocks == 1:
-            return range(self.store.rows) if self.store.rows == last else range(last)
+            return range(last)
         pages = -(-self.store.rows // PAGE)
         order = permutation(pages, self.seed, epoch)
         rows = (order.unsqueeze(1) * PAGE + torch.arange(PAGE)).flatten()
@@ -134,7 +164,7 @@ class LiveBatches:
     """Batches straight from the model; the data set starts again from its beginning when it ends too early.
 
     `overlap` harvests the next block in a thread while the present one is trained on; the buffer's memory is then
-    shared by two blocks.
+    shared by three blocks. `progress` gets the rows harvested, a call a forward pass (in that thread, if there is one).
     """
 
     def __init__(
@@ -150,20 +180,26 @@ class LiveBatches:
         seed: int,
         overlap: bool,
         on_restart: Callable[[int], None],
+        progress: Callable[[int], None] = lambda rows: None,
     ) -> None:
         self.harvest, self.source, self.target = harvest, source, target
-        self.batch, self.dtype, self.seed, self.overlap, self.on_restart = batch, dtype, seed, overlap, on_restart
+        self.batch, self.dtype, self.seed, self.overlap = batch, dtype, seed, overlap
+        self.on_restart, self.progress = on_restart, progress
         self.steps = tokens // batch
         if self.steps == 0:
             raise ConfigError(f"--tokens {tokens}: less than one batch of {batch}")
         self.names = sorted({source, target})
-        bytes_per_row = sum(site.width for site in harvest.sites if site.name in self.names) * dtype.itemsize
-        rows = buffer_bytes // bytes_per_row // (2 if overlap else 1)
-        self.batches_per_block = min(self.steps, max(1, rows // batch))
+        row_bytes = sum(site.width or 0 for site in harvest.sites if site.name in self.names) * dtype.itemsize
+        self.batches_per_block = min(self.steps, batches_in(buffer_bytes, row_bytes, batch, overlap=overlap))
 
     def iterate(self, state: dict[str, Any] | None) -> Iterator[Batch]:
         """See `Batches`."""
+        cut = {"batch": self.batch, "batches_per_block": self.batches_per_block}
+        if state:
+            _check_state(state, **cut)
         done = state["step"] if state else 0
+        if done == self.steps:
+            return
         blocks = self._blocks(done // self.batches_per_block, Place(*state["place"]) if state else Place(0, 0, 0, 1))
         for block in prefetch(blocks, 1) if self.overlap else blocks:
             device = block.activations[self.source].device
@@ -175,7 +211,8 @@ class LiveBatches:
                 x = block.activations[self.source][picked]
                 y = x if self.target == self.source else block.activations[self.target][picked]
                 place = block.end if inside + 1 == count else block.begin
-                yield Batch(x, y, {"step": done, "place": list(place)})
+                yield Batch(x, y, {"step": done, "place": list(place), **cut})
+            del block  # before the next one is filled: the memory stated is for one
 
     def _blocks(self, index: int, begin: Place) -> Iterator[Block]:
         """Fill block after block from `begin` on, each with whole batches, until all steps are served."""
@@ -191,6 +228,7 @@ class LiveBatches:
                         activations[name] = torch.empty(shape, dtype=self.dtype, device=rows[name].device)
                     activations[name][filled : filled + taken] = to_stored(rows[name][:taken], self.dtype, name)
                 filled, end = filled + taken, here._replace(skip=here.skip + taken)
+                self.progress(taken)
                 if filled == batches * self.batch:
                     break
             yield Block(index, begin, end, activations)
@@ -206,7 +244,7 @@ class LiveBatches:
                 found += rows[self.source].shape[0]
                 yield {name: rows[name][skip:] for name in self.names}, Place(*harvested.here, skip, place.passes)
                 skip = 0
-            if found == 0:
-                raise DataError("the data set gave no token to train on")
+            if (place.document, place.token) == (0, 0) and found < self.batch:
+                raise DataError(f"the data set gives only {found} tokens to train on; a batch takes {self.batch}")
             place = Place(0, 0, 0, place.passes + 1)
             self.on_restart(place.passes)

@@ -7,6 +7,10 @@ lm = load_language_model(source, device=torch.device("cpu"), precision="auto")
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import inspect
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +18,8 @@ import torch
 from torch import nn
 
 from sae.data.demo import demo_model
+from sae.harvest.hooks import harvest_forward
+from sae.harvest.sites import Site, SiteError
 
 
 class ModelError(ValueError):
@@ -31,10 +37,16 @@ class ModelSource(NamedTuple):
     """Name of the .gguf file inside `place`, or None."""
     trust_remote_code: bool
     """Whether the repository may run its own code."""
+    revision: str | None = None
+    """Commit on the hub, so that skeleton, tokenizer and weights are of one; None for what lies on this machine."""
+    cached: bool = False
+    """Whether the hub cannot be reached and its files are taken from the local cache."""
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments for every `from_pretrained`."""
-        extra = {"gguf_file": self.gguf} if self.gguf else {}
+        extra: dict[str, Any] = {"gguf_file": self.gguf} if self.gguf else {}
+        extra |= {"revision": self.revision} if self.revision else {}
+        extra |= {"local_files_only": True} if self.cached else {}
         return {"pretrained_model_name_or_path": self.place, "trust_remote_code": self.trust_remote_code, **extra}
 
 
@@ -54,7 +66,7 @@ def locate_model(name: str, *, trust_remote_code: bool) -> ModelSource:
     """Turn what the user gave into something transformers can load; fetches the demo model if that is it.
 
     Raises:
-        ModelError: a path that does not exist, or a folder without config.json.
+        ModelError: a path that does not exist, a folder without config.json, a hub id that is unknown or out of reach.
     """
     if name == "demo":
         return ModelSource(name, str(demo_model()), None, False)
@@ -72,7 +84,7 @@ def locate_model(name: str, *, trust_remote_code: bool) -> ModelSource:
         return ModelSource(name, str(path), None, trust_remote_code)
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or path.suffix == ".gguf":
         raise ModelError(f"--model {name}: no such file or folder")
-    return ModelSource(name, name, None, trust_remote_code)
+    return _locate_on_hub(name, trust_remote_code)
 
 
 def skeleton(source: ModelSource) -> nn.Module:
@@ -82,8 +94,39 @@ def skeleton(source: ModelSource) -> nn.Module:
         ModelError: the model is unknown, unreachable, or of an architecture transformers does not have.
     """
     config = _configuration(source)
-    with torch.device("meta"):
-        return _auto_class(config).from_config(config, trust_remote_code=source.trust_remote_code).eval()
+    try:
+        with torch.device("meta"):
+            model = _auto_class(config).from_config(config, trust_remote_code=source.trust_remote_code).eval()
+    except Exception as error:  # a configuration can be wrong in as many ways as there are families
+        raise ModelError(f"--model {source.name}: cannot be built from its config ({_said(error)})") from error
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise ModelError(
+            f"--model {source.name}: {type(model).__name__} reads one text and writes another; expected a decoder "
+            "(GPT-2, Llama, ...) or an encoder (BERT, ...)"
+        )
+    return model
+
+
+def measure_width(model: nn.Module, site: Site) -> Site:
+    """The site with its width, from a forward of the skeleton where module and name do not tell it.
+
+    Raises:
+        SiteError: what flows there is not one vector a token, or a forward of text does not reach it.
+    """
+    if site.width is not None:
+        return site
+    tokens = torch.zeros(2, 8, dtype=torch.int64, device="meta")
+    # without a cache transformers looks for packed segments in the positions, which have no values here
+    cache = {"use_cache": True} if "use_cache" in inspect.signature(model.forward).parameters else {}
+    try:
+        shape = harvest_forward(model, {"input_ids": tokens, **cache}, [site])[site.name].shape
+    except SiteError:
+        raise
+    except Exception as error:  # models with code that looks at values cannot run without weights
+        raise SiteError(f"site {site.name}: its width cannot be told without weights ({error})") from error
+    if shape[:2] != tokens.shape:
+        raise SiteError(f"site {site.name}: expected [B, S, d] for B, S = {tuple(tokens.shape)}, got {tuple(shape)}")
+    return dataclasses.replace(site, width=shape[-1])
 
 
 def load_language_model(source: ModelSource, *, device: torch.device, precision: str) -> LanguageModel:
@@ -93,20 +136,25 @@ def load_language_model(source: ModelSource, *, device: torch.device, precision:
         ModelError: weights or tokenizer cannot be read.
     """
     from transformers import AutoTokenizer
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
     dtype = {"auto": torch.bfloat16 if device.type == "cuda" else torch.float32}.get(precision)
     dtype = getattr(torch, precision) if dtype is None else dtype
     config = _configuration(source)
-    try:
-        model = _auto_class(config).from_pretrained(**source.arguments(), dtype=dtype).eval().requires_grad_(False)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ModelError(f"--model {source.name}: its weights cannot be loaded ({_first_line(error)})") from error
+    # whatever damaged files make transformers raise, the user must learn which model; the tokenizer is read first,
+    # for it is small
     try:
         tokenizer = AutoTokenizer.from_pretrained(**source.arguments())
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"--model {source.name}: its tokenizer cannot be loaded ({_first_line(error)})") from error
+    except Exception as error:
+        raise ModelError(f"--model {source.name}: its tokenizer cannot be loaded ({_said(error)})") from error
+    try:
+        with _quiet():
+            model, loaded = _auto_class(config).from_pretrained(
+                **source.arguments(), dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+            )
+    except Exception as error:
+        raise ModelError(f"--model {source.name}: its weights cannot be loaded ({_said(error)})") from error
+    _check_whole(source, model, loaded)
+    model = model.eval().requires_grad_(False)
     provenance = {
         "name": source.name,
         "architecture": type(model).__name__,
@@ -123,16 +171,76 @@ def load_language_model(source: ModelSource, *, device: torch.device, precision:
     )
 
 
+def _locate_on_hub(name: str, trust_remote_code: bool) -> ModelSource:
+    """Ask the hub once: transformers itself tries for half a minute where there is no network."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+
+    choices = "`demo`, a local folder, a .gguf file or a hub id"
+    try:
+        revision = HfApi().model_info(name, timeout=10).sha
+        return ModelSource(name, name, None, trust_remote_code, revision)
+    except HFValidationError as error:
+        raise ModelError(f"--model {name}: no such file or folder; expected {choices}") from error
+    except GatedRepoError as error:
+        raise ModelError(
+            f"--model {name}: the hub asks to accept its terms first, then to log in (`hf auth login`)"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise ModelError(
+            f"--model {name}: no local file or folder, and the hub has no such model (a private one needs "
+            f"`hf auth login`); expected {choices}"
+        ) from error
+    except Exception as error:  # network libraries share no base class
+        if isinstance(try_to_load_from_cache(name, "config.json"), str):
+            return ModelSource(name, name, None, trust_remote_code, cached=True)
+        raise ModelError(
+            f"--model {name}: no local file or folder, and the hub cannot be reached ({_said(error)}); without "
+            "a network use `demo`, a local folder or a .gguf file"
+        ) from error
+
+
 def _configuration(source: ModelSource) -> Any:
     from transformers import AutoConfig
 
     try:
         return AutoConfig.from_pretrained(**source.arguments())
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # whatever a damaged file makes transformers raise, the user must learn which model
+        raise ModelError(f"--model {source.name}: its config cannot be read ({_said(error)})") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bar and no report of missing tensors: what matters of that is said by `_check_whole`."""
+    from transformers.utils import logging
+
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()
+
+
+def _check_whole(source: ModelSource, model: nn.Module, loaded: dict[str, Any]) -> None:
+    """Refuse weights that lack some of the model's or have other shapes: transformers draws those at random.
+
+    A head may be missing (a bare encoder loaded as a masked language model): no site lies behind it.
+    """
+    for name, found, expected in sorted(loaded["mismatched_keys"]):
         raise ModelError(
-            f"--model {source.name}: not `demo`, not a local folder or .gguf file, and it cannot be read from the hub "
-            f"({_first_line(error)})"
-        ) from error
+            f"--model {source.name}: {name} is {list(found)} in its weights and {list(expected)} by its config"
+        )
+    base = f"{getattr(model, 'base_model_prefix', '')}."
+    has_head = any(name.startswith(base) for name, _ in model.named_parameters())
+    lost = sorted(name for name in loaded["missing_keys"] if name.startswith(base) or not has_head)
+    if lost:
+        raise ModelError(
+            f"--model {source.name}: its weights lack {len(lost)} tensors of {type(model).__name__}, such as {lost[0]}"
+        )
 
 
 def _auto_class(config: Any) -> Any:
@@ -145,6 +253,7 @@ def _auto_class(config: Any) -> Any:
     return AutoModel
 
 
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0]
+def _said(error: BaseException) -> str:
+    """What an error says, on one line and at most 300 characters long."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:297] + "..."

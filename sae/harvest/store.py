@@ -15,14 +15,21 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sae.config import ConfigError
 from sae.data.documents import DataError
 from sae.data.packing import Cursor
-from sae.files import CorruptError, check_folder, publish_folder, publish_json, read_json, remove_leftovers
-from sae.harvest.stream import Harvest
+from sae.files import (
+    CorruptError,
+    check_folder,
+    publish_folder,
+    publish_json,
+    read_json,
+    remove_leftovers,
+    save_tensors,
+)
+from sae.harvest.stream import ActivationError, Harvest
 
 SHARD_ROWS = 65_536
 
@@ -142,11 +149,7 @@ class DiskStore(Store):
         super().__init__(identity)
         self.folder = folder
         self._ends: list[End] = []
-        if (folder / "identity.json").exists():
-            _check_identity(folder, read_json(folder / "identity.json"), identity)
-        elif folder.exists() and any(folder.iterdir()):
-            raise ConfigError(f"--store {folder}: the folder is not empty and is no activation store")
-        else:
+        if not check_store(folder, identity):
             publish_json(folder / "identity.json", identity)
         remove_leftovers(folder / "shards")
         for index, shard in enumerate(sorted((folder / "shards").glob("[0-9]*"))):
@@ -161,7 +164,7 @@ class DiskStore(Store):
         with publish_folder(shard) as temporary:
             tensors = {f"activations.{site}": a.contiguous() for site, a in part.activations.items()}
             rest = {name: getattr(part, name).contiguous() for name in ("token", "document", "position")}
-            save_file({**tensors, **rest}, temporary / "rows.safetensors")
+            save_tensors(temporary / "rows.safetensors", {**tensors, **rest})
             publish_json(temporary / "end.json", list(end))
         self._open(shard)
 
@@ -180,15 +183,15 @@ def to_stored(activations: Tensor, dtype: torch.dtype, site: str) -> Tensor:
     """Activations in the buffer's precision.
 
     Raises:
-        ValueError: a value is not finite, or does not fit the precision; names the site and the way out.
+        ActivationError: a value is not finite, or does not fit the precision; names the site and the way out.
     """
     stored = activations.to(dtype)
     # the sum is finite exactly where every entry is (float32: no overflow below 1e38 / n); one pass, one number
     if not torch.isfinite(stored.float().sum()):
         if not torch.isfinite(activations.float().sum()):
-            raise ValueError(f"site {site}: the model gave activations that are not finite; try --precision float32")
+            raise ActivationError(f"site {site}: the model's activations are not finite; try --precision float32")
         largest = activations.abs().max().item()
-        raise ValueError(f"site {site}: {largest:.3g} does not fit {dtype}; choose --store-precision bfloat16")
+        raise ActivationError(f"site {site}: {largest:.3g} does not fit {dtype}; choose --store-precision bfloat16")
     return stored
 
 
@@ -204,7 +207,7 @@ def fill_store(store: Store, harvest: Harvest, *, tokens: int, progress: Callabl
     held = store.rows
     progress(held)
     waiting: list[Part] = []
-    document, token, skip = store.end() or (0, 0, 0)
+    document, token, skip = end = store.end() or (0, 0, 0)
     for harvested in harvest.batches(Cursor(document, token)) if held < tokens else ():
         rows = harvest.trained_on(harvested.rows)
         taken = slice(skip, skip + tokens - held)
@@ -212,7 +215,8 @@ def fill_store(store: Store, harvest: Harvest, *, tokens: int, progress: Callabl
         waiting.append(Part(stored, rows.token[taken], rows.document[taken], rows.position[taken]))
         added = len(waiting[-1].token)
         full = held + added == tokens
-        end = (*harvested.here, skip + added) if full else (*harvested.contexts.next, 0)
+        begin = harvested.here if full else harvested.contexts.next
+        end = (begin.document, begin.token, skip + added if full else 0)
         held, skip = held + added, 0
         progress(added)
         if full or store.in_memory or sum(len(part.token) for part in waiting) >= SHARD_ROWS:
@@ -234,11 +238,24 @@ def _joined(parts: list[Part]) -> Part:
     )
 
 
-def _check_identity(folder: Path, found: Any, wanted: dict[str, Any]) -> None:
-    for name, value in wanted.items():
-        other = found.get(name) if isinstance(found, dict) else None
-        if other != value:
-            raise ConfigError(
-                f"--store {folder}: it holds a harvest with {name} = {other!r}, this run wants {value!r}; "
-                "choose another folder"
-            )
+def check_store(folder: Path, identity: dict[str, Any]) -> bool:
+    """Whether `folder` is a store of this harvest already; False where it is missing or empty.
+
+    Raises:
+        ConfigError: it is something else; names the first field that differs.
+    """
+    if (folder / "identity.json").exists():
+        found = read_json(folder / "identity.json")
+        for name, value in identity.items():
+            other = found.get(name) if isinstance(found, dict) else None
+            if other != value:
+                raise ConfigError(
+                    f"--store {folder}: it holds a harvest with {name} = {other!r}, this run wants {value!r}; "
+                    "choose another folder"
+                )
+        return True
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--store {folder}: a file; expected a folder")
+    if folder.exists() and any(not path.name.startswith("run.") for path in folder.iterdir()):
+        raise ConfigError(f"--store {folder}: the folder is not empty and is no activation store")
+    return False

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,6 +29,10 @@ from sae.harvest.sites import Site
 ORDINARY, BOS, SPECIAL, SINK = range(4)
 KINDS = ("ordinary", "bos", "special", "sink")
 PERCENTILES = (1, 25, 50, 75, 99, 100)
+
+
+class ActivationError(ValueError):
+    """Activations are not finite, or do not fit the precision they are kept in; names the site and the remedy."""
 
 
 class Rows(NamedTuple):
@@ -144,17 +149,31 @@ class Harvest:
         )
 
     def measure_norms(self) -> None:
-        """Set `norm_limits` and `norm_percentiles` from the first forward pass over the data."""
+        """Set `norm_limits` and `norm_percentiles` from the first forward pass over the data.
+
+        Raises:
+            ActivationError: a norm is not finite.
+            DataError: the data set has no ordinary token.
+        """
+        self.norm_limits = None
         for contexts in self.contexts(BEGINNING):
             activations, real = self._forward(contexts)
             ordinary = self.token_kinds(contexts.tokens.flatten()[real], activations) == ORDINARY
-            self.norm_limits = {}
+            if not ordinary.any():
+                continue
+            limits = {}
             for name, a in activations.items():
                 norms = a[ordinary.to(a.device)].float().norm(dim=1).cpu()
                 if not torch.isfinite(norms).all():
-                    raise ValueError(f"site {name}: activations are not finite in {self.lm.provenance['precision']}")
-                self.norm_percentiles[name] = [torch.quantile(norms, p / 100).item() for p in PERCENTILES]
+                    precision = self.lm.provenance["precision"]
+                    remedy = "its weights may be damaged" if precision == "float32" else "try --precision float32"
+                    raise ActivationError(
+                        f"site {name}: the model's activations are not finite in {precision}; {remedy}"
+                    )
+                # not torch.quantile, which stops at 2^24 values
+                self.norm_percentiles[name] = np.percentile(norms.numpy(), PERCENTILES).tolist()
                 if self.config.max_norm:
-                    self.norm_limits[name] = self.config.max_norm * norms.median().item()
+                    limits[name] = self.config.max_norm * norms.median().item()
+            self.norm_limits = limits
             return
-        raise DataError("the data set gave no tokens")
+        raise DataError("the data set gave no token to train on")

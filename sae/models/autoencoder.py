@@ -49,6 +49,10 @@ class Autoencoder(nn.Module):
         """
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise ValueError(f"x: expected [N, {self.dim}], got {tuple(x.shape)}")
+        if torch.is_autocast_enabled(x.device.type):
+            # centred before it is rounded: activations share a large mean that would use up a short mantissa
+            short = torch.get_autocast_dtype(x.device.type)
+            return self.code((x - self.dictionary.b).to(short), self.W_enc.to(short), self.b_enc, None)
         return self.code(x, self.W_enc, self.b_enc, self.dictionary.b)
 
     def decode(self, codes: SparseCodes) -> Tensor:

@@ -73,15 +73,7 @@ def load(path: str | Path, *, device: str | torch.device = "cpu") -> Autoencoder
         CorruptError: the file is damaged, or the self-test fails.
     """
     folder = locate_run(path)
-    description = read_description(folder)
-    model, tensors = _read(folder, description)
-    distance = self_test(model, tensors)
-    if not max(distance) <= TOLERANCE:
-        raise CorruptError(
-            f"{folder / WEIGHTS}: the self-test fails (relative error of codes {distance.codes:.2g}, of reconstruction "
-            f"{distance.reconstruction:.2g}, allowed {TOLERANCE}): this is not the autoencoder that was saved"
-        )
-    return model.to(device)
+    return _load(folder, read_description(folder))[0].to(device)
 
 
 def verify(path: str | Path) -> SelfTest:
@@ -92,10 +84,10 @@ def verify(path: str | Path) -> SelfTest:
     """
     folder = locate_run(path)
     description = read_description(folder)
-    if sha256_of(folder / WEIGHTS) != description["sha256"]:
+    _, distance = _load(folder, description)
+    if sha256_of(folder / WEIGHTS) != description.get("sha256"):
         raise CorruptError(f"{folder / WEIGHTS}: its SHA-256 is not the one {CONFIG} records")
-    load(folder)
-    return self_test(*_read(folder, description))
+    return distance
 
 
 def locate_run(path: str | Path) -> Path:
@@ -122,11 +114,15 @@ def read_description(folder: Path) -> dict[str, Any]:
 
     Raises:
         ConfigError: there is none; says how to finish the run.
+        CorruptError: config.json is damaged.
     """
     if not (folder / CONFIG).is_file():
         held = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
         raise ConfigError(f"{folder}: not a run folder, it has no {CONFIG} (it holds {held})")
-    description = read_json(folder / CONFIG).get("autoencoder")
+    record = read_json(folder / CONFIG)
+    if not isinstance(record, dict) or not isinstance(record.get("autoencoder"), (dict, type(None))):
+        raise CorruptError(f"{folder / CONFIG}: not the record of a run")
+    description = record.get("autoencoder")
     if description is None:
         raise ConfigError(f"{folder}: this run is not finished; go on with: sae train --resume --out {folder}")
     return description
@@ -142,25 +138,50 @@ def self_test(model: Autoencoder, tensors: dict[str, Tensor]) -> SelfTest:
     )
 
 
+def _load(folder: Path, description: dict[str, Any]) -> tuple[Autoencoder, SelfTest]:
+    """The autoencoder, and what its self-test gave; CorruptError where that fails."""
+    model, tensors = _read(folder, description)
+    distance = self_test(model, tensors)
+    # not max(distance), which can hide a NaN
+    if not all(error <= TOLERANCE for error in distance):
+        raise CorruptError(
+            f"{folder / WEIGHTS}: the self-test fails (relative error of codes {distance.codes:.2g}, of reconstruction "
+            f"{distance.reconstruction:.2g}, allowed {TOLERANCE}): this is not the autoencoder that was saved"
+        )
+    return model, distance
+
+
 def _read(folder: Path, description: dict[str, Any]) -> tuple[Autoencoder, dict[str, Tensor]]:
     path = folder / WEIGHTS
+    try:
+        dim, width, code = int(description["dim"]), int(description["width"]), make_code(description["code"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorruptError(f"{folder / CONFIG}: autoencoder: cannot be read ({error!r})") from error
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise CorruptError(f"{path}: cannot be read ({error})") from error
-    model = Autoencoder(description["dim"], description["width"], make_code(description["code"]))
-    places = {
-        "W_enc": model.W_enc,
-        "b_enc": model.b_enc,
-        "W_dec": model.dictionary.W,
-        "b_dec": model.dictionary.b,
+    rows = len(tensors.get("selftest.inputs", ()))
+    shapes = {
+        "W_enc": (width, dim),
+        "b_enc": (width,),
+        "W_dec": (width, dim),
+        "b_dec": (dim,),
+        "selftest.inputs": (max(1, rows), dim),
+        "selftest.codes": (max(1, rows), width),
+        "selftest.reconstruction": (max(1, rows), dim),
     }
-    for name, place in places.items():
+    for name, shape in shapes.items():
         if name not in tensors:
             raise CorruptError(f"{path}: tensor {name} is missing")
-        if tensors[name].shape != place.shape:
-            raise CorruptError(f"{path}: {name} is {tuple(tensors[name].shape)}, config.json says {tuple(place.shape)}")
-        place.data = tensors[name]
+        if tensors[name].shape != shape or tensors[name].dtype != torch.float32:
+            raise CorruptError(
+                f"{path}: {name} is {tensors[name].dtype} {tuple(tensors[name].shape)}, expected float32 {shape} "
+                f"by {CONFIG}"
+            )
+    model = Autoencoder(dim, width, code)
+    model.W_enc.data, model.b_enc.data = tensors["W_enc"], tensors["b_enc"]
+    model.dictionary.W.data, model.dictionary.b.data = tensors["W_dec"], tensors["b_dec"]
     return model.eval(), tensors
 
 

@@ -21,9 +21,9 @@ class Identity(nn.Module):
 
     sparse = False
 
-    def forward(self, x: Tensor, W_enc: Tensor, b_enc: Tensor, b_pre: Tensor) -> SparseCodes:
-        """x [N, d], W_enc [F, d], b_enc [F], b_pre [d] -> codes that list all F latents of every token."""
-        values = nn.functional.linear(x - b_pre, W_enc, b_enc)
+    def forward(self, x: Tensor, W_enc: Tensor, b_enc: Tensor, b_pre: Tensor | None) -> SparseCodes:
+        """x [N, d], W_enc [F, d], b_enc [F], b_pre [d] or None -> codes that list all F latents of every token."""
+        values = nn.functional.linear(x if b_pre is None else x - b_pre, W_enc, b_enc.to(W_enc.dtype))
         indices = torch.arange(W_enc.shape[0], device=x.device).expand_as(values)
         return SparseCodes(values, indices, W_enc.shape[0])
 
@@ -46,8 +46,8 @@ class TopK(nn.Module):
         super().__init__()
         self.k = k
 
-    def forward(self, x: Tensor, W_enc: Tensor, b_enc: Tensor, b_pre: Tensor) -> SparseCodes:
-        """x [N, d], W_enc [F, d], b_enc [F], b_pre [d] -> rectangular codes [N, k]."""
+    def forward(self, x: Tensor, W_enc: Tensor, b_enc: Tensor, b_pre: Tensor | None) -> SparseCodes:
+        """x [N, d], W_enc [F, d], b_enc [F], b_pre [d] or None -> rectangular codes [N, k]."""
         return topk_encode(x, W_enc, b_enc, self.k, b_pre)
 
     def describe(self) -> dict[str, Any]:

@@ -33,7 +33,7 @@ class Dictionary(nn.Module):
 
     def decode(self, codes: SparseCodes) -> Tensor:
         """Codes of N tokens -> reconstruction [N, d]."""
-        return sparse_decode(codes, self.W, self.b)
+        return sparse_decode(codes, self.W.to(codes.values.dtype), self.b)
 
     @torch.no_grad()
     def note_fired(self, codes: SparseCodes) -> None:

@@ -8,10 +8,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from sae.files import CorruptError, check_folder, publish_folder, publish_json, read_json, remove_leftovers
+from sae.files import (
+    CorruptError,
+    check_folder,
+    publish_folder,
+    publish_json,
+    read_json,
+    remove_leftovers,
+    save_tensors,
+)
 
 FORMAT = 1
 
@@ -33,7 +41,7 @@ def save_checkpoint(
     """Write `folder/<step>` and delete all but the `keep` newest."""
     target = folder / f"{step:09d}"
     with publish_folder(target) as temporary:
-        save_file(dict(tensors), temporary / "state.safetensors")
+        save_tensors(temporary / "state.safetensors", tensors)
         publish_json(temporary / "state.json", {"format": FORMAT, "trainer": trainer, "data": data})
     for old in steps_in(folder)[:-keep]:
         shutil.rmtree(old)

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from sae.config import TrainConfig, to_json
-from sae.files import publish_file
+from sae.files import CorruptError, publish_file
+
+METRICS = "metrics.jsonl"
 
 
 class RunLog:
@@ -17,7 +19,7 @@ class RunLog:
     """
 
     def __init__(self, config: TrainConfig, *, resume_at: int) -> None:
-        path = config.out / "metrics.jsonl"
+        path = config.out / METRICS
         kept = [values for values in _lines(path) if values["step"] <= resume_at]
         text = "".join(json.dumps(values) + "\n" for values in kept)
         publish_file(path, text.encode())
@@ -53,5 +55,8 @@ def _open_wandb(config: TrainConfig, *, resume: bool) -> Any:
 def _lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
-    # a kill can leave half a line at the end
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+    *whole, _ = path.read_text(encoding="utf-8").split("\n")  # a kill or a full disk can leave half a line at the end
+    try:
+        return [json.loads(line) for line in whole]
+    except ValueError as error:
+        raise CorruptError(f"{path}: a line is no JSON ({error}); delete the file to resume without it") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import os
 import platform
 import shutil
@@ -14,9 +15,11 @@ import torch
 from sae.config import ConfigError, TrainConfig, to_json
 from sae.data.documents import Documents, open_documents
 from sae.device import pick_device, product_rate
-from sae.files import read_json
-from sae.harvest.language_model import ModelSource, locate_model, skeleton
+from sae.files import CorruptError, read_json
+from sae.harvest.buffer import batches_in
+from sae.harvest.language_model import ModelSource, locate_model, measure_width, skeleton
 from sae.harvest.sites import Site, resolve_sites
+from sae.harvest.store import check_store
 from sae.models.language import find_variant
 from sae.models.saved import CONFIG, WEIGHTS
 
@@ -55,7 +58,9 @@ class Plan(NamedTuple):
     @property
     def width_in(self) -> int:
         """Width of the activations."""
-        return self.sites[0].width
+        width = self.sites[0].width
+        assert width is not None  # make_plan found it
+        return width
 
     @property
     def training_tokens(self) -> int:
@@ -67,6 +72,20 @@ class Plan(NamedTuple):
         """Whether activations are kept (for several epochs, or because a store was named)."""
         return self.config.epochs > 1 or self.config.store is not None
 
+    @property
+    def store_identity(self) -> dict[str, Any]:
+        """What a store of this harvest records of it."""
+        harvest = to_json(self.config.harvest)
+        return {
+            "format": 1,
+            "sites": {site.name: site.width for site in self.sites},
+            "precision": self.config.harvest.store_precision,
+            "data": self.documents.provenance,
+            **{name: harvest[name] for name in ("model", "context", "contexts", "max_norm", "keep_special")},
+            "model_revision": self.source.revision,
+            "model_precision": self.config.harvest.precision,
+        }
+
 
 def make_plan(config: TrainConfig) -> Plan:
     """Check everything that can be checked without reading weights.
@@ -75,19 +94,20 @@ def make_plan(config: TrainConfig) -> Plan:
         ConfigError, ModelError, SiteError, DataError: a setting is wrong; the message says what exists.
     """
     find_variant(config.sae.variant)
+    _check_finite(config)
     device = pick_device(config.device)
     check_run_folder(config)
-    source = locate_model(config.harvest.model, trust_remote_code=config.harvest.trust_remote_code)
-    model = skeleton(source)
-    sites = resolve_sites(model, [config.harvest.site], layer=config.harvest.layer)
-    if len(sites) != 1:
-        raise ConfigError(f"--site {config.harvest.site}: names {len(sites)} places; one autoencoder reads one")
-    documents = open_documents(
-        config.harvest.dataset, text_field=config.harvest.text_field, split="train", heldout=config.harvest.heldout
-    )
     batch = config.optim.batch or (4096 if device.type == "cuda" else 2048)
     if config.tokens < batch:
         raise ConfigError(f"--tokens {config.tokens}: less than one batch; expected at least --batch {batch}")
+    source = locate_model(config.harvest.model, trust_remote_code=config.harvest.trust_remote_code)
+    model = skeleton(source)
+    _check_context(config, model)
+    sites = resolve_sites(model, [config.harvest.site], layer=config.harvest.layer)
+    if len(sites) != 1:
+        raise ConfigError(f"--site {config.harvest.site}: names {len(sites)} places; one autoencoder reads one")
+    sites = [measure_width(model, site) for site in sites]
+    documents = _open_documents(config)
     training_tokens = config.tokens * config.epochs
     plan = Plan(
         config=config,
@@ -97,9 +117,11 @@ def make_plan(config: TrainConfig) -> Plan:
         device=device,
         batch=batch,
         dead_after=config.sae.dead_after or max(1, min(10_000_000, training_tokens // 10)),
-        auxk=config.sae.auxk or max(1, sites[0].width // 2),
+        auxk=config.sae.auxk or max(1, (sites[0].width or 0) // 2),
         layer_parameters=_parameters_up_to(model, sites),
     )
+    if config.store is not None:
+        check_store(config.store, plan.store_identity)
     _check_space(plan)
     return plan
 
@@ -114,20 +136,40 @@ def check_run_folder(config: TrainConfig) -> None:
     if not config.resume:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise ConfigError(f"--out {out}: exists already; choose another folder, or continue that run with --resume")
-        parent = next(p for p in (out, *out.absolute().parents) if p.exists())
+        parent = _existing(out)
+        if not parent.is_dir():
+            raise ConfigError(f"--out {out}: {parent} is a file; expected a folder")
         if not os.access(parent, os.W_OK):
             raise ConfigError(f"--out {out}: {parent} cannot be written to")
         return
     if not (out / CONFIG).is_file():
         raise ConfigError(f"--resume: {out} holds no run to continue (it has no {CONFIG})")
-    if (out / WEIGHTS).is_file() and read_json(out / CONFIG).get("autoencoder"):
+    record = read_record(out)
+    if (out / WEIGHTS).is_file() and record.get("autoencoder"):
         raise ConfigError(f"--resume: the run in {out} is finished; evaluate it with: sae eval {out}")
-    saved, now = _flat(read_json(out / CONFIG)["train"]), _flat(to_json(config))
+    saved, now = _flat(record["train"]), _flat(to_json(config))
     for name, value in now.items():
         if name not in MAY_CHANGE_ON_RESUME and saved.get(name) != value:
             raise ConfigError(
                 f"--resume: {name} was {saved.get(name)!r} in {out}, now it is {value!r}; a run keeps its own"
             )
+    if (saved.get("store") is None) != (config.store is None):
+        raise ConfigError(
+            f"--resume: --store was {saved.get('store')} in {out}, now it is {config.store}; a store may move, but a "
+            "run that began without one goes on without (its batches come in another order)"
+        )
+
+
+def read_record(out: Path) -> dict[str, Any]:
+    """What `run_record` put into a run's config.json.
+
+    Raises:
+        CorruptError: the file is not such a record.
+    """
+    record = read_json(out / CONFIG)
+    if not isinstance(record, dict) or not all(isinstance(record.get(part), dict) for part in ("train", "data")):
+        raise CorruptError(f"{out / CONFIG}: not the record of a run")
+    return record
 
 
 def run_record(plan: Plan, model_provenance: dict[str, Any]) -> dict[str, Any]:
@@ -180,25 +222,75 @@ def _in_memory(plan: Plan) -> bool:
     return plan.cached and plan.config.store is None
 
 
-def _check_space(plan: Plan) -> None:
-    """Refuse what cannot fit: activations in memory, a run or store on a full disk."""
-    needs = estimate_bytes(plan)
-    if _in_memory(plan):
-        available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        if needs["store"] > available * 0.7:
+def _check_finite(config: TrainConfig) -> None:
+    """Refuse infinities, which pass a check like "more than 0" and cannot be written as JSON."""
+    for name, value in _flat(to_json(config)).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"--{name.rpartition('.')[2].replace('_', '-')} {value}: expected a finite number")
+
+
+def _check_context(config: TrainConfig, model: torch.nn.Module) -> None:
+    settings: Any = model.config
+    longest = getattr(settings.get_text_config(), "max_position_embeddings", None)
+    if isinstance(longest, int) and 0 < longest < config.harvest.context:
+        raise ConfigError(f"--context {config.harvest.context}: this model reads at most {longest} tokens")
+
+
+def _open_documents(config: TrainConfig) -> Documents:
+    """The training part of the data set; on resume the very data that the run began with."""
+    settings = config.harvest
+    began = read_record(config.out)["data"] if config.resume else None
+    documents = open_documents(
+        settings.dataset,
+        text_field=settings.text_field,
+        split="train",
+        heldout=settings.heldout,
+        revision=began.get("revision") if began else None,
+    )
+    for name, value in documents.provenance.items():
+        if began is not None and began.get(name) != value:
             raise ConfigError(
-                f"--epochs {plan.config.epochs}: activations of {plan.config.tokens} tokens take "
-                f"{needs['store'] >> 20} MiB of memory, {available >> 20} MiB are free; keep them on disk: --store DIR"
+                f"--resume: the data set {settings.dataset} has changed since the run began: {name} was "
+                f"{began.get(name)!r}, now it is {value!r}"
             )
-    for flag, folder, size in (
-        ("--out", plan.config.out, needs["run"]),
-        ("--store", plan.config.store, needs["store"]),
-    ):
+    return documents
+
+
+def _check_space(plan: Plan) -> None:
+    """Refuse what cannot fit: weights or activations in memory, a batch in the buffer, a run or store on its disk."""
+    config, needs, available = plan.config, estimate_bytes(plan), available_memory(plan.device)
+    if 4 * needs["weights"] > available:
+        raise ConfigError(
+            f"--width {config.sae.width}: weights, gradients and two moments take {4 * needs['weights'] >> 20} MiB of "
+            f"memory, {available >> 20} MiB are free on the {plan.device.type}"
+        )
+    if _in_memory(plan):
+        free = available_memory(torch.device("cpu"))
+        if needs["store"] > free * 0.7:
+            raise ConfigError(
+                f"--epochs {config.epochs}: activations of {config.tokens} tokens take {needs['store'] >> 20} MiB of "
+                f"memory, {free >> 20} MiB are free; keep them on disk: --store DIR"
+            )
+    else:
+        row_bytes = plan.width_in * getattr(torch, config.harvest.store_precision).itemsize
+        overlap = plan.device.type == "cuda" and not plan.cached
+        batches_in(config.buffer_mb << 20, row_bytes, plan.batch, overlap=overlap)
+    for flag, folder, size in (("--out", config.out, needs["run"]), ("--store", config.store, needs["store"])):
         if folder is None:
             continue
         free = shutil.disk_usage(_existing(folder)).free
+        size -= sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())  # what is there already
         if size > free:
             raise ConfigError(f"{flag} {folder}: {size >> 20} MiB are needed, {free >> 20} MiB are free on that disk")
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes that a process could still take: on Linux with what the page cache would give back."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    lines = Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else []
+    found = [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")]
+    return found[0] if found else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def estimate_bytes(plan: Plan) -> dict[str, int]:

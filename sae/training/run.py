@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from filelock import FileLock, Timeout
 
-from sae.config import ConfigError, TrainConfig, to_json
+from sae.config import ConfigError, TrainConfig
+from sae.data.documents import DataError
 from sae.files import publish_json, read_json
 from sae.harvest.buffer import Batch, Batches, LiveBatches, StoredBatches
 from sae.harvest.language_model import load_language_model
@@ -24,14 +25,15 @@ from sae.harvest.store import DiskStore, MemoryStore, Store, fill_store
 from sae.harvest.stream import PERCENTILES, Harvest
 from sae.models.language import build, find_variant
 from sae.models.saved import CONFIG, save_weights
-from sae.progress import Progress, StopSignal
+from sae.progress import PLAIN_SECONDS, Interrupted, Progress, StopSignal
 from sae.training.checkpoint import load_newest, save_checkpoint
-from sae.training.logging import RunLog
+from sae.training.logging import METRICS, RunLog
 from sae.training.plan import Plan, make_plan, run_record
 from sae.training.trainer import DivergedError, Trainer
 from sae_kernels import backends_used
 
 FIRST_BATCHES = 8  # whose inputs set the scale and the pre-bias
+LOCK, OWNER = "run.lock", "run.pid"
 
 
 class TrainResult(NamedTuple):
@@ -67,25 +69,42 @@ def train(config: TrainConfig) -> TrainResult:
         Interrupted: SIGINT or SIGTERM; a checkpoint was written.
     """
     plan = make_plan(config)
+    existed = config.out.exists()
     config.out.mkdir(parents=True, exist_ok=True)
     with run_lock(config.out), StopSignal() as stop, Progress() as progress:
-        return _train_locked(plan, stop, progress)
+        try:
+            return _train_locked(plan, stop, progress)
+        except BaseException as error:
+            if not config.resume:
+                _take_back(config.out, error, existed=existed)
+            raise
+
+
+def _take_back(out: Path, error: BaseException, *, existed: bool) -> None:
+    """Remove the folder of a run that nothing can be resumed of: refused before its first step, or without a record."""
+    refused = isinstance(error, ValueError) and not (out / METRICS).exists()
+    if refused or not (out / CONFIG).exists():
+        for name in (CONFIG, LOCK, OWNER):
+            (out / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # something else is in it
+            if not existed:
+                out.rmdir()
 
 
 @contextlib.contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """Hold a run folder for this process.
+    """Hold a folder that is written to for this process.
 
     Raises:
         ConfigError: another process holds it; names its pid.
     """
-    owner = folder / "run.pid"  # beside the lock: taking the lock empties its file
-    lock = FileLock(folder / "run.lock")
+    owner = folder / OWNER  # beside the lock: taking the lock empties its file
+    lock = FileLock(folder / LOCK)
     try:
         lock.acquire(timeout=0)
     except Timeout:
         pid = owner.read_text() if owner.exists() else "unknown"
-        raise ConfigError(f"{folder}: another process (pid {pid}) is writing to this run folder") from None
+        raise ConfigError(f"{folder}: another process (pid {pid}) is writing to this folder") from None
     try:
         owner.write_text(str(os.getpid()))
         yield
@@ -103,7 +122,10 @@ def _train_locked(plan: Plan, stop: StopSignal, progress: Progress) -> TrainResu
     harvest.measure_norms()
     progress.say(_norm_report(harvest))
     begun = time.perf_counter()
-    batches = _batches(plan, harvest, stop, progress)
+    if plan.cached:
+        batches: Batches = _stored_batches(plan, harvest, stop, progress)
+    else:
+        batches = _live_batches(plan, harvest, stop, progress)
     harvested = time.perf_counter()
     trainer = Trainer(
         build(config.sae, plan.width_in),
@@ -136,50 +158,71 @@ def _train_locked(plan: Plan, stop: StopSignal, progress: Progress) -> TrainResu
     )
 
 
-def _batches(plan: Plan, harvest: Harvest, stop: StopSignal, progress: Progress) -> Batches:
-    """Stored batches (harvesting what the store lacks) or live ones."""
+def _live_batches(plan: Plan, harvest: Harvest, stop: StopSignal, progress: Progress) -> LiveBatches:
     config, site = plan.config, plan.sites[0].name
-    dtype = getattr(torch, config.harvest.store_precision)
-    buffer_bytes = config.buffer_mb << 20
-    if not plan.cached:
-        return LiveBatches(
-            harvest,
-            site,
-            site,
-            batch=plan.batch,
-            tokens=config.tokens,
-            buffer_bytes=buffer_bytes,
-            dtype=dtype,
-            seed=config.seed,
-            overlap=plan.device.type == "cuda",
-            on_restart=lambda n: progress.say(f"The data set is used up: pass {n} over it begins."),
-        )
+    spoken = time.perf_counter()
+    rows_harvested = 0
+
+    def advance(rows: int) -> None:
+        nonlocal spoken, rows_harvested
+        rows_harvested += rows
+        # a buffer can take minutes to fill, while no step is taken
+        if time.perf_counter() - spoken > PLAIN_SECONDS:
+            spoken = time.perf_counter()
+            progress.say(f"Harvested {rows_harvested:,} tokens.")
+        stop.check(_how_to_resume(config))
+
+    return LiveBatches(
+        harvest,
+        site,
+        site,
+        batch=plan.batch,
+        tokens=config.tokens,
+        buffer_bytes=config.buffer_mb << 20,
+        dtype=getattr(torch, config.harvest.store_precision),
+        seed=config.seed,
+        overlap=plan.device.type == "cuda",
+        on_restart=lambda n: progress.say(f"The data set is used up: pass {n} over it begins."),
+        progress=advance,
+    )
+
+
+def _stored_batches(plan: Plan, harvest: Harvest, stop: StopSignal, progress: Progress) -> StoredBatches:
+    """Batches over a store, after harvesting what it lacks."""
+    config, site = plan.config, plan.sites[0].name
+    if config.store is None:
+        store = _fill(MemoryStore(plan.store_identity, config.tokens), plan, harvest, stop, progress)
+    else:
+        config.store.mkdir(parents=True, exist_ok=True)
+        with run_lock(config.store):
+            store = _fill(DiskStore(config.store, plan.store_identity), plan, harvest, stop, progress)
+    if store.rows < config.tokens:
+        progress.say(f"The data set is used up: it gave {store.rows:,} of the {config.tokens:,} tokens asked for.")
+    return StoredBatches(
+        store,
+        site,
+        site,
+        batch=plan.batch,
+        epochs=config.epochs,
+        buffer_bytes=config.buffer_mb << 20,
+        seed=config.seed,
+    )
+
+
+def _fill(store: Store, plan: Plan, harvest: Harvest, stop: StopSignal, progress: Progress) -> Store:
+    config = plan.config
+    kept = f"harvested rows on disk stay in {config.store}; " if config.store else ""
     with progress.bar("Harvesting", config.tokens, "tokens") as bar:
 
         def advance(rows: int) -> None:
             bar.advance(rows)
-            stop.check(f"harvested rows on disk stay in {config.store}" if config.store else "nothing was saved yet")
+            stop.check(kept + _how_to_resume(config))
 
-        store = fill_store(_open_store(plan), harvest, tokens=config.tokens, progress=advance)
-    if store.rows < config.tokens:
-        progress.say(f"The data set is used up: it gave {store.rows:,} of the {config.tokens:,} tokens asked for.")
-    return StoredBatches(
-        store, site, site, batch=plan.batch, epochs=config.epochs, buffer_bytes=buffer_bytes, seed=config.seed
-    )
+        return fill_store(store, harvest, tokens=config.tokens, progress=advance)
 
 
-def _open_store(plan: Plan) -> Store:
-    config = plan.config
-    harvest = to_json(config.harvest)
-    identity = {
-        "format": 1,
-        "sites": {site.name: site.width for site in plan.sites},
-        "precision": config.harvest.store_precision,
-        "data": plan.documents.provenance,
-        **{name: harvest[name] for name in ("model", "context", "contexts", "max_norm", "keep_special")},
-        "model_precision": config.harvest.precision,
-    }
-    return DiskStore(config.store, identity) if config.store else MemoryStore(identity, config.tokens)
+def _how_to_resume(config: TrainConfig) -> str:
+    return f"continue with: sae train --resume --out {config.out}"
 
 
 def _train_loop(plan: Plan, trainer: Trainer, batches: Batches, stop: StopSignal, progress: Progress) -> dict[str, Any]:
@@ -187,11 +230,14 @@ def _train_loop(plan: Plan, trainer: Trainer, batches: Batches, stop: StopSignal
     config = plan.config
     folder = config.out / "checkpoints"
     state, stream = _start(plan, trainer, batches, progress)
+    saved = trainer.taken if state is not None else None  # the newest checkpoint's step
 
     def save() -> None:
+        nonlocal saved
         # after a step that was not finite, noticed late on a GPU, the data is ahead of the weights: keep the old one
-        if state is not None and state["step"] == trainer.taken:
+        if state is not None and state["step"] == trainer.taken != saved:
             save_checkpoint(folder, trainer.taken, *trainer.state(), state, keep=config.keep_checkpoints)
+            saved = trainer.taken
 
     log = RunLog(config, resume_at=trainer.taken)
     every = max(1, config.checkpoint_every // plan.batch)
@@ -206,10 +252,10 @@ def _train_loop(plan: Plan, trainer: Trainer, batches: Batches, stop: StopSignal
                     log.write({"step": trainer.taken, "tokens": trainer.taken * plan.batch, **window._asdict()})
                     bar.note(f"FVU {window.fvu:.3f}  L0 {window.l0:.1f}  dead {window.dead:.1%}")
                 bar.advance(plan.batch)
-                if stop.requested or trainer.taken % every == 0:
+                if trainer.taken % every == 0:
                     save()
-                stop.check(f"continue with: sae train --resume --out {config.out}")
-    except DivergedError:
+                stop.check(_how_to_resume(config))
+    except (DivergedError, Interrupted, DataError):
         save()
         raise
     finally:

@@ -84,7 +84,7 @@ def test_the_same_bits_with_one_thread():
     threads = torch.get_num_threads()
     results = []
     for count in (threads, 1):
-        given = tensors((257, 96))
+        given = tensors((512, 96))
         torch.set_num_threads(count)
         try:
             adam_step(*given, step=1, lr=1e-2, unit_rows=True)

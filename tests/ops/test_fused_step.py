@@ -113,6 +113,22 @@ def test_five_steps_equal_the_autograd_route(max_norm, auxk, tied, batched):
         assert_close(a, b, rtol=1e-4, atol=2e-5)
 
 
+@pytest.mark.parametrize("auxk", [False, True])
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_second_pass_is_made_only_where_the_bound_on_the_norm_asks_for_it(tied, auxk, monkeypatch):
+    from sae_kernels.fused_step import cpu
+
+    bounds, sweeps = [], []
+    bound, sweep = cpu._norm_bound, cpu._sweep
+    monkeypatch.setattr(cpu, "_norm_bound", lambda *a: bounds.append(bound(*a)) or bounds[-1])
+    monkeypatch.setattr(cpu, "_sweep", lambda *a: sweeps.append(1) or sweep(*a))
+    _, norms = run_fused(5, 1e6, auxk, tied)
+    assert len(sweeps) == 5
+    assert all(norm <= limit for norm, limit in zip(norms, bounds, strict=True))
+    run_fused(5, 0.9 * min(bounds), auxk, tied)
+    assert len(sweeps) > 10
+
+
 def test_composed_reference_agrees():
     with use_backend("naive"):
         peer, norms = run_fused(3, 1.0, True, True)
@@ -183,11 +199,14 @@ def test_two_runs_are_bit_identical():
 
 
 def test_an_update_gives_the_same_bits_with_one_thread():
+    draw = torch.Generator().manual_seed(0)
+    W = torch.nn.functional.normalize(torch.randn(2003, 96, generator=draw))
+    x = torch.randn(257, 96, generator=draw)
     results = []
     threads = torch.get_num_threads()
     for count in (threads, 1):
-        params, m, v = fresh()
-        forward = fused_forward(params, batch(0)[0], K)
+        params, m, v = (Parameters(t.clone(), torch.zeros(2003), t.clone(), torch.zeros(96)) for t in (W, W * 0, W * 0))
+        forward = fused_forward(params, x, 16)
         torch.set_num_threads(count)
         try:
             fused_update(params, m, v, forward, step=1, lr=LR, max_norm=0.5)

@@ -174,14 +174,19 @@ def test_folding_changes_no_output() -> None:
     assert folded.dictionary.W.norm(dim=1).allclose(torch.ones(WIDTH), atol=1e-5)
 
 
-def test_bfloat16_compute_keeps_float32_masters() -> None:
-    batches = planted_batches(20)
-    trainer = make_trainer(20, compute="bfloat16")
+def test_bfloat16_compute_keeps_float32_masters_and_trains_as_well() -> None:
+    batches = planted_batches(150)
+    windows = {}
+    for compute in ("float32", "bfloat16"):
+        trainer = make_trainer(150, compute=compute)
+        trainer.initialise(batches[:4], batches[:4], seed=0)
+        run(trainer, batches[:100])
+        trainer.window()
+        run(trainer, batches, start=100)
+        windows[compute] = trainer.window().fvu
+        assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
     assert trainer.route.name == "autograd"
-    trainer.initialise(batches[:4], batches[:4], seed=0)
-    run(trainer, batches)
-    assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
-    assert trainer.window().fvu < 1.0
+    assert windows["bfloat16"] == pytest.approx(windows["float32"], rel=0.05)
 
 
 def test_geometric_median_withstands_outliers() -> None:

@@ -1,4 +1,4 @@
-"""Every op at the sizes of models people train on, walked without memory: what would be launched, and what it must move.
+"""Every op at the sizes of models people train on, walked without memory: what is launched, and what it must move.
 
 A case's launches come from the op's own launcher, on tensors of the meta device, so they are the launches of a GPU.
 """
@@ -15,6 +15,9 @@ import torch
 from torch import Tensor
 
 from sae_kernels.adam_step.gpu import adam_step
+from sae_kernels.codes import SparseCodes
+from sae_kernels.fused_step.gpu import forward
+from sae_kernels.fused_step.op import Parameters
 from sae_kernels.gpu_product import operands
 from sae_kernels.latent_sweep.gpu import latent_sweep
 from sae_kernels.launch import Launch, device_of, recording
@@ -112,6 +115,13 @@ def _adam(unit_rows: bool, c: Case) -> None:
     adam_step(param, c.tensor(c.F, c.d), m, v, **constants, scale=scale, unit_rows=unit_rows)
 
 
+def _forward(c: Case) -> None:
+    W_dec, b_dec = c.tensor(c.F, c.d, dtype=torch.float32), c.tensor(c.d, dtype=torch.float32)
+    params = Parameters(W_dec, c.tensor(c.F, dtype=torch.float32), W_dec, b_dec)
+    x = c.tensor(TOKENS, c.d)
+    forward(params, x, SparseCodes(*c.codes()[:2], c.F), x, True, None)
+
+
 def _product(c: Case) -> int:
     return (TOKENS + c.F) * c.d * c.size + c.F * c.size
 
@@ -141,7 +151,7 @@ OPS = {
     "threshold_encode": Op(
         run=_threshold,
         floor=lambda c: _product(c) + 4 * c.F + c.entries * (c.size + _ENTRY) + 8 * TOKENS,
-        torch_bytes=lambda c: _centring(c) + 2 * TOKENS * math.ceil(c.F / 128),
+        torch_bytes=lambda c: _centring(c) + 2 * TOKENS * math.ceil(c.F / 64),
     ),
     "sparse_decode": Op(
         run=partial(_decode, False),
@@ -167,6 +177,12 @@ OPS = {
         run=partial(_sweep, "enc"),
         floor=lambda c: _rows(1, c) + c.F * c.d * 4 + c.entries * (2 * c.size + _ENTRY),
         torch_bytes=_sort,
+    ),
+    # fp32 atoms; the centred input comes from torch
+    "fused_forward": Op(
+        run=_forward,
+        floor=lambda c: c.entries * (c.d * 4 + c.size + _ENTRY) + TOKENS * c.d * (2 * c.size + 8),
+        torch_bytes=lambda c: TOKENS * c.d * (c.size + 4),
     ),
     "adam_step": Op(run=partial(_adam, False), floor=lambda c: c.F * c.d * (24 + c.size), torch_bytes=lambda c: 0),
     "adam_step unit_rows": Op(

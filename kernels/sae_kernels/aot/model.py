@@ -93,6 +93,11 @@ def _decode(launch: Launch, entries: int) -> Work:
     return Work(rows + _nbytes(launch, "values", "indices", "out", "b_dec"), 0)
 
 
+def _compare(launch: Launch, entries: int) -> Work:
+    rows = entries * launch.arguments["d"] * _size(launch, "W_dec")
+    return Work(rows + _nbytes(launch, "values", "indices", "target", "b_dec", "residual", "squared_error"), 0)
+
+
 def _sweep(launch: Launch, entries: int) -> Work:
     a, c = launch.arguments, launch.constants
     moved = _nbytes(launch, "order", "bounds") + entries * SECTOR
@@ -124,6 +129,7 @@ _MODELS: dict[str, Callable[[Launch, int], Work]] = {
     "_repair": _repair,
     "_order": _order,
     "_decode": _decode,
+    "_compare": _compare,
     "_sweep": _sweep,
     "_sweep_pieces": _pieces,
     "_merge": _pieces,

@@ -17,7 +17,7 @@ from sae_kernels.batch_topk_encode.op import batch_topk_encode
 from sae_kernels.bench.step import Problem
 from sae_kernels.bench.timing import copy_function, interleaved, machine, show
 from sae_kernels.dispatch import last_backend, use_backend
-from sae_kernels.fused_step.op import fused_forward, fused_update
+from sae_kernels.fused_step.op import StepForward, fused_forward, fused_update
 from sae_kernels.latent_sweep.op import latent_sweep
 from sae_kernels.sparse_decode.op import sparse_decode
 from sae_kernels.threshold_encode.op import threshold_encode
@@ -76,7 +76,11 @@ def _ops(problem: Problem) -> dict[str, tuple[Callable[[], Any], int | None]]:
     residual = x - sparse_decode(codes, params.W_dec, params.b_dec)
     grad = torch.ones_like(params.W_dec)
     moments = torch.zeros_like(grad), torch.zeros_like(grad)
-    forward = fused_forward(params, x, codes=codes, workspace=problem.workspace)
+
+    def compare() -> StepForward:
+        return fused_forward(params, x, codes=codes, workspace=problem.workspace)
+
+    forward = compare()
     listed, weights, batch = 4 * tokens * k * d, 4 * width * d, 4 * tokens * d
     encode = x, params.W_enc, params.b_enc
 

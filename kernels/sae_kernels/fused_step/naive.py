@@ -14,13 +14,13 @@ from sae_kernels.sparse_decode.op import sparse_decode
 
 
 def forward(
-    params: Any, x: Tensor, codes: SparseCodes, target: Tensor, tied: bool, workspace: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """residual, squared_error, centred, dots; see op.py."""
+    params: Any, codes: SparseCodes, centred: Tensor, target: Tensor, workspace: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """residual, squared_error, dots; see op.py."""
+    del workspace
     residual = target.float() - sparse_decode(codes, params.W_dec, params.b_dec).float()
-    centred = x.float() - params.b_dec if tied else x.float()
     dots = latent_sweep(codes, residual, centred, params.W_dec).values
-    return residual, residual.square().sum(1), centred, dots
+    return residual, residual.square().sum(1), dots
 
 
 def update(

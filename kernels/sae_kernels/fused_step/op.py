@@ -112,12 +112,18 @@ def fused_forward(
     target = x if target is None else target
     if target.shape != (x.shape[0], params.b_dec.shape[0]):
         raise ValueError(f"expected target [{x.shape[0]}, {params.b_dec.shape[0]}]; got {tuple(target.shape)}")
+    workspace = workspace or Workspace()
     with torch.no_grad(), no_autocast(x.device.type):
+        centred = x.float()
+        if tied:
+            out = workspace.get("centred", tuple(x.shape)) if x.device.type == "cpu" else None
+            centred = torch.sub(centred, params.b_dec, out=out)
         if codes is None:
             assert k is not None
-            codes = topk_encode(x, params.W_enc, params.b_enc, k, params.b_dec if tied else None)
+            codes = topk_encode(centred, params.W_enc, params.b_enc, k)
         forward = choose("fused_forward", params.W_enc, FORWARD)
-        return StepForward(codes, *forward(params, x, codes, target, tied, workspace or Workspace()), tied)
+        residual, error, dots = forward(params, codes, centred, target, workspace)
+    return StepForward(codes, residual, error, centred, dots, tied)
 
 
 def fused_update(
@@ -137,8 +143,9 @@ def fused_update(
     """One Adam step on the mean squared error (and `extra`), in place on params, m and v.
 
     Gradients are scaled by min(1, max_norm / norm), norm taken over all four parameters, before each atom's parallel
-    part is projected out of its gradient; then Adam (see adam_step), then every atom back to unit norm. On the CPU the
-    norm comes from a pass that only sums squares; without max_norm it falls out of the one sweep that updates.
+    part is projected out of its gradient; then Adam (see adam_step), then every atom back to unit norm. On the CPU a
+    pass that only sums squares comes first where the norm may exceed max_norm; where a bound by Cauchy and Schwarz
+    shows that it cannot, as on all but unusual steps with a generous max_norm, it falls out of the sweep that updates.
 
     Args:
         params, m, v: weights and Adam's moments.
