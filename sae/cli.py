@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Union
+from typing import Annotated, Any, Union, cast
 
 import tyro
 
@@ -141,7 +141,7 @@ def parse(arguments: list[str]) -> Any:
     try:
         with contextlib.redirect_stderr(refusal):
             return tyro.cli(
-                Union[tuple(union)],  # noqa: UP007 - built at run time  # pyright: ignore[reportArgumentType]
+                cast(Any, Union[tuple(union)]),  # noqa: UP007 - built at run time
                 args=arguments,
                 prog="sae",
                 description="Train sparse autoencoders on language-model activations, prove how good they are, look "

@@ -32,7 +32,10 @@ class CorruptError(ValueError):
 def sha256_of(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
     with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(stream)
+        digest = hashlib.sha256()
+        while block := stream.read(1 << 20):
+            digest.update(block)
+        return digest.hexdigest()
 
 
 def publish_file(path: Path, content: bytes | Callable[[BinaryIO], None]) -> None:
@@ -150,13 +153,6 @@ def _rename_fault(error: BaseException, temporary: Path, path: Path) -> None:
     """Let an error that names no file, or a temporary one, name what was being written."""
     if isinstance(error, OSError) and (error.filename is None or str(error.filename).startswith(str(temporary))):
         error.filename = str(path)
-
-
-def _digest(stream: BinaryIO) -> str:
-    digest = hashlib.sha256()
-    while block := stream.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 def _flush(stream: BinaryIO) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 
 import torch
@@ -24,18 +25,18 @@ class PCA:
         Raises:
             ValueError: no rows.
         """
-        count, total, second, centre = 0, None, None, None
-        for batch in batches:
-            if centre is None:
-                # a fixed point near the mean keeps the covariance accurate where the mean is large
-                centre = batch.double().mean(0)
-                total, second = torch.zeros_like(centre), torch.zeros(len(centre), len(centre), dtype=torch.float64)
+        stream = iter(batches)
+        first = next(stream, None)
+        if first is None:
+            raise ValueError("PCA: expected at least one batch of rows, got none")
+        # a fixed point near the mean keeps the covariance accurate where the mean is large
+        centre = first.double().mean(0)
+        count, total, second = 0, torch.zeros_like(centre), torch.zeros(len(centre), len(centre), dtype=torch.float64)
+        for batch in itertools.chain([first], stream):
             offset = batch.double() - centre
             count += len(batch)
             total += offset.sum(0)
             second += offset.T @ offset
-        if centre is None or total is None or second is None:
-            raise ValueError("PCA: expected at least one batch of rows, got none")
         covariance = second / count - torch.outer(total, total) / count**2
         _, vectors = torch.linalg.eigh(covariance)
         return cls(centre + total / count, vectors.T.flip(0).contiguous())

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sae.config import HarvestConfig
 from sae.data.documents import DataError, Documents
-from sae.data.isolation import choose_isolation, model_inputs
+from sae.data.isolation import Isolation, choose_isolation, model_inputs
 from sae.data.packing import BEGINNING, Contexts, Cursor, first_token, pack
 from sae.harvest.hooks import harvest_forward
 from sae.harvest.language_model import LanguageModel
@@ -77,7 +77,7 @@ class Harvest:
 
     def __init__(self, lm: LanguageModel, sites: Sequence[Site], documents: Documents, config: HarvestConfig) -> None:
         self.lm, self.sites, self.documents, self.config = lm, list(sites), documents, config
-        self.isolation = choose_isolation(lm.model, config.context)
+        self.isolation: Isolation = choose_isolation(lm.model, config.context)
         self._first = first_token(lm.tokenizer)
         self._special = torch.tensor(sorted(lm.special), dtype=torch.int64)
         self.norm_limits: dict[str, float] | None = None

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sae.modules.codes import Code
 from sae.modules.dictionary import Dictionary
 from sae_kernels import SparseCodes
 
@@ -26,10 +27,10 @@ class Autoencoder(nn.Module):
     W_enc [F, d] and the dictionary's atoms [F, d] are latent-major: row j belongs to latent j.
     """
 
-    def __init__(self, dim: int, width: int, code: nn.Module) -> None:
+    def __init__(self, dim: int, width: int, code: Code) -> None:
         super().__init__()
         self.dim, self.width = dim, width
-        self.code = code
+        self.code: Code = code
         self.W_enc = nn.Parameter(torch.empty(width, dim))
         self.b_enc = nn.Parameter(torch.zeros(width))
         self.dictionary = Dictionary(width, dim)

@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from torch import nn
-
 from sae.config import SAEConfig, unknown_choice
 from sae.models.autoencoder import Autoencoder
-from sae.modules.codes import TopK
+from sae.modules.codes import Code, TopK
 
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
     """One row of the table."""
 
-    code: Callable[[SAEConfig], nn.Module]
+    code: Callable[[SAEConfig], Code]
     """Builds the code from the settings."""
     terms: Callable[[SAEConfig], Mapping[str, float]]
     """Weights of the loss terms, by their names in `sae.modules.losses.TERMS`."""

@@ -46,9 +46,14 @@ def _open_wandb(config: TrainConfig, *, resume: bool) -> Any:
     import wandb
 
     name = config.out.resolve().name
-    identity = {"id": f"sparsight-{name}", "resume": "allow"} if resume else {}
     return wandb.init(
-        project="sparsight", name=name, dir=str(config.out), mode=config.wandb, config=to_json(config), **identity
+        project="sparsight",
+        name=name,
+        dir=str(config.out),
+        mode="online" if config.wandb == "online" else "offline",
+        config=to_json(config),
+        id=f"sparsight-{name}-{config.seed}",
+        resume="allow" if resume else None,
     )
 
 

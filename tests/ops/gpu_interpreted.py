@@ -6,6 +6,7 @@ chosen when a kernel is decorated) and, where there is one, on a GPU.
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 import numpy as np
@@ -21,12 +22,10 @@ from sae_kernels.adam_step import gpu as adam
 from sae_kernels.adam_step import naive as adam_naive
 from sae_kernels.batch_topk_encode import gpu as batch
 from sae_kernels.batch_topk_encode import naive as batch_naive
-from sae_kernels.buffers import Workspace
 from sae_kernels.codes import SparseCodes
 from sae_kernels.dispatch import use_backend
-from sae_kernels.fused_step import gpu as fused
-from sae_kernels.fused_step import naive as fused_naive
-from sae_kernels.fused_step.op import Parameters, RowGradients, StepForward
+from sae_kernels.fused_step import op as fused
+from sae_kernels.fused_step.op import Parameters, RowGradients, fused_forward, fused_update
 from sae_kernels.latent_sweep import gpu as sweep
 from sae_kernels.latent_sweep import naive as sweep_naive
 from sae_kernels.sparse_decode import gpu as decode
@@ -426,6 +425,13 @@ def test_adam_takes_bf16_gradients_and_refuses_what_it_cannot_write():
         adam.adam_step(param.T, grad.T, m, v, **options)
 
 
+@pytest.fixture
+def _fused(monkeypatch):
+    monkeypatch.setitem(fused.FORWARD, "gpu", "sae_kernels.fused_step.gpu:forward")
+    monkeypatch.setitem(fused.UPDATE, "gpu", "sae_kernels.fused_step.gpu:update")
+
+
+@pytest.mark.usefixtures("_fused")
 @pytest.mark.parametrize("max_norm", [None, 0.1])
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("csr", [False, True])
@@ -439,27 +445,28 @@ def test_fused_step_equals_the_reference(csr, tied, max_norm):
     moments = [Parameters(*(torch.rand_like(p) for p in params)) for _ in range(2)]
     rows = torch.tensor([2, 5], device=DEVICE)
     extra = RowGradients(rows, *(torch.randn(s, device=DEVICE) for s in ((2, d), (2,), (2, d))))
-    adam_options = (3, 1e-2, 0.9, 0.999, 1e-8)
     results = []
-    for route in (fused, fused_naive):
+    for backend in ("gpu", "naive"):
         group = [Parameters(*(guarded(t) for t in part)) for part in (params, *moments)]
-        with guarded_allocations() if route is fused else use_backend("naive"):
-            step = StepForward(codes, *route.forward(group[0], x, codes, target, tied, Workspace()), tied)
-            norm, applied = route.update(*group, step, adam_options, max_norm, extra)
+        with use_backend(backend), guarded_allocations() if backend == "gpu" else contextlib.nullcontext():
+            step = fused_forward(group[0], x, codes=codes, target=target, tied=tied)
+            norm, applied = fused_update(*group, step, step=3, lr=1e-2, max_norm=max_norm, extra=extra)
         assert bool(applied)
         # the dots are made in forward by some backends, in update by others
-        results.append([*step[1:4], norm, *(t for part in group for t in part)])
+        results.append([step.residual, step.squared_error, norm, *(t for part in group for t in part)])
     for found, expected in zip(*results, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-5)
 
 
+@pytest.mark.usefixtures("_fused")
 def test_fused_step_leaves_everything_where_the_gradient_is_not_finite():
     values, indices, _ = make_codes(3, 7, 2, False)
     codes = SparseCodes(values, indices, 7)
     x = torch.full((3, 5), torch.inf, device=DEVICE)
     params, m, v = (Parameters(*(torch.rand(s, device=DEVICE) for s in ((7, 5), (7,), (7, 5), (5,)))) for _ in range(3))
     before = [t.clone() for part in (params, m, v) for t in part]
-    step = StepForward(codes, *fused.forward(params, x, codes, x, True, Workspace()), True)
-    _, applied = fused.update(params, m, v, step, (1, 1e-2, 0.9, 0.999, 1e-8), 1.0, None)
+    with use_backend("gpu"):
+        step = fused_forward(params, x, codes=codes)
+        _, applied = fused_update(params, m, v, step, step=1, lr=1e-2, max_norm=1.0)
     assert not bool(applied)
     assert_same(tuple(t for part in (params, m, v) for t in part), tuple(before))

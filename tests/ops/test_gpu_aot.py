@@ -86,6 +86,12 @@ def product(dtype: torch.dtype, arch: str, **changes: int) -> Launch:
     return recorder.launches[0]
 
 
+@pytest.mark.parametrize("arch", DEVICES)
+def test_product_that_keeps_everything_compiles_to_fit_code(arch):
+    launch = product(torch.bfloat16, arch, bucket=128, kept=128)
+    assert not faults(launch, compile_launch(launch, arch), DEVICES[arch])
+
+
 def test_checker_catches_registers_that_spill():
     case = Case(op="latent_sweep", d=4096, F=16_384, k=32, dtype=torch.bfloat16)
     fine = case.record(DEVICES["sm_90"])[0]

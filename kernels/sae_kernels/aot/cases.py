@@ -93,6 +93,7 @@ def _threshold(c: Case) -> None:
     config = threshold_config(TOKENS, c.F, c.d, c.dtype, device_of(x))
     found = survivors(x, W_enc, b_enc, bars, config)
     values, indices, offsets = c.codes(csr=True)
+    assert offsets is not None
     compact(x, W_enc, b_enc, bars, *found, offsets, values, indices, config)
 
 
@@ -119,7 +120,7 @@ def _forward(c: Case) -> None:
     W_dec, b_dec = c.tensor(c.F, c.d, dtype=torch.float32), c.tensor(c.d, dtype=torch.float32)
     params = Parameters(W_dec, c.tensor(c.F, dtype=torch.float32), W_dec, b_dec)
     x = c.tensor(TOKENS, c.d)
-    forward(params, x, SparseCodes(*c.codes()[:2], c.F), x, True, None)
+    forward(params, SparseCodes(*c.codes()[:2], c.F), x, x, None)
 
 
 def _product(c: Case) -> int:
@@ -178,11 +179,11 @@ OPS = {
         floor=lambda c: _rows(1, c) + c.F * c.d * 4 + c.entries * (2 * c.size + _ENTRY),
         torch_bytes=_sort,
     ),
-    # fp32 atoms; the centred input comes from torch
+    # fp32 atoms
     "fused_forward": Op(
         run=_forward,
-        floor=lambda c: c.entries * (c.d * 4 + c.size + _ENTRY) + TOKENS * c.d * (2 * c.size + 8),
-        torch_bytes=lambda c: TOKENS * c.d * (c.size + 4),
+        floor=lambda c: c.entries * (c.d * 4 + c.size + _ENTRY) + TOKENS * c.d * (c.size + 4),
+        torch_bytes=lambda c: 0,
     ),
     "adam_step": Op(run=partial(_adam, False), floor=lambda c: c.F * c.d * (24 + c.size), torch_bytes=lambda c: 0),
     "adam_step unit_rows": Op(

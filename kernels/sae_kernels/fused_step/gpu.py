@@ -52,16 +52,17 @@ def _compare(
 
 
 def forward(
-    params: Any, x: Tensor, codes: SparseCodes, target: Tensor, tied: bool, workspace: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """residual [N, d], squared_error [N], centred [N, d], all fp32, and an empty tensor for the dots; see op.py.
+    params: Any, codes: SparseCodes, centred: Tensor, target: Tensor, workspace: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """residual [N, d] and squared_error [N] in fp32, and an empty tensor for the dots; see op.py.
 
     The dots come with `update`: the sweep reads every atom once, while making them here would gather N k of them a
     second time. `workspace` holds the CPU's memory; on a GPU torch's own allocator keeps it.
     """
+    del centred, workspace
     target = rows_contiguous(target)
     N, d = target.shape
-    residual, squared_error = torch.empty(N, d, device=x.device), torch.empty(N, device=x.device)
+    residual, squared_error = torch.empty(N, d, device=target.device), torch.empty(N, device=target.device)
     config = sweep_config(d, torch.float32)
     indices = codes.indices.contiguous()
     launch(
@@ -75,7 +76,7 @@ def forward(
         {"CSR": codes.offsets is not None, "BLOCK_E": config.block_e, "BLOCK_D": config.block_d},
         warps=config.warps,
     )
-    return residual, squared_error, x.float() - params.b_dec if tied else x.float(), residual.new_empty(0)
+    return residual, squared_error, residual.new_empty(0)
 
 
 def update(

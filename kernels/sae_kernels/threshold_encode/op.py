@@ -34,8 +34,9 @@ def threshold_encode(
     straight-through gradient of theta needs; the caller zeroes them: `where(values > theta[indices], values, 0)`.
     Differentiable in x, W_enc, b_enc and b_pre through every entry kept, whatever its sign; not in theta.
 
-    The dense expression: `pre[pre > theta - margin]`. Where more than a tenth of the N x F entries are kept (early in
-    training) the CPU holds as much memory as the reference, and is still faster.
+    The dense expression: `pre[pre > theta - margin]`. The memory needed is that of the entries kept, 12 bytes each (and
+    as much again while they are put together): early in training that may be more than the dense N x F. Past a density
+    of a tenth, decoding and its backward turn to dense products by themselves (see dispatch.py).
 
     Args:
         x: inputs [N, d].

@@ -35,6 +35,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 import triton
@@ -242,12 +243,12 @@ def tune(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, timer: Callable[..., f
         x, W_enc, b_enc, k: see `topk_encode`.
         timer: milliseconds of a call of its argument; by default triton.testing.do_bench, which needs a GPU.
     """
-    timer = timer or triton.testing.do_bench
+    milliseconds: Callable[..., Any] = timer or triton.testing.do_bench
     (N, d), F, device = x.shape, W_enc.shape[0], device_of(x)
 
     def time(config: EncodeConfig) -> float:
         try:
-            return timer(lambda: topk_encode(x, W_enc, b_enc, k, config=config))
+            return milliseconds(lambda: topk_encode(x, W_enc, b_enc, k, config=config))
         except triton.runtime.errors.OutOfResources:
             return float("inf")
 
