@@ -15,11 +15,11 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Union, cast
+from typing import Annotated, Any, Literal, Union, cast
 
 import tyro
 
-from sae.config import ConfigError, EvalConfig, TrainConfig, from_json
+from sae.config import ConfigError, Device, EvalConfig, TrainConfig, from_json
 
 Json = Annotated[bool, tyro.conf.arg(help="Print one JSON line on stdout, and nothing else there.")]
 
@@ -94,6 +94,38 @@ class Verify:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Time the sparse ops, or a whole training step, against the floor measured in the same run."""
+
+    what: Annotated[tyro.conf.Positional[Literal["kernels", "step", "curve"]], tyro.conf.arg(metavar="WHAT")]
+    """kernels (op by op), step (a whole training step), or curve (the step over the number of latents)."""
+    tokens: int = 2048
+    """Tokens a batch."""
+    d: int = 576
+    """Width of the activations."""
+    width: int = 9216
+    """Latents; the curve goes from 4k to 131k."""
+    k: int = 32
+    """Latents active a token."""
+    rounds: int = 9
+    """Interleaved rounds, of which medians are taken."""
+    device: Device = "auto"
+    """Where to compute: auto takes a GPU where there is one."""
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:
+        from sae.device import pick_device
+        from sae_kernels.bench.kernels import measure_kernels
+        from sae_kernels.bench.step import measure_curve, measure_step
+
+        shape: dict[str, Any] = {"tokens": self.tokens, "d": self.d, "k": self.k, "rounds": self.rounds}
+        shape["device"] = pick_device(self.device).type
+        if self.what == "curve":
+            return measure_curve(**shape)
+        return (measure_kernels if self.what == "kernels" else measure_step)(width=self.width, **shape)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Doctor:
     """Show versions, device, kernel backends, cache and space; say what is missing and how to mend it."""
 
@@ -105,7 +137,21 @@ class Doctor:
         return examine()
 
 
-COMMANDS: dict[str, type] = {"demo": Demo, "train": Train, "eval": Eval, "verify": Verify, "doctor": Doctor}
+COMMANDS: dict[str, type] = {
+    "demo": Demo,
+    "train": Train,
+    "eval": Eval,
+    "verify": Verify,
+    "bench": Bench,
+    "doctor": Doctor,
+}
+    "demo": Demo,
+    "train": Train,
+    "eval": Eval,
+    "verify": Verify,
+    "bench": Bench,
+    "doctor": Doctor,
+}
 
 
 def main(arguments: list[str] | None = None) -> None:

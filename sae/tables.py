@@ -4,11 +4,30 @@ from __future__ import annotations
 
 from typing import Any
 
+from rich.console import Group
 from rich.table import Table
 
 
-def render(result: dict[str, Any]) -> Table:
-    """Two columns: name and value, nested names joined by dots; intervals as `value [low, high]`."""
+def render(result: dict[str, Any]) -> Group:
+    """Names and values, nested names joined by dots, intervals as `value [low, high]`; a list of dicts as a table."""
+    plain = {name: value for name, value in result.items() if not _is_table(value)}
+    return Group(*(_table(value) for value in result.values() if _is_table(value)), _listing(plain))
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(row, dict) for row in value)
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    table = Table()
+    for name in rows[0]:
+        table.add_column(name, justify="left" if isinstance(rows[0][name], str) else "right")
+    for row in rows:
+        table.add_row(*(number(row.get(name)) for name in rows[0]))
+    return table
+
+
+def _listing(result: dict[str, Any]) -> Table:
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
     table.add_column()

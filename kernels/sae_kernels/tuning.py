@@ -156,12 +156,16 @@ def keep_all(config: EncodeConfig) -> EncodeConfig:
 
 
 def _product_config(N: int, d: int, bucket: int, kept: int, dtype: torch.dtype, device: Device) -> EncodeConfig:
-    """Tiles of 128 x 128, as deep a pipeline as shared memory has room for; fp32 moves half as far a step."""
+    """Tiles of 128 x 128, as deep a pipeline as shared memory has room for; fp32 moves half as far a step.
+
+    Rows that are no multiple of 16 bytes load element by element, which takes registers: half as far again.
+    """
     wide = dtype == torch.float32
+    ragged = d % (4 if wide else 8) != 0
     config = EncodeConfig(
         block_n=128 if N > 64 else 32,
         block_f=128,
-        block_d=32 if wide else 64,
+        block_d=(32 if wide else 64) // (2 if ragged else 1),
         bucket=bucket,
         kept=kept,
         group=1,

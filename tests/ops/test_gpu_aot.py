@@ -92,6 +92,15 @@ def test_product_that_keeps_everything_compiles_to_fit_code(arch):
     assert not faults(launch, compile_launch(launch, arch), DEVICES[arch])
 
 
+@pytest.mark.parametrize(("d", "k"), [(577, 16), (768, 1000)])
+def test_odd_widths_and_large_k_compile_to_fit_code(d, k):
+    x, W, b = (torch.empty(s, dtype=torch.bfloat16, device="meta") for s in ((8192, d), (131_072, d), (131_072,)))
+    with recording(DEVICES["sm_80"]) as recorder:
+        topk_encode(x, W, b, k)
+    for launch in recorder.launches:
+        assert not faults(launch, compile_launch(launch, "sm_80"), DEVICES["sm_80"]), launch.kernel.__name__
+
+
 def test_checker_catches_registers_that_spill():
     case = Case(op="latent_sweep", d=4096, F=16_384, k=32, dtype=torch.bfloat16)
     fine = case.record(DEVICES["sm_90"])[0]

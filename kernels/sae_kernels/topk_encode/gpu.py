@@ -301,10 +301,11 @@ def _encode_part(
             bucket_constants(config) | {"LENGTH": length, "BLOCK_D": 32 if length <= 128 else 16},
         )
     length = triton.next_power_of_2(k)
+    warps = 1 if length <= 64 else 4 if length <= 256 else 8
     launch(
         _order,
         (N,),
         {"values": values, "indices": indices} | selected,
-        bucket_constants(config) | {"LENGTH": length, "STEP": min(length, 64)},
-        warps=1 if length <= 64 else 4,
+        bucket_constants(config) | {"LENGTH": length, "STEP": min(length, 32 * 32 * warps // length)},
+        warps=warps,
     )
