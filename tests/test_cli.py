@@ -184,14 +184,15 @@ def test_without_json_a_table_goes_to_stdout(train: TrainWith) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["doctor"], ["doctor", "--json"]])
-def test_a_reader_that_goes_away_is_no_fault(arguments: list[str]) -> None:
+def test_a_reader_that_goes_away_is_no_fault(arguments: list[str], tmp_path: Path) -> None:
     code = f"from sae import cli; cli.Doctor.run = lambda self: dict(x=['long'] * 100_000); cli.main({arguments})"
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert process.stdout is not None
-    assert process.stdout.read(1)
-    process.stdout.close()
-    _, errors = process.communicate(timeout=60)
-    assert b"Error" not in errors
+    with (tmp_path / "errors").open("wb") as errors:
+        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=errors)
+        assert process.stdout is not None
+        assert process.stdout.read(1)
+        process.stdout.close()
+        process.wait(timeout=60)
+    assert "Error" not in (tmp_path / "errors").read_text()
 
 
 # --- dry run ---
@@ -204,6 +205,7 @@ def _watch(event: str, arguments: tuple) -> None:
     if _watched is None:
         return
     if event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+        import traceback; _watched.append("".join(traceback.format_stack()[-6:]))
         _watched.append(str(arguments[0]))
     elif event in ("os.mkdir", "os.rename", "shutil.copyfile"):
         _watched.append(f"{event} {arguments[0]}")
@@ -565,7 +567,6 @@ def test_a_stopped_run_goes_on_with_out_alone(half_run: Path, sae: Run) -> None:
     assert json.loads(done.out)["steps"] == 4
 
 
-@pytest.mark.usefixtures("no_weights")
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
@@ -576,13 +577,12 @@ def test_a_stopped_run_goes_on_with_out_alone(half_run: Path, sae: Run) -> None:
     ids=["k", "store", "seed"],
 )
 def test_a_run_keeps_its_settings(
-    arguments: tuple[object, ...], parts: tuple[str, ...], half_run: Path, sae: Run
+    arguments: tuple[object, ...], parts: tuple[str, ...], half_run: Path, no_weights: None, sae: Run
 ) -> None:
     sae("train", "--resume", "--out", half_run, *arguments).refused(*parts)
 
 
-@pytest.mark.usefixtures("no_weights")
-def test_a_run_keeps_its_data(half_run: Path, sae: Run, tmp_path: Path) -> None:
+def test_a_run_keeps_its_data(half_run: Path, no_weights: None, sae: Run, tmp_path: Path) -> None:
     with (tmp_path / "texts.jsonl").open("a") as stream:
         stream.write(json.dumps({"text": corpus_texts(1, seed=9)[0]}) + "\n")
     sae("train", "--resume", "--out", half_run).refused("--resume", "texts.jsonl has changed", "files was")

@@ -163,7 +163,7 @@ def _product_config(N: int, d: int, bucket: int, kept: int, dtype: torch.dtype, 
     wide = dtype == torch.float32
     ragged = d % (4 if wide else 8) != 0
     config = EncodeConfig(
-        block_n=128 if N > 64 else 32,
+        block_n=32 if N <= 64 else 64 if wide and ragged else 128,
         block_f=128,
         block_d=(32 if wide else 64) // (2 if ragged else 1),
         bucket=bucket,

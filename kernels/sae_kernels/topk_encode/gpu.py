@@ -301,7 +301,7 @@ def _encode_part(
             bucket_constants(config) | {"LENGTH": length, "BLOCK_D": 32 if length <= 128 else 16},
         )
     length = triton.next_power_of_2(k)
-    warps = 1 if length <= 64 else 4 if length <= 256 else 8
+    warps = max(1, length // 64)
     launch(
         _order,
         (N,),
