@@ -145,6 +145,13 @@ COMMANDS: dict[str, type] = {
     "bench": Bench,
     "doctor": Doctor,
 }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the command `sae`."""
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        command = parse(given)
         result = command.run()
         show(result, as_json=command.json)
     except BaseException as error:
