@@ -8,7 +8,7 @@ import torch
 from sae.config import OptimConfig, SAEConfig
 from sae.models.language import build, find_variant
 from sae.training.routes import AutogradRoute
-from sae.training.schedules import course
+from sae.training.schedules import course, default_peak
 from sae.training.trainer import DivergedError, Trainer, geometric_median
 
 DIM, WIDTH, K, BATCH = 24, 64, 4, 256
@@ -207,3 +207,13 @@ def test_learning_rate_rises_stays_and_falls() -> None:
     assert all(a > b for a, b in zip(rates[80:99], rates[81:100], strict=True))
     assert course(999, 10**6, warmup=0.5, decay=0.0) == pytest.approx(1000 / 1001)
     assert course(1000, 10**6, warmup=0.5, decay=0.0) == 1.0
+
+
+def test_default_rate_joins_short_runs_to_the_published_rule() -> None:
+    published = 2e-4  # at 16384 latents
+    assert default_peak(16384, 100) == pytest.approx(7 * published)
+    assert default_peak(16384, 1500) == pytest.approx(7 * published)
+    assert default_peak(16384, 10**6) == pytest.approx(published)
+    assert default_peak(65536, 10**6) == pytest.approx(published / 2)
+    rates = [default_peak(16384, steps) for steps in (1500, 5000, 20_000, 100_000, 200_000)]
+    assert rates == sorted(rates, reverse=True)
