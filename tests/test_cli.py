@@ -205,8 +205,9 @@ def _watch(event: str, arguments: tuple) -> None:
     if _watched is None:
         return
     if event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
-        import traceback; _watched.append("".join(traceback.format_stack()[-6:]))
-        _watched.append(str(arguments[0]))
+        # pytest's own capture opens unnamed files, by the name of their folder
+        if not os.path.isdir(arguments[0]):
+            _watched.append(str(arguments[0]))
     elif event in ("os.mkdir", "os.rename", "shutil.copyfile"):
         _watched.append(f"{event} {arguments[0]}")
 

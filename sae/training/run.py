@@ -106,7 +106,8 @@ def run_lock(folder: Path) -> Iterator[None]:
         pid = owner.read_text() if owner.exists() else "unknown"
         raise ConfigError(f"{folder}: another process (pid {pid}) is writing to this folder") from None
     try:
-        owner.write_text(str(os.getpid()))
+        with contextlib.suppress(OSError):  # a courtesy to the second process; the lock holds without it
+            owner.write_text(str(os.getpid()))
         yield
     finally:
         owner.unlink(missing_ok=True)

@@ -1,0 +1,391 @@
+"""Shuffled batches: each row once, an order that only seed and position decide, memory within what was stated."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from sae.config import ConfigError
+from sae.data.documents import DataError
+from sae.data.packing import Cursor
+from sae.harvest.buffer import PAGE, Batch, LiveBatches, StoredBatches, permutation
+from sae.harvest.store import DiskStore, MemoryStore, Part, Store
+from sae.harvest.stream import ActivationError, Harvested, Rows
+
+D = 4
+DTYPE = torch.float64  # no tensor of torch's or another test's: the memory test counts those of this type and width
+
+
+def activations(ids: Tensor) -> dict[str, Tensor]:
+    """Row i of site "a" holds i in every column, of site "b" its negative: a row tells who it is."""
+    a = ids.to(DTYPE).unsqueeze(1).expand(-1, D).contiguous()
+    return {"a": a, "b": -a}
+
+
+class FakeSite(NamedTuple):
+    name: str
+    width: int = D
+
+
+class FakeHarvest:
+    """A stream of `rows` rows in passes of irregular size, of which every seventh is left out."""
+
+    def __init__(self, rows: int, per_pass: int = 37) -> None:
+        self.sites = [FakeSite("a"), FakeSite("b")]
+        sizes = itertools.cycle([per_pass, per_pass // 2, per_pass + 5])
+        self.passes: list[Tensor] = []
+        first = 0
+        while first < rows:
+            size = min(next(sizes), rows - first)
+            self.passes.append(torch.arange(first, first + size))
+            first += size
+        self.forwards = 0
+
+    def batches(self, start: Cursor = Cursor()) -> Iterator[Harvested]:
+        for index in range(start.document, len(self.passes)):
+            self.forwards += 1
+            ids = self.passes[index]
+            zeros = torch.zeros(len(ids), dtype=torch.int32)
+            kind = (ids % 7 == 6).to(torch.int8)
+            yield Harvested(Rows(activations(ids), ids.int(), ids, zeros, kind), None, Cursor(index, 0))  # type: ignore[arg-type]
+
+    def trained_on(self, rows: Rows) -> Rows:
+        return rows.select((rows.kind == 0).nonzero().squeeze(1))
+
+    def kept(self) -> list[int]:
+        """Ids of the training rows of one pass over the data, in order."""
+        return [i for ids in self.passes for i in ids.tolist() if i % 7 != 6]
+
+
+def live(rows: int = 2000, **changed: Any) -> LiveBatches:
+    settings: dict[str, Any] = {"batch": 16, "tokens": 800, "buffer_bytes": 200 * D * 8, "seed": 0}
+    settings |= {
+        "dtype": DTYPE,
+        "overlap": False,
+        "on_restart": lambda n: None,
+        "source": "a",
+        "target": "a",
+        **changed,
+    }
+    return LiveBatches(FakeHarvest(rows), **settings)  # type: ignore[arg-type]
+
+
+def memory_store(rows: int) -> Store:
+    store = MemoryStore({"sites": {"a": D, "b": D}, "precision": "float64"}, rows)
+    return filled(store, rows, parts=1)
+
+
+def disk_store(folder: Path, rows: int, parts: int = 3) -> Store:
+    return filled(DiskStore(folder, {"sites": {"a": D, "b": D}, "precision": "float64"}), rows, parts)
+
+
+def filled(store: Store, rows: int, parts: int) -> Store:
+    for ids in torch.arange(rows).tensor_split(parts):
+        column = torch.zeros(len(ids), dtype=torch.int32)
+        store.append(Part(activations(ids), column, ids, column.clone()), (0, 0, 0))
+    return store
+
+
+def stored(store: Store, **changed: Any) -> StoredBatches:
+    settings: dict[str, Any] = {"batch": 16, "epochs": 1, "buffer_bytes": 200 * D * 8, "seed": 0}
+    return StoredBatches(store, **{"source": "a", "target": "a", **settings, **changed})
+
+
+def ids_of(batches: list[Batch]) -> list[list[int]]:
+    return [batch.input[:, 0].int().tolist() for batch in batches]
+
+
+def flat(batches: list[list[int]]) -> list[int]:
+    return [i for batch in batches for i in batch]
+
+
+def rank_correlation(order: list[int]) -> float:
+    """Spearman's, of the order in which distinct rows came with the order of the stream."""
+    ranks = torch.tensor(order).argsort().argsort().double()
+    return torch.corrcoef(torch.stack([ranks, torch.arange(len(order), dtype=torch.float64)]))[0, 1].item()
+
+
+KINDS = ["live", "live overlapped", "memory", "disk, one block", "disk, many blocks"]
+
+
+@pytest.fixture(params=KINDS)
+def make(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+    """Builds batches of about 800 rows of each kind; keyword arguments change their settings."""
+    if request.param.startswith("live"):
+        overlap = request.param == "live overlapped"
+        return lambda **changed: live(
+            **{"overlap": overlap, "buffer_bytes": (600 if overlap else 200) * D * 8, **changed}
+        )
+    if request.param == "memory":
+        store = memory_store(805)
+        return lambda **changed: stored(store, **changed)
+    store = disk_store(tmp_path / "store", 805)
+    size = 10_000 if request.param == "disk, one block" else 200
+    return lambda **changed: stored(store, **{"buffer_bytes": size * D * 8, **changed})
+
+
+# --- each row once ---
+
+
+@pytest.mark.parametrize("rows", [800, 805, 1024, 1100])
+@pytest.mark.parametrize("kind", ["memory", "disk"])
+@pytest.mark.parametrize("room", [96, 300, 100_000])
+def test_a_store_gives_each_row_at_most_once_an_epoch(kind: str, rows: int, room: int, tmp_path: Path) -> None:
+    store = memory_store(rows) if kind == "memory" else disk_store(tmp_path, rows)
+    batches = stored(store, epochs=2, buffer_bytes=room * D * 8)
+    found = ids_of(list(batches.iterate(None)))
+    assert len(found) == batches.steps == 2 * (rows // 16)
+    assert all(len(batch) == 16 for batch in found)
+    for epoch in (flat(found[: rows // 16]), flat(found[rows // 16 :])):
+        assert len(set(epoch)) == len(epoch) == rows - rows % 16
+        assert set(epoch) <= set(range(rows))
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_live_stream_gives_the_training_rows_in_blocks_each_once(overlap: bool) -> None:
+    batches = live(overlap=overlap)
+    found = ids_of(list(batches.iterate(None)))
+    assert len(found) == batches.steps == 50
+    size = batches.batches_per_block
+    kept = batches.harvest.kept()  # type: ignore[attr-defined]
+    for first in range(0, 50, size):
+        block = flat(found[first : first + size])
+        assert sorted(block) == kept[first * 16 : (first + size) * 16][: len(block)]
+
+
+def test_input_and_target_belong_together(make: Any) -> None:
+    for batch in make(target="b").iterate(None):
+        assert batch.target.equal(-batch.input)
+    batch = next(make().iterate(None))
+    assert batch.target is batch.input
+
+
+# --- order ---
+
+
+def test_after_any_batch_its_state_gives_the_batches_that_would_have_followed(make: Any) -> None:
+    for epochs in (1, 2):
+        changed = {} if epochs == 1 else {"epochs": 2}
+        try:
+            batches = make(**changed)
+        except TypeError:
+            continue  # a live stream has no epochs
+        whole = list(batches.iterate(None))
+        for index in range(len(whole)):
+            rest = list(itertools.islice(make(**changed).iterate(whole[index].state), 14))
+            assert ids_of(rest) == ids_of(whole[index + 1 : index + 15]), index
+            assert [batch.state for batch in rest] == [batch.state for batch in whole[index + 1 : index + 15]]
+
+
+def test_a_state_is_a_few_json_values(make: Any) -> None:
+    import json
+
+    states = [batch.state for batch in make().iterate(None)]
+    assert json.loads(json.dumps(states)) == states
+    assert all(len(json.dumps(state)) < 100 for state in states)
+
+
+def test_nothing_is_read_after_the_last_batch() -> None:
+    batches = live()
+    last = list(batches.iterate(None))[-1].state
+    before = batches.harvest.forwards  # type: ignore[attr-defined]
+    assert list(batches.iterate(last)) == []
+    assert batches.harvest.forwards == before  # type: ignore[attr-defined]
+
+
+def test_resuming_harvests_one_block_again_and_no_more() -> None:
+    batches = live()
+    whole = list(batches.iterate(None))
+    fresh = live()
+    next(fresh.iterate(whole[40].state))
+    per_block = 200 * 7 / 6 / 37 + 2
+    assert fresh.harvest.forwards <= per_block  # type: ignore[attr-defined]
+
+
+def test_the_seed_changes_the_order_and_nothing_else_does(make: Any) -> None:
+    first, again, other = (ids_of(list(make(seed=seed).iterate(None))) for seed in (0, 0, 1))
+    assert first == again
+    assert first != other
+    agreeing = sum(left == right for left, right in zip(flat(first), flat(other), strict=True))
+    assert agreeing < 40  # of 800; chance gives about 5
+
+
+def test_epochs_come_in_different_orders(tmp_path: Path) -> None:
+    for store in (memory_store(800), disk_store(tmp_path, 800)):
+        found = flat(ids_of(list(stored(store, epochs=3).iterate(None))))
+        epochs = [found[i : i + 800] for i in (0, 800, 1600)]
+        for left, right in itertools.combinations(epochs, 2):
+            assert sorted(left) == sorted(right)
+            assert abs(rank_correlation([left.index(i) for i in right])) < 0.15
+
+
+def test_rows_are_mixed_within_a_block(make: Any) -> None:
+    batches = make()
+    found = ids_of(list(batches.iterate(None)))
+    for first in range(0, len(found) - batches.batches_per_block + 1, batches.batches_per_block):
+        block = flat(found[first : first + batches.batches_per_block])
+        assert abs(rank_correlation(block)) < 4 / len(block) ** 0.5  # four standard deviations of chance
+
+
+def test_blocks_of_a_large_store_mix_pages_from_everywhere(tmp_path: Path) -> None:
+    rows = 40 * PAGE
+    batches = stored(disk_store(tmp_path, rows), batch=64, buffer_bytes=8 * PAGE * D * 8, epochs=2)
+    assert batches.blocks == 5
+    found = ids_of(list(batches.iterate(None)))
+    block = flat(found[: batches.batches_per_block])
+    pages = {i // PAGE for i in block}
+    assert len(pages) == 8
+    assert max(pages) - min(pages) > 15
+    second = {i // PAGE for i in flat(found[batches.per_epoch : batches.per_epoch + batches.batches_per_block])}
+    assert pages != second
+
+
+def test_permutations_depend_on_every_part_of_the_key() -> None:
+    keys = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0), (10,), (1, 0, 10)]
+    orders = [permutation(50, *key).tolist() for key in keys]
+    assert all(sorted(order) == list(range(50)) for order in orders)
+    assert len({tuple(order) for order in orders}) == len(keys)
+    assert permutation(50, 1, 2).equal(permutation(50, 1, 2))
+
+
+# --- what may not change under a state ---
+
+
+@pytest.mark.parametrize("change", [{"batch": 32}, {"buffer_bytes": 6000 * D * 8}])
+def test_a_state_of_batches_cut_otherwise_is_refused(change: dict[str, int]) -> None:
+    state = next(live(buffer_bytes=300 * D * 8).iterate(None)).state
+    with pytest.raises(ConfigError, match=r"--resume: batch.* was .*, now it is"):
+        next(live(**{"buffer_bytes": 300 * D * 8, **change}).iterate(state))
+
+
+# --- memory ---
+
+
+class Peak:
+    """Most bytes that live activations of this file's type took, seen whenever a tensor is made."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+    def look(self) -> None:
+        storages = {
+            t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
+            for t in gc.get_objects()
+            if type(t) is Tensor and t.dtype == DTYPE and t.ndim == 2 and t.shape[1] == D
+        }
+        self.bytes = max(self.bytes, sum(storages.values()))
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_live_blocks_stay_within_the_stated_memory(overlap: bool) -> None:
+    room = 12_000 * D * 8
+    peak = Peak()
+    batches = live(
+        8_000, batch=50, tokens=30_000, buffer_bytes=room, overlap=overlap, progress=lambda rows: peak.look()
+    )
+    assert batches.batches_per_block * 50 * D * 8 > room / 4, "a block uses what it may"
+    assert sum(len(batch.input) for batch in batches.iterate(None)) == 30_000
+    # beside the blocks a forward pass and a batch are alive, here under 200 rows each, at both sites
+    assert room * 0.6 < peak.bytes < room + 800 * D * 8
+
+
+def test_blocks_of_a_store_stay_within_the_stated_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = disk_store(tmp_path, 30_000)
+    mapped = {part.activations["a"].untyped_storage().data_ptr() for part in store.parts}
+    mapped |= {part.activations["b"].untyped_storage().data_ptr() for part in store.parts}
+    peak = 0
+    read = DiskStore.read
+
+    def watched(self: DiskStore, *given: Any, **named: Any) -> dict[str, Tensor]:
+        nonlocal peak
+        found = read(self, *given, **named)
+        tensors = [
+            t
+            for t in gc.get_objects()
+            if type(t) is Tensor and t.dtype == DTYPE and t.ndim == 2 and t.shape[1] == D and len(t) > 100
+        ]
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+        peak = max(peak, sum(size for place, size in storages.items() if place not in mapped))
+        return found
+
+    monkeypatch.setattr(DiskStore, "read", watched)
+    room = 7_000 * D * 8
+    batches = stored(store, batch=50, buffer_bytes=room, epochs=2)
+    assert sum(len(batch.input) for batch in batches.iterate(None)) == 60_000
+    assert room * 0.9 < peak <= room
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_buffer_smaller_than_a_batch_is_refused(overlap: bool, tmp_path: Path) -> None:
+    room = (3 if overlap else 1) * 16 * D * 8
+    assert live(buffer_bytes=room, overlap=overlap).batches_per_block == 1
+    with pytest.raises(ConfigError, match="--buffer-mb 0: less than one batch of 16 tokens; expected at least 1"):
+        live(buffer_bytes=room - 1, overlap=overlap)
+    with pytest.raises(ConfigError, match="--buffer-mb 0: less than one batch"):
+        stored(disk_store(tmp_path, 100), buffer_bytes=16 * D * 8 - 1)
+
+
+# --- data that end ---
+
+
+def test_a_live_data_set_that_ends_announces_each_new_pass_and_goes_on() -> None:
+    announced: list[int] = []
+    batches = live(300, on_restart=announced.append, buffer_bytes=10_000 * D * 8)
+    found = flat(ids_of(list(batches.iterate(None))))
+    kept = len(batches.harvest.kept())  # type: ignore[attr-defined]
+    assert kept == 258
+    assert len(found) == 800
+    assert announced == [2, 3, 4]
+    assert set(Counter(found).values()) == {3, 4}, "rows come round evenly"
+
+
+def test_a_resume_goes_on_in_the_pass_it_was_in() -> None:
+    whole = list(live(300).iterate(None))
+    announced: list[int] = []
+    rest = list(live(300, on_restart=announced.append).iterate(whole[30].state))
+    assert ids_of(rest) == ids_of(whole[31:])
+    assert announced == [3, 4]
+
+
+def test_fewer_rows_than_a_batch_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="gives only 12 tokens to train on; a batch takes 16"):
+        next(live(14).iterate(None))
+    for store in (memory_store(12), disk_store(tmp_path, 12)):
+        with pytest.raises(ConfigError, match="--batch 16: the data set gave only 12 tokens"):
+            stored(store)
+    with pytest.raises(ConfigError, match="--tokens 15: less than one batch of 16"):
+        live(tokens=15)
+
+
+def test_the_rows_of_a_data_set_of_one_batch_are_enough() -> None:
+    found = flat(ids_of(list(live(19, tokens=48).iterate(None))))
+    assert Counter(found) == dict.fromkeys(live(19).harvest.kept()[:16], 3)  # type: ignore[attr-defined]
+
+
+# --- precision ---
+
+
+def test_rows_are_kept_in_the_stated_precision() -> None:
+    assert next(live(dtype=torch.float16).iterate(None)).input.dtype == torch.float16
+    with pytest.raises(
+        ActivationError, match=r"site a: 7.*e\+04 does not fit torch\.float16; choose --store-precision"
+    ):
+        list(live(80_000, tokens=70_000, dtype=torch.float16, buffer_bytes=10**7).iterate(None))
+
+
+def test_rows_harvested_are_reported(make: Any) -> None:
+    seen: list[int] = []
+    try:
+        batches = make(progress=seen.append)
+    except TypeError:
+        return  # a store was filled before
+    list(batches.iterate(None))
+    assert sum(seen) == 800

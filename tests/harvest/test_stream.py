@@ -1,0 +1,260 @@
+"""The activation stream: every row is the activation of the token it names, whatever the packing, sinks and start."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from conftest import corpus_texts, save_tiny_model
+from sae.config import HarvestConfig
+from sae.data.documents import DataError, open_documents
+from sae.data.packing import Cursor
+from sae.harvest.hooks import harvest_forward
+from sae.harvest.language_model import LanguageModel, load_language_model, locate_model
+from sae.harvest.sites import Site, resolve_sites
+from sae.harvest.stream import BOS, ORDINARY, SINK, SPECIAL, ActivationError, Harvest, Rows
+
+CONTEXT = 48
+FAMILIES = {"llama": "positions", "bert": None, "opt": None, "bloom": "pad", "mamba": "pad", "gemma2": "positions"}
+
+
+class Case(NamedTuple):
+    lm: LanguageModel
+    sites: list[Site]
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
+    """Family -> its tiny model and two sites of it."""
+    found = {}
+    for family in FAMILIES:
+        folder = save_tiny_model(family, tmp_path_factory.mktemp(family))
+        source = locate_model(str(folder), trust_remote_code=False)
+        lm = load_language_model(source, device=torch.device("cpu"), precision="auto")
+        found[family] = Case(lm, resolve_sites(lm.model, ["resid_post.0", "resid_pre.2"]))
+    return found
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 documents, some much longer than a context, some of a word."""
+    long = corpus_texts(24, seed=5)
+    lines = [text if i % 3 else text.split()[0] for i, text in enumerate(long)]
+    path = tmp_path_factory.mktemp("texts") / "texts.jsonl"
+    path.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    return path
+
+
+def harvest(case: Case, texts: Path, **settings: object) -> Harvest:
+    settings = {"context": CONTEXT, "contexts": 4, **settings}
+    config = HarvestConfig(model="m", dataset=str(texts), **settings)  # type: ignore[arg-type]
+    documents = open_documents(texts, split="all", heldout=config.heldout)
+    return Harvest(case.lm, case.sites, documents, config)
+
+
+def joined(parts: list[Rows]) -> Rows:
+    activations = {name: torch.cat([rows.activations[name] for rows in parts]) for name in parts[0].activations}
+    return Rows(activations, *(torch.cat(column) for column in zip(*(rows[1:] for rows in parts), strict=True)))
+
+
+def all_rows(stream: Harvest) -> Rows:
+    return joined([harvested.rows for harvested in stream.batches()])
+
+
+def segments(rows: Rows) -> Iterator[tuple[int, Tensor, slice]]:
+    """(document, token ids, place in the rows) of each segment: it begins where the position is 0."""
+    begins = [*(rows.position == 0).nonzero().flatten().tolist(), len(rows.position)]
+    for begin, end in zip(begins[:-1], begins[1:], strict=True):
+        where = slice(begin, end)
+        assert rows.position[where].tolist() == list(range(end - begin))
+        (document,) = set(rows.document[where].tolist())
+        yield document, rows.token[where], where
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_row_is_the_activation_of_its_document_run_alone(
+    family: str, cases: dict[str, Case], texts: Path
+) -> None:
+    case = cases[family]
+    stream = harvest(case, texts)
+    assert stream.isolation == (FAMILIES[family] or stream.isolation)
+    rows = all_rows(stream)
+    for document, tokens, where in segments(rows):
+        alone = harvest_forward(case.lm.model, {"input_ids": tokens.long().unsqueeze(0)}, case.sites)
+        for site in case.sites:
+            expected, got = alone[site.name][0], rows.activations[site.name][where]
+            assert got.shape == (len(tokens), site.width)
+            assert (got - expected).norm() < 1e-4 * expected.norm(), (document, site.name)
+
+
+@pytest.mark.parametrize("family", ["llama", "mamba"])
+def test_rows_name_every_token_of_every_document_once_and_in_order(
+    family: str, cases: dict[str, Case], texts: Path
+) -> None:
+    case = cases[family]
+    rows = all_rows(harvest(case, texts))
+    found: dict[int, list[int]] = defaultdict(list)
+    for document, tokens, _ in segments(rows):
+        assert tokens[0] == case.lm.tokenizer.bos_token_id
+        assert len(tokens) <= CONTEXT
+        found[document] += tokens[1:].tolist()
+    for index, line in enumerate(texts.open()):
+        assert found[index] == case.lm.tokenizer(json.loads(line)["text"], add_special_tokens=False)["input_ids"]
+    assert len(found) == 24
+    assert rows.document.tolist() == sorted(rows.document.tolist())
+
+
+@pytest.mark.parametrize("family", ["llama", "bloom"])
+def test_padding_gives_no_rows_and_each_kind_is_counted(family: str, cases: dict[str, Case], texts: Path) -> None:
+    case = cases[family]
+    stream = harvest(case, texts)
+    seen = slots = 0
+    for harvested in stream.batches():
+        real = int((harvested.contexts.document >= 0).sum())
+        slots += harvested.contexts.tokens.numel()
+        assert len(harvested.rows.token) == real
+        seen += real
+    assert slots > seen, "there was padding to leave out"
+    assert sum(stream.counts.values()) == seen
+    rows = all_rows(harvest(case, texts))
+    assert stream.counts["bos"] == sum(1 for _ in segments(rows)) == int((rows.kind == BOS).sum())
+    assert stream.counts["ordinary"] == int((rows.kind == ORDINARY).sum()) == seen - stream.counts["bos"]
+
+
+def test_special_tokens_in_the_text_are_left_out_unless_kept(cases: dict[str, Case], tmp_path: Path) -> None:
+    path = tmp_path / "texts.jsonl"
+    path.write_text(json.dumps({"text": "a river</s>ran past<pad>a mill</s>"}) + "\n")
+    stream = harvest(cases["llama"], path)
+    rows = all_rows(stream)
+    tokenizer = cases["llama"].lm.tokenizer
+    special = {tokenizer.eos_token_id, tokenizer.pad_token_id}
+    assert {i for i, kind in enumerate(rows.kind.tolist()) if kind == SPECIAL} == {
+        i for i, token in enumerate(rows.token.tolist()) if token in special
+    }
+    assert stream.counts["special"] == 3
+    trained = stream.trained_on(rows)
+    assert set(trained.kind.tolist()) == {ORDINARY}
+    assert len(trained.token) == stream.counts["ordinary"]
+    kept = harvest(cases["llama"], path, keep_special=True)
+    assert kept.trained_on(all_rows(kept)).token.tolist() == rows.token.tolist()
+
+
+@pytest.fixture
+def planted(cases: dict[str, Case]) -> Iterator[tuple[Case, int]]:
+    """The tiny Llama with one token whose embedding, and so its residual, is a hundred times larger."""
+    case = cases["llama"]
+    token = case.lm.tokenizer("a mill", add_special_tokens=False)["input_ids"][-1]
+    weights = case.lm.model.get_input_embeddings().weight
+    before = weights[token].clone()
+    with torch.no_grad():
+        weights[token] *= 100
+    yield case, token
+    with torch.no_grad():
+        weights[token] = before
+
+
+def test_tokens_of_a_huge_norm_are_sinks_and_leave_the_stream(planted: tuple[Case, int], texts: Path) -> None:
+    case, token = planted
+    stream = harvest(case, texts)
+    rows = all_rows(stream)
+    assert stream.counts["sink"] == int((rows.token == token).sum()) > 0
+    assert set(rows.token[rows.kind == SINK].tolist()) == {token}
+    trained = stream.trained_on(rows)
+    assert token not in trained.token.tolist()
+    assert stream.norm_limits is not None
+    for name, limit in stream.norm_limits.items():
+        assert trained.activations[name].norm(dim=1).max() <= limit
+        assert limit == pytest.approx(10 * stream.norm_percentiles[name][2], rel=0.05)
+
+
+def test_sinks_stay_with_keep_special_left_out_and_go_only_by_max_norm(planted: tuple[Case, int], texts: Path) -> None:
+    case, token = planted
+    special = harvest(case, texts, keep_special=True)
+    assert token not in special.trained_on(all_rows(special)).token.tolist()
+    everything = harvest(case, texts, max_norm=0)
+    rows = all_rows(everything)
+    assert everything.counts["sink"] == 0
+    assert token in everything.trained_on(rows).token.tolist()
+    assert everything.norm_limits == {}
+
+
+def test_a_stream_started_later_gives_the_very_rows_of_the_unbroken_one(planted: tuple[Case, int], texts: Path) -> None:
+    case, _ = planted
+    whole = harvest(case, texts)
+    passes = list(whole.batches())
+    assert len(passes) > 4
+    assert passes[0].here == Cursor(0, 0)
+    for first in (1, len(passes) // 2, len(passes) - 1):
+        late = harvest(case, texts)
+        rest = list(late.batches(passes[first].here))
+        assert late.norm_limits == whole.norm_limits, "limits do not depend on the start"
+        assert len(rest) == len(passes) - first
+        for ours, theirs in zip(rest, passes[first:], strict=True):
+            assert ours.here == theirs.here
+            for left, right in zip(ours.rows[1:], theirs.rows[1:], strict=True):
+                assert left.equal(right)
+            for name, activations in theirs.rows.activations.items():
+                assert ours.rows.activations[name].equal(activations)
+
+
+def test_a_tokenizer_without_special_tokens_gives_only_ordinary_rows(
+    cases: dict[str, Case], texts: Path, tmp_path: Path
+) -> None:
+    from tiny_tokenizers import byte_tokenizer
+
+    plain = byte_tokenizer(300, bos=False, eos=False, pad=False)
+    lm = cases["llama"].lm._replace(tokenizer=plain, special=frozenset(plain.all_special_ids))
+    stream = harvest(Case(lm, cases["llama"].sites), texts, max_norm=0)
+    rows = all_rows(stream)
+    assert stream.counts["ordinary"] == len(rows.token) == sum(stream.counts.values())
+    text = json.loads(texts.open().readline())["text"]
+    assert rows.token[rows.document == 0].tolist() == plain(text)["input_ids"]
+
+
+def test_percentiles_are_those_of_the_first_forward_pass(cases: dict[str, Case], texts: Path) -> None:
+    stream = harvest(cases["llama"], texts)
+    first = next(iter(harvest(cases["llama"], texts, max_norm=0).batches())).rows
+    stream.measure_norms()
+    for name, values in stream.norm_percentiles.items():
+        norms = first.activations[name][first.kind == ORDINARY].norm(dim=1)
+        assert values[0] <= values[1] <= values[2] <= values[3] <= values[4] <= values[5]
+        assert values[5] == pytest.approx(norms.max().item())
+        assert (norms <= values[2] + 1e-4).float().mean().item() == pytest.approx(0.5, abs=0.02)
+
+
+def test_activations_that_are_not_finite_name_site_and_precision(cases: dict[str, Case], texts: Path) -> None:
+    case = cases["llama"]
+    weight = case.lm.model.model.layers[0].mlp.down_proj.weight
+    before = weight[3, 3].item()
+    with torch.no_grad():
+        weight[3, 3] = float("nan")
+    try:
+        with pytest.raises(ActivationError, match=r"site resid_post\.0: .* not finite in float32"):
+            harvest(case, texts).measure_norms()
+    finally:
+        with torch.no_grad():
+            weight[3, 3] = before
+
+
+def test_documents_without_an_ordinary_token_are_refused(cases: dict[str, Case], tmp_path: Path) -> None:
+    path = tmp_path / "texts.jsonl"
+    path.write_text(json.dumps({"text": "</s></s>"}) + "\n")
+    with pytest.raises(DataError, match="no token to train on"):
+        next(harvest(cases["llama"], path).batches())
+
+
+def test_select_keeps_columns_together(cases: dict[str, Case], texts: Path) -> None:
+    rows = next(harvest(cases["llama"], texts).batches()).rows
+    chosen = torch.tensor([5, 2, 9])
+    picked = rows.select(chosen)
+    for column, whole in zip(picked[1:], rows[1:], strict=True):
+        assert column.equal(whole[chosen])
+    for name, activations in picked.activations.items():
+        assert activations.equal(rows.activations[name][chosen])
