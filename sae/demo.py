@@ -34,7 +34,7 @@ def run_demo(out: Path, *, tokens: int, epochs: int, seed: int) -> dict[str, Any
         seed=seed,
     )
     trained = train(config)
-    report = evaluate(out, EvalConfig(tokens=32_768, downstream_tokens=8_192, pca_tokens=16_384))
+    report = evaluate(out, EvalConfig(tokens=32_768, downstream_tokens=4_096, pca_tokens=16_384))
     downstream, baselines = report["downstream"], report["baselines"]
     return {
         "run": str(out),

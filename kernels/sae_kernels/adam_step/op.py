@@ -43,7 +43,12 @@ def adam_step(
             it is NaN or infinite the whole step is skipped: param, m and v keep their values.
         unit_rows: every row of `param` is a unit-norm atom: the part of its gradient along the atom is projected out
             before the step and the row is scaled back to unit norm after it.
+
+    Raises:
+        ValueError: param, m or v is not contiguous.
     """
+    if not all(t.is_contiguous() for t in (param, m, v)):
+        raise ValueError("adam_step: param, m and v are written in place and must be contiguous")
     choose("adam_step", param, IMPLEMENTATIONS)(
         param, grad, m, v, step=step, lr=lr, beta1=beta1, beta2=beta2, eps=eps, scale=scale, unit_rows=unit_rows
     )

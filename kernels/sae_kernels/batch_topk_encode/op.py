@@ -16,6 +16,7 @@ from sae_kernels.topk_encode.op import check_encode
 IMPLEMENTATIONS = {
     "naive": naive.batch_topk_encode,
     "cpu": "sae_kernels.batch_topk_encode.cpu:batch_topk_encode",
+    "gpu": "sae_kernels.batch_topk_encode.gpu:batch_topk_encode",
 }
 
 

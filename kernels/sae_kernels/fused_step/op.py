@@ -22,9 +22,12 @@ from sae_kernels.dispatch import choose, no_autocast
 from sae_kernels.fused_step import naive
 from sae_kernels.topk_encode.op import topk_encode
 
-# on a GPU the composed route runs, its parts on their own kernels
-FORWARD = {"naive": naive.forward, "cpu": "sae_kernels.fused_step.cpu:forward", "gpu": naive.forward}
-UPDATE = {"naive": naive.update, "cpu": "sae_kernels.fused_step.cpu:update", "gpu": naive.update}
+FORWARD = {
+    "naive": naive.forward,
+    "cpu": "sae_kernels.fused_step.cpu:forward",
+    "gpu": "sae_kernels.fused_step.gpu:forward",
+}
+UPDATE = {"naive": naive.update, "cpu": "sae_kernels.fused_step.cpu:update", "gpu": "sae_kernels.fused_step.gpu:update"}
 
 
 class Parameters(NamedTuple):
@@ -69,7 +72,8 @@ class StepForward(NamedTuple):
     centred: Tensor
     """What the encoder multiplied [N, d]."""
     dots: Tensor
-    """residual_n · w_j of every entry of the codes, of the shape of their values."""
+    """residual_n · w_j of every entry of the codes, of the shape of their values; empty on a GPU, whose update makes
+    them while it reads each atom once."""
     tied: bool
     """Whether b_dec was subtracted from the encoder's input."""
 

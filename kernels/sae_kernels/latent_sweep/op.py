@@ -169,7 +169,9 @@ def _choose(values: Tensor, offsets: Tensor | None, width: int, tensor: Tensor) 
 
 
 def _same(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """The tensors in fp32 (fp64 where one is fp64)."""
+    """The tensors in fp32 (fp64 where one is fp64); on a GPU as they are, since its kernel converts as it reads."""
+    if any(tensor is not None and tensor.is_cuda for tensor in tensors):
+        return tensors
     dtype = torch.float32
     for tensor in tensors:
         dtype = dtype if tensor is None else torch.promote_types(dtype, tensor.dtype)

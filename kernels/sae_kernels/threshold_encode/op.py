@@ -16,6 +16,7 @@ from sae_kernels.topk_encode.op import check_encode
 IMPLEMENTATIONS = {
     "naive": naive.threshold_encode,
     "cpu": "sae_kernels.threshold_encode.cpu:threshold_encode",
+    "gpu": "sae_kernels.threshold_encode.gpu:threshold_encode",
 }
 
 
