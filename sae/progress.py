@@ -77,7 +77,7 @@ class Bar:
             self._rich.update(self._task, advance=amount)
         elif time.perf_counter() - self._spoken > PLAIN_SECONDS:
             self._spoken = time.perf_counter()
-            self._console.print(self._line(), highlight=False)
+            self._console.print(self._line(), highlight=False, soft_wrap=True)
 
     def skip(self, amount: int) -> None:
         """Count `amount` that was done earlier, and leave it out of the rate."""
@@ -94,7 +94,7 @@ class Bar:
         """Say the total time and rate."""
         if self._rich is not None and self._task is not None:
             self._rich.remove_task(self._task)
-        self._console.print(self._line(), highlight=False)
+        self._console.print(self._line(), highlight=False, soft_wrap=True)
 
     def _line(self) -> str:
         seconds = time.perf_counter() - self._start
@@ -135,7 +135,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print a line above the bars."""
-        self.console.print(text, highlight=False)
+        self.console.print(text, highlight=False, soft_wrap=True)
 
     @contextlib.contextmanager
     def bar(self, title: str, total: int, unit: str) -> Iterator[Bar]:

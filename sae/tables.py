@@ -53,7 +53,8 @@ def _rows(result: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         elif isinstance(value, dict):
             rows += _rows(value, f"{prefix}{name}.")
         elif isinstance(value, list):
-            rows.append((prefix + name, ", ".join(map(number, value))))
+            words = any(isinstance(item, str) for item in value)
+            rows.append((prefix + name, ("\n" if words else ", ").join(map(number, value))))
         else:
             rows.append((prefix + name, number(value)))
     return rows
