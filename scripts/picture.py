@@ -28,7 +28,7 @@ def draw(run: Path, target: Path) -> None:
     curve.axhline(report["fvu"]["value"], color=ORANGE, linestyle="--")
     curve.annotate(
         f"held out: {report['fvu']['value']:.3f}", (1, report["fvu"]["value"]), xycoords=("axes fraction", "data"),
-        ha="right", va="bottom", color=ORANGE,
+        ha="right", va="top", color=ORANGE,
     )  # fmt: skip
     curve.set(xlabel="million training tokens", ylabel="FVU", title="Training", ylim=(0, None))
 

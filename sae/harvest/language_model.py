@@ -158,7 +158,7 @@ def load_language_model(source: ModelSource, *, device: torch.device, precision:
     provenance = {
         "name": source.name,
         "architecture": type(model).__name__,
-        "revision": getattr(model.config, "_commit_hash", None),
+        "revision": source.revision,
         "precision": str(dtype).removeprefix("torch."),
         "parameters": sum(p.numel() for p in model.parameters()),
     }
@@ -192,8 +192,9 @@ def _locate_on_hub(name: str, trust_remote_code: bool) -> ModelSource:
             f"`hf auth login`); expected {choices}"
         ) from error
     except Exception as error:  # network libraries share no base class
-        if isinstance(try_to_load_from_cache(name, "config.json"), str):
-            return ModelSource(name, name, None, trust_remote_code, cached=True)
+        if isinstance(found := try_to_load_from_cache(name, "config.json"), str):
+            # the cache keeps files in folders named by their commit
+            return ModelSource(name, name, None, trust_remote_code, Path(found).parent.name, cached=True)
         raise ModelError(
             f"--model {name}: no local file or folder, and the hub cannot be reached ({_said(error)}); without "
             "a network use `demo`, a local folder or a .gguf file"
