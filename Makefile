@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test check bench clean
+.PHONY: install demo test check bench bench-peers clean
 
 install: $(VENV)/.installed
 
@@ -27,5 +27,16 @@ bench: install
 	$(BIN)/python scripts/bench/harvest.py
 	$(BIN)/python scripts/bench/step.py
 
+# the same training step in other toolkits, which need an environment of their own
+bench-peers: .venv-peers/.installed
+	PYTHONPATH=kernels .venv-peers/bin/python scripts/bench/peers.py
+
+.venv-peers/.installed:
+	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --upgrade pip
+	.venv-peers/bin/python -m pip install --quiet torch==2.13.0 numba rich sae-lens==6.54.12 eai-sparsify==1.3.3 dictionary-learning==0.1.0
+	.venv-peers/bin/python -m pip uninstall --quiet --yes torchvision
+	touch $@
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) .venv-peers build *.egg-info

@@ -68,3 +68,5 @@ def test_config_imports_no_torch() -> None:
 def test_kernels_is_a_folder_and_not_a_package() -> None:
     assert not (ROOT / "kernels/__init__.py").exists()
     assert not (ROOT / "tests/kernels").exists()
+    # a script's own folder is on its path: transformers would import such a file as the package of that name
+    assert not list(ROOT.glob("scripts/**/kernels.py"))

@@ -1,4 +1,4 @@
-"""Time every op against its floor and the reference: python scripts/bench/kernels.py [--json]."""
+"""Time every op against its floor and the reference: python scripts/bench/ops.py [--json]."""
 
 from __future__ import annotations
 
