@@ -140,6 +140,7 @@ def _train_locked(plan: Plan, stop: StopSignal, progress: Progress) -> TrainResu
     progress.say(f"Training {batches.steps:,} steps of {plan.batch:,} tokens, {trainer.route.name} route.")
     last = _train_loop(plan, trainer, batches, stop, progress)
     trained = time.perf_counter()
+    progress.say("Kernels: " + ", ".join(f"{op} on {backend}" for op, backend in backends_used().items()) + ".")
     record = read_json(config.out / CONFIG)
     record["autoencoder"] = save_weights(config.out, trainer.model.folded(trainer.scale), trainer.probe)
     record["training"] = {"scale": trainer.scale, "lr": trainer.peak, "steps": batches.steps, "batch": plan.batch}

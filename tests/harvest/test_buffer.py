@@ -66,7 +66,7 @@ class FakeHarvest:
         return [i for ids in self.passes for i in ids.tolist() if i % 7 != 6]
 
 
-def live(rows: int = 2000, **changed: Any) -> LiveBatches:
+def live(rows: int = 2000, per_pass: int = 37, **changed: Any) -> LiveBatches:
     settings: dict[str, Any] = {"batch": 16, "tokens": 800, "buffer_bytes": 200 * D * 8, "seed": 0}
     settings |= {
         "dtype": DTYPE,
@@ -76,7 +76,7 @@ def live(rows: int = 2000, **changed: Any) -> LiveBatches:
         "target": "a",
         **changed,
     }
-    return LiveBatches(FakeHarvest(rows), **settings)  # type: ignore[arg-type]
+    return LiveBatches(FakeHarvest(rows, per_pass), **settings)  # type: ignore[arg-type]
 
 
 def memory_store(rows: int) -> Store:
@@ -183,6 +183,14 @@ def test_after_any_batch_its_state_gives_the_batches_that_would_have_followed(ma
     assert_any_state_continues(make)
 
 
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("per_pass", [190, 700])
+def test_states_continue_where_one_forward_pass_fills_several_blocks(per_pass: int, overlap: bool) -> None:
+    assert_any_state_continues(live, per_pass=per_pass, overlap=overlap)
+    found = flat(ids_of(list(live(per_pass=per_pass, overlap=overlap).iterate(None))))
+    assert sorted(found) == FakeHarvest(2000).kept()[:800]
+
+
 @pytest.mark.parametrize("make", KINDS[2:], indirect=True)
 def test_states_continue_across_epochs(make: Any) -> None:
     assert_any_state_continues(make, epochs=3)
@@ -237,6 +245,15 @@ def test_rows_are_mixed_within_a_block(make: Any) -> None:
     for first in range(0, len(found) - batches.batches_per_block + 1, batches.batches_per_block):
         block = flat(found[first : first + batches.batches_per_block])
         assert abs(rank_correlation(block)) < 4 / len(block) ** 0.5  # four standard deviations of chance
+
+
+def test_each_block_has_an_order_of_its_own(tmp_path: Path) -> None:
+    one_store = stored(disk_store(tmp_path, 4 * PAGE), buffer_bytes=PAGE * D * 8, batch=PAGE)
+    for batches in (live(), one_store):
+        found = ids_of(list(batches.iterate(None)))
+        size = batches.batches_per_block
+        first, second = (torch.tensor(flat(found[i : i + size])).argsort() for i in (0, size))
+        assert (first == second).float().mean() < 0.1
 
 
 def test_blocks_of_a_large_store_mix_pages_from_everywhere(tmp_path: Path) -> None:

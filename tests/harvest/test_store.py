@@ -149,9 +149,12 @@ def test_a_full_store_needs_no_forward_pass(source: Source, tmp_path: Path, monk
     assert fill_store(DiskStore(tmp_path, identity()), harvest, tokens=TOKENS, progress=lambda n: None).rows == TOKENS
 
 
-@pytest.mark.parametrize("first", [1, 333, 1280])
-def test_more_tokens_asked_later_extend_the_store(first: int, source: Source, expected: Store, tmp_path: Path) -> None:
-    fill(DiskStore(tmp_path, identity()), source, first)
+@pytest.mark.parametrize("asked", [[1], [333], [1280], [10, 25, 26, 400]])
+def test_more_tokens_asked_later_extend_the_store(
+    asked: list[int], source: Source, expected: Store, tmp_path: Path
+) -> None:
+    for tokens in asked:
+        assert fill(DiskStore(tmp_path, identity()), source, tokens).rows == tokens
     assert_same(fill(DiskStore(tmp_path, identity()), source), expected)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -146,18 +147,25 @@ def test_special_tokens_in_the_text_are_left_out_unless_kept(cases: dict[str, Ca
     assert kept.trained_on(all_rows(kept)).token.tolist() == rows.token.tolist()
 
 
-@pytest.fixture
-def planted(cases: dict[str, Case]) -> Iterator[tuple[Case, int]]:
-    """The tiny Llama with one token whose embedding, and so its residual, is a hundred times larger."""
-    case = cases["llama"]
-    token = case.lm.tokenizer("a mill", add_special_tokens=False)["input_ids"][-1]
+@contextmanager
+def enlarged(case: Case, token: int) -> Iterator[None]:
+    """A token's embedding, and so its residual, a hundred times larger."""
     weights = case.lm.model.get_input_embeddings().weight
     before = weights[token].clone()
     with torch.no_grad():
         weights[token] *= 100
-    yield case, token
+    yield
     with torch.no_grad():
         weights[token] = before
+
+
+@pytest.fixture
+def planted(cases: dict[str, Case]) -> Iterator[tuple[Case, int]]:
+    """The tiny Llama, and a token of its that is a sink wherever it stands."""
+    case = cases["llama"]
+    token = case.lm.tokenizer("a mill", add_special_tokens=False)["input_ids"][-1]
+    with enlarged(case, token):
+        yield case, token
 
 
 def test_tokens_of_a_huge_norm_are_sinks_and_leave_the_stream(planted: tuple[Case, int], texts: Path) -> None:
@@ -174,7 +182,17 @@ def test_tokens_of_a_huge_norm_are_sinks_and_leave_the_stream(planted: tuple[Cas
         assert limit == pytest.approx(10 * stream.norm_percentiles[name][2], rel=0.05)
 
 
-def test_sinks_stay_with_keep_special_left_out_and_go_only_by_max_norm(planted: tuple[Case, int], texts: Path) -> None:
+def test_bos_of_a_huge_norm_is_still_bos(cases: dict[str, Case], texts: Path) -> None:
+    case = cases["llama"]
+    with enlarged(case, case.lm.tokenizer.bos_token_id):
+        stream = harvest(case, texts, keep_special=True)
+        rows = all_rows(stream)
+    assert stream.counts["sink"] == 0
+    assert stream.counts["bos"] == sum(1 for _ in segments(rows))
+    assert len(stream.trained_on(rows).token) == len(rows.token), "asked to be kept, it is"
+
+
+def test_sinks_are_kept_by_max_norm_0_and_not_by_keep_special(planted: tuple[Case, int], texts: Path) -> None:
     case, token = planted
     special = harvest(case, texts, keep_special=True)
     assert token not in special.trained_on(all_rows(special)).token.tolist()
