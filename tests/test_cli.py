@@ -185,7 +185,7 @@ def test_without_json_a_table_goes_to_stdout(train: TrainWith) -> None:
 
 @pytest.mark.parametrize("arguments", [["doctor"], ["doctor", "--json"]])
 def test_a_reader_that_goes_away_is_no_fault(arguments: list[str], tmp_path: Path) -> None:
-    code = f"from sae import cli; cli.Doctor.run = lambda self: dict(x=['long'] * 100_000); cli.main({arguments})"
+    code = f"from sae import cli; cli.Doctor.run = lambda self: dict(x=['long'] * 20_000); cli.main({arguments})"
     with (tmp_path / "errors").open("wb") as errors:
         process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=errors)
         assert process.stdout is not None

@@ -23,7 +23,7 @@ from sae.evaluation.baselines import PCA
 from sae.evaluation.bootstrap import to_json
 from sae.evaluation.reconstruction import Reconstruction
 from sae.files import publish_json, read_json
-from sae.harvest.language_model import LanguageModel, load_language_model, locate_model, skeleton
+from sae.harvest.language_model import LanguageModel, load_language_model, locate_model, measure_width, skeleton
 from sae.harvest.sites import Site, resolve_sites
 from sae.harvest.stream import KINDS, ORDINARY, Harvest, Rows
 from sae.models.autoencoder import Autoencoder
@@ -54,7 +54,8 @@ def evaluate(run: str | Path, config: EvalConfig | None = None) -> dict[str, Any
         text_field=config.text_field or (None if config.dataset else trained.harvest.text_field),
     )
     source = locate_model(settings.model, trust_remote_code=settings.trust_remote_code)
-    sites = resolve_sites(skeleton(source), [record["site"]["name"]])
+    body = skeleton(source)
+    sites = [measure_width(body, site) for site in resolve_sites(body, [record["site"]["name"]])]
     if sites[0].width != model.dim:
         raise ConfigError(
             f"{folder}: the autoencoder reads width {model.dim}, site {sites[0].name} has {sites[0].width}"
