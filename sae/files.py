@@ -75,7 +75,8 @@ def publish_folder(path: Path) -> Iterator[Path]:
     """Yield an empty temporary folder; on a clean exit it gets a manifest, is flushed, and becomes `path`.
 
     An existing `path` is replaced in two renames; a kill between them leaves neither in place, so folders that must
-    survive one (checkpoints, shards) get a new name each. On an exception the temporary folder is removed and `path` stays as it was.
+    survive one (checkpoints, shards) get a new name each. On an exception the temporary folder is removed and `path`
+    stays as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{_TEMPORARY}{path.name}-{uuid.uuid4().hex[:8]}")
