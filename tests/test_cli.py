@@ -185,7 +185,8 @@ def test_without_json_a_table_goes_to_stdout(train: TrainWith) -> None:
 
 @pytest.mark.parametrize("arguments", [["doctor"], ["doctor", "--json"]])
 def test_a_reader_that_goes_away_is_no_fault(arguments: list[str], tmp_path: Path) -> None:
-    code = f"from sae import cli; cli.Doctor.run = lambda self: dict(x=['long'] * 20_000); cli.main({arguments})"
+    patched = "commands.Doctor.run = lambda self: dict(x=['long'] * 20_000)"
+    code = f"from sae import cli, commands; {patched}; cli.main({arguments})"
     with (tmp_path / "errors").open("wb") as errors:
         process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=errors)
         assert process.stdout is not None
@@ -534,7 +535,7 @@ def test_a_tokenizer_without_special_tokens_works(train: TrainWith, tiny_model: 
 def test_a_site_whose_width_only_a_run_tells_can_be_trained(train: TrainWith, sae: Run) -> None:
     done = train("--json", site="model.layers.1.mlp.act_fn", layer=None)
     assert done.status == 0, done.err
-    assert json.loads((train.out / "config.json").read_text())["site"]["width"] == 48
+    assert json.loads((train.out / "config.json").read_text())["sites"]["inputs"][0]["width"] == 48
     assert sae("verify", train.out).status == 0
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sae.config import ConfigError, EvalConfig, HarvestConfig, TrainConfig, from_json
+from sae.config import EvalConfig, HarvestConfig
 from sae.data.documents import open_documents
 from sae.data.packing import BEGINNING
 from sae.device import pick_device
@@ -22,13 +22,13 @@ from sae.evaluation import downstream
 from sae.evaluation.baselines import PCA
 from sae.evaluation.bootstrap import to_json
 from sae.evaluation.reconstruction import Reconstruction
-from sae.files import publish_json, read_json
-from sae.harvest.language_model import LanguageModel, load_language_model, locate_model, measure_width, skeleton
-from sae.harvest.sites import Site, resolve_sites
+from sae.files import publish_json
+from sae.harvest.language_model import LanguageModel
+from sae.harvest.sites import Site
 from sae.harvest.stream import KINDS, ORDINARY, Harvest, Rows
 from sae.models.autoencoder import Autoencoder
-from sae.models.saved import CONFIG, load, locate_run
 from sae.progress import Progress, StopSignal
+from sae.runs import open_run
 
 LOGIT_CONTEXTS = 4  # contexts in a forward pass with logits, whose vocabulary is what fills the memory
 
@@ -43,31 +43,17 @@ def evaluate(run: str | Path, config: EvalConfig | None = None) -> dict[str, Any
         ConfigError, CorruptError, ModelError, DataError: the run, its model or the data cannot be used.
     """
     config = config or EvalConfig()
-    folder = locate_run(run)
     device = pick_device(config.device)
-    model = load(folder, device=device)
-    record = read_json(folder / CONFIG)
-    trained: TrainConfig = from_json(TrainConfig, record["train"], f"{folder / CONFIG}: train")
-    settings = dataclasses.replace(
-        trained.harvest,
-        dataset=config.dataset or trained.harvest.dataset,
-        text_field=config.text_field or (None if config.dataset else trained.harvest.text_field),
-    )
-    source = locate_model(settings.model, trust_remote_code=settings.trust_remote_code)
-    body = skeleton(source)
-    sites = [measure_width(body, site) for site in resolve_sites(body, [record["site"]["name"]])]
-    if sites[0].width != model.dim:
-        raise ConfigError(
-            f"{folder}: the autoencoder reads width {model.dim}, site {sites[0].name} has {sites[0].width}"
-        )
+    opened = open_run(run, device=device)
+    settings = opened.settings(config.dataset, config.text_field)
     begun = time.perf_counter()
     with StopSignal() as stop, Progress() as progress:
-        lm = load_language_model(source, device=device, precision=settings.precision)
-        evaluation = _Evaluation(lm, sites, model, settings, record, config, stop, progress)
-        report = {"run": str(run), "site": sites[0].name, "dataset": settings.dataset, **evaluation.report()}
+        lm = opened.load_language_model(device)
+        evaluation = _Evaluation(lm, opened.sites, opened.model, settings, opened.record, config, stop, progress)
+        report = {"run": str(run), "site": opened.sites[0].name, "dataset": settings.dataset, **evaluation.report()}
     report["seconds"] = round(time.perf_counter() - begun, 1)
-    if folder == Path(run).expanduser():
-        publish_json(folder / "eval.json", report)
+    if opened.folder == Path(run).expanduser():
+        publish_json(opened.folder / "eval.json", report)
     return report
 
 

@@ -29,7 +29,7 @@ class Autoencoder(nn.Module):
 
     def __init__(self, dim: int, width: int, code: Code) -> None:
         super().__init__()
-        self.dim, self.width = dim, width
+        self.dim, self.dim_out, self.width = dim, dim, width
         self.code: Code = code
         self.W_enc = nn.Parameter(torch.empty(width, dim))
         self.b_enc = nn.Parameter(torch.zeros(width))

@@ -23,7 +23,7 @@ from sae.harvest.store import check_store
 from sae.models.language import find_variant
 from sae.models.saved import CONFIG, WEIGHTS
 
-CONFIG_FORMAT = 1
+CONFIG_FORMAT = 2
 MAY_CHANGE_ON_RESUME = {
     "resume",
     "device",
@@ -180,12 +180,16 @@ def run_record(plan: Plan, model_provenance: dict[str, Any]) -> dict[str, Any]:
         "format": CONFIG_FORMAT,
         "kind": "language",
         "train": to_json(plan.config),
-        "site": {"name": plan.sites[0].name, "path": plan.sites[0].path, "width": plan.width_in},
+        "sites": {end: [_described(site) for site in plan.sites] for end in ("inputs", "targets")},
         "model": model_provenance,
         "data": plan.documents.provenance,
         "versions": {"python": platform.python_version(), **versions},
         "autoencoder": None,
     }
+
+
+def _described(site: Site) -> dict[str, Any]:
+    return {"name": site.name, "path": site.path, "width": site.width}
 
 
 def estimate(plan: Plan) -> dict[str, Any]:

@@ -51,14 +51,14 @@ def test_a_short_run_on_a_family_ends_in_an_autoencoder_that_loads(family: str, 
     for name, tensor in autoencoder.state_dict().items():
         assert torch.isfinite(tensor.float()).all(), name
     record = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert record["site"]["name"] == f"{SITES[family]}.1"
-    assert autoencoder.dim == record["site"]["width"] == 32
+    assert record["sites"]["inputs"][0]["name"] == f"{SITES[family]}.1"
+    assert autoencoder.dim == record["sites"]["inputs"][0]["width"] == 32
 
     # on held-out documents, with the weights from the file: better than the mean, for raw activations
     lm = load_language_model(
         locate_model(str(model), trust_remote_code=False), device=torch.device("cpu"), precision="auto"
     )
-    sites = resolve_sites(lm.model, [record["site"]["name"]])
+    sites = resolve_sites(lm.model, [record["sites"]["inputs"][0]["name"]])
     heldout = Harvest(lm, sites, open_documents(corpus, split="heldout"), config.harvest)
     rows = heldout.trained_on(next(heldout.batches()).rows).activations[sites[0].name].float()
     with torch.no_grad():

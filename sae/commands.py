@@ -1,0 +1,142 @@
+"""The commands of `sae`: one dataclass each, whose fields are the flags. Heavy packages are imported inside `run`."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from sae.config import Device, EvalConfig, TrainConfig
+
+Json = Annotated[bool, tyro.conf.arg(help="Print one JSON line on stdout, and nothing else there.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """Train on the demo model and text, evaluate, and print what came out."""
+
+    out: Path = Path("runs/demo")
+    """Run folder; where one exists, a number is added to the name."""
+    tokens: int = 420_000
+    """Tokens to harvest."""
+    epochs: int = 4
+    """Passes over them."""
+    seed: int = 0
+    """Seed of every random draw."""
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:
+        from sae.demo import run_demo
+
+        return run_demo(self.out, tokens=self.tokens, epochs=self.epochs, seed=self.seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Train an autoencoder on a model's activations."""
+
+    config: TrainConfig
+    dry_run: bool = False
+    """Print sites, shapes, steps, memory, disk and time; train nothing, write nothing."""
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:
+        if self.dry_run:
+            from sae.training.plan import estimate, make_plan
+
+            return estimate(make_plan(self.config))
+        from sae.training.run import train
+
+        return summary(train(self.config))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eval:
+    """Evaluate a saved autoencoder on held-out documents."""
+
+    run_folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
+    """Run folder, or a hub repository that holds one."""
+    config: EvalConfig = dataclasses.field(default_factory=EvalConfig)
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:
+        from sae.evaluation.run import evaluate
+
+        return evaluate(self.run_folder, self.config)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verify:
+    """Check a saved autoencoder's hash, shapes and self-test."""
+
+    run_folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
+    """Run folder, or a hub repository that holds one."""
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:
+        from sae.models.saved import TOLERANCE, verify
+
+        distance = verify(self.run_folder)
+        return {"run": self.run_folder, "verified": True, "tolerance": TOLERANCE, **distance._asdict()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Time the sparse ops, or a whole training step, against the floor measured in the same run."""
+
+    what: Annotated[tyro.conf.Positional[Literal["kernels", "step", "curve"]], tyro.conf.arg(metavar="WHAT")]
+    """kernels (op by op), step (a whole training step), or curve (the step over the number of latents)."""
+    tokens: int = 2048
+    """Tokens a batch."""
+    d: int = 576
+    """Width of the activations."""
+    width: int = 9216
+    """Latents; the curve goes from 4k to 131k."""
+    k: int = 32
+    """Latents active a token."""
+    rounds: int = 9
+    """Interleaved rounds, of which medians are taken."""
+    device: Device = "auto"
+    """Where to compute: auto takes a GPU where there is one."""
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:
+        from sae.device import pick_device
+        from sae_kernels.bench.kernels import measure_kernels
+        from sae_kernels.bench.step import measure_curve, measure_step
+
+        shape: dict[str, Any] = {"tokens": self.tokens, "d": self.d, "k": self.k, "rounds": self.rounds}
+        shape["device"] = pick_device(self.device).type
+        if self.what == "curve":
+            return measure_curve(**shape)
+        return (measure_kernels if self.what == "kernels" else measure_step)(width=self.width, **shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doctor:
+    """Show versions, device, kernel backends, cache and space; say what is missing and how to mend it."""
+
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:
+        from sae.doctor import examine
+
+        return examine()
+
+
+COMMANDS: dict[str, type] = {
+    "demo": Demo,
+    "train": Train,
+    "eval": Eval,
+    "verify": Verify,
+    "bench": Bench,
+    "doctor": Doctor,
+}
+
+
+def summary(value: Any) -> dict[str, Any]:
+    """A NamedTuple result as JSON values."""
+    return {name: str(v) if isinstance(v, Path) else v for name, v in value._asdict().items()}
