@@ -1,0 +1,1 @@
+"""What the latents mean: collected examples, names, prompts, steering."""

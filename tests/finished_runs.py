@@ -1,0 +1,22 @@
+"""A finished tiny run, trained once a session whichever test file asks first."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from pathlib import Path
+
+from sae.cli import parse
+from sae.runs import Run, open_run
+
+
+@functools.cache
+def finished_run(model: Path, corpus: Path) -> Run:
+    """A TopK run of 128 latents on the tiny Llama; its features are not collected."""
+    folder = Path(tempfile.mkdtemp(dir=model.parent)) / "run"
+    arguments = [
+        "train", "--model", model, "--dataset", corpus, "--layer", 1, "--width", 128, "--k", 8, "--tokens", 12_288,
+        "--batch", 256, "--context", 64, "--contexts", 8, "--buffer-mb", 1, "--log-every", 4, "--out", folder,
+    ]  # fmt: skip
+    parse([str(a) for a in arguments]).run()
+    return open_run(folder)
