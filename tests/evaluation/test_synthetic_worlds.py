@@ -47,6 +47,15 @@ def test_zipf_rates_follow_the_exponent_below_the_cap() -> None:
     assert free[0] <= 0.3
 
 
+def test_l0_within_a_narrower_dictionary_counts_its_features_alone() -> None:
+    world = WORLDS["deep"]
+    data = SyntheticData(world, seed=0)
+    kept = data.rates.topk(170).indices
+    measured = fired(data.sample(5000, 0))[:, kept].sum(1).double().mean().item()
+    assert world.l0_within(170) == pytest.approx(measured, abs=0.15)
+    assert world.l0_within(680) == pytest.approx(world.l0)
+
+
 def test_an_exact_world_fires_the_same_number_in_every_token() -> None:
     sample = SyntheticData(World(features=20, dim=8, l0=3, exact=True), seed=1).sample(500, 0)
     assert sample.codes.l0().tolist() == [3] * 500

@@ -131,6 +131,10 @@ class World:
             rates += [rates[node] * share for node in self.level(level) for share in split]
         return rates
 
+    def l0_within(self, width: int) -> float:
+        """Mean number of features a token among the `width` most frequent: the L0 of a narrower dictionary of them."""
+        return sum(sorted(self.rates(), reverse=True)[:width])
+
     def _root_rates(self) -> list[float]:
         shape = [(root + 1) ** -self.zipf for root in range(self.roots)]
         wanted = self.l0 / self._nodes_a_firing
