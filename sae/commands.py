@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from sae.config import Device, EvalConfig, TrainConfig
+from sae.config import CollectConfig, Device, EvalConfig, TrainConfig
 
 Json = Annotated[bool, tyro.conf.arg(help="Print one JSON line on stdout, and nothing else there.")]
 
@@ -66,6 +66,21 @@ class Eval:
         from sae.evaluation.run import evaluate
 
         return evaluate(self.run_folder, self.config)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """Collect statistics and examples of every latent of a run in one pass."""
+
+    run_folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
+    """Run folder; the features are written into it."""
+    config: CollectConfig = dataclasses.field(default_factory=CollectConfig)
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:
+        from sae.features.collect import collect
+
+        return collect(self.run_folder, self.config)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +146,7 @@ COMMANDS: dict[str, type] = {
     "demo": Demo,
     "train": Train,
     "eval": Eval,
+    "features": Features,
     "verify": Verify,
     "bench": Bench,
     "doctor": Doctor,

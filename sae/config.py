@@ -196,6 +196,35 @@ class EvalConfig:
         _check(self.seed >= 0, "seed", self.seed, "0 or more")
 
 
+@dataclass(frozen=True, kw_only=True)
+class CollectConfig:
+    """One pass over a corpus that collects every latent's statistics and examples."""
+
+    dataset: str | None = None
+    """Data set to read; by default the one the run was trained on."""
+    text_field: str | None = None
+    """Field of that data set that holds the text."""
+    split: Literal["train", "heldout", "all"] = "train"
+    """Which documents: those for training, those held out, or all."""
+    store: Path | None = None
+    """Take stored activations of the run's sites from this folder instead of harvesting text."""
+    tokens: int = 262_144
+    """Tokens to read, rounded up to whole forward passes; special and sink tokens count and are then left out."""
+    save_every: float = 60.0
+    """Seconds, at least, between two writings of what was collected so far."""
+    resume: bool = False
+    """Go on from the last writing; with more --tokens a finished pass is extended."""
+    seed: int = 0
+    """Seed of the random examples."""
+    device: Device = "auto"
+    """Where to compute: auto takes a GPU where there is one."""
+
+    def __post_init__(self) -> None:
+        _check(self.tokens >= 1, "tokens", self.tokens, "at least 1")
+        _check(self.save_every >= 0, "save_every", self.save_every, "0 or more seconds")
+        _check(self.seed >= 0, "seed", self.seed, "0 or more")
+
+
 def to_json(config: Any) -> dict[str, Any]:
     """A config as plain JSON values; paths become strings."""
     return {f.name: _value_to_json(getattr(config, f.name)) for f in dataclasses.fields(config)}

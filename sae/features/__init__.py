@@ -1,1 +1,1 @@
-"""What the latents mean: collected examples, names, prompts, steering."""
+"""Features: statistics, examples, names and effects of every latent of a finished run."""
