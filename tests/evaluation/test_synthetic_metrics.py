@@ -115,6 +115,14 @@ def test_the_true_dictionary_recovers_an_orthogonal_world() -> None:
     assert recovery.fvu < 1e-5
 
 
+def test_order_of_the_latents_changes_nothing_where_rates_differ() -> None:
+    data = SyntheticData(World(features=12, dim=16, l0=3.0, zipf=1.0, directions="spread"), seed=0)
+    order = torch.randperm(12, generator=DRAW)
+    recovery = recovery_metrics(oracle(data, data.features[order]), data.features, data.heldout(1500))
+    assert [recovery.mcc, recovery.f1, recovery.latent_f1] == pytest.approx([1, 1, 1], abs=1e-6)
+    assert [recovery.precision, recovery.recall, recovery.uniqueness] == pytest.approx([1, 1, 1], abs=1e-6)
+
+
 def test_fvu_is_that_of_the_features_left_out() -> None:
     """An orthogonal world without one feature loses that feature's second moment and nothing else."""
     data = SyntheticData(World(features=8, dim=8, l0=2.0, directions="spread"), seed=0)
