@@ -22,7 +22,7 @@ SLOTS = {"top": 32, "uniform": 32, "weighted": 64}
 EMPTY = -1
 """The place of a free slot."""
 _WORST = torch.iinfo(torch.int64).min
-_ROWS_AT_ONCE = 16_384  # latents merged together, so that scratch memory stays bounded
+_ROWS_AT_ONCE = 4096  # latents merged together, so that scratch memory stays bounded
 
 
 class Events(NamedTuple):

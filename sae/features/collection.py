@@ -25,6 +25,8 @@ from sae_kernels import SparseCodes
 LEFT_OUT = ("bos", "special", "sink")
 FLUSH = 1 << 18  # firings processed together: large enough that a latent's row is touched seldom
 _CARRY = 1 << 30
+_WINDOWS_AT_ONCE = 32_768
+_APART = 2 * windows.WIDTH  # further than any window reaches
 
 
 class Tokens(NamedTuple):
@@ -136,22 +138,28 @@ class Collection:
         latent, row, value = _firings([codes for codes, _ in waiting])
         if not len(latent):
             return
-        place = keys.pack(tokens.document, tokens.position)
-        rank = _ranks(place)  # rows in the order of places, so that ties are broken by document and position
-        by = (latent * len(place) + rank[row]).sort().indices
+        place, by = _in_order(keys.pack(tokens.document, tokens.position))
+        line = _on_a_line(place, keys.pack(tokens.document, tokens.start)[by])
+        rank = torch.empty_like(by).scatter_(0, by, torch.arange(len(by), device=by.device))
+        row = rank[row]
+        # one number for a firing, which sorts by latent, document, position, and tells how far apart two of them are
+        spot, by = (latent * (int(line[-1]) + _APART) + line[row]).sort()
         latent, row, value = latent[by], row[by], value[by]
         self._since_carry += len(latent)
         if self._since_carry > _CARRY:
             self.statistics.carry()
             self._since_carry = 0
         self.statistics.add(latent, value)
-        events = place[row]
-        segment = keys.pack(tokens.document, tokens.start)[row]
-        picked = {name: b.candidates(latent, events, value) for name, b in self.buffers.items()}
+        place = place[row]
+        chosen = {name: b.candidates(latent, place, value) for name, b in self.buffers.items()}
+        wanted = torch.zeros_like(latent, dtype=torch.bool)
+        wanted[torch.cat(list(chosen.values()))] = True
+        number = wanted.cumsum(0) - 1
+        wanted = wanted.nonzero().squeeze(1)
+        window = torch.cat([windows.encode(_around(spot, value, c), value[c]) for c in wanted.split(_WINDOWS_AT_ONCE)])
         for name, buffer in self.buffers.items():
-            chosen = picked[name]
-            around = _around(latent, events, segment, value, chosen)
-            buffer.absorb(Events(latent[chosen], events[chosen], value[chosen], windows.encode(around, value[chosen])))
+            c = chosen[name]
+            buffer.absorb(Events(latent[c], place[c], value[c], window[number[c]]))
 
 
 def _firings(batches: list[SparseCodes]) -> tuple[Tensor, Tensor, Tensor]:
@@ -167,8 +175,8 @@ def _firings(batches: list[SparseCodes]) -> tuple[Tensor, Tensor, Tensor]:
     return torch.cat(latents), torch.cat(rows), torch.cat(values)
 
 
-def _ranks(place: Tensor) -> Tensor:
-    """Rank of each place among all, int64 [n].
+def _in_order(place: Tensor) -> tuple[Tensor, Tensor]:
+    """Places in ascending order, so that ties are broken by document and position, and their indices.
 
     Raises:
         FeatureError: a place occurs twice.
@@ -176,22 +184,25 @@ def _ranks(place: Tensor) -> Tensor:
     ordered, by = place.sort()
     if bool((ordered[1:] == ordered[:-1]).any()):
         raise FeatureError("tokens: two of them stand at the same document and position")
-    return torch.empty_like(by).scatter_(0, by, torch.arange(len(by), device=by.device))
+    return ordered, by
 
 
-def _around(latent: Tensor, place: Tensor, segment: Tensor, value: Tensor, chosen: Tensor) -> Tensor:
+def _on_a_line(place: Tensor, segment: Tensor) -> Tensor:
+    """A coordinate of each token, ascending: steps inside a segment are those of the positions, between two _APART."""
+    steps = place.diff(prepend=place[:1])
+    steps[1:][segment[1:] != segment[:-1]] = _APART
+    return steps.cumsum(0)
+
+
+def _around(spot: Tensor, value: Tensor, chosen: Tensor) -> Tensor:
     """The latents' activations [C, WIDTH] in the windows around the chosen firings, 0 where silent.
 
-    Firings are sorted by (latent, place), so that those in a window are neighbours of the chosen one in the list.
+    Firings are sorted by `spot`, so that those in a window are neighbours of the chosen one in the list.
     """
-    steps = torch.arange(-windows.BACK, windows.AHEAD + 1, device=chosen.device)
-    near = (chosen.unsqueeze(1) + steps).clamp(0, len(latent) - 1)
-    own = chosen.unsqueeze(1)
-    distance = place[near] - place[own]
-    inside = (latent[near] == latent[own]) & (segment[near] == segment[own])
-    inside &= (distance >= -windows.BACK) & (distance <= windows.AHEAD)
-    around = torch.zeros(near.shape, device=chosen.device)
-    # a clamped neighbour stands for the first or last firing, which is written at its own distance again
-    row, column = inside.nonzero(as_tuple=True)
-    around[row, distance[row, column] + windows.BACK] = value[near[row, column]]
-    return around
+    columns = torch.arange(-windows.BACK, windows.AHEAD + 1, device=chosen.device)
+    # an index beyond an end stands for the first or last firing, which is then written twice at its own distance
+    near = (chosen.unsqueeze(1) + columns).clamp_(0, len(spot) - 1)
+    column = spot[near].sub_(spot[chosen].unsqueeze(1)).add_(windows.BACK)
+    column.masked_fill_((column < 0) | (column >= windows.WIDTH), windows.WIDTH)
+    around = torch.zeros(len(chosen), windows.WIDTH + 1, device=chosen.device)
+    return around.scatter_(1, column, value[near])[:, : windows.WIDTH]
