@@ -35,7 +35,11 @@ class HarvestConfig:
     layer: int | None = None
     """Layer of the site, counted from 0; not needed where --site names a layer or a module path."""
     site: str = "resid_post"
-    """resid_pre, resid_post, mlp_in, mlp_out, attn_out, a TransformerLens hook name, or a module path (`...:in`)."""
+    """resid_pre, resid_post, mlp_in, mlp_out, attn_out, a TransformerLens hook name, or a module path (`...:in`).
+
+    Several for a crosscoder, with commas: `resid_post.6,resid_post.9`."""
+    target_site: str | None = None
+    """Transcoders: the place to reconstruct, such as mlp_out with --site mlp_in."""
     text_field: str | None = None
     """Field of the data set that holds the text; by default `text`, or the only field of strings."""
     context: int = 256
@@ -74,7 +78,35 @@ class SAEConfig:
     width: int = 4608
     """Number of latents."""
     k: int = 32
-    """Latents active a token."""
+    """Latents active a token; on average for penalised variants, unless --l0-target or --sparsity says otherwise."""
+    base: str | None = None
+    """For transcoders and crosscoders: the variant whose code and loss they take (topk, and batchtopk)."""
+    l0_target: float | None = None
+    """Penalised variants: the L0 that a controller moves the penalty's weight to; by default --k."""
+    sparsity: float | None = None
+    """Penalised variants: the penalty's weight, fixed; turns the controller off."""
+    sparsity_warmup: float = 0.3
+    """Share of the steps over which the aim falls from the L0 of the first step, or a fixed weight rises from zero."""
+    penalty: Literal["l1", "tanh"] = "l1"
+    """Penalty of --variant relu."""
+    recipe: Literal["deepmind", "anthropic", "target"] = "deepmind"
+    """How --variant jumprelu is trained: a penalty on L0, on tanh, or on the distance of L0 from its target."""
+    bandwidth: float | None = None
+    """Width of the window in which thresholds learn; by default 0.001 (recipe anthropic: 2)."""
+    groups: int = 5
+    """Nested dictionaries of --variant matryoshka, each half the next."""
+    contrast: float = 1.0
+    """Weight of the contrast between neighbouring tokens in --variant temporal."""
+    k_start: int | None = None
+    """Variants with k: latents active a token at the start, from which k falls to --k."""
+    k_anneal: float = 0.2
+    """Share of the steps over which k falls from --k-start."""
+    normalise: Literal["scale", "centre", "layer_norm", "whiten"] = "scale"
+    """What is done to activations before encoding, and undone after; folded into the saved weights where it can be."""
+    revival: Literal["auto", "auxk", "resample", "pre_activation", "none"] = "auto"
+    """How dead latents are brought back; auto is what the variant likes."""
+    pre_activation_weight: float = 3e-6
+    """Weight of the loss of --revival pre_activation."""
     auxk_weight: float = 1 / 32
     """Weight of the loss that revives dead latents; 0 turns it off."""
     auxk: int | None = None
@@ -86,6 +118,18 @@ class SAEConfig:
         _check(self.width >= 1, "width", self.width, "at least 1 latent")
         _check(self.k >= 1, "k", self.k, "at least 1")
         _check(self.k <= self.width, "k", self.k, f"at most the number of latents, --width {self.width}")
+        _check(self.l0_target is None or 0 < self.l0_target <= self.width, "l0_target", self.l0_target, "1 to --width")
+        _check(self.sparsity is None or self.sparsity > 0, "sparsity", self.sparsity, "more than 0")
+        _check(0 <= self.sparsity_warmup < 1, "sparsity_warmup", self.sparsity_warmup, "a share of the steps, below 1")
+        _check(self.bandwidth is None or self.bandwidth > 0, "bandwidth", self.bandwidth, "more than 0")
+        _check(1 <= self.groups <= 20, "groups", self.groups, "1 to 20")
+        _check(self.contrast >= 0, "contrast", self.contrast, "0 or more")
+        _check(
+            self.k_start is None or self.k <= self.k_start <= self.width,
+            "k_start", self.k_start, f"--k {self.k} to --width {self.width}",
+        )  # fmt: skip
+        _check(0 < self.k_anneal <= 1, "k_anneal", self.k_anneal, "a share of the steps")
+        _check(self.pre_activation_weight > 0, "pre_activation_weight", self.pre_activation_weight, "more than 0")
         _check(self.auxk_weight >= 0, "auxk_weight", self.auxk_weight, "0 or more")
         _check(self.auxk is None or self.auxk >= 1, "auxk", self.auxk, "at least 1")
         _check(self.dead_after is None or self.dead_after >= 1, "dead_after", self.dead_after, "at least 1 token")
@@ -103,8 +147,10 @@ class OptimConfig:
     """Share of the steps over which the rate rises from zero (at most 1000 steps)."""
     decay: float = 0.2
     """Share of the steps over which the rate falls to zero at the end."""
-    beta1: float = 0.9
-    """Adam's decay of the first moment."""
+    optimizer: Literal["adam", "signsgd", "muon", "adam8bit"] = "adam"
+    """adam (fused), signsgd (schedule-free), muon (matrices; Adam for the rest), adam8bit (where bitsandbytes is)."""
+    beta1: float | None = None
+    """Adam's decay of the first moment; by default what the variant likes (0.9)."""
     beta2: float = 0.999
     """Adam's decay of the second moment."""
     eps: float = 6.25e-10
@@ -119,7 +165,7 @@ class OptimConfig:
         _check(self.batch is None or self.batch >= 1, "batch", self.batch, "at least 1 token")
         _check(0 <= self.warmup <= 1, "warmup", self.warmup, "a share of the steps, 0 to 1")
         _check(0 <= self.decay <= 1, "decay", self.decay, "a share of the steps, 0 to 1")
-        _check(0 <= self.beta1 < 1, "beta1", self.beta1, "0 to below 1")
+        _check(self.beta1 is None or 0 <= self.beta1 < 1, "beta1", self.beta1, "0 to below 1")
         _check(0 <= self.beta2 < 1, "beta2", self.beta2, "0 to below 1")
         _check(self.eps > 0, "eps", self.eps, "more than 0")
         _check(self.clip >= 0, "clip", self.clip, "0 or more")
@@ -193,6 +239,82 @@ class EvalConfig:
         _check(self.downstream_tokens >= 0, "downstream_tokens", self.downstream_tokens, "0 or more")
         _check(self.pca_tokens >= 0, "pca_tokens", self.pca_tokens, "0 or more")
         _check(self.resamples >= 10, "resamples", self.resamples, "at least 10")
+        _check(self.seed >= 0, "seed", self.seed, "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExplainConfig:
+    """How the latents of a run are named."""
+
+    latents: tuple[int, ...] = ()
+    """Latents to name; by default all that fired while features were collected."""
+    again: bool = False
+    """Name latents anew that have a name for these weights."""
+    explainer: Literal["rules", "local", "openai"] = "rules"
+    """rules (no model), local (a language model on this machine), openai (an OpenAI-compatible endpoint)."""
+    explainer_model: str | None = None
+    """The explainer: a hub id or folder for local, the model's name there for openai."""
+    endpoint: str | None = None
+    """Address of the endpoint, such as http://127.0.0.1:8000/v1; examples are sent there."""
+    key_variable: str = "OPENAI_API_KEY"
+    """Environment variable that holds the endpoint's key."""
+    examples: int = 16
+    """Examples of a latent that the explainer is shown."""
+    judged: int = 10
+    """Held-out texts that fire, and as many that do not, on which the explainer's name is judged."""
+    seed: int = 0
+    """Seed of the bootstrap, the control and the draws of texts."""
+    device: Device = "auto"
+    """Where to run a local explainer: auto takes a GPU where there is one."""
+
+    def __post_init__(self) -> None:
+        _check(self.examples >= 1, "examples", self.examples, "at least 1")
+        _check(self.judged >= 1, "judged", self.judged, "at least 1")
+        _check(self.seed >= 0, "seed", self.seed, "0 or more")
+        if self.explainer == "openai":
+            _check(bool(self.endpoint), "endpoint", self.endpoint, "an address, for --explainer openai")
+        else:
+            _check(self.endpoint is None, "endpoint", self.endpoint, "none, unless --explainer openai is given")
+        if self.explainer == "rules":
+            remedy = "none, unless --explainer local or openai is given"
+            _check(self.explainer_model is None, "explainer_model", self.explainer_model, remedy)
+        else:
+            remedy = f"a model, for --explainer {self.explainer}"
+            _check(bool(self.explainer_model), "explainer_model", self.explainer_model, remedy)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SteerConfig:
+    """Which latents are steered, how, and what is generated."""
+
+    latent: tuple[int, ...]
+    """Latents, one or several."""
+    scale: tuple[float, ...] = (1.0,)
+    """Strength, one for all latents or one each, in units of the latent's largest collected activation."""
+    mode: Literal["add", "set", "ablate"] = "add"
+    """add (the atom times the strength), set (the latent takes that value), ablate (it takes none)."""
+    absolute: bool = False
+    """--scale is in the activation's own units; needs no collected features."""
+    prompt: str
+    """Beginning of the text."""
+    where: str = "every"
+    """every (token), generated (tokens alone), or positions such as 3,4,5 (BOS is 0)."""
+    steer_bos: bool = False
+    """Steer BOS too, which models use as a sink for attention."""
+    tokens: int = 48
+    """Tokens to generate."""
+    temperature: float = 0.0
+    """0 is greedy; above, tokens are drawn with the seed."""
+    seed: int = 0
+    """Seed of the draws, the same for the plain and the steered text."""
+    device: Device = "auto"
+    """Where to compute: auto takes a GPU where there is one."""
+
+    def __post_init__(self) -> None:
+        _check(len(self.latent) >= 1, "latent", self.latent, "at least one latent")
+        _check(len(self.scale) in (1, len(self.latent)), "scale", self.scale, "one number, or one a latent")
+        _check(self.tokens >= 1, "tokens", self.tokens, "at least 1")
+        _check(self.temperature >= 0, "temperature", self.temperature, "0 or more")
         _check(self.seed >= 0, "seed", self.seed, "0 or more")
 
 

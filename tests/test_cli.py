@@ -115,8 +115,8 @@ sys.exit(f"imported {heavy}" if heavy else 0)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for flag in ("--width", "--l0", "--checkpoint-every", "--downstream-tokens"):
-        assert (flag in done.stdout) == (flag != "--l0")
+    for flag in ("--width", "--l9", "--checkpoint-every", "--downstream-tokens"):
+        assert (flag in done.stdout) == (flag != "--l9")
 
 
 @pytest.mark.parametrize(

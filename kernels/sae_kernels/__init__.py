@@ -18,6 +18,7 @@ from sae_kernels.fused_step.op import (
     fused_update,
 )
 from sae_kernels.latent_sweep.op import SweepGradients, latent_sweep
+from sae_kernels.pursue.op import pursue
 from sae_kernels.sparse_decode.op import sparse_decode
 from sae_kernels.threshold_encode.op import threshold_encode
 from sae_kernels.topk_encode.op import topk_encode
@@ -38,6 +39,7 @@ __all__ = [
     "fused_update",
     "last_backend",
     "latent_sweep",
+    "pursue",
     "sparse_decode",
     "threshold_encode",
     "topk_encode",

@@ -66,9 +66,14 @@ class SparseCodes:
 
     def l0(self) -> Tensor:
         """Number of non-zero codes of every token, int64 [N]."""
-        active = self.values != 0
+        return self.per_token((self.values != 0).long())
+
+    def per_token(self, values: Tensor) -> Tensor:
+        """Sums over every token's entries [N], of numbers of the shape of `values`; differentiable in them."""
         if self.offsets is None:
-            return active.sum(1)
-        return torch.zeros(self.tokens, dtype=torch.int64, device=active.device).index_add_(
-            0, self.rows(), active.long()
-        )
+            return values.sum(1)
+        return values.new_zeros(self.tokens).index_add(0, self.rows(), values)
+
+    def with_values(self, values: Tensor) -> SparseCodes:
+        """The same entries with other values."""
+        return SparseCodes(values, self.indices, self.width, self.offsets)

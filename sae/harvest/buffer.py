@@ -11,7 +11,7 @@ after it: a few integers. Resuming harvests one block again and stores none of i
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -22,7 +22,7 @@ from sae.data.documents import DataError
 from sae.data.packing import Cursor
 from sae.data.prefetch import prefetch
 from sae.harvest.store import Store, to_stored
-from sae.harvest.stream import Harvest
+from sae.harvest.stream import Harvest, Rows
 
 PAGE = 256  # rows that stay together when a store's pages are dealt out to blocks: one sequential read
 OVERLAPPED = 3  # blocks alive when harvest and training overlap: one trained on, one waiting, one being filled
@@ -37,6 +37,8 @@ class Batch(NamedTuple):
     """[N, d_out]; the same tensor as `input` for an autoencoder."""
     state: dict[str, Any]
     """JSON values; `iterate(state)` continues with the batch after this one."""
+    adjacent: Tensor | None = None
+    """With pairs: whether rows 2i and 2i + 1 are neighbouring tokens of one document, bool [N / 2]."""
 
 
 class Batches(Protocol):
@@ -55,6 +57,25 @@ def permutation(n: int, *key: int) -> Tensor:
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
     return torch.randperm(n, generator=generator)
+
+
+def shuffled(rows: int, pairs: bool, *key: int) -> Tensor:
+    """A random order of `rows` rows, int64; with `pairs`, rows 2i and 2i + 1 stay side by side."""
+    if not pairs:
+        return permutation(rows, *key)
+    first = 2 * permutation(rows // 2, *key)
+    return torch.stack([first, first + 1], 1).flatten()
+
+
+def neighbours(document: Tensor, position: Tensor) -> Tensor:
+    """Whether each row is the token before the next row's in the same document, bool [n - 1]."""
+    return (document[1:] == document[:-1]) & (position[1:] == position[:-1] + 1)
+
+
+def _joined(activations: dict[str, Tensor], sites: Sequence[str], rows: Tensor) -> Tensor:
+    """The rows of several sites side by side."""
+    parts = [activations[site][rows] for site in sites]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
 def batches_in(buffer_bytes: int, row_bytes: int, batch: int, *, overlap: bool = False) -> int:
@@ -90,17 +111,26 @@ class StoredBatches:
     """
 
     def __init__(
-        self, store: Store, source: str, target: str, *, batch: int, epochs: int, buffer_bytes: int, seed: int
+        self,
+        store: Store,
+        inputs: Sequence[str],
+        targets: Sequence[str],
+        *,
+        batch: int,
+        epochs: int,
+        buffer_bytes: int,
+        seed: int,
+        pairs: bool = False,
     ) -> None:
-        self.store, self.source, self.target = store, source, target
-        self.batch, self.seed = batch, seed
+        self.store, self.inputs, self.targets = store, list(inputs), list(targets)
+        self.batch, self.seed, self.pairs = batch, seed, pairs
         self.per_epoch = store.rows // batch
         if self.per_epoch == 0:
             raise ConfigError(f"--batch {batch}: the data set gave only {store.rows} tokens, less than one batch")
         self.steps = self.per_epoch * epochs
         self.batches_per_block = self.per_epoch
         if not store.in_memory:
-            row_bytes = sum(store.identity["sites"][site] for site in {source, target}) * store.dtype.itemsize
+            row_bytes = sum(store.identity["sites"][site] for site in {*inputs, *targets}) * store.dtype.itemsize
             self.batches_per_block = min(self.per_epoch, batches_in(buffer_bytes, row_bytes, batch))
         self.blocks = -(-self.per_epoch // self.batches_per_block)
 
@@ -116,14 +146,15 @@ class StoredBatches:
             first = block * self.batches_per_block
             last = min(first + self.batches_per_block, self.per_epoch)
             rows = self._block_rows(epoch, first * self.batch, last * self.batch)
-            activations = self.store.read(rows, sites=sorted({self.source, self.target}))
-            order = permutation(len(rows), self.seed, epoch, block)
+            activations = self.store.read(rows, sites=sorted({*self.inputs, *self.targets}))
+            beside = neighbours(*self.store.places(rows))[::2] if self.pairs else None
+            order = shuffled(len(rows), self.pairs, self.seed, epoch, block)
             for index in range(inside - first, last - first):
                 done += 1
                 picked = order[index * self.batch : (index + 1) * self.batch]
-                x = activations[self.source][picked]
-                y = x if self.target == self.source else activations[self.target][picked]
-                yield Batch(x, y, {"step": done, **cut})
+                x = _joined(activations, self.inputs, picked)
+                y = x if self.targets == self.inputs else _joined(activations, self.targets, picked)
+                yield Batch(x, y, {"step": done, **cut}, None if beside is None else beside[picked[::2] // 2])
             del activations  # before the next block is read: the memory stated is for one
 
     def _block_rows(self, epoch: int, first: int, last: int) -> range | Tensor:
@@ -158,6 +189,10 @@ class Block(NamedTuple):
     """Where the next block begins."""
     activations: dict[str, Tensor]
     """Site -> [rows, d]."""
+    document: Tensor
+    """int64 [rows], on the CPU"""
+    position: Tensor
+    """int32 [rows], on the CPU"""
 
 
 class LiveBatches:
@@ -170,8 +205,8 @@ class LiveBatches:
     def __init__(
         self,
         harvest: Harvest,
-        source: str,
-        target: str,
+        inputs: Sequence[str],
+        targets: Sequence[str],
         *,
         batch: int,
         tokens: int,
@@ -181,14 +216,15 @@ class LiveBatches:
         overlap: bool,
         on_restart: Callable[[int], None],
         progress: Callable[[int], None] = lambda rows: None,
+        pairs: bool = False,
     ) -> None:
-        self.harvest, self.source, self.target = harvest, source, target
+        self.harvest, self.inputs, self.targets, self.pairs = harvest, list(inputs), list(targets), pairs
         self.batch, self.dtype, self.seed, self.overlap = batch, dtype, seed, overlap
         self.on_restart, self.progress = on_restart, progress
         self.steps = tokens // batch
         if self.steps == 0:
             raise ConfigError(f"--tokens {tokens}: less than one batch of {batch}")
-        self.names = sorted({source, target})
+        self.names = sorted({*inputs, *targets})
         row_bytes = sum(site.width or 0 for site in harvest.sites if site.name in self.names) * dtype.itemsize
         self.batches_per_block = min(self.steps, batches_in(buffer_bytes, row_bytes, batch, overlap=overlap))
 
@@ -202,16 +238,19 @@ class LiveBatches:
             return
         blocks = self._blocks(done // self.batches_per_block, Place(*state["place"]) if state else Place(0, 0, 0, 1))
         for block in prefetch(blocks, 1) if self.overlap else blocks:
-            device = block.activations[self.source].device
-            count = block.activations[self.source].shape[0] // self.batch
-            order = permutation(count * self.batch, self.seed, 0, block.index).to(device)
+            device = block.activations[self.names[0]].device
+            count = block.activations[self.names[0]].shape[0] // self.batch
+            beside = neighbours(block.document, block.position)[::2] if self.pairs else None
+            order = shuffled(count * self.batch, self.pairs, self.seed, 0, block.index)
             for inside in range(done - block.index * self.batches_per_block, count):
                 done += 1
                 picked = order[inside * self.batch : (inside + 1) * self.batch]
-                x = block.activations[self.source][picked]
-                y = x if self.target == self.source else block.activations[self.target][picked]
+                adjacent = None if beside is None else beside[picked[::2] // 2]
+                picked = picked.to(device)
+                x = _joined(block.activations, self.inputs, picked)
+                y = x if self.targets == self.inputs else _joined(block.activations, self.targets, picked)
                 place = block.end if inside + 1 == count else block.begin
-                yield Batch(x, y, {"step": done, "place": list(place), **cut})
+                yield Batch(x, y, {"step": done, "place": list(place), **cut}, adjacent)
             del block  # before the next one is filled: the memory stated is for one
 
     def _blocks(self, index: int, begin: Place) -> Iterator[Block]:
@@ -220,29 +259,36 @@ class LiveBatches:
             batches = min(self.batches_per_block, self.steps - index * self.batches_per_block)
             filled, end = 0, begin
             activations: dict[str, Tensor] = {}
+            document = torch.empty(batches * self.batch, dtype=torch.int64)
+            position = torch.empty(batches * self.batch, dtype=torch.int32)
             for rows, here in self._rows_from(begin):
-                taken = min(rows[self.source].shape[0], batches * self.batch - filled)
-                for name in rows:
+                taken = min(len(rows.token), batches * self.batch - filled)
+                for name in self.names:
+                    found = rows.activations[name]
                     if name not in activations:
-                        shape = (batches * self.batch, rows[name].shape[1])
-                        activations[name] = torch.empty(shape, dtype=self.dtype, device=rows[name].device)
-                    activations[name][filled : filled + taken] = to_stored(rows[name][:taken], self.dtype, name)
+                        shape = (batches * self.batch, found.shape[1])
+                        activations[name] = torch.empty(shape, dtype=self.dtype, device=found.device)
+                    activations[name][filled : filled + taken] = to_stored(found[:taken], self.dtype, name)
+                document[filled : filled + taken] = rows.document[:taken]
+                position[filled : filled + taken] = rows.position[:taken]
                 filled, end = filled + taken, here._replace(skip=here.skip + taken)
                 self.progress(taken)
                 if filled == batches * self.batch:
                     break
-            yield Block(index, begin, end, activations)
+            yield Block(index, begin, end, activations, document, position)
             begin, index = end, index + 1
 
-    def _rows_from(self, place: Place) -> Iterator[tuple[dict[str, Tensor], Place]]:
+    def _rows_from(self, place: Place) -> Iterator[tuple[Rows, Place]]:
         """Training rows of each forward pass and the place of their first row; begins again when the data ends."""
         skip = place.skip
         while True:
             found = 0
             for harvested in self.harvest.batches(Cursor(place.document, place.token)):
-                rows = self.harvest.trained_on(harvested.rows).activations
-                found += rows[self.source].shape[0]
-                yield {name: rows[name][skip:] for name in self.names}, Place(*harvested.here, skip, place.passes)
+                rows = self.harvest.trained_on(harvested.rows)
+                found += len(rows.token)
+                if skip:
+                    rows = rows.select(torch.arange(min(skip, len(rows.token)), len(rows.token)))
+                yield rows, Place(*harvested.here, skip, place.passes)
                 skip = 0
             if (place.document, place.token) == (0, 0) and found < self.batch:
                 raise DataError(f"the data set gives only {found} tokens to train on; a batch takes {self.batch}")

@@ -101,6 +101,13 @@ class Store:
                 gathered[site][here] = self.parts[index].activations[site][local]
         return gathered
 
+    def places(self, rows: range | Tensor) -> tuple[Tensor, Tensor]:
+        """Document int64 [n] and position int32 [n] of rows by number."""
+        wanted = torch.as_tensor(rows if isinstance(rows, Tensor) else torch.arange(rows.start, rows.stop))
+        document = torch.cat([part.document for part in self.parts])
+        position = torch.cat([part.position for part in self.parts])
+        return document[wanted], position[wanted]
+
 
 class MemoryStore(Store):
     """A store that lives as long as the process. Rows are kept in one tensor a site, allocated once."""

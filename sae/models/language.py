@@ -1,44 +1,83 @@
-"""The table of variants for language-model activations: each is a code and a list of weighted loss terms."""
+"""The table of variants for language-model activations. A new one is a file in `variants/` and a line here."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import dataclasses
 
-from sae.config import SAEConfig, unknown_choice
+from sae.config import ConfigError, SAEConfig, unknown_choice
 from sae.models.autoencoder import Autoencoder
-from sae.modules.codes import Code, TopK
-
-
-@dataclass(frozen=True, kw_only=True)
-class Variant:
-    """One row of the table."""
-
-    code: Callable[[SAEConfig], Code]
-    """Builds the code from the settings."""
-    terms: Callable[[SAEConfig], Mapping[str, float]]
-    """Weights of the loss terms, by their names in `sae.modules.losses.TERMS`."""
-
+from sae.models.variants.base import Variant
+from sae.models.variants.penalised import GATED, JUMPRELU, P_ANNEAL, RELU
+from sae.models.variants.selecting import BATCHTOPK, MATCHING_PURSUIT, MATRYOSHKA, TEMPORAL, TOPK
+from sae.modules.losses import Term
 
 VARIANTS: dict[str, Variant] = {
-    "topk": Variant(
-        code=lambda config: TopK(config.k),
-        terms=lambda config: {"squared_error": 1.0, **({"auxk": config.auxk_weight} if config.auxk_weight else {})},
-    ),
+    "relu": RELU,
+    "p_anneal": P_ANNEAL,
+    "gated": GATED,
+    "topk": TOPK,
+    "batchtopk": BATCHTOPK,
+    "matryoshka": MATRYOSHKA,
+    "jumprelu": JUMPRELU,
+    "transcoder": dataclasses.replace(TOPK, base="topk", transcodes=True),
+    "skip_transcoder": dataclasses.replace(TOPK, base="topk", transcodes=True, skip=True),
+    "crosscoder": dataclasses.replace(BATCHTOPK, base="batchtopk", several_sites=True),
+    "matching_pursuit": MATCHING_PURSUIT,
+    "temporal": TEMPORAL,
 }
 
 
-def find_variant(name: str) -> Variant:
-    """The table's row of that name.
+def find_variant(config: SAEConfig) -> Variant:
+    """The table's row for these settings, complete with the row that it builds on.
 
     Raises:
-        ConfigError: there is none; lists those that exist.
+        ConfigError: there is none of that name, or its settings do not go together.
     """
-    if name not in VARIANTS:
-        raise unknown_choice("--variant", name, VARIANTS)
-    return VARIANTS[name]
+    if config.variant not in VARIANTS:
+        raise unknown_choice("--variant", config.variant, VARIANTS)
+    row = VARIANTS[config.variant]
+    if row.base is None:
+        if config.base is not None:
+            builds = ", ".join(name for name, other in VARIANTS.items() if other.base)
+            raise ConfigError(f"--base {config.base}: expected with --variant {builds}, not {config.variant}")
+        return row
+    name = config.base or row.base
+    if name not in VARIANTS or VARIANTS[name].base is not None:
+        raise unknown_choice("--base", name, [n for n, other in VARIANTS.items() if other.base is None])
+    base = VARIANTS[name]
+    if row.transcodes and base.code(config).tied:
+        raise ConfigError(f"--base {name}: its encoder is its dictionary, which a {config.variant} cannot have")
+    place = {field: getattr(row, field) for field in ("transcodes", "skip", "several_sites")}
+    return dataclasses.replace(base, **place)
 
 
-def build(config: SAEConfig, dim: int) -> Autoencoder:
+def terms_of(config: SAEConfig) -> list[Term]:
+    """The whole loss: the variant's terms, and what revives dead latents."""
+    variant = find_variant(config)
+    terms = list(variant.terms(config))
+    revival = revival_of(config)
+    if revival == "auxk":
+        terms.append(Term("auxk", config.auxk_weight))
+    elif revival == "pre_activation":
+        terms.append(Term("pre_activation", config.pre_activation_weight))
+    return terms
+
+
+def revival_of(config: SAEConfig) -> str:
+    """How dead latents are revived: auxk, resample, pre_activation or none."""
+    revival = find_variant(config).revival if config.revival == "auto" else config.revival
+    return "none" if revival == "auxk" and not config.auxk_weight else revival
+
+
+def build(config: SAEConfig, dim: int, dim_out: int | None = None) -> Autoencoder:
     """An uninitialised autoencoder of the configured variant for activations of width `dim`."""
-    return Autoencoder(dim, config.width, find_variant(config.variant).code(config))
+    variant = find_variant(config)
+    return Autoencoder(
+        dim,
+        config.width,
+        variant.code(config),
+        dim_out=dim_out,
+        transcodes=variant.transcodes,
+        skip=variant.skip,
+        per_token_norm=config.normalise == "layer_norm",
+    )

@@ -21,8 +21,10 @@ from torch import Tensor
 from sae.config import ConfigError
 from sae.files import CorruptError, publish_file, read_json, sha256_of
 from sae.models.autoencoder import Autoencoder
+from sae.models.language import VARIANTS
 from sae.modules.codes import make_code
 
+assert VARIANTS  # the table's import makes every variant's code known by its name
 WEIGHTS = "sae.safetensors"
 CONFIG = "config.json"
 TOLERANCE = 1e-3  # of the self-test: relative error in norm; another machine's float32 product differs by about 1e-6
@@ -51,16 +53,22 @@ def save_weights(folder: Path, model: Autoencoder, probe: Tensor) -> dict[str, A
         "b_enc": model.b_enc.detach(),
         "W_dec": model.dictionary.W.detach(),
         "b_dec": model.dictionary.b.detach(),
+        **({} if model.W_skip is None else {"W_skip": model.W_skip.detach()}),
+        **{f"code.{name}": tensor for name, tensor in model.code.state_dict().items()},
         "selftest.inputs": inputs,
         "selftest.codes": codes,
         "selftest.reconstruction": reconstruction,
     }
-    data = save({name: t.contiguous() for name, t in tensors.items()})
+    data = save({name: t.contiguous().clone() for name, t in tensors.items()})  # a tied encoder shares memory
     publish_file(folder / WEIGHTS, data)
     return {
         "dim": model.dim,
+        "dim_out": model.dim_out,
         "width": model.width,
         "code": model.code.describe(),
+        "transcodes": model.transcodes,
+        "skip": model.W_skip is not None,
+        "per_token_norm": model.per_token_norm,
         "sha256": sha256_of(folder / WEIGHTS),
     }
 
@@ -154,34 +162,49 @@ def _load(folder: Path, description: dict[str, Any]) -> tuple[Autoencoder, SelfT
 def _read(folder: Path, description: dict[str, Any]) -> tuple[Autoencoder, dict[str, Tensor]]:
     path = folder / WEIGHTS
     try:
-        dim, width, code = int(description["dim"]), int(description["width"]), make_code(description["code"])
-    except (KeyError, TypeError, ValueError) as error:
+        dim, width = int(description["dim"]), int(description["width"])
+        shape: dict[str, Any] = {"dim_out": int(description.get("dim_out", dim))}
+        shape |= {name: bool(description.get(name, False)) for name in ("transcodes", "skip", "per_token_norm")}
+        if int(description["code"].get("width", width)) != width:
+            raise ValueError(f"the code has another width than {width}")
+        with torch.device("meta"):
+            code = make_code(description["code"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CorruptError(f"{folder / CONFIG}: autoencoder: cannot be read ({error!r})") from error
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise CorruptError(f"{path}: cannot be read ({error})") from error
-    rows = len(tensors.get("selftest.inputs", ()))
+    rows, dim_out = len(tensors.get("selftest.inputs", ())), shape["dim_out"]
     shapes = {
         "W_enc": (width, dim),
         "b_enc": (width,),
-        "W_dec": (width, dim),
-        "b_dec": (dim,),
+        "W_dec": (width, dim_out),
+        "b_dec": (dim_out,),
+        **({"W_skip": (dim_out, dim)} if shape["skip"] else {}),
+        **{f"code.{name}": tuple(tensor.shape) for name, tensor in code.state_dict().items()},
         "selftest.inputs": (max(1, rows), dim),
         "selftest.codes": (max(1, rows), width),
-        "selftest.reconstruction": (max(1, rows), dim),
+        "selftest.reconstruction": (max(1, rows), dim_out),
     }
-    for name, shape in shapes.items():
+    for name, expected in shapes.items():
         if name not in tensors:
             raise CorruptError(f"{path}: tensor {name} is missing")
-        if tensors[name].shape != shape or tensors[name].dtype != torch.float32:
+        if tensors[name].shape != expected or tensors[name].dtype != torch.float32:
             raise CorruptError(
-                f"{path}: {name} is {tensors[name].dtype} {tuple(tensors[name].shape)}, expected float32 {shape} "
+                f"{path}: {name} is {tensors[name].dtype} {tuple(tensors[name].shape)}, expected float32 {expected} "
                 f"by {CONFIG}"
             )
-    model = Autoencoder(dim, width, code)
-    model.W_enc.data, model.b_enc.data = tensors["W_enc"], tensors["b_enc"]
-    model.dictionary.W.data, model.dictionary.b.data = tensors["W_dec"], tensors["b_dec"]
+    if code.tied and not tensors["W_enc"].equal(tensors["W_dec"]):
+        raise CorruptError(f"{path}: W_enc and W_dec differ, and this code ties them")
+    with torch.device("meta"):
+        model = Autoencoder(dim, width, code, **shape)
+    names = {"W_dec": "dictionary.W", "b_dec": "dictionary.b"}
+    state = {names.get(n, n): t for n, t in tensors.items() if not n.startswith("selftest.")}
+    state["dictionary.tokens_since_fired"] = torch.zeros(width, dtype=torch.int64)
+    model.load_state_dict(state, assign=True)
+    if code.tied:
+        model.W_enc = model.dictionary.W
     return model.eval(), tensors
 
 

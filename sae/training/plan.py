@@ -22,6 +22,8 @@ from sae.harvest.sites import Site, resolve_sites
 from sae.harvest.store import check_store
 from sae.models.language import find_variant
 from sae.models.saved import CONFIG, WEIGHTS
+from sae.models.variants.base import Variant
+from sae.training.optimizers import check_optimizer
 
 CONFIG_FORMAT = 2
 MAY_CHANGE_ON_RESUME = {
@@ -41,8 +43,10 @@ class Plan(NamedTuple):
 
     config: TrainConfig
     source: ModelSource
-    sites: list[Site]
-    """Input site first."""
+    inputs: list[Site]
+    """Where the autoencoder reads."""
+    targets: list[Site]
+    """Where its reconstruction belongs; `inputs` again unless it transcodes."""
     documents: Documents
     """The training part."""
     device: torch.device
@@ -56,11 +60,19 @@ class Plan(NamedTuple):
     """Parameters of the language model that a harvest runs through."""
 
     @property
-    def width_in(self) -> int:
-        """Width of the activations."""
-        width = self.sites[0].width
-        assert width is not None  # make_plan found it
-        return width
+    def sites(self) -> list[Site]:
+        """All places that are harvested, each once."""
+        return list(dict.fromkeys([*self.inputs, *self.targets]))
+
+    @property
+    def dim(self) -> int:
+        """Width of the autoencoder's inputs, all sites together."""
+        return sum(widths(self.inputs))
+
+    @property
+    def dim_out(self) -> int:
+        """Width of its reconstruction."""
+        return sum(widths(self.targets))
 
     @property
     def training_tokens(self) -> int:
@@ -87,14 +99,21 @@ class Plan(NamedTuple):
         }
 
 
+def widths(sites: list[Site]) -> list[int]:
+    """Widths of the activations at sites that were measured."""
+    return [site.width or 0 for site in sites]
+
+
 def make_plan(config: TrainConfig) -> Plan:
     """Check everything that can be checked without reading weights.
 
     Raises:
         ConfigError, ModelError, SiteError, DataError: a setting is wrong; the message says what exists.
     """
-    find_variant(config.sae.variant)
+    variant = find_variant(config.sae)
     _check_finite(config)
+    _check_together(config, variant)
+    check_optimizer(config.optim)
     device = pick_device(config.device)
     check_run_folder(config)
     batch = config.optim.batch or (4096 if device.type == "cuda" else 2048)
@@ -103,22 +122,30 @@ def make_plan(config: TrainConfig) -> Plan:
     source = locate_model(config.harvest.model, trust_remote_code=config.harvest.trust_remote_code)
     model = skeleton(source)
     _check_context(config, model)
-    sites = resolve_sites(model, [config.harvest.site], layer=config.harvest.layer)
-    if len(sites) != 1:
-        raise ConfigError(f"--site {config.harvest.site}: names {len(sites)} places; one autoencoder reads one")
-    sites = [measure_width(model, site) for site in sites]
+    inputs = _resolve(model, "site", config.harvest.site, config.harvest.layer)
+    if variant.several_sites != (len(inputs) > 1):
+        expected = "two or more, with commas" if variant.several_sites else "one (several are for a crosscoder)"
+        raise ConfigError(
+            f"--site {config.harvest.site}: names {len(inputs)} places; --variant {config.sae.variant} reads {expected}"
+        )
+    targets = inputs
+    if config.harvest.target_site is not None:
+        targets = _resolve(model, "target_site", config.harvest.target_site, config.harvest.layer)
+        if len(targets) != 1 or targets == inputs:
+            raise ConfigError(f"--target-site {config.harvest.target_site}: expected one place, another than --site")
     documents = _open_documents(config)
     training_tokens = config.tokens * config.epochs
     plan = Plan(
         config=config,
         source=source,
-        sites=sites,
+        inputs=inputs,
+        targets=targets,
         documents=documents,
         device=device,
         batch=batch,
         dead_after=config.sae.dead_after or max(1, min(10_000_000, training_tokens // 10)),
-        auxk=config.sae.auxk or max(1, (sites[0].width or 0) // 2),
-        layer_parameters=_parameters_up_to(model, sites),
+        auxk=config.sae.auxk or max(1, sum(widths(targets)) // 2),
+        layer_parameters=_parameters_up_to(model, [*inputs, *targets]),
     )
     if config.store is not None:
         check_store(config.store, plan.store_identity)
@@ -180,7 +207,10 @@ def run_record(plan: Plan, model_provenance: dict[str, Any]) -> dict[str, Any]:
         "format": CONFIG_FORMAT,
         "kind": "language",
         "train": to_json(plan.config),
-        "sites": {end: [_described(site) for site in plan.sites] for end in ("inputs", "targets")},
+        "sites": {
+            "inputs": [_described(site) for site in plan.inputs],
+            "targets": [_described(site) for site in plan.targets],
+        },
         "model": model_provenance,
         "data": plan.documents.provenance,
         "versions": {"python": platform.python_version(), **versions},
@@ -194,17 +224,18 @@ def _described(site: Site) -> dict[str, Any]:
 
 def estimate(plan: Plan) -> dict[str, Any]:
     """Sites, shapes, steps, memory, disk and time of a run; the device's speed is measured on one product."""
-    config, d, width = plan.config, plan.width_in, plan.config.sae.width
+    config, width = plan.config, plan.config.sae.width
     steps = plan.training_tokens // plan.batch
     needs = estimate_bytes(plan)
     rate = product_rate(plan.device)
     harvest_flops = 2 * plan.layer_parameters * config.tokens
-    step_flops = 6 * d * width * plan.training_tokens
+    step_flops = 3 * (plan.dim + plan.dim_out) * width * plan.training_tokens
     return {
-        "site": plan.sites[0].name,
-        "module": plan.sites[0].path,
-        "input": [plan.batch, d],
-        "dictionary": [width, d],
+        "site": ", ".join(site.name for site in plan.inputs),
+        "module": ", ".join(site.path for site in plan.inputs),
+        **({} if plan.targets == plan.inputs else {"target_site": plan.targets[0].name}),
+        "input": [plan.batch, plan.dim],
+        "dictionary": [width, plan.dim_out],
         "steps": steps,
         "training_tokens": plan.training_tokens,
         "memory_bytes": {
@@ -220,6 +251,45 @@ def estimate(plan: Plan) -> dict[str, Any]:
         "device": str(plan.device),
         "measured_gflops": round(rate / 1e9, 1),
     }
+
+
+def _resolve(model: torch.nn.Module, flag: str, names: str, layer: int | None) -> list[Site]:
+    """The places that a flag names, with commas between them, their widths measured.
+
+    Raises:
+        ConfigError, SiteError: a name is empty or names no place.
+    """
+    spelled = [name.strip() for name in names.split(",")]
+    if not all(spelled):
+        raise ConfigError(f"--{flag.replace('_', '-')} {names}: expected names with one comma between two")
+    return [measure_width(model, site) for site in resolve_sites(model, spelled, layer=layer)]
+
+
+def _check_together(config: TrainConfig, variant: Variant) -> None:
+    """Refuse settings that do not go together."""
+    sae, harvest = config.sae, config.harvest
+    if variant.transcodes != (harvest.target_site is not None):
+        expected = "needs --target-site" if variant.transcodes else "has no --target-site (a transcoder has)"
+        raise ConfigError(f"--variant {sae.variant}: {expected}")
+    if sae.normalise == "layer_norm" and (variant.transcodes or variant.several_sites):
+        raise ConfigError(f"--normalise layer_norm: undone with the input's own mean; not for --variant {sae.variant}")
+    tied = variant.code(sae).tied
+    if tied and (sae.normalise == "whiten" or variant.several_sites):
+        raise ConfigError(f"--variant {sae.variant}: atoms must keep equal norms; expected --normalise scale or centre")
+    penalised = variant.penalty(sae) is not None
+    for name, value in (("l0_target", sae.l0_target), ("sparsity", sae.sparsity)):
+        if value is not None and not penalised and not (name == "l0_target" and sae.recipe == "target"):
+            raise ConfigError(
+                f"--{name.replace('_', '-')} {value}: --variant {sae.variant} has no penalty; it keeps --k"
+            )
+    if sae.l0_target is not None and sae.sparsity is not None:
+        raise ConfigError(f"--sparsity {sae.sparsity}: a fixed weight, and --l0-target asks for another; give one")
+    if sae.k_start is not None and penalised:
+        raise ConfigError(f"--k-start {sae.k_start}: --variant {sae.variant} has no k to anneal")
+    if sae.revival == "auxk" and tied:
+        raise ConfigError(f"--revival auxk: --variant {sae.variant} has no pre-activations; expected resample or none")
+    if variant.neighbours and (config.optim.batch or 2) % 2:
+        raise ConfigError(f"--batch {config.optim.batch}: --variant {sae.variant} reads pairs; expected an even number")
 
 
 def _in_memory(plan: Plan) -> bool:
@@ -276,7 +346,7 @@ def _check_space(plan: Plan) -> None:
                 f"memory, {free >> 20} MiB are free; keep them on disk: --store DIR"
             )
     else:
-        row_bytes = plan.width_in * getattr(torch, config.harvest.store_precision).itemsize
+        row_bytes = sum(widths(plan.sites)) * getattr(torch, config.harvest.store_precision).itemsize
         overlap = plan.device.type == "cuda" and not plan.cached
         batches_in(config.buffer_mb << 20, row_bytes, plan.batch, overlap=overlap)
     for flag, folder, size in (("--out", config.out, needs["run"]), ("--store", config.store, needs["store"])):
@@ -299,8 +369,8 @@ def available_memory(device: torch.device) -> int:
 
 def estimate_bytes(plan: Plan) -> dict[str, int]:
     """Bytes of the weights, of the run folder (with checkpoints of weights and two moments), of all activations."""
-    weights = 2 * plan.config.sae.width * plan.width_in * 4
-    row = plan.width_in * getattr(torch, plan.config.harvest.store_precision).itemsize + 16
+    weights = (plan.dim + plan.dim_out) * plan.config.sae.width * 4
+    row = sum(widths(plan.sites)) * getattr(torch, plan.config.harvest.store_precision).itemsize + 16
     run = weights * (1 + 3 * (plan.config.keep_checkpoints + 1))
     return {"weights": weights, "run": run, "store": plan.config.tokens * row}
 

@@ -23,12 +23,12 @@ from sae.harvest.buffer import Batch, Batches, LiveBatches, StoredBatches
 from sae.harvest.language_model import load_language_model
 from sae.harvest.store import DiskStore, MemoryStore, Store, fill_store
 from sae.harvest.stream import PERCENTILES, Harvest
-from sae.models.language import build, find_variant
+from sae.models.language import find_variant
 from sae.models.saved import CONFIG, save_weights
 from sae.progress import PLAIN_SECONDS, Interrupted, Progress, StopSignal
 from sae.training.checkpoint import load_newest, save_checkpoint
 from sae.training.logging import METRICS, RunLog
-from sae.training.plan import Plan, make_plan, run_record
+from sae.training.plan import Plan, make_plan, run_record, widths
 from sae.training.trainer import DivergedError, Trainer
 from sae_kernels import backends_used
 
@@ -129,21 +129,28 @@ def _train_locked(plan: Plan, stop: StopSignal, progress: Progress) -> TrainResu
         batches = _live_batches(plan, harvest, stop, progress)
     harvested = time.perf_counter()
     trainer = Trainer(
-        build(config.sae, plan.width_in),
-        find_variant(config.sae.variant).terms(config.sae),
+        config.sae,
         config.optim,
+        site_widths=widths(plan.inputs),
+        target_widths=widths(plan.targets),
         steps=batches.steps,
         dead_after=plan.dead_after,
         auxk=plan.auxk,
         device=plan.device,
+        seed=config.seed,
     )
     progress.say(f"Training {batches.steps:,} steps of {plan.batch:,} tokens, {trainer.route.name} route.")
     last = _train_loop(plan, trainer, batches, stop, progress)
     trained = time.perf_counter()
     progress.say("Kernels: " + ", ".join(f"{op} on {backend}" for op, backend in backends_used().items()) + ".")
     record = read_json(config.out / CONFIG)
-    record["autoencoder"] = save_weights(config.out, trainer.model.folded(trainer.scale), trainer.probe)
-    record["training"] = {"scale": trainer.scale, "lr": trainer.peak, "steps": batches.steps, "batch": plan.batch}
+    record["autoencoder"] = save_weights(config.out, trainer.finished(), trainer.probe)
+    record["training"] = {
+        "lr": trainer.peak,
+        "steps": batches.steps,
+        "batch": plan.batch,
+        "form": trainer.model.code.describe(),
+    }
     record["harvest"] = {"norm_limits": harvest.norm_limits, "isolation": harvest.isolation}
     publish_json(config.out / CONFIG, record)
     return TrainResult(
@@ -161,7 +168,7 @@ def _train_locked(plan: Plan, stop: StopSignal, progress: Progress) -> TrainResu
 
 
 def _live_batches(plan: Plan, harvest: Harvest, stop: StopSignal, progress: Progress) -> LiveBatches:
-    config, site = plan.config, plan.sites[0].name
+    config = plan.config
     spoken = time.perf_counter()
     rows_harvested = 0
 
@@ -176,8 +183,8 @@ def _live_batches(plan: Plan, harvest: Harvest, stop: StopSignal, progress: Prog
 
     return LiveBatches(
         harvest,
-        site,
-        site,
+        [site.name for site in plan.inputs],
+        [site.name for site in plan.targets],
         batch=plan.batch,
         tokens=config.tokens,
         buffer_bytes=config.buffer_mb << 20,
@@ -186,12 +193,13 @@ def _live_batches(plan: Plan, harvest: Harvest, stop: StopSignal, progress: Prog
         overlap=plan.device.type == "cuda",
         on_restart=lambda n: progress.say(f"The data set is used up: pass {n} over it begins."),
         progress=advance,
+        pairs=find_variant(config.sae).neighbours,
     )
 
 
 def _stored_batches(plan: Plan, harvest: Harvest, stop: StopSignal, progress: Progress) -> StoredBatches:
     """Batches over a store, after harvesting what it lacks."""
-    config, site = plan.config, plan.sites[0].name
+    config = plan.config
     if config.store is None:
         store = _fill(MemoryStore(plan.store_identity, config.tokens), plan, harvest, stop, progress)
     else:
@@ -202,12 +210,13 @@ def _stored_batches(plan: Plan, harvest: Harvest, stop: StopSignal, progress: Pr
         progress.say(f"The data set is used up: it gave {store.rows:,} of the {config.tokens:,} tokens asked for.")
     return StoredBatches(
         store,
-        site,
-        site,
+        [site.name for site in plan.inputs],
+        [site.name for site in plan.targets],
         batch=plan.batch,
         epochs=config.epochs,
         buffer_bytes=config.buffer_mb << 20,
         seed=config.seed,
+        pairs=find_variant(config.sae).neighbours,
     )
 
 
@@ -247,12 +256,13 @@ def _train_loop(plan: Plan, trainer: Trainer, batches: Batches, stop: StopSignal
         with progress.bar("Training", batches.steps * plan.batch, "tokens") as bar:
             bar.skip(trainer.taken * plan.batch)
             for batch in stream:
-                trainer.step(batch.input, batch.target)
+                trainer.step(batch.input, batch.target, batch.adjacent)
                 state = batch.state
                 if trainer.taken % config.log_every == 0 or trainer.taken == batches.steps:
                     window = trainer.window()
                     log.write({"step": trainer.taken, "tokens": trainer.taken * plan.batch, **window._asdict()})
-                    bar.note(f"FVU {window.fvu:.3f}  L0 {window.l0:.1f}  dead {window.dead:.1%}")
+                    pressure = "" if window.sparsity is None else f"  penalty {window.sparsity:.3g}"
+                    bar.note(f"FVU {window.fvu:.3f}  L0 {window.l0:.1f}  dead {window.dead:.1%}{pressure}")
                 bar.advance(plan.batch)
                 if trainer.taken % every == 0:
                     save()
@@ -276,7 +286,7 @@ def _start(
         return checkpoint.data, batches.iterate(checkpoint.data)
     stream = batches.iterate(None)
     first = list(islice(stream, FIRST_BATCHES))
-    trainer.initialise([batch.input for batch in first], [batch.target for batch in first], seed=plan.config.seed)
+    trainer.initialise([batch.input for batch in first], [batch.target for batch in first])
     return None, chain(first, stream)
 
 

@@ -1,28 +1,38 @@
 """The trainer: one autoencoder, one optimizer, one step. It does not know where its batches come from.
 
-trainer = Trainer(model, terms, optim, steps=steps, dead_after=..., auxk=..., device=device)
-trainer.initialise(first_inputs, seed=0)
+trainer = Trainer(SAEConfig(variant="topk"), OptimConfig(), dim=576, steps=steps, device=device, seed=0)
+trainer.initialise(first_inputs, first_targets)
 for batch in batches.iterate(None):
     trainer.step(batch.input, batch.target)
+autoencoder = trainer.finished()
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from sae.config import OptimConfig
+from sae.config import OptimConfig, SAEConfig
 from sae.models.autoencoder import Autoencoder
-from sae.training.routes import Moments, Rate, Taken, choose_route
-from sae.training.schedules import course, default_peak
+from sae.models.language import build, find_variant, revival_of, terms_of
+from sae.modules.codes import BatchTopK, MatchingPursuit, TopK
+from sae.modules.losses import Term
+from sae.modules.normalise import Affine, fit, identity, layer_norm
+from sae.training.optimizers import Library, make_optimizer
+from sae.training.revival import resample
+from sae.training.routes import Now, Taken, choose_route
+from sae.training.schedules import annealed, course, default_peak
+from sae.training.sparsity import Sparsity
 
 DEAD_REFRESH = 20  # steps between two looks at which latents are dead: each look makes the host wait for the device
-
-
 PROBE_ROWS = 256  # inputs kept for the saved autoencoder's self-test
+SETTLE_ROWS = 16_384  # of the newest inputs, on which a threshold is settled at the end
+FIRST_ACTIVE = 4  # times the L0 asked for: how many latents of a penalised variant fire at the start
+SEED_ROWS = 2048  # inputs by which that is set
 
 
 class DivergedError(ArithmeticError):
@@ -50,70 +60,183 @@ class Window(NamedTuple):
     """Global gradient norm before clipping."""
     dead: float
     """Share of latents that are dead now."""
+    sparsity: float | None
+    """Weight of the penalty, for variants that have one."""
 
 
 class Trainer:
-    """Steps an autoencoder in scaled units: inputs are multiplied by `scale`, so that mean ||x||² = d.
+    """Steps an autoencoder in normalised units, in which mean ||x||² = d.
 
-    Master weights and moments are float32. On a GPU nothing in a step makes the host wait for the device, but for a
-    look at the dead latents every 20 steps; a step that is not finite, and all after it, change nothing there.
+    Master weights and the optimizer's tensors are float32. On a GPU nothing in a step makes the host wait for the
+    device, but for a look at the dead latents every 20 steps; a step that is not finite, and all after it, change
+    nothing there.
+
+    Args:
+        sae: which autoencoder.
+        optim: how its weights move.
+        site_widths: widths of the sites it reads, side by side.
+        target_widths: of the sites it writes, for a transcoder; None where these are the same.
+        steps: of the whole run.
+        dead_after: tokens without firing after which a latent is dead.
+        auxk: dead latents that the auxiliary loss uses.
+        seed: of every random draw.
     """
 
     def __init__(
         self,
-        model: Autoencoder,
-        terms: Mapping[str, float],
-        config: OptimConfig,
+        sae: SAEConfig,
+        optim: OptimConfig,
         *,
+        site_widths: Sequence[int],
+        target_widths: Sequence[int] | None = None,
         steps: int,
         dead_after: int,
         auxk: int,
         device: torch.device,
+        seed: int,
     ) -> None:
-        self.model = model.to(device)
-        self.terms, self.config, self.steps, self.device = terms, config, steps, device
+        self.sae, self.config, self.steps, self.device, self.seed = sae, optim, steps, device, seed
+        self.site_widths, self.target_widths = list(site_widths), list(target_widths or site_widths)
         self.dead_after, self.auxk = dead_after, auxk
-        self.peak = config.lr or default_peak(model.width, steps)
-        compute = config.compute if config.compute != "auto" else ("bfloat16" if device.type == "cuda" else "float32")
+        self.model = build(sae, sum(site_widths), sum(self.target_widths)).to(device)
+        self.terms: list[Term] = terms_of(sae)
+        variant = find_variant(sae)
+        penalty = variant.penalty(sae)
+        self.sparsity = None if penalty is None else self._sparsity(penalty)
+        self.peak = optim.lr or default_peak(self.model.width, steps, optim.optimizer)
+        compute = optim.compute if optim.compute != "auto" else ("bfloat16" if device.type == "cuda" else "float32")
         self.compute = getattr(torch, compute)
-        self.scale = 1.0
+        self.inputs = self.targets = identity(self.model.dim)
         self.taken = 0
         self.dead = torch.zeros(0, dtype=torch.int64, device=device)
-        self.probe = torch.zeros(0, model.dim)
-        self.moments = Moments.zeros(model)
-        self.route = choose_route(model, self.moments, terms, config, auxk, self.compute)
+        self.probe = torch.zeros(0, self.model.dim)
+        self.optimizer = make_optimizer(self.model, optim, variant.beta1 if optim.beta1 is None else optim.beta1)
+        self.route = choose_route(
+            self.model,
+            self.optimizer,
+            self.terms,
+            optim,
+            auxk=auxk,
+            compute=self.compute,
+            site_widths=self.target_widths,
+        )
+        self._recent: list[Tensor] = []
         # variance, loss terms and gradient norm of the newest step, or of the first that was not finite
-        self._checks = torch.zeros(len(terms) + 2, device=device)
+        self._checks = torch.zeros(len(self.terms) + 2, device=device)
         self._window: dict[str, Tensor] = {}
         self._window_steps = 0
 
+    def _sparsity(self, penalty: str) -> Sparsity:
+        sae = self.sae
+        target = None if sae.sparsity is not None else (sae.l0_target or float(sae.k))
+        warmup = {"steps": self.steps, "warmup": sae.sparsity_warmup}
+        return Sparsity(penalty, target=target, fixed=sae.sparsity, device=self.device, **warmup)
+
     @torch.no_grad()
-    def initialise(self, inputs: Sequence[Tensor], targets: Sequence[Tensor], *, seed: int) -> None:
-        """Weights from the seed; scale and pre-bias from the first batches (geometric median of the targets)."""
-        self.model.initialise(torch.Generator().manual_seed(seed))
+    def initialise(self, inputs: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
+        """Weights from the seed; normalisation and pre-bias from the first batches (the targets' geometric median)."""
+        self.model.initialise(torch.Generator().manual_seed(self.seed))
         x = torch.cat([batch.to(self.device).float() for batch in inputs])
-        self.scale = (x.shape[1] / x.pow(2).sum(1).mean()).sqrt().item()
+        self.inputs = fit(self.sae.normalise, x, self.site_widths)
         self.probe = x[:PROBE_ROWS].cpu()
         y = torch.cat([batch.to(self.device).float() for batch in targets])
-        self.model.dictionary.b.copy_(geometric_median(y * self.scale))
+        self.targets = fit(self.sae.normalise, y, self.target_widths) if self.model.transcodes else self.inputs
+        self.model.dictionary.b.copy_(geometric_median(self._normalised(y, self.targets)))
+        if self.sparsity is not None and not self.model.code.tied:
+            self._start_sparse(self._normalised(x[:SEED_ROWS], self.inputs))
 
-    def step(self, inputs: Tensor, targets: Tensor) -> None:
+    def _start_sparse(self, x: Tensor) -> None:
+        """Encoder biases under which every latent fires at one rate: the first L0 is a few times the one asked for.
+
+        Without it half of all latents fire at first, and the run's beginning is spent on switching them off.
+        """
+        asked = self.sae.l0_target or float(self.sae.k)
+        rate = min(0.5, FIRST_ACTIVE * asked / self.model.width)
+        centred = x if self.model.b_pre is None else x - self.model.b_pre
+        rank = max(1, round(rate * len(x)))
+        theta = getattr(self.model.code, "theta", 0.0)
+        for rows in torch.arange(self.model.width, device=x.device).split(4096):
+            pre = centred @ self.model.W_enc[rows].T
+            bar = pre.topk(rank, dim=0).values[-1]
+            self.model.b_enc[rows] = (theta[rows] if isinstance(theta, Tensor) else theta) - bar
+
+    def _normalised(self, x: Tensor, affine: Affine) -> Tensor:
+        x = affine.apply(x)
+        return layer_norm(x)[0] if self.model.per_token_norm else x
+
+    def step(self, inputs: Tensor, targets: Tensor, adjacent: Tensor | None = None) -> None:
         """One step on inputs [N, d] and targets [N, d_out] in any float precision and on any device.
+
+        `adjacent` bool [N / 2]: whether rows 2i and 2i + 1 are neighbouring tokens, for variants that ask for pairs.
 
         Raises:
             DivergedError: the loss or a gradient was not finite (on a GPU noticed at the next `window`).
         """
-        x = inputs.to(self.device, non_blocking=True).float() * self.scale
-        target = x if targets is inputs else targets.to(self.device, non_blocking=True).float() * self.scale
+        x = self._normalised(inputs.to(self.device, non_blocking=True).float(), self.inputs)
+        target = x
+        if targets is not inputs:
+            target = self._normalised(targets.to(self.device, non_blocking=True).float(), self.targets)
         if self.taken % DEAD_REFRESH == 0:
             self.dead = self.model.dictionary.dead(self.dead_after).nonzero().squeeze(1)
-        lr = self.peak * course(self.taken, self.steps, warmup=self.config.warmup, decay=self.config.decay)
-        allowed = torch.isfinite(self._checks).all()
-        taken = self.route.take(x, target, self.dead, Rate(self.taken + 1, lr), allowed)
+        lr = self.peak * course(self.taken, self.steps, warmup=self.config.warmup, decay=self._decay())
+        if self.sae.k_start is not None and isinstance(self.model.code, TopK | BatchTopK | MatchingPursuit):
+            self.model.code.k = annealed(self.taken, self.steps, self.sae.k_start, self.sae.k, self.sae.k_anneal)
+        now = Now(
+            step=self.taken + 1,
+            lr=lr,
+            terms=self._weighted(),
+            dead=self.dead,
+            allowed=torch.isfinite(self._checks).all(),
+            power=1.0 if self.sparsity is None else self.sparsity.power,
+            adjacent=None if adjacent is None else adjacent.to(self.device),
+        )
+        taken = self.route.take(x, target, now)
         self._note(taken, target)
         if self.device.type == "cpu":
             self.raise_if_diverged()
+        if self.sparsity is not None:
+            self.sparsity.observe(taken.codes)
+        self._revive(x, target, taken)
         self.taken += 1
+        if self.model.code.settles:
+            self._recent = [*self._recent, inputs][-max(1, SETTLE_ROWS // len(inputs)) :]
+
+    def _decay(self) -> float:
+        return 0.0 if self.config.optimizer == "signsgd" else self.config.decay  # averaging takes the decay's place
+
+    def _weighted(self) -> list[Term]:
+        """The terms with this step's weight of the penalty."""
+        sparsity = self.sparsity
+        if sparsity is None:
+            return self.terms
+        weight: Any = sparsity.weight()
+        return [term._replace(weight=weight) if term.name == sparsity.penalty else term for term in self.terms]
+
+    def _revive(self, x: Tensor, target: Tensor, taken: Taken) -> None:
+        """Resample the dead latents, every `dead_after` tokens of the first three quarters of the run."""
+        if revival_of(self.sae) != "resample":
+            return
+        every = max(1, self.dead_after // len(x))
+        if (self.taken + 1) % every or self.taken > 0.75 * self.steps:
+            return
+        dead = self.model.dictionary.dead(self.dead_after).nonzero().squeeze(1)
+        draw = int.from_bytes(hashlib.blake2b(repr((self.seed, self.taken)).encode(), digest_size=8).digest(), "little")
+        generator = torch.Generator().manual_seed(draw >> 1)
+        resample(self.model, self.optimizer.tensors, dead, x, target, taken.error, generator)
+
+    @torch.no_grad()
+    def finished(self) -> Autoencoder:
+        """The autoencoder to save: in the form that looks at one token at a time, normalisation folded into it.
+
+        A threshold that takes the place of a selection over the batch is settled on the newest inputs.
+        """
+        model = self.model.like(self.model.code)
+        for name, averaged in self.optimizer.averaged().items():
+            model.get_parameter(name).copy_(averaged)
+        if self._recent:
+            x = self._normalised(torch.cat([rows.to(self.device).float() for rows in self._recent]), self.inputs)
+            model = model.like(model.code.settled(x, model.W_enc, model.b_enc, model.b_pre))
+        return model.folded(self.inputs, self.targets)
 
     @torch.no_grad()
     def _note(self, taken: Taken, target: Tensor) -> None:
@@ -134,6 +257,8 @@ class Trainer:
             "grad_norm": taken.grad_norm,
             **{f"part.{name}": value for name, value in taken.parts.items()},
         }
+        if self.sparsity is not None:
+            news["sparsity"] = self.sparsity.weight()
         self._window = {name: self._window.get(name, 0) + value for name, value in news.items()}
         self._window_steps += 1
 
@@ -141,7 +266,7 @@ class Trainer:
         """Raise DivergedError if some step was not finite; names the input, the loss term or the gradient."""
         if torch.isfinite(self._checks).all():
             return
-        names = ["the variance of the inputs", *(f"loss term {name}" for name in self.terms), "the gradient"]
+        names = ["the variance of the inputs", *(f"loss term {term.name}" for term in self.terms), "the gradient"]
         culprit = names[int((~torch.isfinite(self._checks)).nonzero()[0])]
         raise DivergedError(self.taken, culprit)
 
@@ -158,25 +283,48 @@ class Trainer:
             l0=sums["l0"] / n,
             grad_norm=sums["grad_norm"] / n,
             dead=self.model.dictionary.dead(self.dead_after).float().mean().item(),
+            sparsity=sums["sparsity"] / n if self.sparsity is not None else None,
         )
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything a later process needs to go on bit-identically: tensors, and JSON values."""
-        tensors = {f"model.{name}": t for name, t in self.model.state_dict().items()}
-        for kind, moments in self.moments._asdict().items():
-            tensors |= {f"{kind}.{name}": t for name, t in moments.items()}
+        model = self.model.state_dict()
+        if self.model.code.tied:
+            del model["W_enc"]  # the same memory as the dictionary's
+        tensors = {f"model.{name}": t for name, t in model.items()}
+        tensors |= {f"optimizer.{name}": t for name, t in self.optimizer.tensors.items()}
+        for end, affine in (("inputs", self.inputs), ("targets", self.targets)):
+            tensors |= {f"{end}.{name}": t for name, t in affine._asdict().items()}
         tensors["dead"], tensors["probe"] = self.dead, self.probe
-        return {name: t.cpu().contiguous() for name, t in tensors.items()}, {"taken": self.taken, "scale": self.scale}
+        tensors |= {f"recent.{i}": rows for i, rows in enumerate(self._recent)}
+        values: dict[str, Any] = {"taken": self.taken}
+        if self.sparsity is not None:
+            more, values["sparsity"] = self.sparsity.state()
+            tensors |= {f"sparsity.{name}": t for name, t in more.items()}
+        return {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, values
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Continue from what `state` gave."""
-        self.model.load_state_dict({n[6:]: t for n, t in tensors.items() if n.startswith("model.")})
-        for kind, moments in self.moments._asdict().items():
-            for name, moment in moments.items():
-                moment.copy_(tensors[f"{kind}.{name}"])
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {n[len(prefix) + 1 :]: t for n, t in tensors.items() if n.startswith(prefix + ".")}
+
+        self.model.load_state_dict(part("model"), strict=not self.model.code.tied)
+        held = part("optimizer")
+        if isinstance(self.optimizer, Library):
+            self.optimizer.restore(held)
+        for name, tensor in self.optimizer.tensors.items():
+            tensor.copy_(held[name])
+        self.inputs, self.targets = (
+            Affine(**{name: t.to(self.device) for name, t in part(end).items()}) for end in ("inputs", "targets")
+        )
         self.dead, self.probe = tensors["dead"].to(self.device), tensors["probe"]
-        self.taken, self.scale = values["taken"], values["scale"]
+        recent = part("recent")
+        self._recent = [recent[str(i)] for i in range(len(recent))]
+        self.taken = values["taken"]
+        if self.sparsity is not None:
+            self.sparsity.restore(part("sparsity"), values["sparsity"])
 
 
 def geometric_median(points: Tensor, *, iterations: int = 100, tolerance: float = 1e-6) -> Tensor:

@@ -27,28 +27,43 @@ from sae_kernels.sparse_decode.cpu import as_numpy, row_starts
 _LARGE = 1e18
 
 
-def forward(
-    params: Any, codes: SparseCodes, centred: Tensor, target: Tensor, workspace: Workspace
-) -> tuple[Tensor, Tensor, Tensor]:
+def forward(params: Any, codes: SparseCodes, target: Tensor, workspace: Workspace) -> tuple[Tensor, Tensor, Tensor]:
     """residual, squared_error, dots; see op.py."""
-    del centred
+    residual, error, dots, _ = _forward(params, codes, target, _starts(codes), 1, workspace)
+    return residual, error, dots
+
+
+def forward_nested(
+    params: Any, codes: SparseCodes, target: Tensor, starts: Tensor, workspace: Workspace
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """residual, squared_error, dots, spread; see op.py."""
+    groups = (starts.shape[0] - 1) // max(codes.tokens, 1)
+    return _forward(params, codes, target, starts.numpy(), groups, workspace)
+
+
+def _forward(
+    params: Any, codes: SparseCodes, target: Tensor, starts: Any, groups: int, workspace: Workspace
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     sync_threads(codes.values.numel() * target.shape[1])
-    shape = (target.shape[0], target.shape[1])
-    residual = workspace.get("residual", shape)
-    squared_error = workspace.get("squared_error", shape[:1])
+    N, d = target.shape
+    spread = workspace.get("spread", (N * groups, d))
+    residual = workspace.get("residual", (N, d)) if groups > 1 else spread
+    squared_error = workspace.get("squared_error", (N,))
     dots = workspace.get("dots", tuple(codes.values.shape))
     _decode_and_compare(
         as_numpy(codes.values).reshape(-1),
         codes.indices.contiguous().numpy().reshape(-1),
-        _starts(codes),
+        starts,
+        groups,
         as_numpy(params.W_dec),
         as_numpy(params.b_dec),
         as_numpy(target),
+        spread.numpy(),
         residual.numpy(),
         squared_error.numpy(),
         dots.numpy().reshape(-1),
     )
-    return residual, squared_error, dots
+    return residual, squared_error, dots, spread
 
 
 def update(
@@ -59,23 +74,26 @@ def update(
     adam: tuple[int, float, float, float, float],
     max_norm: float | None,
     extra: Any,
+    through: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """grad_norm, applied; see op.py."""
     sync_threads(params.W_enc.numel())
-    codes, residual = forward.codes, forward.residual
-    width, d = params.W_enc.shape[0], residual.shape[1]
-    factor = -2.0 / max(residual.shape[0], 1)
-    through = torch.where(codes.values <= 0, 0, forward.dots * factor)
-    order = LatentOrder(codes.indices, _starts(codes), width)
+    codes, spread, groups, factor = forward.codes, forward.spread, forward.groups, forward.factor
+    width, d = params.W_enc.shape
+    if through is None:
+        through = torch.where(codes.values <= 0, 0, forward.dots * factor)
+    starts = _starts(codes) if forward.starts is None else forward.starts.numpy()
+    order = LatentOrder(codes.indices, starts, width)
     sums = scratch().get("fused.sums", (PARTS, d))
     squares = scratch().get("fused.squares", (PARTS,), torch.float64)
     fixed = (
         (order.bounds, order.parts, order.tokens, order.entries),
         as_numpy(codes.values).reshape(-1),
         as_numpy(through).reshape(-1),
-        residual.numpy(),
+        spread.numpy(),
         as_numpy(forward.centred),
-        *_extra_arrays(extra, width, d),
+        groups,
+        *_extra_arrays(extra, width, d, spread.shape[1]),
         tuple(t.detach().numpy() for t in params[:3]),
         tuple(t.detach().numpy() for t in m[:3]),
         tuple(t.detach().numpy() for t in v[:3]),
@@ -86,7 +104,8 @@ def update(
     )
     constants = adam_constants(*adam)
     # a product, being several times faster than sum(0)
-    grad_b_dec = torch.full((residual.shape[0],), factor) @ residual
+    every = spread[::groups]
+    grad_b_dec = torch.full((every.shape[0],), factor) @ every
     limit = _LARGE if max_norm is None else min(max_norm, _LARGE)
     if _norm_bound(params, forward, through, grad_b_dec, factor, extra) <= limit:
         # finite and not to be clipped, as is known beforehand
@@ -100,7 +119,7 @@ def update(
         if not np.isfinite(scale):
             return norm, torch.tensor(False)
         _sweep(*fixed, constants, np.float32(scale), True)
-    sync_threads(d)
+    sync_threads(spread.shape[1])
     b_dec = [t.detach().numpy() for t in (params.b_dec, grad_b_dec, m.b_dec, v.b_dec)]
     adam_flat(*b_dec, constants, np.float32(scale))
     return norm, torch.tensor(True)
@@ -127,7 +146,7 @@ def _norm_bound(params: Any, forward: Any, through: Tensor, grad_b_dec: Tensor, 
         flat = tensor.float().flatten()
         return math.sqrt(float(flat @ flat))
 
-    error = abs(factor) * math.sqrt(float(forward.squared_error.sum()))
+    error = abs(factor) * norm(forward.spread)
     decoder = norm(forward.codes.values) * error
     encoder = norm(through) * norm(forward.centred)
     grad_b_enc = torch.zeros_like(params.b_enc).index_add_(0, forward.codes.indices.flatten(), through.flatten())
@@ -140,74 +159,101 @@ def _norm_bound(params: Any, forward: Any, through: Tensor, grad_b_dec: Tensor, 
     return 1.001 * bound  # sums round, in another order than the sweep's
 
 
-def _extra_arrays(extra: Any, width: int, d: int) -> tuple[Any, ...]:
+def _extra_arrays(extra: Any, width: int, d: int, d_out: int) -> tuple[Any, ...]:
     """Row of every latent in the extra gradients, -1 for none [F] (empty without any), and the three gradients."""
     if extra is None:
-        empty = np.empty((0, d), np.float32)
-        return np.empty(0, np.int32), (empty, np.empty(0, np.float32), empty)
+        rows = np.empty((0, d), np.float32), np.empty(0, np.float32), np.empty((0, d_out), np.float32)
+        return np.empty(0, np.int32), rows
     place = scratch().get("fused.place", (width,), torch.int32).fill_(-1)
     place[extra.rows] = torch.arange(extra.rows.shape[0], dtype=torch.int32)
     return place.numpy(), (as_numpy(extra.W_enc), as_numpy(extra.b_enc), as_numpy(extra.W_dec))
 
 
 @jit(parallel=True)
-def _decode_and_compare(values, indices, starts, W, b, target, residual, squared_error, dots):
+def _decode_and_compare(values, indices, starts, groups, W, b, target, spread, residual, squared_error, dots):
+    """Token by token: the residuals of its prefixes, their mean square, what each group sees of them, and the dots."""
     width = W.shape[1]
-    for n in prange(residual.shape[0]):
-        row = residual[n]
-        for j in range(width):
-            row[j] = target[n, j] - b[j]
-        i, stop = starts[n], starts[n + 1]
-        # four atoms at a time: the row is read and written once for all four
-        while i + 4 <= stop:
-            w0, w1, w2, w3 = W[indices[i]], W[indices[i + 1]], W[indices[i + 2]], W[indices[i + 3]]
-            f0, f1, f2, f3 = values[i], values[i + 1], values[i + 2], values[i + 3]
-            for j in range(width):
-                row[j] -= (f0 * w0[j] + f1 * w1[j]) + (f2 * w2[j] + f3 * w3[j])
-            i += 4
-        while i < stop:
-            w0, f0 = W[indices[i]], values[i]
-            for j in range(width):
-                row[j] -= f0 * w0[j]
-            i += 1
-        total = np.float32(0)
-        for j in range(width):
-            total += row[j] * row[j]
-        squared_error[n] = total
-        # the same atoms again, from the cache: how the loss changes with each value
-        for i in range(starts[n], stop):
-            w0 = W[indices[i]]
+    share = np.float32(1) / np.float32(groups)
+    for n in prange(target.shape[0]):
+        error = np.float32(0)
+        for g in range(groups):
+            row = spread[n * groups + g]
+            if g == 0:
+                for j in range(width):
+                    row[j] = target[n, j] - b[j]
+            else:
+                for j in range(width):
+                    row[j] = spread[n * groups + g - 1, j]
+            _subtract(values, indices, starts[n * groups + g], starts[n * groups + g + 1], W, row)
             total = np.float32(0)
             for j in range(width):
-                total += row[j] * w0[j]
-            dots[i] = total
+                total += row[j] * row[j]
+            error += total
+        squared_error[n] = error * share
+        if groups > 1:
+            for j in range(width):
+                residual[n, j] = spread[n * groups + groups - 1, j]
+                spread[n * groups + groups - 1, j] *= share
+            for g in range(groups - 2, -1, -1):
+                row, later = spread[n * groups + g], spread[n * groups + g + 1]
+                for j in range(width):
+                    row[j] = row[j] * share + later[j]
+        # the same atoms again, from the cache: how the loss changes with each value
+        for g in range(groups):
+            row = spread[n * groups + g]
+            for i in range(starts[n * groups + g], starts[n * groups + g + 1]):
+                w0 = W[indices[i]]
+                total = np.float32(0)
+                for j in range(width):
+                    total += row[j] * w0[j]
+                dots[i] = total
 
 
 @jit()
-def _gather(order, f, values, through, residual, x, place, extra, factor, g_dec, g_enc):
+def _subtract(values, indices, i, stop, W, row):
+    """row -= Σ f_i w_i over entries i to stop, four atoms at a time: the row is read and written once for all four."""
+    width = row.shape[0]
+    while i + 4 <= stop:
+        w0, w1, w2, w3 = W[indices[i]], W[indices[i + 1]], W[indices[i + 2]], W[indices[i + 3]]
+        f0, f1, f2, f3 = values[i], values[i + 1], values[i + 2], values[i + 3]
+        for j in range(width):
+            row[j] -= (f0 * w0[j] + f1 * w1[j]) + (f2 * w2[j] + f3 * w3[j])
+        i += 4
+    while i < stop:
+        w0, f0 = W[indices[i]], values[i]
+        for j in range(width):
+            row[j] -= f0 * w0[j]
+        i += 1
+
+
+@jit()
+def _gather(order, f, values, through, spread, x, groups, place, extra, factor, g_dec, g_enc):
     """Gradient rows of latent f into g_dec and g_enc; its b_enc gradient and whether there is any gradient."""
     bounds, _, tokens, entries = order
-    width = g_dec.shape[0]
+    width, width_in = g_dec.shape[0], g_enc.shape[0]
     g_dec[:] = 0
     g_enc[:] = 0
     bias = np.float32(0)
     i, stop = bounds[f], bounds[f + 1]
     # two tokens at a time: the sums are read and written half as often
     while i + 2 <= stop:
-        r0, r1, c0, c1 = residual[tokens[i]], residual[tokens[i + 1]], x[tokens[i]], x[tokens[i + 1]]
+        r0, r1 = spread[tokens[i]], spread[tokens[i + 1]]
+        c0, c1 = x[tokens[i] // groups], x[tokens[i + 1] // groups]
         value0, value1 = values[entries[i]] * factor, values[entries[i + 1]] * factor
         slope0, slope1 = through[entries[i]], through[entries[i + 1]]
         bias += slope0 + slope1
         for j in range(width):
             g_dec[j] += value0 * r0[j] + value1 * r1[j]
+        for j in range(width_in):
             g_enc[j] += slope0 * c0[j] + slope1 * c1[j]
         i += 2
     if i < stop:
-        r0, c0 = residual[tokens[i]], x[tokens[i]]
+        r0, c0 = spread[tokens[i]], x[tokens[i] // groups]
         value0, slope0 = values[entries[i]] * factor, through[entries[i]]
         bias += slope0
         for j in range(width):
             g_dec[j] += value0 * r0[j]
+        for j in range(width_in):
             g_enc[j] += slope0 * c0[j]
     some = bounds[f + 1] > bounds[f]
     if place.shape[0] > 0 and place[f] >= 0:
@@ -216,6 +262,7 @@ def _gather(order, f, values, through, residual, x, place, extra, factor, g_dec,
         bias += e_bias
         for j in range(width):
             g_dec[j] += e_dec[j]
+        for j in range(width_in):
             g_enc[j] += e_enc[j]
     return bias, some
 
@@ -254,8 +301,9 @@ def _sweep(
     order,
     values,
     through,
-    residual,
+    spread,
     x,
+    groups,
     place,
     extra,
     params,
@@ -274,15 +322,18 @@ def _sweep(
     W_enc, b_enc, W_dec = params
     width = W_enc.shape[1]
     for p in prange(parts.shape[0] - 1):
-        g_dec, g_enc, g_bias = np.empty(width, np.float32), np.empty(width, np.float32), np.empty(1, np.float32)
+        g_dec, g_enc = np.empty(W_dec.shape[1], np.float32), np.empty(width, np.float32)
+        g_bias = np.empty(1, np.float32)
         total = 0.0
         sums[p, :] = 0
         for f in range(parts[p], parts[p + 1]):
-            bias, some = _gather(order, f, values, through, residual, x, place, extra, factor, g_dec, g_enc)
+            bias, some = _gather(order, f, values, through, spread, x, groups, place, extra, factor, g_dec, g_enc)
             if some:
                 square = np.float32(0)
+                for j in range(g_dec.shape[0]):
+                    square += g_dec[j] * g_dec[j]
                 for j in range(width):
-                    square += g_dec[j] * g_dec[j] + g_enc[j] * g_enc[j]
+                    square += g_enc[j] * g_enc[j]
                 total += np.float64(square) + np.float64(bias) * np.float64(bias)
                 if tied:
                     for j in range(width):

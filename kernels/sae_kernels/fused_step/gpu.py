@@ -51,15 +51,13 @@ def _compare(
     tl.store(squared_error + i_n, tl.sum(b_row * b_row, 0))
 
 
-def forward(
-    params: Any, codes: SparseCodes, centred: Tensor, target: Tensor, workspace: Any
-) -> tuple[Tensor, Tensor, Tensor]:
+def forward(params: Any, codes: SparseCodes, target: Tensor, workspace: Any) -> tuple[Tensor, Tensor, Tensor]:
     """residual [N, d] and squared_error [N] in fp32, and an empty tensor for the dots; see op.py.
 
     The dots come with `update`: the sweep reads every atom once, while making them here would gather N k of them a
     second time. `workspace` holds the CPU's memory; on a GPU torch's own allocator keeps it.
     """
-    del centred, workspace
+    del workspace
     target = rows_contiguous(target)
     N, d = target.shape
     residual, squared_error = torch.empty(N, d, device=target.device), torch.empty(N, device=target.device)
@@ -87,10 +85,11 @@ def update(
     adam: tuple[int, float, float, float, float],
     max_norm: float | None,
     extra: Any,
+    through: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """grad_norm, applied: one Adam step in place on params, m and v; see op.py."""
-    codes, factor = forward.codes, -2.0 / max(forward.residual.shape[0], 1)
-    grad_out = forward.residual * factor
+    """grad_norm, applied: one Adam step in place on params, m and v; see op.py, which calls it without `through`."""
+    assert through is None
+    codes, grad_out = forward.codes, forward.residual * forward.factor
     W_dec, _, W_enc, b_enc = latent_sweep(
         codes.values, codes.indices, codes.offsets, codes.width, grad_out, params.W_dec, forward.centred, None
     )

@@ -9,18 +9,29 @@ from torch import Tensor
 
 from sae_kernels.adam_step.op import adam_step, clip_scale
 from sae_kernels.codes import SparseCodes
-from sae_kernels.latent_sweep.op import latent_sweep
+from sae_kernels.latent_sweep.op import encode_weight_backward, latent_sweep
 from sae_kernels.sparse_decode.op import sparse_decode
 
 
-def forward(
-    params: Any, codes: SparseCodes, centred: Tensor, target: Tensor, workspace: Any
-) -> tuple[Tensor, Tensor, Tensor]:
+def forward(params: Any, codes: SparseCodes, target: Tensor, workspace: Any) -> tuple[Tensor, Tensor, Tensor]:
     """residual, squared_error, dots; see op.py."""
     del workspace
     residual = target.float() - sparse_decode(codes, params.W_dec, params.b_dec).float()
-    dots = latent_sweep(codes, residual, centred, params.W_dec).values
-    return residual, residual.square().sum(1), dots
+    return residual, residual.square().sum(1), _dots(codes, residual, params.W_dec)
+
+
+def forward_nested(
+    params: Any, codes: SparseCodes, target: Tensor, starts: Tensor, workspace: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """residual, squared_error, dots, spread; see op.py."""
+    del workspace
+    N, G = codes.tokens, (starts.shape[0] - 1) // max(codes.tokens, 1)
+    grouped = SparseCodes(codes.values, codes.indices, codes.width, starts)
+    parts = sparse_decode(grouped, params.W_dec, torch.zeros_like(params.b_dec)).float().view(N, G, -1)
+    residuals = (target.float() - params.b_dec).unsqueeze(1) - parts.cumsum(1)
+    spread = (residuals.flip(1).cumsum(1).flip(1) / G).flatten(0, 1)
+    error = residuals.square().sum(2).mean(1)
+    return residuals[:, -1].contiguous(), error, _dots(grouped, spread, params.W_dec), spread
 
 
 def update(
@@ -31,16 +42,26 @@ def update(
     adam: tuple[int, float, float, float, float],
     max_norm: float | None,
     extra: Any,
+    through: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """grad_norm, applied; see op.py."""
-    grad_out = forward.residual * (-2.0 / max(forward.residual.shape[0], 1))
-    sweep = latent_sweep(forward.codes, grad_out, forward.centred, params.W_dec)
-    W_enc, b_enc, W_dec = sweep.W_enc, sweep.b_enc, sweep.W_dec
+    codes: SparseCodes = forward.codes
+    if through is None:
+        through = torch.where(codes.values <= 0, 0, forward.dots * forward.factor)
+    grouped = codes if forward.starts is None else SparseCodes(codes.values, codes.indices, codes.width, forward.starts)
+    grad_out = forward.spread * forward.factor
+    W_dec = torch.zeros_like(params.W_dec).index_add_(
+        0, grouped.indices.flatten(), grouped.values.flatten().unsqueeze(1) * grad_out[grouped.rows().flatten()]
+    )
+    # entries of any sign pass their gradient on: it was worked out above
+    W_enc, b_enc = encode_weight_backward(
+        through, torch.ones_like(codes.values), codes.indices, codes.offsets, forward.centred, codes.width
+    )
     if extra is not None:
         W_enc.index_add_(0, extra.rows, extra.W_enc.float())
         b_enc.index_add_(0, extra.rows, extra.b_enc.float())
         W_dec.index_add_(0, extra.rows, extra.W_dec.float())
-    b_dec = grad_out.sum(0)
+    b_dec = grad_out[:: forward.groups].sum(0)
     if forward.tied:
         b_dec = b_dec - b_enc @ params.W_enc
     grads = (W_enc, b_enc, W_dec, b_dec)
@@ -53,3 +74,8 @@ def update(
             step=step, lr=lr, beta1=beta1, beta2=beta2, eps=eps, scale=scale, unit_rows=place == 2,
         )  # fmt: skip
     return norm, torch.isfinite(scale)
+
+
+def _dots(codes: SparseCodes, rows: Tensor, W_dec: Tensor) -> Tensor:
+    """rows_n · w_j of every entry."""
+    return latent_sweep(codes, rows, torch.zeros_like(rows), W_dec).values

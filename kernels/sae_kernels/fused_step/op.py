@@ -11,6 +11,7 @@ between them, from the weights as they were.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -27,7 +28,10 @@ FORWARD = {
     "cpu": "sae_kernels.fused_step.cpu:forward",
     "gpu": "sae_kernels.fused_step.gpu:forward",
 }
+NESTED = {"naive": naive.forward_nested, "cpu": "sae_kernels.fused_step.cpu:forward_nested"}
 UPDATE = {"naive": naive.update, "cpu": "sae_kernels.fused_step.cpu:update", "gpu": "sae_kernels.fused_step.gpu:update"}
+
+UPDATE_ANY = {name: UPDATE[name] for name in ("naive", "cpu")}  # a GPU's own update knows relu and one group alone
 
 
 class Parameters(NamedTuple):
@@ -68,14 +72,29 @@ class StepForward(NamedTuple):
     residual: Tensor
     """target - x̂ [N, d]."""
     squared_error: Tensor
-    """Σ_d residual² of every token [N]; the loss is its mean."""
+    """Σ_d residual² of every token [N], averaged over the prefixes; the loss is its mean."""
     centred: Tensor
-    """What the encoder multiplied [N, d]."""
+    """What the encoder multiplied [N, d_in]."""
     dots: Tensor
-    """residual_n · w_j of every entry of the codes, of the shape of their values; empty on a GPU, whose update makes
-    them while it reads each atom once."""
+    """What entry j of token n adds to -dL/df / 2 [N]: spread_ng · w_j, of the shape of the codes' values; empty where
+    the GPU's own update makes them while it reads each atom once."""
     tied: bool
     """Whether b_dec was subtracted from the encoder's input."""
+    spread: Tensor
+    """[N G, d]: row n G + g is (1/G) Σ_{p >= g} (target - x̂ of prefix p), which the latents of group g see; with one
+    group the residual itself."""
+    starts: Tensor | None
+    """With more than one group: where the entries of token n and group g begin, int64 [N G + 1]."""
+
+    @property
+    def groups(self) -> int:
+        """G, the number of nested prefixes; 1 without nesting."""
+        return self.spread.shape[0] // max(self.residual.shape[0], 1) or 1
+
+    @property
+    def factor(self) -> float:
+        """dL/df of an entry is `factor` times its dot: -2 / N."""
+        return -2.0 / max(self.residual.shape[0], 1)
 
 
 class StepResult(NamedTuple):
@@ -95,9 +114,13 @@ def fused_forward(
     codes: SparseCodes | None = None,
     target: Tensor | None = None,
     tied: bool = True,
+    prefixes: Sequence[int] | None = None,
     workspace: Workspace | None = None,
 ) -> StepForward:
     """Encode, decode, residual, squared error. No autograd graph is made.
+
+    With `prefixes` the loss is Matryoshka's (Bussmann et al. 2025): the mean over the prefixes of the squared error of
+    the reconstruction from the first m latents alone. One gather of the atoms makes all of them.
 
     Args:
         params: fp32.
@@ -106,6 +129,7 @@ def fused_forward(
         codes: codes made already, by another selection whose gradient passes through its positive values.
         target: what the reconstruction is compared with [N, d]; None for x itself.
         tied: the encoder subtracts b_dec from x (an autoencoder); False for none (a transcoder).
+        prefixes: rising numbers of latents, the last of them F; then `codes` are CSR, latents ascending in each token.
         workspace: keeps the results' memory between steps; None allocates afresh.
 
     Raises:
@@ -114,6 +138,8 @@ def fused_forward(
     if (k is None) == (codes is None):
         raise ValueError(f"give either k or codes; got k = {k} and codes {'set' if codes is not None else 'None'}")
     target = x if target is None else target
+    if prefixes is not None and (codes is None or codes.offsets is None or prefixes[-1] != params.W_dec.shape[0]):
+        raise ValueError(f"prefixes {list(prefixes)}: expected CSR codes, and F = {params.W_dec.shape[0]} at the end")
     if target.shape != (x.shape[0], params.b_dec.shape[0]):
         raise ValueError(f"expected target [{x.shape[0]}, {params.b_dec.shape[0]}]; got {tuple(target.shape)}")
     workspace = workspace or Workspace()
@@ -125,9 +151,24 @@ def fused_forward(
         if codes is None:
             assert k is not None
             codes = topk_encode(centred, params.W_enc, params.b_enc, k)
-        forward = choose("fused_forward", params.W_enc, FORWARD)
-        residual, error, dots = forward(params, codes, centred, target, workspace)
-    return StepForward(codes, residual, error, centred, dots, tied)
+        if prefixes is None or len(prefixes) == 1:
+            forward = choose("fused_forward", params.W_enc, FORWARD)
+            residual, error, dots = forward(params, codes, target, workspace)
+            return StepForward(codes, residual, error, centred, dots, tied, residual, None)
+        starts = group_starts(codes, prefixes)
+        nested = choose("fused_forward_nested", params.W_enc, NESTED)
+        residual, error, dots, spread = nested(params, codes, target, starts, workspace)
+    return StepForward(codes, residual, error, centred, dots, tied, spread, starts)
+
+
+def group_starts(codes: SparseCodes, prefixes: Sequence[int]) -> Tensor:
+    """Where the entries of every token's groups begin in CSR codes with ascending latents, int64 [N G + 1]."""
+    assert codes.offsets is not None
+    places = codes.rows() * codes.width + codes.indices
+    begins = torch.tensor([0, *prefixes[:-1]], device=places.device)
+    tokens = torch.arange(codes.tokens, device=places.device) * codes.width
+    wanted = (tokens.unsqueeze(1) + begins).flatten()
+    return torch.cat([torch.searchsorted(places, wanted), codes.offsets[-1:]])
 
 
 def fused_update(
@@ -143,6 +184,7 @@ def fused_update(
     eps: float = 6.25e-10,
     max_norm: float | None = None,
     extra: RowGradients | None = None,
+    through: Tensor | None = None,
 ) -> StepResult:
     """One Adam step on the mean squared error (and `extra`), in place on params, m and v.
 
@@ -158,6 +200,8 @@ def fused_update(
         lr, beta1, beta2, eps: see adam_step.
         max_norm: clip the global norm to this; None for no clipping.
         extra: further gradients of some rows.
+        through: gradient of the loss by every entry's pre-activation, of the shape of the codes' values, for codes and
+            terms beyond relu and squared error; None: `forward.factor * forward.dots` where the value is positive.
 
     Returns:
         The norm, and whether the step was taken. A gradient that is not finite is refused before anything is written.
@@ -170,5 +214,6 @@ def fused_update(
             if tensor.dtype != torch.float32 or not tensor.is_contiguous():
                 raise ValueError(f"{kind}.{name}: expected contiguous float32; got {tensor.dtype}")
     with torch.no_grad(), no_autocast(params.W_enc.device.type):
-        update = choose("fused_update", params.W_enc, UPDATE)
-        return StepResult(*update(params, m, v, forward, (step, lr, beta1, beta2, eps), max_norm, extra))
+        special = through is not None or forward.starts is not None
+        update = choose("fused_update", params.W_enc, UPDATE_ANY if special else UPDATE)
+        return StepResult(*update(params, m, v, forward, (step, lr, beta1, beta2, eps), max_norm, extra, through))

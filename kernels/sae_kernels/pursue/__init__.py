@@ -1,0 +1,1 @@
+"""pursue: see op.py for what it computes."""

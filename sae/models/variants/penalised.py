@@ -1,0 +1,55 @@
+"""Variants that pay for activity: a term whose weight sets how many latents fire."""
+
+from __future__ import annotations
+
+from sae.config import SAEConfig
+from sae.models.variants.base import Variant
+from sae.modules import penalties  # noqa: F401  makes the terms known
+from sae.modules.codes import Gated, JumpReLU, ReLU
+from sae.modules.losses import Term
+
+TANH_SCALE = 4.0
+"""c of tanh(c f ||w||) (Conerly et al. 2025)."""
+
+RELU = Variant(
+    code=lambda config: ReLU(),
+    terms=lambda config: [Term("squared_error"), _relu_penalty(config)],
+    penalty=lambda config: config.penalty,
+)
+
+
+def _relu_penalty(config: SAEConfig) -> Term:
+    return Term("tanh", 1.0, {"scale": TANH_SCALE}) if config.penalty == "tanh" else Term("l1")
+
+
+P_ANNEAL = Variant(
+    code=lambda config: ReLU(),
+    terms=lambda config: [Term("squared_error"), Term("lp")],
+    penalty=lambda config: "lp",
+)
+
+GATED = Variant(
+    code=lambda config: Gated(config.width),
+    terms=lambda config: [Term("squared_error"), Term("gate_error"), Term("gate_l1")],
+    penalty=lambda config: "gate_l1",
+)
+
+
+def _threshold(config: SAEConfig) -> JumpReLU:
+    bandwidth, theta = {"deepmind": (0.001, 0.001), "anthropic": (2.0, 0.1), "target": (0.001, 0.001)}[config.recipe]
+    return JumpReLU(config.width, config.bandwidth or bandwidth, theta)
+
+
+def _threshold_penalty(config: SAEConfig) -> Term:
+    if config.recipe == "anthropic":
+        return Term("tanh", 1.0, {"scale": TANH_SCALE})
+    if config.recipe == "target":
+        return Term("l0_target", 1.0, {"target": config.l0_target or config.k})
+    return Term("l0")
+
+
+JUMPRELU = Variant(
+    code=_threshold,
+    terms=lambda config: [Term("squared_error"), _threshold_penalty(config)],
+    penalty=lambda config: None if config.recipe == "target" else _threshold_penalty(config).name,
+)

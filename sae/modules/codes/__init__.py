@@ -1,0 +1,22 @@
+"""Codes: how a linear encoder's output becomes the latent code; one file a family."""
+
+from sae.modules.codes.base import CODES, Code, make_code, register
+from sae.modules.codes.dense import Identity, ReLU
+from sae.modules.codes.gated import Gated
+from sae.modules.codes.jumprelu import JumpReLU
+from sae.modules.codes.pursuit import MatchingPursuit
+from sae.modules.codes.topk import BatchTopK, TopK
+
+__all__ = [
+    "CODES",
+    "BatchTopK",
+    "Code",
+    "Gated",
+    "Identity",
+    "JumpReLU",
+    "MatchingPursuit",
+    "ReLU",
+    "TopK",
+    "make_code",
+    "register",
+]

@@ -1,0 +1,120 @@
+"""What every code offers, and the names under which codes are saved.
+
+A code works in two halves. `select` is given the encoder's weights and not its output, so that it can call a fused
+kernel that never writes the N x F pre-activations; it lists the pre-activations that matter. `activate` turns the
+listed ones into values. All that a latent learns passes through its listed entries, so a training step needs the
+gradient of `activate` alone, on as many numbers as there are entries.
+
+Codes register themselves under a name, by which `make_code` builds one from its saved description.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from sae.config import ConfigError, unknown_choice
+from sae_kernels import SparseCodes, threshold_encode
+
+DENSE_ABOVE = 0.1
+"""Share of entries listed above which a threshold's codes are kept dense: the products are then the faster way."""
+SAMPLE = 64  # tokens by which that share is judged
+
+
+class Code(nn.Module):
+    """What every code offers; a module, because some have parameters."""
+
+    name: str
+    """Under which it is saved."""
+    tied = False
+    """Whether the encoder's rows are the atoms themselves (one matrix, no encoder bias)."""
+    settles = False
+    """Whether the form that is saved is another, settled on inputs."""
+    plain = False
+    """Whether `activate` is the relu that the sparse ops apply by themselves."""
+
+    def select(self, x: Tensor, W_enc: Tensor, b_enc: Tensor, b_pre: Tensor | None) -> SparseCodes:
+        """x [N, d], W_enc [F, d], b_enc [F], b_pre [d] or None (subtracted from x first) -> listed pre-activations."""
+        raise NotImplementedError
+
+    def activate(self, listed: SparseCodes) -> SparseCodes:
+        """Listed pre-activations -> the latents' values, entry by entry; differentiable."""
+        return listed.with_values(torch.relu(listed.values))
+
+    def forward(self, x: Tensor, W_enc: Tensor, b_enc: Tensor, b_pre: Tensor | None) -> SparseCodes:
+        """Codes of N tokens."""
+        return self.activate(self.select(x, W_enc, b_enc, b_pre))
+
+    def describe(self) -> dict[str, Any]:
+        """What `make_code` needs to build this code again, as JSON values; its tensors are in its state_dict."""
+        return {"name": self.name}
+
+    def rescaled(self, factors: Tensor) -> Code | None:
+        """The code of pre-activations multiplied by `factors` [F] > 0, whose values are multiplied by them as well.
+
+        None where there is no such code (a selection among latents changes when each is scaled by its own factor).
+        """
+        raise NotImplementedError
+
+    def settled(self, x: Tensor, W_enc: Tensor, b_enc: Tensor, b_pre: Tensor | None) -> Code:
+        """The form that is saved, which looks at one token at a time; x [N, d] are inputs to settle it on."""
+        del x, W_enc, b_enc, b_pre
+        return self
+
+
+CODES: dict[str, Callable[..., Code]] = {}
+AnyCode = TypeVar("AnyCode", bound=type[Code])
+
+
+def register(cls: AnyCode) -> AnyCode:
+    """Class decorator: makes a code known under its `name`.
+
+    Raises:
+        ConfigError: the name is taken.
+    """
+    if cls.name in CODES:
+        raise ConfigError(f"code {cls.name!r} is registered already, by {CODES[cls.name]}")
+    CODES[cls.name] = cls
+    return cls
+
+
+def make_code(description: dict[str, Any]) -> Code:
+    """Build a code from what its `describe` gave.
+
+    Raises:
+        ConfigError: the name is unknown.
+    """
+    settings = dict(description)
+    name = settings.pop("name")
+    if name not in CODES:
+        raise unknown_choice("code", name, CODES)
+    return CODES[name](**settings)
+
+
+def dense(x: Tensor, W_enc: Tensor, b_enc: Tensor, b_pre: Tensor | None) -> SparseCodes:
+    """W_enc (x - b_pre) + b_enc with every latent of every token listed."""
+    centred = x if b_pre is None else x - b_pre
+    values = nn.functional.linear(centred, W_enc, b_enc.to(W_enc.dtype))
+    indices = torch.arange(W_enc.shape[0], device=x.device).expand_as(values)
+    return SparseCodes(values, indices, W_enc.shape[0])
+
+
+def above(
+    x: Tensor, W_enc: Tensor, b_enc: Tensor, b_pre: Tensor | None, theta: Tensor | float, margin: float = 0.0
+) -> SparseCodes:
+    """Pre-activations over theta - margin, as CSR; all of them, dense, where a sample says that they are many."""
+    with torch.no_grad():
+        every = max(1, x.shape[0] // SAMPLE)
+        sample = dense(x[::every], W_enc, b_enc, b_pre).values
+        many = (sample > theta - margin).float().mean() > DENSE_ABOVE
+    if many:
+        return dense(x, W_enc, b_enc, b_pre)
+    return threshold_encode(x, W_enc, b_enc, theta, margin=margin, b_pre=b_pre)
+
+
+def same(factors: Tensor) -> bool:
+    """Whether all factors are one number, up to rounding."""
+    return bool((factors.max() - factors.min()) <= 1e-5 * factors.max())

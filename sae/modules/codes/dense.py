@@ -1,0 +1,44 @@
+"""Codes that look at one latent at a time, without a threshold: identity and relu."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from sae.modules.codes.base import Code, above, dense, register
+from sae_kernels import SparseCodes
+
+
+@register
+class Identity(Code):
+    """f = W (x - b_pre) + b: every latent, dense (PCA, linear autoencoders, an untouched bottleneck)."""
+
+    name = "identity"
+
+    def select(self, x: Tensor, W_enc: Tensor, b_enc: Tensor, b_pre: Tensor | None) -> SparseCodes:
+        """See `Code`; lists all F latents of every token."""
+        return dense(x, W_enc, b_enc, b_pre)
+
+    def activate(self, listed: SparseCodes) -> SparseCodes:
+        """See `Code`."""
+        return listed
+
+    def rescaled(self, factors: Tensor) -> Identity:
+        """See `Code`."""
+        del factors
+        return self
+
+
+@register
+class ReLU(Code):
+    """f = relu(W (x - b_pre) + b) (Bricken et al. 2023)."""
+
+    name = "relu"
+
+    def select(self, x: Tensor, W_enc: Tensor, b_enc: Tensor, b_pre: Tensor | None) -> SparseCodes:
+        """See `Code`; CSR, or dense while more than a tenth of all latents fire."""
+        return above(x, W_enc, b_enc, b_pre, 0.0)
+
+    def rescaled(self, factors: Tensor) -> ReLU:
+        """See `Code`."""
+        del factors
+        return self

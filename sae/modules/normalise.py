@@ -1,0 +1,92 @@
+"""Input normalisation: maps fitted on the first batches, under which autoencoders of any model train alike.
+
+All make mean ||x||² = d. Those that act alike on every token are affine and are folded into the saved weights; layer
+norm depends on the token and stays a part of the saved autoencoder.
+
+    scale       x' = s x
+    centre      x' = s (x - mean)
+    whiten      x' = C^(-1/2) (x - mean), C the covariance (ZCA: Bell & Sejnowski 1997)
+    layer_norm  x' = (x - mean_d(x)) / sd_d(x), a token at a time (Gao et al. 2024, appendix A.1)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+RIDGE = 1e-4  # added to the covariance's diagonal, in units of its mean: directions without variance are not blown up
+LAYER_NORM_EPS = 1e-5
+
+
+class Affine(NamedTuple):
+    """x' = M (x - offset), with M diagonal or symmetric."""
+
+    offset: Tensor
+    """[d]"""
+    matrix: Tensor
+    """M: its diagonal [d], or all of it [d, d]."""
+    inverse: Tensor
+    """M^(-1), likewise."""
+
+    def apply(self, x: Tensor) -> Tensor:
+        """x [N, d] -> x'."""
+        return _times(x - self.offset, self.matrix)
+
+    def undo(self, x: Tensor) -> Tensor:
+        """x' [N, d] or [d] -> x."""
+        return _times(x, self.inverse) + self.offset
+
+    def encoder(self, W: Tensor) -> Tensor:
+        """Encoder rows [F, d] that read x - offset as `W` reads x'."""
+        return _times(W, self.matrix)
+
+    def atoms(self, W: Tensor) -> Tensor:
+        """Atoms [F, d] in the units of x, of atoms of x'."""
+        return _times(W, self.inverse)
+
+
+def identity(dim: int) -> Affine:
+    """x' = x."""
+    return Affine(torch.zeros(dim), torch.ones(dim), torch.ones(dim))
+
+
+def fit(name: str, x: Tensor, widths: Sequence[int]) -> Affine:
+    """The affine map of that name for rows x [n, d] of sites of these widths, side by side, each with its own scale.
+
+    `layer_norm` gives the identity: its work is done token by token, by `layer_norm`.
+    """
+    x = x.double()
+    offset = torch.zeros_like(x[0]) if name in ("scale", "layer_norm") else x.mean(0)
+    if name == "layer_norm":
+        matrix = inverse = torch.ones_like(offset)
+    elif name == "whiten":
+        covariance = (x - offset).T @ (x - offset) / len(x)
+        values, vectors = torch.linalg.eigh(covariance)
+        roots = (values.clamp_min(0) + RIDGE * values.mean()).sqrt()
+        matrix, inverse = (vectors / roots) @ vectors.T, (vectors * roots) @ vectors.T
+    else:
+        parts = (x - offset).split(list(widths), dim=1)
+        scales = [(part.shape[1] / part.square().sum(1).mean()).sqrt().expand(part.shape[1]) for part in parts]
+        matrix = torch.cat(scales)
+        inverse = 1 / matrix
+    return Affine(*(tensor.float().contiguous() for tensor in (offset, matrix, inverse)))
+
+
+class TokenStatistics(NamedTuple):
+    """What layer norm took out of every token [N, 1]."""
+
+    mean: Tensor
+    deviation: Tensor
+
+
+def layer_norm(x: Tensor) -> tuple[Tensor, TokenStatistics]:
+    """Every row of x [N, d] with its mean taken out and divided by its standard deviation (unbiased, plus 1e-5)."""
+    mean, deviation = x.mean(1, keepdim=True), x.std(1, keepdim=True) + LAYER_NORM_EPS
+    return (x - mean) / deviation, TokenStatistics(mean, deviation)
+
+
+def _times(x: Tensor, matrix: Tensor) -> Tensor:
+    return x * matrix if matrix.ndim == 1 else x @ matrix

@@ -1,0 +1,84 @@
+"""Loss terms that read the listed entries of a code alone: what keeps codes sparse, or neighbours alike."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sae.modules.codes import JumpReLU
+from sae.modules.losses import Step, term
+
+SMALL = 0.01  # a value below which Σ f^p goes on in a straight line: its slope would grow without bound
+
+
+@term("entries")
+def l1(step: Step) -> Tensor:
+    """Σ_j f_j ||w_j|| (Bricken et al. 2023; weighted by the atoms' norms: Conerly et al. 2024), [N]."""
+    return step.codes.per_token(_weighted(step, step.codes.values))
+
+
+@term("entries")
+def tanh(step: Step, scale: float) -> Tensor:
+    """Σ_j tanh(c f_j ||w_j||), c = `scale` (Jermyn et al. 2024), [N]."""
+    return step.codes.per_token(torch.tanh(scale * _weighted(step, step.codes.values)))
+
+
+@term("entries")
+def lp(step: Step) -> Tensor:
+    """Σ_j f_j^p, p = `step.power` (p-annealing: Karvonen et al. 2024, section 3), [N].
+
+    Below f = 0.01 each summand is a straight line to zero.
+    """
+    f, p = _weighted(step, step.codes.values), step.power
+    return step.codes.per_token(torch.where(f > SMALL, f.clamp_min(SMALL).pow(p), f * SMALL ** (p - 1)))
+
+
+@term("entries")
+def l0(step: Step) -> Tensor:
+    """Σ_j 1[pre_j > θ_j], its gradient the straight-through estimate by θ (Rajamanoharan et al. 2024, eq. 9), [N]."""
+    return step.listed.per_token(_jump(step).steps(step.listed))
+
+
+@term("entries")
+def l0_target(step: Step, target: float) -> Tensor:
+    """(L0 / target - 1)², L0 the batch's mean (Rajamanoharan et al. 2024, appendix F), alike for all tokens, [N]."""
+    mean = step.listed.per_token(_jump(step).steps(step.listed)).mean()
+    return (mean / target - 1).square().expand(step.listed.tokens)
+
+
+@term("entries")
+def gate_l1(step: Step) -> Tensor:
+    """Σ_j relu(π_j) ||w_j|| of the gate's pre-activations (Gated SAE: Rajamanoharan et al. 2024a, eq. 8), [N]."""
+    return step.listed.per_token(_weighted(step, torch.relu(step.listed.values)))
+
+
+@term("entries")
+def contrast(step: Step, latents: int, temperature: float) -> Tensor:
+    """InfoNCE between neighbouring tokens on the first `latents` latents (temporal SAE: Bhalla et al. 2025), [N].
+
+    With z the unit-norm codes of these latents, a the first and b the second tokens of the pairs:
+    -log softmax_i(z_a · z_b / temperature), averaged over both directions. Pairs that are no neighbours count zero.
+    """
+    if step.adjacent is None:
+        raise ValueError("contrast: expected batches of neighbouring tokens; got shuffled rows")
+    inside = step.codes.indices < latents
+    codes = step.codes
+    kept = codes.with_values(torch.where(inside, codes.values, 0).float())
+    z = torch.nn.functional.normalize(kept.to_dense()[:, :latents], dim=1, eps=1e-6)
+    scores = (z[0::2] @ z[1::2].T) / temperature
+    scores = scores[step.adjacent][:, step.adjacent]  # what is no neighbour is no negative either
+    right = torch.arange(len(scores), device=z.device)
+    there = torch.nn.functional.cross_entropy(scores, right, reduction="none")
+    back = torch.nn.functional.cross_entropy(scores.T, right, reduction="none")
+    loss = torch.zeros(len(step.adjacent), device=z.device)
+    return loss.masked_scatter(step.adjacent, (there + back) / 2).repeat_interleave(2)
+
+
+def _weighted(step: Step, values: Tensor) -> Tensor:
+    return values.float() if step.norms is None else values.float() * step.norms[step.codes.indices]
+
+
+def _jump(step: Step) -> JumpReLU:
+    if not isinstance(step.code, JumpReLU):
+        raise ValueError(f"a penalty on L0 needs a code with a threshold; got {step.code.name!r}")
+    return step.code

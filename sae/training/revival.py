@@ -1,0 +1,55 @@
+"""Dead latents, made anew from inputs that the autoencoder reconstructs worst."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sae.models.autoencoder import Autoencoder
+
+ENCODER_SHARE = 0.2  # of the mean norm of the living latents' encoder rows
+
+
+@torch.no_grad()
+def resample(
+    model: Autoencoder,
+    moments: dict[str, Tensor],
+    dead: Tensor,
+    x: Tensor,
+    target: Tensor,
+    error: Tensor,
+    generator: torch.Generator,
+) -> None:
+    """Give every dead latent an input as its direction, drawn with chance ∝ error² (Bricken et al. 2023).
+
+    Its atom becomes the unit vector of the target minus the bias, its encoder row the unit vector of the input minus
+    the bias times a fifth of the living rows' mean norm, its bias 0; its moments are forgotten and it counts as alive.
+
+    Args:
+        model: changed in place.
+        moments: the optimizer's tensors, "kind.parameter" -> tensor; zeroed in the dead rows.
+        dead: indices [R].
+        x, target: the step's inputs [N, d] and targets [N, d_out], normalised.
+        error: squared error of every token [N].
+        generator: on the CPU; the only source of chance.
+    """
+    if dead.numel() == 0:
+        return
+    chances = error.detach().double().square().cpu()
+    chances = chances if torch.isfinite(chances).all() and chances.sum() > 0 else torch.ones_like(chances)
+    # not multinomial, which stops at 2^24 rows
+    drawn = torch.rand(dead.numel(), generator=generator, dtype=torch.float64) * chances.sum()
+    rows = torch.searchsorted(chances.cumsum(0), drawn).clamp_max(len(chances) - 1).to(x.device)
+    alive = torch.ones(model.width, dtype=torch.bool, device=dead.device)
+    alive[dead] = False
+    atoms = torch.nn.functional.normalize(target[rows] - model.dictionary.b, dim=1)
+    model.dictionary.W[dead] = atoms
+    if not model.code.tied:
+        centred = x[rows] if model.b_pre is None else x[rows] - model.b_pre
+        length = model.W_enc[alive].norm(dim=1).mean() if alive.any() else torch.ones(())
+        model.W_enc[dead] = torch.nn.functional.normalize(centred, dim=1) * (ENCODER_SHARE * length)
+        model.b_enc[dead] = 0
+    for name, tensor in moments.items():
+        if tensor.ndim and tensor.shape[0] == model.width and name.split(".", 1)[1] != "W_skip":
+            tensor[dead] = 0
+    model.dictionary.tokens_since_fired[dead] = 0

@@ -1,0 +1,100 @@
+"""How hard a penalty presses: its weight over a run, fixed with a warm-up, or moved until L0 is what was asked for.
+
+sparsity = Sparsity("l1", steps=10_000, warmup=0.3, target=32.0, fixed=None, device=device)
+weight = sparsity.weight()          # 0-dim, on the device: nothing here makes the host wait
+sparsity.observe(codes)             # after the step
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sae_kernels import SparseCodes
+
+START = 0.1
+"""The controller's first weight: a weak pressure at inputs with mean ||x||² = d."""
+P_START, P_END, P_CHANGES = 1.0, 0.2, 30
+"""p-annealing: from where to where, in how many changes over the second third of the run."""
+MEMORY = 0.9  # of the running L0 that the controller looks at
+LARGEST_ERROR = 1.0  # of log(L0 / aim), so that the first steps do not wind the integral up
+
+
+class Sparsity:
+    """The weight of one penalty.
+
+    The controller is a proportional-integral one on logarithms: log weight = P e + I Σ e with e = log(L0 / aim), L0 a
+    running mean over about ten steps. The aim falls geometrically from the first step's L0 to the target over the
+    warm-up. `power` is p of a penalty Σ f^p; at each change of p the weight is rescaled so that the penalty of the
+    batch stays as it was (Karvonen et al. 2024, section 3).
+    """
+
+    def __init__(
+        self,
+        penalty: str,
+        *,
+        steps: int,
+        warmup: float,
+        target: float | None,
+        fixed: float | None,
+        device: torch.device,
+    ) -> None:
+        self.penalty, self.steps, self.target, self.fixed = penalty, steps, target, fixed
+        self.rising = max(1, round(warmup * steps))
+        # a run must have time for some tens of corrections, whatever its length
+        self.proportional = 0.5
+        self.integral = min(0.05, 15.0 / max(steps, 1))
+        self.taken = 0
+        self.power = P_START
+        zero = torch.zeros((), dtype=torch.float64, device=device)
+        self.values = {"l0": zero.clone(), "first": zero.clone(), "sum": zero + math.log(START), "scale": zero + 1.0}
+
+    def weight(self) -> Tensor:
+        """The penalty's weight at this step, 0-dim float32."""
+        if self.fixed is not None:
+            rising = min(1.0, (self.taken + 1) / self.rising)
+            return (self.values["scale"] * self.fixed * rising).float()
+        return (self.values["scale"] * (self.values["sum"] + self.proportional * self._error()).exp()).float()
+
+    @torch.no_grad()
+    def observe(self, codes: SparseCodes) -> None:
+        """Take a step's codes into account."""
+        l0 = (codes.values != 0).sum().double() / codes.tokens
+        if self.taken == 0:
+            self.values["first"], self.values["l0"] = l0.clamp_min(1e-3), l0
+        else:
+            self.values["l0"] = MEMORY * self.values["l0"] + (1 - MEMORY) * l0
+        if self.fixed is None:
+            self.values["sum"] = self.values["sum"] + self.integral * self._error()
+        self.taken += 1
+        if self.penalty == "lp" and (power := self._power_at(self.taken)) != self.power:
+            positive = codes.values[codes.values > 0].double()
+            before, after = positive.pow(self.power).sum(), positive.pow(power).sum()
+            ratio = torch.where(after > 0, before / after, torch.ones_like(after))
+            self.values["scale"] = self.values["scale"] * ratio
+            self.power = power
+
+    def _error(self) -> Tensor:
+        """log(L0 / aim), bounded; zero before the first step."""
+        if self.taken == 0 or self.target is None:
+            return torch.zeros_like(self.values["l0"])
+        done = min(1.0, self.taken / self.rising)
+        aim = self.values["first"].log() * (1 - done) + math.log(self.target) * done
+        aim = torch.minimum(aim, torch.maximum(self.values["first"].log(), torch.full_like(aim, math.log(self.target))))
+        return (self.values["l0"].clamp_min(1e-3).log() - aim).clamp(-LARGEST_ERROR, LARGEST_ERROR)
+
+    def _power_at(self, step: int) -> float:
+        share = min(1.0, max(0.0, (3 * step / self.steps - 1)))
+        return P_START + (P_END - P_START) * round(share * P_CHANGES) / P_CHANGES
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and JSON values from which `restore` goes on bit-identically."""
+        return dict(self.values), {"taken": self.taken, "power": self.power}
+
+    def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """Continue from what `state` gave."""
+        self.values = {name: tensors[name].to(t.device) for name, t in self.values.items()}
+        self.taken, self.power = values["taken"], values["power"]
