@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from sae.config import CollectConfig, Device, EvalConfig, TrainConfig
+from sae.config import CollectConfig, Device, EvalConfig, ExplainConfig, SteerConfig, TrainConfig
 
 Json = Annotated[bool, tyro.conf.arg(help="Print one JSON line on stdout, and nothing else there.")]
 
@@ -69,6 +69,38 @@ class Eval:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Explain:
+    """Name the latents of a run from its collected features, and score the names on held-out documents."""
+
+    run_folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
+    """Run folder with collected features."""
+    config: ExplainConfig = dataclasses.field(default_factory=ExplainConfig)
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:
+        from sae.features.explain import explain
+
+        return explain(self.run_folder, self.config)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steer:
+    """Generate text with latents pushed, set or taken out, beside the plain text."""
+
+    run_folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
+    """Run folder, or a hub repository that holds one."""
+    config: SteerConfig
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:
+        from sae.features.steer import steer_run
+
+        found = steer_run(self.run_folder, self.config)
+        # token by token is for programs: a table of it helps nobody
+        return found if self.json else {name: v for name, v in found.items() if name not in ("tokens", "kl")}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Features:
     """Collect statistics and examples of every latent of a run in one pass."""
 
@@ -81,6 +113,58 @@ class Features:
         from sae.features.collect import collect
 
         return collect(self.run_folder, self.config)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Browse:
+    """Serve the page of one or several runs on this machine: find, read, compare, test and steer latents."""
+
+    run_folders: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN [RUN ...]")]
+    """Run folders."""
+    port: int = 0
+    """Port on 127.0.0.1; 0 takes a free one."""
+    open: bool = False
+    """Also open the address in the default browser."""
+    device: Device = "auto"
+    """Where to run the language model for prompts and steering: auto takes a GPU where there is one."""
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:
+        import sys
+        import webbrowser
+
+        from sae.browser.serve import serve
+
+        def ready(address: str) -> None:
+            print(address, file=sys.stderr if self.json else sys.stdout, flush=True)
+            if self.open:
+                webbrowser.open(address)
+
+        return serve(self.run_folders, port=self.port, device=self.device, ready=ready)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """Write a run's features as a static page, or as JSON for Neuronpedia."""
+
+    run_folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """Run folder with collected features."""
+    to: Literal["static", "neuronpedia"]
+    """static (a page that opens from the disk or any web host) or neuronpedia."""
+    out: Path
+    """New folder to write."""
+    latents: tuple[int, ...] = ()
+    """Latents of a static page; by default all."""
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:
+        if self.to == "static":
+            from sae.browser.export import export_static
+
+            return export_static(self.run_folder, self.out, latents=self.latents or None)
+        from sae.interop.neuronpedia import export
+
+        return export(self.run_folder, self.out)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +230,11 @@ COMMANDS: dict[str, type] = {
     "demo": Demo,
     "train": Train,
     "eval": Eval,
+    "explain": Explain,
+    "steer": Steer,
     "features": Features,
+    "browse": Browse,
+    "export": Export,
     "verify": Verify,
     "bench": Bench,
     "doctor": Doctor,

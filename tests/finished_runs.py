@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
+import shutil
 import tempfile
 from pathlib import Path
 
 from sae.cli import parse
+from sae.config import CollectConfig
+from sae.features.collect import collect
 from sae.runs import Run, open_run
 
 
@@ -19,4 +22,14 @@ def finished_run(model: Path, corpus: Path) -> Run:
         "--batch", 256, "--context", 64, "--contexts", 8, "--buffer-mb", 1, "--log-every", 4, "--out", folder,
     ]  # fmt: skip
     parse([str(a) for a in arguments]).run()
+    return open_run(folder)
+
+
+@functools.cache
+def collected_run(model: Path, corpus: Path) -> Run:
+    """A copy of `finished_run` with the features of 8,192 tokens."""
+    finished = finished_run(model, corpus)
+    folder = finished.folder.with_name("collected")
+    shutil.copytree(finished.folder, folder)
+    collect(folder, CollectConfig(tokens=8_192))
     return open_run(folder)

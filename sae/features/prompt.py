@@ -10,13 +10,14 @@ rule for what a token's kind is.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from sae.data.packing import first_token
-from sae.features.text import display_tokens
+from sae.features.text import Vocabulary
 from sae.harvest.hooks import harvest_forward
 from sae.harvest.language_model import LanguageModel
 from sae.harvest.stream import KINDS, Harvest, Rows
@@ -59,7 +60,7 @@ def examine(run: Run, lm: LanguageModel, text: str) -> dict[str, Any]:
     with torch.no_grad():
         codes = run.model.encode(run.inputs_of(rows).to(run.model.W_enc.device))
     return {
-        "tokens": display_tokens(lm.tokenizer, ids.tolist()),
+        "tokens": vocabulary_of(lm.tokenizer).display(ids.numpy()),
         "token_ids": ids.tolist(),
         "kinds": [KINDS[kind] for kind in kinds.tolist()],
         "latents": _strongest_first(codes.rows().flatten(), codes.indices.flatten(), codes.values.flatten(), len(ids)),
@@ -78,6 +79,12 @@ def prompt_ids(lm: LanguageModel, text: str) -> Tensor:
         raise PromptError(f"prompt: {text!r} holds no token; type a text")
     first = first_token(lm.tokenizer)
     return torch.tensor(ids if first is None else [first, *ids], dtype=torch.int64)
+
+
+@lru_cache(maxsize=4)
+def vocabulary_of(tokenizer: Any) -> Vocabulary:
+    """The bytes of every token, read from a tokenizer once."""
+    return Vocabulary.of(tokenizer)
 
 
 def token_rule(run: Run, lm: LanguageModel) -> Harvest:

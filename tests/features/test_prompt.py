@@ -11,11 +11,9 @@ from conftest import save_tiny_model
 from finished_runs import finished_run
 from sae.data.documents import Document
 from sae.features.prompt import PromptError, examine
-from sae.features.text import display_tokens
 from sae.harvest.language_model import LanguageModel
 from sae.harvest.stream import Harvest
 from sae.runs import Run
-from tiny_tokenizers import byte_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -55,23 +53,6 @@ def test_a_prompt_of_no_token_or_too_many_is_refused(finished: Run, lm: Language
         examine(finished, lm, "")
     with pytest.raises(PromptError, match="reads contexts of 64"):
         examine(finished, lm, "the river " * 40)
-
-
-def test_a_character_split_over_tokens_is_shown_once() -> None:
-    tokenizer = byte_tokenizer(300)
-    text = "a 🦊 fox über 日本"
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    shown = display_tokens(tokenizer, ids)
-    assert len(shown) == len(ids)
-    assert "".join(shown) == text
-    at = next(i for i, s in enumerate(shown) if "🦊" in s)
-    assert shown[at + 1 : at + 3] == ["", ""]
-
-
-def test_half_a_character_is_shown_as_broken() -> None:
-    tokenizer = byte_tokenizer(300)
-    ids = tokenizer("🦊", add_special_tokens=False)["input_ids"][:2]
-    assert all("\ufffd" in s for s in display_tokens(tokenizer, ids))
 
 
 def test_an_encoder_reads_prompts_too(tmp_path: Path, corpus: Path) -> None:
