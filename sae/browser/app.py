@@ -1,0 +1,100 @@
+"""The HTTP side of the page: what the browser asks for, answered from run folders.
+
+    app = create_app([Path("runs/demo")], token="...")
+    uvicorn.run(app, host="127.0.0.1")
+
+Every answer is JSON; a refusal is {"error": message} with a 4xx status. GET changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.responses import FileResponse, JSONResponse, Response
+
+from sae.browser import lists, models
+from sae.browser.context import Context, RequestError
+from sae.browser.guard import HOSTS, Guard
+from sae.browser.opened import BrowsedRun
+from sae.browser.worker import BusyError, LanguageWorker
+from sae.config import Device
+from sae.features.keys import FeatureError
+
+STATIC = Path(__file__).resolve().parent / "static"
+# by suffix, so that a machine's own table of types cannot turn a script into text
+TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+
+
+class Answer(JSONResponse):
+    """JSON as small as it gets; NaN is a fault of ours and raises."""
+
+    def render(self, content: Any) -> bytes:
+        text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        return text.encode("utf-8", "replace")
+
+
+def create_app(folders: Sequence[Path], *, token: str, device: Device = "auto") -> FastAPI:
+    """The application that serves the page for these run folders to whoever holds `token`."""
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, default_response_class=Answer)
+    context = Context([BrowsedRun(folder) for folder in folders], LanguageWorker(device))
+    lists.add_routes(app, context)
+    models.add_routes(app, context)
+
+    @app.get("/")
+    def index() -> Response:
+        return FileResponse(STATIC / "index.html", media_type="text/html")
+
+    @app.get("/static/{path:path}")
+    def static(path: str) -> Response:
+        return static_file(path)
+
+    app.add_exception_handler(Exception, _answer_fault)
+    for kind in (ValueError, HTTPException, RequestValidationError):
+        app.add_exception_handler(kind, _answer_refusal)
+    # the last one added is the first to see a request
+    app.add_middleware(Guard, token=token)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=HOSTS, www_redirect=False)
+    return app
+
+
+def static_file(path: str) -> Response:
+    """A file of the page; whatever resolves to outside the folder, or is no file of a known type, does not exist."""
+    try:
+        file = (STATIC / path).resolve()
+        known = file.is_relative_to(STATIC) and file.suffix in TYPES and file.is_file()
+    except (OSError, ValueError):  # names too long, or with a NUL
+        known = False
+    if not known:
+        raise RequestError(f"no such file: {path[:100]}", status=404)
+    return FileResponse(file, media_type=TYPES[file.suffix])
+
+
+async def _answer_refusal(request: Request, error: Exception) -> Response:
+    if isinstance(error, HTTPException):
+        return Answer({"error": str(error.detail)}, error.status_code)
+    if isinstance(error, RequestValidationError):
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        return Answer({"error": f"{where}: {first['msg']}"}, 422)
+    # refusals are exceptions defined in sae; any other is a fault of ours
+    if not type(error).__module__.startswith("sae."):
+        return await _answer_fault(request, error)
+    status = getattr(error, "status", 400)
+    if isinstance(error, BusyError):
+        status = 429
+    if isinstance(error, FeatureError):
+        status = 409
+    return Answer({"error": str(error)}, status)
+
+
+async def _answer_fault(request: Request, error: Exception) -> Response:
+    traceback.print_exception(error)
+    return Answer({"error": f"{type(error).__name__} in the server; the terminal shows where"}, 500)

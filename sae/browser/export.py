@@ -1,0 +1,154 @@
+"""The page as a folder of files: for any static host, or opened from the disk without a server.
+
+    export_static(Path("runs/demo"), Path("page"), latents=[3, 17])
+
+A page on file:// may neither fetch nor import, so the modules are joined into one classic script (`bundle`) and the
+records lie in scripts of `PER_SHARD` latents. The same shards lie once more, packed, in `data/records.bin`: a host that
+answers range requests is asked for those, which are a quarter smaller.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from sae.browser.bundle import bundle
+from sae.browser.lists import full_record, with_briefs
+from sae.browser.opened import BrowsedRun, View
+from sae.config import ConfigError
+from sae.features.keys import FeatureError
+from sae.files import publish_folder
+from sae.progress import Progress
+
+STATIC = Path(__file__).resolve().parent / "static"
+PER_SHARD = 16
+# as the server's, but for the headers that only a server can send
+POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; connect-src 'self'; base-uri 'none'"
+
+
+def export_static(run: Path, out: Path, *, latents: Sequence[int] | None = None) -> dict[str, Any]:
+    """Write the page of a run's latents, by default of all of them, to the new folder `out`.
+
+    Returns:
+        JSON values: what was written, and how large it is.
+
+    Raises:
+        ConfigError: `out` exists, or a latent does not.
+        FeatureError: the run has no features.
+    """
+    if out.exists():
+        raise ConfigError(f"--out {out}: exists already; give a new folder")
+    browsed = BrowsedRun(run)
+    view = browsed.view()
+    chosen = list(range(view.listing.width)) if latents is None else list(dict.fromkeys(latents))
+    for latent in chosen:
+        if not 0 <= latent < view.listing.width:
+            raise ConfigError(f"latent {latent}: the run has 0 to {view.listing.width - 1:,}")
+    with (
+        publish_folder(out) as folder,
+        Progress() as progress,
+        progress.bar("Exporting", len(chosen), "latents") as bar,
+    ):
+        _write_page(folder)
+        _write_data(folder / "data", browsed, view, chosen, bar.advance)
+    files = [path for path in out.rglob("*") if path.is_file()]
+    return {
+        "out": str(out),
+        "latents": len(chosen),
+        "files": len(files),
+        "bytes": sum(path.stat().st_size for path in files),
+        "open": str(out / "index.html"),
+    }
+
+
+def _write_page(folder: Path) -> None:
+    page = (STATIC / "index.html").read_text(encoding="utf-8")
+    page = page.replace(
+        '<script type="module" src="static/main.js"></script>',
+        '<script defer src="data/index.js"></script>\n    <script defer src="static/app.js"></script>',
+    )
+    policy = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}" />'
+    page = page.replace('<meta charset="utf-8" />', f'<meta charset="utf-8" />\n    {policy}')
+    (folder / "index.html").write_text(page, encoding="utf-8")
+    vendor = folder / "static" / "vendor"
+    vendor.mkdir(parents=True)
+    (folder / "static" / "app.js").write_text(bundle(STATIC / "main.js"), encoding="utf-8")
+    shutil.copyfile(STATIC / "style.css", folder / "static" / "style.css")
+    # the chart library is read by its own tag when a chart is drawn; licences and versions go with the code
+    for source in (STATIC / "vendor").iterdir():
+        if source.name.startswith(("uPlot", "LICENSE", "README")):
+            shutil.copyfile(source, vendor / source.name)
+
+
+def _write_data(folder: Path, run: BrowsedRun, view: View, latents: list[int], advance: Callable[[int], None]) -> None:
+    folder.mkdir()
+    rows = [view.listing.row(latent, view.marks) for latent in latents]
+    logits: list[str] = []
+    offsets = [0]
+    with open(folder / "records.bin", "xb") as packed:
+        for number, start in enumerate(range(0, len(latents), PER_SHARD)):
+            shard = [exported_record(run, view, latent) for latent in latents[start : start + PER_SHARD]]
+            logits += [_top_tokens(record) for record in shard]
+            # no time of day in the header: the same run gives the same bytes
+            data = gzip.compress(_json(shard), mtime=0)
+            packed.write(data)
+            offsets.append(offsets[-1] + len(data))
+            text = f'SPARSIGHT_SHARD({number},"{base64.b64encode(data).decode()}");\n'
+            (folder / f"shard-{number:05d}.js").write_text(text, encoding="ascii")
+            advance(len(shard))
+    numbers = [name for name in rows[0] if name not in ("latent", "token", "name", "label", "bookmark")] if rows else []
+    info = run.info()
+    index = {
+        # where the run lay on the machine that exported it is nobody else's business
+        "info": {**info, "folder": run.name},
+        "report": {**run.report(), "folder": run.name},
+        "latents": latents,
+        "columns": {name: [row[name] for row in rows] for name in numbers},
+        "tokens": [row["token"] for row in rows],
+        "logits": logits,
+        "marks": _marks(view, rows),
+        "per_shard": PER_SHARD,
+        "offsets": offsets,
+    }
+    (folder / "index.js").write_bytes(b"globalThis.SPARSIGHT=" + _json(index) + b";\n")
+
+
+def exported_record(run: BrowsedRun, view: View, latent: int) -> dict[str, Any]:
+    """Everything that the page of one latent asks the server for."""
+    try:
+        logits = view.store.logits(latent)
+    except FeatureError:  # a site whose atoms no unembedding reads
+        logits = None
+    return {
+        "record": full_record(view, latent),
+        "logits": logits,
+        "neighbours": with_briefs(run, view, view.store.neighbours(latent)),
+        "coactive": with_briefs(run, view, view.store.coactive(latent)),
+    }
+
+
+def _top_tokens(record: dict[str, Any]) -> str:
+    """The tokens that a latent speaks for, to be searched."""
+    return " ".join(entry["token"] for entry in record["logits"]["top"]) if record["logits"] else ""
+
+
+def _marks(view: View, rows: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    marks = {}
+    for row in rows:
+        said = {name: row[name] for name in ("name", "label", "bookmark")}
+        said["note"] = view.marks.notes.get(row["latent"], {}).get("note")
+        if any(said.values()):
+            marks[row["latent"]] = said
+    return marks
+
+
+def _json(value: Any) -> bytes:
+    # ASCII alone, so that no encoding and no line separator can change what a script says
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    # and nothing in it that could end a script element, should someone put it into one
+    return text.replace("<", "\\u003c").encode("ascii")

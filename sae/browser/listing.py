@@ -1,0 +1,215 @@
+"""The table of all latents: filter and sort over the store's scalars, a million rows without a loop.
+
+    listing = Listing(store.scalars)
+    chosen = listing.select(Query.parse(filter="density:0.001..0.01,max:3..", sort="-density"), marks)
+    chosen[200:300]                                    # latents of rows 200 to 299
+
+A column is copied out of the memory map and sorted once; a selection is kept until the scalars or the marks change.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+# what the page calls a column -> field of the store's scalars
+FIELDS = {
+    "count": "count",
+    "density": "density",
+    "max": "max",
+    "mean": "mean",
+    "entropy": "entropy",
+    "norm": "atom_norm",
+    "cosine": "nearest_cos",
+    "score": "score",
+}
+SORTS = ("latent", *FIELDS, "name")
+MARKS = ("", "named", "labelled", "bookmarked")
+_KEPT = 16  # selections kept; one of a million latents is 4 MB
+
+
+class QueryError(ValueError):
+    """A filter or sort of the page's address cannot be read; the message names it and what is known."""
+
+
+@dataclass(frozen=True)
+class Query:
+    """What the table shows, and in which order."""
+
+    ranges: tuple[tuple[str, float, float], ...] = ()
+    """Column, lowest and highest value, both included."""
+    text: str = ""
+    """Part of a name, a label, or the strongest token, in any case."""
+    mark: Literal["", "named", "labelled", "bookmarked"] = ""
+    """Only latents with such a mark."""
+    sort: str = "latent"
+    """Column to sort by, with `-` in front for the largest first; latents without a value come last either way."""
+
+    @classmethod
+    def parse(cls, *, filter: str = "", text: str = "", mark: str = "", sort: str = "latent") -> Query:
+        """Read the query of the page's address.
+
+        Raises:
+            QueryError: an unknown column or mark, or a bound that is no number.
+        """
+        ranges = []
+        for part in filter.split(",") if filter else ():
+            name, colon, bounds = part.partition(":")
+            low, dots, high = bounds.partition("..")
+            if name not in ("latent", *FIELDS) or not colon or not dots:
+                raise QueryError(f"filter {part!r}: expected COLUMN:LOW..HIGH with a column of {', '.join(FIELDS)}")
+            try:
+                bounds = (float(low or "-inf"), float(high or "inf"))
+            except ValueError:
+                raise QueryError(f"filter {part!r}: {low!r} and {high!r} must be numbers or empty") from None
+            ranges.append((name, *bounds))
+        if sort.removeprefix("-") not in SORTS:
+            raise QueryError(
+                f"sort {sort!r}: expected one of {', '.join(SORTS)}, with - in front for the largest first"
+            )
+        if mark not in MARKS:
+            raise QueryError(f"mark {mark!r}: expected one of {', '.join(MARKS[1:])}")
+        return cls(tuple(ranges), text.strip().casefold(), mark, sort)  # pyright: ignore[reportArgumentType]
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What people and `sae explain` have said of latents."""
+
+    names: dict[int, dict[str, Any]] = field(default_factory=dict)
+    """Latent -> its explanation: "name", "score", ..."""
+    notes: dict[int, dict[str, Any]] = field(default_factory=dict)
+    """Latent -> "label", "bookmark", "note"."""
+    revision: int = 0
+    """Changes with every change of the others."""
+
+    def title(self, latent: int) -> str:
+        """The label of a latent, else its name, else nothing."""
+        label = self.notes.get(latent, {}).get("label")
+        return label or self.names.get(latent, {}).get("name") or ""
+
+    def having(self, mark: str) -> list[int]:
+        """The latents with such a mark, ascending."""
+        if mark == "named":
+            return sorted(self.names)
+        key = {"labelled": "label", "bookmarked": "bookmark"}[mark]
+        return sorted(latent for latent, note in self.notes.items() if note.get(key))
+
+
+class Listing:
+    """Sorted and filtered views of one revision of a store's scalars, with the scores of later explanations."""
+
+    def __init__(self, scalars: NDArray[Any], scores: dict[int, float] | None = None) -> None:
+        self.width = len(scalars)
+        self._scalars = scalars
+        self._scores = {latent: score for latent, score in (scores or {}).items() if latent < self.width}
+        self._columns: dict[str, NDArray[Any]] = {"latent": np.arange(self.width, dtype=np.int32)}
+        self._orders: dict[str, NDArray[np.int32]] = {}
+        self._tokens: NDArray[Any] | None = None
+        self._selections: OrderedDict[tuple[Query, int], NDArray[np.int32]] = OrderedDict()
+        self._lock = threading.RLock()
+
+    def column(self, name: str) -> NDArray[Any]:
+        """One column [F], contiguous in memory."""
+        with self._lock:
+            if name not in self._columns:
+                column = self._scalars[FIELDS[name]].copy()
+                if name == "score":
+                    column[list(self._scores)] = list(self._scores.values())
+                self._columns[name] = column
+            return self._columns[name]
+
+    def select(self, query: Query, marks: Marks) -> NDArray[np.int32]:
+        """The latents that pass the query, in its order, int32 [n]."""
+        key = (query, marks.revision)
+        with self._lock:
+            if key not in self._selections:
+                self._selections[key] = self._select(query, marks)
+                while len(self._selections) > _KEPT:
+                    self._selections.popitem(last=False)
+            self._selections.move_to_end(key)
+            return self._selections[key]
+
+    def place_of(self, latent: int, query: Query, marks: Marks) -> int | None:
+        """The row in which a latent stands, or None where the query leaves it out."""
+        rows = np.flatnonzero(self.select(query, marks) == latent)
+        return int(rows[0]) if len(rows) else None
+
+    def row(self, latent: int, marks: Marks) -> dict[str, Any]:
+        """One row of the table as JSON values; a number that is not known is None."""
+        values = self._scalars[latent]
+        numbers = {name: _json_number(values[source]) for name, source in FIELDS.items()}
+        explanation, note = marks.names.get(latent, {}), marks.notes.get(latent, {})
+        return {
+            "latent": latent,
+            **numbers,
+            "score": self._scores.get(latent, numbers["score"]),
+            "token": str(values["top_token"]),
+            "name": explanation.get("name"),
+            "label": note.get("label"),
+            "bookmark": bool(note.get("bookmark")),
+        }
+
+    def _select(self, query: Query, marks: Marks) -> NDArray[np.int32]:
+        kept: NDArray[np.bool_] | None = None
+        for name, low, high in query.ranges:
+            column = self.column(name)
+            passed = (column >= low) & (column <= high)
+            kept = passed if kept is None else kept & passed
+        if query.mark:
+            kept = _only(marks.having(query.mark), self.width, kept)
+        if query.text:
+            matching = self._token_matches(query.text)
+            named = [i for i in {*marks.names, *marks.notes} if i < self.width and query.text in _words(i, marks)]
+            matching[named] = True
+            kept = matching if kept is None else kept & matching
+        order = self._order(query.sort, marks)
+        return order if kept is None else order[kept[order]]
+
+    def _token_matches(self, text: str) -> NDArray[np.bool_]:
+        if self._tokens is None:
+            self._tokens = np.char.lower(self._scalars["top_token"])
+        return np.char.find(self._tokens, text) >= 0
+
+    def _order(self, sort: str, marks: Marks) -> NDArray[np.int32]:
+        name = sort.removeprefix("-")
+        if name == "name":
+            return self._by_name(marks, backwards=sort.startswith("-"))
+        if sort not in self._orders:
+            column = self.column(name)
+            # numpy sorts nan last, also among negated values
+            keys = -column if sort.startswith("-") else column
+            self._orders[sort] = np.argsort(keys, kind="stable").astype(np.int32)
+        return self._orders[sort]
+
+    def _by_name(self, marks: Marks, *, backwards: bool) -> NDArray[np.int32]:
+        titles = {i: marks.title(i) for i in {*marks.names, *marks.notes} if i < self.width}
+        named = sorted((i for i in titles if titles[i]), key=lambda i: (titles[i].casefold(), i), reverse=backwards)
+        rest = np.ones(self.width, bool)
+        rest[named] = False
+        return np.concatenate([np.array(named, np.int32), np.flatnonzero(rest).astype(np.int32)])
+
+
+def _words(latent: int, marks: Marks) -> str:
+    note = marks.notes.get(latent, {})
+    parts = (marks.names.get(latent, {}).get("name"), note.get("label"), note.get("note"))
+    return "\n".join(part for part in parts if part).casefold()
+
+
+def _only(latents: list[int], width: int, kept: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
+    marked = np.zeros(width, bool)
+    marked[[i for i in latents if i < width]] = True
+    return marked if kept is None else kept & marked
+
+
+def _json_number(value: Any) -> int | float | None:
+    number = value.item()
+    if isinstance(number, int):
+        return number
+    # seven digits are what a float32 holds
+    return float(f"{number:.7g}") if np.isfinite(number) else None

@@ -1,0 +1,233 @@
+"""Routes that read: the table, one latent, search, documents, the run's report, exports; and the one that annotates."""
+
+from __future__ import annotations
+
+import csv
+import io
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Query
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import Response
+
+from sae.browser import listing
+from sae.browser.context import Context, RequestError
+from sae.browser.opened import BrowsedRun, View
+from sae.features.keys import FeatureError
+
+WINDOW = 500
+ZIPPED = 2000  # latents in one download of a static page
+MATCHES = 3  # nearest latents shown of another run
+
+
+class Annotation(BaseModel):
+    """What a person says of a latent; a field that is left out stays as it is, null removes it."""
+
+    model_config = ConfigDict(extra="forbid")
+    label: Annotated[str, Field(max_length=500)] | None = None
+    note: Annotated[str, Field(max_length=20_000)] | None = None
+    bookmark: bool = False
+
+
+def add_routes(app: FastAPI, context: Context) -> None:
+    """Add them to `app`."""
+
+    @app.get("/api/runs")
+    def runs() -> Any:
+        return [run.info() for run in context.runs]
+
+    @app.get("/api/runs/{index}/info")
+    def info(index: int) -> Any:
+        return context.run(index).info()
+
+    @app.get("/api/runs/{index}/report")
+    def report(index: int) -> Any:
+        return context.run(index).report()
+
+    @app.get("/api/runs/{index}/latents")
+    def latents(
+        index: int,
+        filter: str = "",
+        text: str = "",
+        mark: str = "",
+        sort: str = "latent",
+        start: Annotated[int, Query(ge=0, le=2**31)] = 0,
+        count: Annotated[int, Query(ge=0, le=WINDOW)] = 100,
+        find: int | None = None,
+    ) -> Any:
+        view = context.run(index).view()
+        query = listing.Query.parse(filter=filter, text=text, mark=mark, sort=sort)
+        chosen = view.listing.select(query, view.marks)
+        return {
+            "total": len(chosen),
+            "of": view.listing.width,
+            "revision": [view.store.info["revision"], view.marks.revision],
+            "start": start,
+            "rows": [view.listing.row(i, view.marks) for i in chosen[start : start + count].tolist()],
+            "found": None if find is None else view.listing.place_of(find, query, view.marks),
+        }
+
+    @app.get("/api/runs/{index}/latents/{latent}")
+    def record(index: int, latent: int) -> Any:
+        _, view = context.latent(index, latent)
+        return full_record(view, latent)
+
+    @app.get("/api/runs/{index}/latents/{latent}/logits")
+    def logits(index: int, latent: int) -> Any:
+        _, view = context.latent(index, latent)
+        return view.store.logits(latent)
+
+    @app.get("/api/runs/{index}/latents/{latent}/neighbours")
+    def neighbours(index: int, latent: int) -> Any:
+        run, view = context.latent(index, latent)
+        return with_briefs(run, view, view.store.neighbours(latent))
+
+    @app.get("/api/runs/{index}/latents/{latent}/coactive")
+    def coactive(index: int, latent: int) -> Any:
+        run, view = context.latent(index, latent)
+        return with_briefs(run, view, view.store.coactive(latent))
+
+    @app.get("/api/runs/{index}/latents/{latent}/matches")
+    def matches(index: int, latent: int) -> Any:
+        run, _ = context.latent(index, latent)
+        others = [(i, other) for i, other in enumerate(context.runs) if i != index]
+        return [match(run, latent, i, other) for i, other in others]
+
+    @app.put("/api/runs/{index}/latents/{latent}/annotation")
+    def annotate(index: int, latent: int, annotation: Annotation) -> Any:
+        run, _ = context.latent(index, latent)
+        run.annotate(latent, **annotation.model_dump(exclude_unset=True))
+        return full_record(run.view(), latent)["annotation"]
+
+    @app.get("/api/runs/{index}/search")
+    def search(index: int, text: Annotated[str, Query(max_length=200)]) -> Any:
+        run = context.run(index)
+        view = run.view()
+        found = view.store.search(text, limit=50) if text.strip() else []
+        return with_briefs(run, view, found)
+
+    @app.get("/api/runs/{index}/documents/{document}")
+    def document(index: int, document: int) -> Any:
+        return context.run(index).view().store.document(document)
+
+    @app.get("/api/runs/{index}/export/{kind}")
+    def export(
+        index: int, kind: str, filter: str = "", text: str = "", mark: str = "", sort: str = "latent", latents: str = ""
+    ) -> Response:
+        run = context.run(index)
+        view = run.view()
+        query = listing.Query.parse(filter=filter, text=text, mark=mark, sort=sort)
+        chosen = view.listing.select(query, view.marks).tolist()
+        if latents:
+            chosen = _listed(latents, view.listing.width)
+        if kind == "csv":
+            return _download(table_csv(view, chosen), f"{run.name}.csv", "text/csv")
+        if kind == "python":
+            return _download(python_snippet(run, chosen), f"{run.name}_latents.py", "text/x-python")
+        if kind == "static":
+            return _download(zipped_page(run, chosen), f"{run.name}.zip", "application/zip")
+        raise RequestError(f"export {kind!r}: expected csv, python or static", status=404)
+
+
+def full_record(view: View, latent: int) -> dict[str, Any]:
+    """A latent's record with its row of the table, its explanation and what people say of it."""
+    note = view.marks.notes.get(latent, {})
+    return {
+        **view.store.record(latent),
+        "row": view.listing.row(latent, view.marks),
+        "explanation": view.marks.names.get(latent),
+        "annotation": {
+            "label": note.get("label"),
+            "bookmark": bool(note.get("bookmark")),
+            "note": note.get("note"),
+        },
+    }
+
+
+def with_briefs(run: BrowsedRun, view: View, items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Items that name a latent, each with what a link to it shows."""
+    return [{**item, **run.brief(item["latent"], view)} for item in items]
+
+
+def match(run: BrowsedRun, latent: int, index: int, other: BrowsedRun) -> dict[str, Any]:
+    """The latents of another run whose atoms have the largest cosine with this latent's atom."""
+    found: dict[str, Any] = {"run": index, "name": other.name, "latents": [], "reason": None}
+    try:
+        view = other.view()
+    except FeatureError as error:
+        return {**found, "reason": str(error)}
+    mine, theirs = run.view().store.lens.atoms()[latent], view.store.lens.atoms()
+    if len(mine) != theirs.shape[1]:
+        return {**found, "reason": f"its atoms have {theirs.shape[1]} dimensions, these {len(mine)}"}
+    nearest = (theirs @ mine).topk(min(MATCHES, len(theirs)))
+    pairs = zip(nearest.indices.tolist(), nearest.values.tolist(), strict=True)
+    return {**found, "latents": [{"cosine": cosine, **other.brief(i, view)} for i, cosine in pairs]}
+
+
+def table_csv(view: View, latents: list[int]) -> bytes:
+    """The table as CSV, one row a latent."""
+    out = io.StringIO()
+    writer: Any = None
+    for latent in latents:
+        row = view.listing.row(latent, view.marks)
+        if writer is None:
+            writer = csv.DictWriter(out, list(row))
+            writer.writeheader()
+        writer.writerow({name: _cell(value) for name, value in row.items()})
+    return out.getvalue().encode("utf-8", "replace")
+
+
+def python_snippet(run: BrowsedRun, latents: list[int]) -> bytes:
+    """Python that opens the run and takes these latents."""
+    listed = ", ".join(map(str, latents[:10_000]))
+    return f"""import sae
+from sae.features.store import FeatureStore
+
+folder = {str(run.folder.resolve())!r}
+latents = [{listed}]
+model = sae.load(folder)
+store = FeatureStore(folder)
+
+atoms = model.dictionary.W[latents]  # [{len(latents[:10_000])}, d]
+for latent in latents:
+    record = store.record(latent)
+    print(latent, record["density"], record["examples"][:1])
+""".encode()
+
+
+def zipped_page(run: BrowsedRun, latents: list[int]) -> bytes:
+    """The static page of these latents as a .zip."""
+    import shutil
+
+    from sae.browser.export import export_static
+
+    if len(latents) > ZIPPED:
+        raise RequestError(
+            f"export: {len(latents):,} latents are chosen, a download holds {ZIPPED:,}; filter them, or run "
+            f"`sae export {run.folder} --to static --out DIR`"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        export_static(run.folder, Path(folder) / "page", latents=latents)
+        return Path(shutil.make_archive(f"{folder}/page", "zip", f"{folder}/page")).read_bytes()
+
+
+def _cell(value: Any) -> Any:
+    # a spreadsheet runs what begins like a formula
+    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+
+
+def _listed(latents: str, width: int) -> list[int]:
+    try:
+        chosen = [int(part[:12]) for part in latents.split(",")]
+    except ValueError:
+        raise RequestError(f"latents {latents[:60]!r}: expected numbers with commas between them") from None
+    if any(not 0 <= latent < width for latent in chosen):
+        raise RequestError(f"latents {latents[:60]!r}: the run has 0 to {width - 1:,}")
+    return chosen
+
+
+def _download(content: bytes, name: str, media_type: str) -> Response:
+    safe = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in name)
+    return Response(content, media_type=media_type, headers={"Content-Disposition": f'attachment; filename="{safe}"'})

@@ -1,0 +1,63 @@
+"""Routes that run the language model: a prompt's latents, and steering."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated, Any, Literal
+
+from fastapi import FastAPI
+from pydantic import BaseModel, ConfigDict, Field
+
+from sae.browser.context import Context
+from sae.features.prompt import examine
+from sae.features.steer import Intervention, steer
+
+Text = Annotated[str, Field(min_length=1, max_length=20_000)]
+
+
+class Prompt(BaseModel):
+    """A text to look at."""
+
+    model_config = ConfigDict(extra="forbid")
+    text: Text
+
+
+class Push(BaseModel):
+    """What happens to one latent."""
+
+    model_config = ConfigDict(extra="forbid")
+    latent: Annotated[int, Field(ge=0)]
+    mode: Literal["add", "set", "ablate"] = "add"
+    strength: Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)] = 1.0
+
+
+class Steer(BaseModel):
+    """A text to continue, plain and steered."""
+
+    model_config = ConfigDict(extra="forbid")
+    prompt: Text
+    interventions: Annotated[list[Push], Field(min_length=1, max_length=16)]
+    tokens: Annotated[int, Field(ge=1, le=256)] = 40
+    temperature: Annotated[float, Field(ge=0, le=5, allow_inf_nan=False)] = 0.0
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+
+def add_routes(app: FastAPI, context: Context) -> None:
+    """Add them to `app`."""
+
+    @app.post("/api/runs/{index}/prompt")
+    async def prompt(index: int, body: Prompt) -> Any:
+        run = context.run(index)
+        found = await context.worker.do(run.folder, partial(examine, text=body.text))
+        view = run.view()
+        latents = {entry["latent"] for row in found["latents"] for entry in row}
+        return {**found, "rows": {latent: view.listing.row(latent, view.marks) for latent in sorted(latents)}}
+
+    @app.post("/api/runs/{index}/steer")
+    async def steered(index: int, body: Steer) -> Any:
+        run = context.run(index)
+        store = run.view().store
+        pushes = [Intervention(push.latent, push.mode, push.strength) for push in body.interventions]
+        settings = {"tokens": body.tokens, "temperature": body.temperature, "seed": body.seed, "store": store}
+        job = partial(steer, prompt=body.prompt, interventions=pushes, **settings)
+        return await context.worker.do(run.folder, job)

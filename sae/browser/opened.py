@@ -1,0 +1,150 @@
+"""A run folder as the page sees it: its store while it grows, its marks, its curves.
+
+run = BrowsedRun(Path("runs/demo"))
+view = run.view()                      # the store of now, with its listing and marks; raises while there is none
+run.report()                           # configuration, curves, evaluation
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sae.browser.listing import Listing, Marks
+from sae.features.annotations import Annotations
+from sae.features.keys import FeatureError
+from sae.features.store import FeatureStore
+from sae.files import CorruptError, read_json
+
+CURVE_POINTS = 2000
+
+
+class View(NamedTuple):
+    """One revision of a run's features, with the marks of now."""
+
+    store: FeatureStore
+    listing: Listing
+    marks: Marks
+
+
+class BrowsedRun:
+    """One run folder behind the page. Safe to use from several threads."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.name = folder.resolve().name
+        self._lock = threading.RLock()
+        self._store: FeatureStore | None = None
+        self._listing: Listing | None = None
+        self._marks = Marks()
+        self._seen: dict[str, tuple[float, int] | None] = {}
+
+    def view(self) -> View:
+        """The features as they are on the disk now.
+
+        Raises:
+            FeatureError: nothing has been collected yet.
+        """
+        with self._lock:
+            fresh_store = self._changed("features.sqlite") | self._changed("features.scalars.npy")
+            fresh_marks = self._changed("annotations.sqlite")
+            if fresh_store or self._store is None:
+                # a store of other weights has other marks
+                self._store, fresh_marks = None, True
+                self._store, self._listing = FeatureStore(self.folder), None
+            if fresh_marks:
+                self._read_marks(self._store.annotations)
+            if self._listing is None:
+                self._listing = Listing(self._store.scalars, _scores(self._marks))
+            return View(self._store, self._listing, self._marks)
+
+    def info(self) -> dict[str, Any]:
+        """What the page's header and every poll need; "features" is None until something was collected."""
+        try:
+            view = self.view()
+        except FeatureError as error:
+            return {"name": self.name, "folder": str(self.folder), "features": None, "reason": str(error)}
+        alive = int((view.listing.column("count") > 0).sum())
+        features = {"kind": "language", **view.store.info, "alive": alive, "marks": view.marks.revision}
+        return {"name": self.name, "folder": str(self.folder), "features": features, "reason": None}
+
+    def annotate(self, latent: int, **changes: Any) -> dict[str, Any]:
+        """Set label, bookmark or note of a latent; gives what now holds."""
+        with self._lock:
+            notes = self.view().store.annotations
+            now = notes.set(latent, **changes)
+            self._changed("annotations.sqlite")
+            self._read_marks(notes)
+            return now
+
+    def brief(self, latent: int, view: View) -> dict[str, Any]:
+        """The few things that a link to a latent shows."""
+        row = view.listing.row(latent, view.marks)
+        return {name: row[name] for name in ("latent", "token", "density", "max", "name", "label")}
+
+    def report(self) -> dict[str, Any]:
+        """Configuration, training curves and evaluation; what is not there yet is None."""
+        return {
+            "name": self.name,
+            "folder": str(self.folder),
+            "config": self._json("config.json"),
+            "eval": self._json("eval.json"),
+            "curves": curves(self.folder / "metrics.jsonl"),
+        }
+
+    def _json(self, name: str) -> Any:
+        path = self.folder / name
+        return read_json(path) if path.is_file() else None
+
+    def _read_marks(self, notes: Annotations) -> None:
+        before = self._marks
+        self._marks = Marks(notes.names(), notes.all(), before.revision + 1)
+        if _scores(before) != _scores(self._marks):
+            self._listing = None
+
+    def _changed(self, name: str) -> bool:
+        """Whether a file differs from when this was last asked."""
+        try:
+            status = (self.folder / name).stat()
+            now = (status.st_mtime, status.st_size)
+        except FileNotFoundError:
+            now = None
+        changed = name not in self._seen or self._seen[name] != now
+        self._seen[name] = now
+        return changed
+
+
+def curves(path: Path) -> dict[str, list[float | None]] | None:
+    """The numbers of metrics.jsonl as columns, thinned to at most `CURVE_POINTS` rows; None where there is no file.
+
+    Raises:
+        CorruptError: a whole line is no JSON.
+    """
+    if not path.is_file():
+        return None
+    # the last line may still be being written
+    *lines, _ = path.read_text(encoding="utf-8").split("\n")
+    step = -(-len(lines) // CURVE_POINTS) or 1
+    kept = lines[::step] if not lines or (len(lines) - 1) % step == 0 else [*lines[::step], lines[-1]]
+    try:
+        rows = [json.loads(line) for line in kept]
+    except ValueError as error:
+        raise CorruptError(f"{path}: a line is no JSON ({error})") from error
+    names = list(dict.fromkeys(name for row in rows for name, value in row.items() if _is_number(value)))
+    return {name: [_finite(row.get(name)) for row in rows] for name in names}
+
+
+def _scores(marks: Marks) -> dict[int, float]:
+    return {i: entry["score"] for i, entry in marks.names.items() if entry.get("score") is not None}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _finite(value: Any) -> float | None:
+    return value if _is_number(value) and np.isfinite(value) else None

@@ -1,0 +1,44 @@
+// Up to four latents side by side, from one run or several.
+
+import { html } from "./view.js";
+import { quoted } from "./format.js";
+import { link, pinsOf, togglePin } from "./route.js";
+import { Examples } from "./examples.js";
+import { Histogram } from "./histogram.js";
+import { Facts, Logits } from "./latent.js";
+import { useApp, useLoaded, useSource } from "./app_state.js";
+
+export function Compare({ route }) {
+  const { runs } = useApp();
+  const pins = pinsOf(route).filter(([run]) => runs[run]?.features);
+  if (!pins.length)
+    return html`<main class="page">
+      <p class="muted" data-testid="no-pins">Nothing is pinned yet. Open a latent and press <kbd>c</kbd>, up to four times; they stand here side by side.</p>
+    </main>`;
+  return html`<main class="compare page" data-testid="compare" style=${{ gridTemplateColumns: `repeat(${pins.length}, minmax(260px, 1fr))` }}>
+    ${pins.map(([run, latent]) => html`<${Column} key=${`${run}:${latent}`} run=${run} latent=${latent} route=${route} several=${runs.length > 1} />`)}
+  </main>`;
+}
+
+function Column({ run, latent, route, several }) {
+  const source = useSource();
+  const { runs } = useApp();
+  const { features, name } = runs[run];
+  const { value: record, error } = useLoaded(() => source.record(run, latent), [run, latent, features.revision, features.marks]);
+  return html`<article class="card" data-testid="pinned" data-run=${run} data-latent=${latent}>
+    <header class="heading">
+      <div class="title">
+        <a class="id" href=${link({ page: "latents", latent, params: { run: run || "" } })}>#${latent}</a>
+        <h2 dir="auto">${record && (record.row.label || record.row.name || html`<code class="token-name">${quoted(record.row.token)}</code>`)}</h2>
+        ${several && html`<span class="muted" dir="auto">${name}</span>`}
+      </div>
+      <button class="quiet" data-testid="unpin" onClick=${() => togglePin(route, run, latent)}>Unpin</button>
+    </header>
+    ${error && html`<p class="error" role="alert">${error}</p>`}
+    ${record &&
+    html`<${Facts} record=${record} features=${features} />
+      <${Histogram} record=${record} tokens=${features.tokens} small />
+      <${Logits} run=${run} latent=${latent} revision=${features.revision} rows=${5} />
+      <${Examples} record=${record} run=${run} kind=${features.kind} limit=${5} />`}
+  </article>`;
+}

@@ -1,0 +1,72 @@
+// The keys, and the overlay that lists them.
+
+import { html, useEffect, useRef } from "./view.js";
+import { focusToken } from "./tokens.js";
+
+const KEYS = [
+  ["j  k", "next and previous latent of the table"],
+  ["n  p", "next and previous example"],
+  ["← → ↑ ↓", "over the tokens of the examples"],
+  ["/", "search"],
+  ["l", "label the latent"],
+  ["b", "bookmark it"],
+  ["c", "pin it, to compare"],
+  ["?", "this list"],
+];
+
+// One listener for the whole page; parts of it put what they can do into `keys.current`.
+export function useKeys(keys) {
+  useEffect(() => {
+    const pressed = (event) => {
+      if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
+      if (event.target.closest?.("input, textarea, select")) return;
+      const act = keys.current[event.key] ?? ALWAYS[event.key];
+      if (!act) return;
+      event.preventDefault();
+      act();
+    };
+    addEventListener("keydown", pressed);
+    return () => removeEventListener("keydown", pressed);
+  }, []);
+}
+
+const ALWAYS = { n: () => moveExample(1), p: () => moveExample(-1) };
+
+function moveExample(by) {
+  const group = document.querySelector('[data-testid="examples"]');
+  const all = [...(group?.querySelectorAll('[data-testid="example"]') ?? [])];
+  if (!all.length) return;
+  const at = all.indexOf(document.activeElement?.closest?.('[data-testid="example"]'));
+  const next = all[at < 0 ? (by > 0 ? 0 : all.length - 1) : Math.max(0, Math.min(all.length - 1, at + by))];
+  const token = next.querySelector(".tok.peak") ?? next.querySelector(".tok");
+  if (token) focusToken(group, token);
+}
+
+export function Help({ open, onClose }) {
+  const dialog = useRef();
+  useEffect(() => {
+    if (open && !dialog.current.open) dialog.current.showModal();
+    if (!open && dialog.current.open) dialog.current.close();
+  }, [open]);
+  return html`<dialog ref=${dialog} data-testid="help" aria-label="Keys" onClose=${onClose} onClick=${(event) => event.target === dialog.current && onClose()}>
+    <div class="section-head">
+      <h2>Keys</h2>
+      <button class="quiet" data-testid="help-close" onClick=${onClose}>Close</button>
+    </div>
+    <dl class="keys">
+      ${KEYS.map(
+        ([key, what]) =>
+          html`<div key=${key}>
+            <dt>${key.split("  ").map((k) => html`<kbd key=${k}>${k}</kbd> `)}</dt>
+            <dd>${what}</dd>
+          </div>`,
+      )}
+    </dl>
+    <h2>What the colours say</h2>
+    <p>
+      A token's background is the latent's activation there, <span class="tok a1">weak</span> <span class="tok a4">to</span> <span class="tok a7">its</span>
+      <span class="tok a10">maximum</span>; the token of an example's peak is <span class="tok a8 peak">bold and outlined</span>. Signed numbers are
+      <span class="plus">+blue</span> or <span class="minus">−orange</span>, always with their sign.
+    </p>
+  </dialog>`;
+}

@@ -1,0 +1,145 @@
+// The run itself: training curves, evaluation with intervals, configuration.
+
+import { html, useEffect, useRef } from "./view.js";
+import { count, number } from "./format.js";
+import { useLoaded, useSource } from "./app_state.js";
+
+export function Report({ run, info }) {
+  const source = useSource();
+  const { value, error } = useLoaded(() => source.report(run), [run, info]);
+  if (error) return html`<main class="page"><p class="error" role="alert" data-testid="error">${error}</p></main>`;
+  if (!value) return html`<main class="page"><p class="muted">Loading…</p></main>`;
+  return html`<main class="page report" data-testid="run-page">
+    <section class="card">
+      <h2 dir="auto">${value.name}</h2>
+      <p class="muted" dir="auto">${value.folder}</p>
+      <${Collection} info=${info} />
+    </section>
+    <section class="card" data-testid="curves">
+      <h3>Training</h3>
+      ${value.curves ? html`<${Curves} curves=${value.curves} />` : html`<p class="muted">The run has no metrics.jsonl.</p>`}
+    </section>
+    <section class="card" data-testid="evaluation">
+      <h3>Evaluation</h3>
+      ${value.eval ? html`<${Values} value=${value.eval} />` : html`<p class="muted">Not evaluated yet: <code>sae eval ${value.folder}</code></p>`}
+    </section>
+    <section class="card" data-testid="config">
+      <h3>Configuration</h3>
+      ${value.config ? html`<${Values} value=${value.config} />` : html`<p class="muted">The run has no config.json.</p>`}
+    </section>
+  </main>`;
+}
+
+export function Collection({ info }) {
+  const { features, reason } = info;
+  if (!features) return html`<p data-testid="no-features">No features yet. ${reason}</p>`;
+  const { left_out: leftOut = {} } = features;
+  return html`<p data-testid="collection">
+    Features of <b>${count(features.width)}</b> latents, <b>${count(features.alive)}</b> of which fire, over
+    <b> ${count(features.tokens)}</b> tokens of ${count(features.documents)} documents of <code>${features.dataset}</code>, at <code>${features.site}</code> of
+    <code> ${features.model}</code>.
+    ${Object.entries(leftOut).map(([kind, n]) => html`<span key=${kind}> ${count(n)} ${kind} tokens left out.</span>`)}
+    ${!features.finished && html`<b data-testid="collecting"> Collecting: ${number(100 * features.progress)}% done.</b>`}
+  </p>`;
+}
+
+// First what a reader looks for; everything else follows in the file's order.
+const FIRST = ["fvu", "loss", "mse", "l0", "dead"];
+
+function Curves({ curves }) {
+  const steps = curves.step ?? curves.tokens;
+  const names = Object.keys(curves).filter((name) => !["step", "tokens", "time", "seconds"].includes(name));
+  const ordered = [...FIRST.filter((name) => names.includes(name)), ...names.filter((name) => !FIRST.includes(name))];
+  if (!steps?.length) return html`<p class="muted">No step has been logged yet.</p>`;
+  return html`<div class="curves">${ordered.map((name) => html`<${Curve} key=${name} name=${name} x=${steps} y=${curves[name]} />`)}</div>`;
+}
+
+function Curve({ name, x, y }) {
+  const place = useRef();
+  const last = y.findLast((value) => value != null);
+  useEffect(() => {
+    let plot;
+    let watch;
+    let wanted = true;
+    chartLibrary().then((UPlot) => {
+      if (!wanted) return;
+      const ink = () => getComputedStyle(place.current).getPropertyValue("color");
+      const faint = () => getComputedStyle(place.current).getPropertyValue("border-top-color");
+      const axis = { stroke: ink, grid: { stroke: faint, width: 1 }, ticks: { stroke: faint, width: 1 }, font: "12px system-ui" };
+      const width = () => Math.max(200, place.current.clientWidth);
+      const options = {
+        width: width(),
+        height: 150,
+        legend: { show: false },
+        cursor: { points: { size: 6 } },
+        scales: { x: { time: false } },
+        axes: [
+          { ...axis, values: (_, ticks) => ticks.map((t) => short(t)) },
+          { ...axis, size: 56, values: (_, ticks) => ticks.map((t) => number(t)) },
+        ],
+        series: [{}, { stroke: "#f16913", width: 1.5, spanGaps: true }],
+      };
+      plot = new UPlot(options, [x, y], place.current);
+      watch = new ResizeObserver(() => plot.setSize({ width: width(), height: 150 }));
+      watch.observe(place.current);
+    });
+    return () => {
+      wanted = false;
+      watch?.disconnect();
+      plot?.destroy();
+    };
+  }, [x, y]);
+  return html`<figure data-testid="curve" data-name=${name}>
+    <figcaption><b>${name.replaceAll("_", " ")}</b> <span class="num">${number(last)}</span></figcaption>
+    <div class="plot" ref=${place}></div>
+  </figure>`;
+}
+
+let library;
+
+// The chart library is only read where a chart is drawn.
+function chartLibrary() {
+  library ??= new Promise((resolve, reject) => {
+    const style = Object.assign(document.createElement("link"), { rel: "stylesheet", href: "static/vendor/uPlot.css" });
+    const script = Object.assign(document.createElement("script"), { src: "static/vendor/uPlot.js" });
+    script.onload = () => resolve(globalThis.uPlot);
+    script.onerror = () => reject(new Error("static/vendor/uPlot.js cannot be read"));
+    document.head.append(style, script);
+  });
+  return library;
+}
+
+const short = (n) => (n >= 1e6 ? `${n / 1e6}M` : n >= 1e4 ? `${n / 1e3}k` : String(n));
+
+// JSON as a table of dotted names; {"value", "low", "high"} is a number with its 95% interval.
+function Values({ value }) {
+  const rows = flat(value);
+  return html`<table class="plain values">
+    <tbody>
+      ${rows.map(
+        ([name, shown, interval]) =>
+          html`<tr key=${name} data-name=${name}>
+            <th dir="auto">${name}</th>
+            <td class=${typeof shown === "number" ? "num" : ""} dir="auto">${typeof shown === "number" ? value_(shown) : String(shown)}</td>
+            <td class="num muted">${interval && `[${number(interval[0], 4)}, ${number(interval[1], 4)}]`}</td>
+          </tr>`,
+      )}
+    </tbody>
+  </table>`;
+}
+
+const value_ = (n) => (Number.isInteger(n) ? count(n) : number(n, 4));
+
+function flat(value, prefix = "") {
+  return Object.entries(value).flatMap(([name, inner]) => {
+    const full = prefix + name;
+    if (inner && typeof inner === "object" && !Array.isArray(inner)) {
+      if ("value" in inner && "low" in inner && "high" in inner) return [[full, inner.value, [inner.low, inner.high]]];
+      return flat(inner, `${full}.`);
+    }
+    if (Array.isArray(inner)) return [[full, inner.length > 12 ? `${inner.length} values` : inner.map(plain).join(", "), null]];
+    return inner == null ? [] : [[full, inner, null]];
+  });
+}
+
+const plain = (item) => (typeof item === "number" ? number(item, 4) : typeof item === "object" ? JSON.stringify(item) : String(item));
