@@ -119,7 +119,7 @@ def harvest_of(
     documents = open_documents(settings.dataset, text_field=settings.text_field, split=split, heldout=settings.heldout)
     sites = list(dict.fromkeys(site for run in runs for site in run.sites))
     harvest = Harvest(lm, sites, documents, settings)
-    harvest.norm_limits = runs[0].record["harvest"]["norm_limits"]
+    harvest.norm_limits = {site: at for run in runs for site, at in run.record["harvest"]["norm_limits"].items()}
     return harvest
 
 

@@ -1,6 +1,6 @@
 """What the language model loses when the reconstruction takes the activation's place.
 
-Next-token cross-entropy (nats) over the tokens that follow inside their document, four times on the same contexts:
+Next-token cross-entropy (nats) over the tokens that follow inside their document, several times on the same contexts:
 clean, with x̂ spliced in, with zero, and with the mean activation. The tokens that the autoencoder is not trained on
 (BOS, special, sinks) stay as they are; `everywhere` replaces them as well.
 
@@ -10,17 +10,19 @@ clean, with x̂ spliced in, with zero, and with the mean activation. The tokens 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sae.data.packing import Contexts
 from sae.evaluation.bootstrap import GroupSums, ratio
-from sae.harvest.hooks import splice
+from sae.harvest.hooks import capture, splice
+from sae.harvest.sites import Site
 from sae.harvest.stream import ORDINARY, Harvest
 from sae.models.autoencoder import Autoencoder
+from sae.runs import joined
 
 ROWS_AT_ONCE = 2048  # of logits turned into probabilities together, so that the vocabulary does not fill the memory
 
@@ -32,44 +34,108 @@ def can_predict(harvest: Harvest) -> bool:
     return type(harvest.lm.model.config) in AutoModelForCausalLM._model_mapping
 
 
+class Subject(NamedTuple):
+    """An autoencoder and its places in the language model."""
+
+    model: Autoencoder
+    inputs: list[Site]
+    """Where it reads."""
+    targets: list[Site]
+    """Where its reconstruction takes the activations' place."""
+    mean: Tensor
+    """Mean of the targets' activations, side by side [d_out], for mean ablation."""
+
+
 @torch.no_grad()
 def measure(
-    harvest: Harvest, model: Autoencoder, mean: Tensor, batches: Iterable[Contexts], advance: Callable[[int], None]
-) -> GroupSums:
-    """Sums a document: "count" and "clean", "spliced", "everywhere", "zero", "mean" cross-entropies, "kl".
+    harvest: Harvest, subjects: Mapping[str, Subject], batches: Iterable[Contexts], advance: Callable[[int], None]
+) -> dict[str, GroupSums]:
+    """For each subject, sums a document: "count" and "clean", "spliced", "everywhere", "zero", "mean" losses, "kl".
+
+    Every subject reads the activations of the clean pass, so a transcoder or a crosscoder is given what it was trained
+    on; the clean pass and the ablations of a place are run once for all subjects.
 
     Args:
-        harvest: the model, its one site, and which tokens are ordinary.
-        model: the autoencoder of that site.
-        mean: mean activation [d], for mean ablation.
+        harvest: the model, all sites of the subjects, and which tokens are ordinary.
+        subjects: by name.
         batches: contexts, all documents of which are evaluated.
         advance: called with the tokens of each batch.
     """
-    sums = GroupSums()
-    (site,) = harvest.sites
-    mean = mean.float().to(harvest.lm.device)
-    replacements: dict[str, Callable[[Tensor], Tensor]] = {
-        "spliced": lambda x: model(x)[1],
-        "zero": torch.zeros_like,
-        "mean": lambda x: mean.expand_as(x),
-    }
+    sums = {name: GroupSums() for name in subjects}
     for contexts in batches:
-        inputs = harvest.inputs(contexts)
-        predicting, following, document = _predictions(contexts)
-        clean = _log_probabilities(harvest, inputs, predicting)
-        chosen = following.to(harvest.lm.device)
-        values = {"count": torch.ones(len(following)), "clean": _cross_entropy(clean, chosen)}
-        for name, replace in replacements.items():
-            with splice(harvest.lm.model, {site: _on_ordinary(harvest, contexts, replace)}):
-                changed = _log_probabilities(harvest, inputs, predicting)
-            values[name] = _cross_entropy(changed, chosen)
-            if name == "spliced":
-                values["kl"] = _kl(clean, changed)
-        with splice(harvest.lm.model, {site: _everywhere(replacements["spliced"])}):
-            values["everywhere"] = _cross_entropy(_log_probabilities(harvest, inputs, predicting), chosen)
-        sums.add(document, {name: v.cpu() for name, v in values.items()})
+        one = _Batch(harvest, contexts)
+        ablated: dict[tuple[Site, ...], dict[str, Tensor]] = {}
+        for name, subject in subjects.items():
+            places = tuple(subject.targets)
+            if places not in ablated:
+                ablated[places] = {
+                    "zero": one.losses(places, torch.zeros_like(one.target(places))),
+                    "mean": one.losses(places, subject.mean.to(one.device).expand_as(one.target(places))),
+                }
+            reconstruction = torch.cat(
+                [subject.model(rows)[1] for rows in one.target(tuple(subject.inputs)).split(ROWS_AT_ONCE)]
+            )
+            spliced = one.log_probabilities(places, reconstruction)
+            values = {
+                "count": torch.ones(len(one.following)),
+                "clean": one.cross_entropy(one.clean),
+                "spliced": one.cross_entropy(spliced),
+                "kl": _kl(one.clean, spliced),
+                **ablated[places],
+            }
+            del spliced
+            values["everywhere"] = one.losses(places, reconstruction, everywhere=True)
+            sums[name].add(one.document, {key: value.cpu() for key, value in values.items()})
         advance(contexts.tokens.numel())
     return sums
+
+
+class _Batch:
+    """One batch of contexts: its clean pass, and passes with something else at some sites."""
+
+    def __init__(self, harvest: Harvest, contexts: Contexts) -> None:
+        self.harvest, self.device = harvest, harvest.lm.device
+        self.inputs = harvest.inputs(contexts)
+        predicting, following, self.document = _predictions(contexts)
+        self.predicting, self.following = predicting.to(self.device), following.to(self.device)
+        with capture(harvest.lm.model, harvest.sites, stop=False) as captured:
+            self.clean = self._run()
+        self.activations = captured.activations
+        flat = {name: a.flatten(0, 1).float() for name, a in self.activations.items()}
+        kind = harvest.token_kinds(contexts.tokens.flatten(), flat)
+        ordinary = (kind == ORDINARY) & (contexts.document.flatten() >= 0)
+        self.ordinary = ordinary.to(self.device).unsqueeze(1)
+
+    def target(self, sites: Sequence[Site]) -> Tensor:
+        """The clean activations of all tokens at some sites, side by side [T, d], float32."""
+        return joined({name: a.flatten(0, 1) for name, a in self.activations.items()}, sites)
+
+    def log_probabilities(self, sites: Sequence[Site], rows: Tensor, *, everywhere: bool = False) -> Tensor:
+        """log p [n, vocabulary] with `rows` [T, d] at the ordinary tokens (or all) of `sites`."""
+        replaced = rows if everywhere else torch.where(self.ordinary, rows, self.target(sites))
+        parts = replaced.split([site.width or 0 for site in sites], dim=1)
+        fixed = {site: _constant(part) for site, part in zip(sites, parts, strict=True)}
+        with splice(self.harvest.lm.model, fixed):
+            return self._run()
+
+    def losses(self, sites: Sequence[Site], rows: Tensor, *, everywhere: bool = False) -> Tensor:
+        """Cross-entropies [n] with `rows` in place; see `log_probabilities`."""
+        return self.cross_entropy(self.log_probabilities(sites, rows, everywhere=everywhere))
+
+    def cross_entropy(self, log_p: Tensor) -> Tensor:
+        """Of the tokens that follow [n]."""
+        return -log_p.gather(1, self.following.unsqueeze(1)).squeeze(1)
+
+    def _run(self) -> Tensor:
+        """log p [n, vocabulary] in float32 at the tokens whose follower is known."""
+        rows = self.harvest.lm.model(**self.inputs).logits.flatten(0, 1)[self.predicting].float()
+        for part in rows.split(ROWS_AT_ONCE):
+            part.copy_(part.log_softmax(-1))
+        return rows
+
+
+def _constant(rows: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda activation: rows.to(activation.dtype).view_as(activation)
 
 
 def metrics(sums: GroupSums, *, resamples: int, seed: int) -> dict[str, Any]:
@@ -104,40 +170,10 @@ def _predictions(contexts: Contexts) -> tuple[Tensor, Tensor, Tensor]:
     return row * width + column, contexts.tokens[row, column + 1], contexts.document[row, column]
 
 
-def _log_probabilities(harvest: Harvest, inputs: dict[str, Any], predicting: Tensor) -> Tensor:
-    """log p [n, vocabulary] in float32 at the flat positions `predicting`."""
-    logits = harvest.lm.model(**inputs).logits
-    rows = logits.flatten(0, 1)[predicting.to(logits.device)].float()
-    for part in rows.split(ROWS_AT_ONCE):
-        part.copy_(part.log_softmax(-1))
-    return rows
-
-
-def _cross_entropy(log_p: Tensor, target: Tensor) -> Tensor:
-    return -log_p.gather(1, target.unsqueeze(1)).squeeze(1)
-
-
 def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     """KL(p || q) of each row [n]."""
     parts = zip(log_p.split(ROWS_AT_ONCE), log_q.split(ROWS_AT_ONCE), strict=True)
     return torch.cat([(p.exp() * (p - q)).sum(-1) for p, q in parts])
-
-
-def _everywhere(replace: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    return lambda x: replace(x.flatten(0, -2).float()).to(x.dtype).view_as(x)
-
-
-def _on_ordinary(
-    harvest: Harvest, contexts: Contexts, replace: Callable[[Tensor], Tensor]
-) -> Callable[[Tensor], Tensor]:
-    def change(activation: Tensor) -> Tensor:
-        flat = activation.flatten(0, -2).float()
-        kind = harvest.token_kinds(contexts.tokens.flatten(), {harvest.sites[0].name: flat})
-        ordinary = (kind == ORDINARY) & (contexts.document.flatten() >= 0)
-        chosen = ordinary.nonzero().squeeze(1).to(flat.device)
-        return flat.index_copy(0, chosen, replace(flat[chosen])).to(activation.dtype).view_as(activation)
-
-    return change
 
 
 def enough(batches: Iterable[Contexts], tokens: int) -> Sequence[Contexts]:

@@ -1,6 +1,7 @@
 """How well activations are reconstructed, and by how many latents: FVU, L0, cosine, norms, dead latents, densities.
 
-Definitions (x input, x̂ reconstruction, mu the mean over the whole evaluation set, sums over tokens):
+Definitions (x what is to be reconstructed, the input or a transcoder's target, x̂ its reconstruction, mu the mean of x
+over the whole evaluation set, sums over tokens):
 
     FVU = Σ||x - x̂||² / Σ||x - mu||²        cosine = mean cos(x, x̂)        norm ratio = mean ||x̂|| / ||x||
     reconstruction bias = Σ||x̂||² / Σ x·x̂    L0 = mean number of non-zero codes
@@ -46,18 +47,18 @@ class Reconstruction:
         # order number of the first and last document in which a latent fired
         self.first = torch.full((model.width,), torch.iinfo(torch.int64).max)
         self.last = torch.full((model.width,), -1)
-        self.total = torch.zeros(model.dim, dtype=torch.float64)
+        self.total = torch.zeros(model.dim_out, dtype=torch.float64)
         self.tokens = 0
 
     @torch.no_grad()
-    def add(self, x: Tensor, document: Tensor) -> None:
-        """Rows x [n, d] of the documents int64 [n]."""
-        for rows, documents in zip(x.float().split(CHUNK), document.split(CHUNK), strict=True):
-            self._add(rows, documents)
+    def add(self, x: Tensor, target: Tensor, document: Tensor) -> None:
+        """Inputs [n, d] and what they are to be turned into [n, d_out], of the documents int64 [n]."""
+        for rows in zip(x.float().split(CHUNK), target.float().split(CHUNK), document.split(CHUNK), strict=True):
+            self._add(*rows)
 
-    def _add(self, x: Tensor, document: Tensor) -> None:
+    def _add(self, x: Tensor, target: Tensor, document: Tensor) -> None:
         codes, x_hat = self.model(x)
-        wide, wide_hat = x.double(), x_hat.double()
+        wide, wide_hat = target.double(), x_hat.double()
         offset = wide - self.centre.to(x.device)
         values = {
             "count": torch.ones(len(x)),

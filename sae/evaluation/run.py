@@ -1,4 +1,4 @@
-"""`sae eval`: every metric of a saved autoencoder on held-out documents, with baselines and intervals.
+"""`sae eval`: every metric of saved autoencoders on held-out documents, with baselines and intervals.
 
 report = evaluate("runs/demo", EvalConfig(tokens=65_536))
 report["fvu"]["value"], report["downstream"]["delta_ce"]["value"]
@@ -8,27 +8,25 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from sae.config import EvalConfig, HarvestConfig
-from sae.data.documents import open_documents
+from sae.config import ConfigError, EvalConfig, HarvestConfig, to_json
 from sae.data.packing import BEGINNING
 from sae.device import pick_device
-from sae.evaluation import downstream
+from sae.evaluation import bootstrap, downstream
 from sae.evaluation.baselines import PCA
-from sae.evaluation.bootstrap import to_json
 from sae.evaluation.reconstruction import Reconstruction
 from sae.files import publish_json
 from sae.harvest.language_model import LanguageModel
-from sae.harvest.sites import Site
-from sae.harvest.stream import KINDS, ORDINARY, Harvest, Rows
+from sae.harvest.stream import KINDS, ORDINARY, Harvest
 from sae.models.autoencoder import Autoencoder
+from sae.modules.codes import make_code
 from sae.progress import Progress, StopSignal
-from sae.runs import open_run
+from sae.runs import Run, harvest_of, open_run
 
 LOGIT_CONTEXTS = 4  # contexts in a forward pass with logits, whose vocabulary is what fills the memory
 
@@ -42,103 +40,140 @@ def evaluate(run: str | Path, config: EvalConfig | None = None) -> dict[str, Any
     Raises:
         ConfigError, CorruptError, ModelError, DataError: the run, its model or the data cannot be used.
     """
+    return evaluate_all([run], config)[0]
+
+
+def evaluate_all(runs: Sequence[str | Path], config: EvalConfig | None = None) -> list[dict[str, Any]]:
+    """Evaluate runs of one model and data set on the same tokens: one harvest and one clean pass serve them all.
+
+    Raises:
+        ConfigError: the runs are of different models or data; else as `evaluate`.
+    """
     config = config or EvalConfig()
     device = pick_device(config.device)
-    opened = open_run(run, device=device)
-    settings = opened.settings(config.dataset, config.text_field)
+    opened = [open_run(run, device=device) for run in runs]
+    settings = opened[0].settings(config.dataset, config.text_field)
+    for run in opened[1:]:
+        _check_same(opened[0], run)
     begun = time.perf_counter()
     with StopSignal() as stop, Progress() as progress:
-        lm = opened.load_language_model(device)
-        evaluation = _Evaluation(lm, opened.sites, opened.model, settings, opened.record, config, stop, progress)
-        report = {"run": str(run), "site": opened.sites[0].name, "dataset": settings.dataset, **evaluation.report()}
-    report["seconds"] = round(time.perf_counter() - begun, 1)
-    if opened.folder == Path(run).expanduser():
-        publish_json(opened.folder / "eval.json", report)
-    return report
+        lm = opened[0].load_language_model(device)
+        reports = _Evaluation(lm, opened, settings, config, stop, progress).reports()
+    seconds = round(time.perf_counter() - begun, 1)
+    done = []
+    for name, run, report in zip(runs, opened, reports, strict=True):
+        sites = {"site": ", ".join(site.name for site in run.inputs)}
+        if run.targets != run.inputs:
+            sites["target_site"] = ", ".join(site.name for site in run.targets)
+        variant = run.config.sae.variant
+        head = {"run": str(name), "variant": variant, **sites, "dataset": settings.dataset}
+        done.append({**head, **report, "seconds": seconds})
+        if run.folder == Path(name).expanduser():
+            publish_json(run.folder / "eval.json", done[-1])
+    return done
+
+
+def _check_same(first: Run, other: Run) -> None:
+    """Refuse runs whose activations cannot come from one harvest."""
+    mine, theirs = (to_json(run.config.harvest) for run in (first, other))
+    for name, value in mine.items():
+        if name not in ("site", "target_site", "layer") and theirs[name] != value:
+            raise ConfigError(
+                f"{other.folder}: {name} was {theirs[name]!r}, in {first.folder} {value!r}; evaluate them one by one"
+            )
 
 
 class _Evaluation:
-    """One evaluation: the PCA baseline, then reconstruction, then the language model's loss."""
+    """One evaluation: the PCA baselines, then reconstruction, then the language model's loss."""
 
     def __init__(
         self,
         lm: LanguageModel,
-        sites: list[Site],
-        model: Autoencoder,
+        runs: list[Run],
         settings: HarvestConfig,
-        record: dict[str, Any],
         config: EvalConfig,
         stop: StopSignal,
         progress: Progress,
     ) -> None:
-        self.lm, self.sites, self.model, self.settings = lm, sites, model, settings
-        self.record, self.config, self.stop, self.progress = record, config, stop, progress
+        self.lm, self.runs, self.settings, self.config = lm, runs, settings, config
+        self.stop, self.progress = stop, progress
         self.draws = {"resamples": config.resamples, "seed": config.seed}
 
-    def report(self) -> dict[str, Any]:
-        """All metrics as JSON values."""
-        pca = self._fit_pca() if self.config.pca_tokens else None
-        groups = self._reconstruct(pca)
-        ordinary = groups[ORDINARY]
-        report = {
-            **ordinary.metrics(**self.draws),
-            "densities": ordinary.densities(),
-            "baselines": ordinary.baselines(k=self.record["train"]["sae"]["k"], **self.draws) if pca else None,
-            "others": {KINDS[kind]: self._short(group) for kind, group in groups.items() if kind != ORDINARY},
-            "downstream": self._downstream(ordinary.mean),
-        }
-        return to_json(report)
+    def reports(self) -> list[dict[str, Any]]:
+        """All metrics of every run as JSON values."""
+        pcas = self._fit_pcas() if self.config.pca_tokens else None
+        groups, forms = self._reconstruct(pcas)
+        losses = self._downstream([group[ORDINARY].mean for group in groups])
+        reports = []
+        for index, run in enumerate(self.runs):
+            ordinary, form = groups[index][ORDINARY], forms[index]
+            k = run.config.sae.k
+            report = {
+                **ordinary.metrics(**self.draws),
+                "densities": ordinary.densities(),
+                "training_form": None if form is None else self._short(form),
+                "baselines": ordinary.baselines(k=k, **self.draws) if pcas else None,
+                "others": {KINDS[kind]: self._short(g) for kind, g in groups[index].items() if kind != ORDINARY},
+                "downstream": None if losses is None else losses[index],
+            }
+            reports.append(bootstrap.to_json(report))
+        return reports
 
-    def _harvest(self, split: str) -> Harvest:
-        documents = open_documents(
-            self.settings.dataset,
-            text_field=self.settings.text_field,
-            split=split,  # pyright: ignore[reportArgumentType]
-            heldout=self.settings.heldout,
-        )
-        harvest = Harvest(self.lm, self.sites, documents, self.settings)
-        harvest.norm_limits = self.record["harvest"]["norm_limits"]
-        return harvest
+    def _harvest(self, split: Any, settings: HarvestConfig | None = None) -> Harvest:
+        return harvest_of(self.runs, self.lm, split=split, settings=settings or self.settings)
 
-    def _fit_pca(self) -> PCA:
-        """Principal components of training activations."""
+    def _fit_pcas(self) -> dict[tuple[str, ...], PCA]:
+        """Principal components of training activations, for every place that some run reconstructs."""
         harvest = self._harvest("train")
-
-        def batches() -> Iterator[Tensor]:
-            left = self.config.pca_tokens
-            with self.progress.bar("Baseline", left, "tokens") as bar:
-                for harvested in harvest.batches():
-                    rows = harvest.trained_on(harvested.rows).activations[self.sites[0].name][:left].float().cpu()
-                    yield rows
-                    left -= len(rows)
-                    bar.advance(len(rows))
-                    self.stop.check("nothing was written")
-                    if left <= 0:
-                        return
-
-        return PCA.fit(batches())
-
-    def _reconstruct(self, pca: PCA | None) -> dict[int, Reconstruction]:
-        """Reconstruction of ordinary tokens and, apart, of BOS, special and sink tokens."""
-        harvest = self._harvest("heldout")
-        centre = self.model.dictionary.b.detach().cpu()
-        groups = {
-            kind: Reconstruction(self.model, centre, pca if kind == ORDINARY else None) for kind in range(len(KINDS))
-        }
-        left = self.config.tokens
-        with self.progress.bar("Evaluating", left, "tokens") as bar:
+        kept: dict[tuple[str, ...], tuple[Run, list[Tensor]]] = {_places(run): (run, []) for run in self.runs}
+        left = self.config.pca_tokens
+        with self.progress.bar("Baseline", left, "tokens") as bar:
             for harvested in harvest.batches():
-                for kind, group in groups.items():
-                    rows = _of_kind(harvested.rows, kind, left if kind == ORDINARY else None)
-                    if len(rows.token):
-                        group.add(rows.activations[self.sites[0].name], rows.document)
-                added = groups[ORDINARY].tokens - (self.config.tokens - left)
+                rows = harvest.trained_on(harvested.rows)
+                for run, parts in kept.values():
+                    parts.append(run.targets_of(rows)[:left].cpu())
+                added = min(left, len(rows.token))
                 left -= added
                 bar.advance(added)
                 self.stop.check("nothing was written")
                 if left <= 0:
                     break
-        return groups
+        return {places: PCA.fit(parts) for places, (_, parts) in kept.items()}
+
+    def _reconstruct(
+        self, pcas: dict[tuple[str, ...], PCA] | None
+    ) -> tuple[list[dict[int, Reconstruction]], list[Reconstruction | None]]:
+        """Every run's reconstruction of ordinary tokens and, apart, of the others; and that of its training form."""
+        harvest = self._harvest("heldout")
+        groups: list[dict[int, Reconstruction]] = []
+        forms: list[Reconstruction | None] = []
+        for run in self.runs:
+            centre = run.model.dictionary.b.detach().cpu()
+            pca = None if pcas is None else pcas[_places(run)]
+            kinds = range(len(KINDS))
+            groups.append({k: Reconstruction(run.model, centre, pca if k == ORDINARY else None) for k in kinds})
+            form = _training_form(run)
+            forms.append(None if form is None else Reconstruction(form, centre, None))
+        left = self.config.tokens
+        with self.progress.bar("Evaluating", left, "tokens") as bar:
+            for harvested in harvest.batches():
+                for kind in range(len(KINDS)):
+                    chosen = (harvested.rows.kind == kind).nonzero().squeeze(1)
+                    rows = harvested.rows.select(chosen[: left if kind == ORDINARY else None])
+                    if not len(rows.token):
+                        continue
+                    for run, group, form in zip(self.runs, groups, forms, strict=True):
+                        x, target = run.inputs_of(rows), run.targets_of(rows)
+                        group[kind].add(x, target, rows.document)
+                        if form is not None and kind == ORDINARY:
+                            form.add(x, target, rows.document)
+                added = groups[0][ORDINARY].tokens - (self.config.tokens - left)
+                left -= added
+                bar.advance(added)
+                self.stop.check("nothing was written")
+                if left <= 0:
+                    break
+        return groups, forms
 
     def _short(self, group: Reconstruction) -> dict[str, Any]:
         if group.tokens == 0:
@@ -146,26 +181,38 @@ class _Evaluation:
         metrics = group.metrics(**self.draws)
         return {name: metrics[name] for name in ("tokens", "fvu", "relative_error", "l0", "cosine")}
 
-    def _downstream(self, mean: Tensor) -> dict[str, Any] | None:
-        """Cross-entropies with the reconstruction spliced in; None where it was not asked for or is not defined."""
+    def _downstream(self, means: list[Tensor]) -> list[dict[str, Any]] | None:
+        """Cross-entropies with each reconstruction spliced in; None where not asked for or not defined."""
         if not self.config.downstream_tokens:
             return None
-        self.settings = dataclasses.replace(self.settings, contexts=LOGIT_CONTEXTS)
-        harvest = self._harvest("heldout")
+        harvest = self._harvest("heldout", dataclasses.replace(self.settings, contexts=LOGIT_CONTEXTS))
         if not downstream.can_predict(harvest):
             self.progress.say("This model predicts no next token: cross-entropies are left out.")
             return None
         batches = downstream.enough(harvest.contexts(BEGINNING), self.config.downstream_tokens)
         total = sum(contexts.tokens.numel() for contexts in batches)
+        subjects = {
+            str(index): downstream.Subject(run.model, run.inputs, run.targets, mean.float())
+            for index, (run, mean) in enumerate(zip(self.runs, means, strict=True))
+        }
         with self.progress.bar("Splicing in", total, "tokens") as bar:
 
             def advance(tokens: int) -> None:
                 bar.advance(tokens)
                 self.stop.check("nothing was written")
 
-            sums = downstream.measure(harvest, self.model, mean, batches, advance)
-        return downstream.metrics(sums, **self.draws)
+            sums = downstream.measure(harvest, subjects, batches, advance)
+        return [downstream.metrics(sums[name], **self.draws) for name in subjects]
 
 
-def _of_kind(rows: Rows, kind: int, limit: int | None) -> Rows:
-    return rows.select((rows.kind == kind).nonzero().squeeze(1)[:limit])
+def _places(run: Run) -> tuple[str, ...]:
+    return tuple(site.name for site in run.targets)
+
+
+def _training_form(run: Run) -> Autoencoder | None:
+    """The autoencoder with the code it was trained with, where another was saved that stands for it."""
+    form = run.record["training"]["form"]
+    # whitening is folded latent by latent: a selection among them would be another one
+    if make_code(form).settles and run.config.sae.normalise != "whiten":
+        return run.model.like(make_code(form))
+    return None

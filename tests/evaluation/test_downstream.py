@@ -45,7 +45,9 @@ def linear(dim: int, W: torch.Tensor, b: torch.Tensor) -> Autoencoder:
 
 def measured(harvest: Harvest, model: Autoencoder, mean: torch.Tensor) -> dict:
     batches = downstream.enough(harvest.contexts(BEGINNING), 1000)
-    return downstream.metrics(downstream.measure(harvest, model, mean, batches, lambda tokens: None), **DRAWS)
+    subject = downstream.Subject(model, harvest.sites, harvest.sites, mean)
+    sums = downstream.measure(harvest, {"it": subject}, batches, lambda tokens: None)
+    return downstream.metrics(sums["it"], **DRAWS)
 
 
 def test_identity_costs_nothing(harvest: Harvest) -> None:

@@ -37,7 +37,7 @@ def autoencoder(dim: int, W: torch.Tensor, b: torch.Tensor | None = None, code=N
 def evaluate(model: Autoencoder, x: torch.Tensor, document: torch.Tensor, pca: PCA | None = None, size: int = 900):
     evaluation = Reconstruction(model, x.mean(0), pca)
     for rows, documents in zip(x.split(size), document.split(size), strict=True):
-        evaluation.add(rows, documents)
+        evaluation.add(rows, rows, documents)
     return evaluation
 
 
