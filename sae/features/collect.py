@@ -225,15 +225,18 @@ class _Collecting:
         }
 
     def _report(self) -> dict[str, Any]:
-        info = self.ranks.share(read_info(self.path) if self.ranks.first else None)
-        count = self.collection.statistics.count
-        return {
-            "run": str(self.run.folder),
-            "tokens": info["tokens"],
-            "left_out": info["left_out"],
-            "documents": info["documents"],
-            "latents": info["width"],
-            "fired": int((count > 0).sum()),
-            "megabytes": round(self.path.stat().st_size / 1e6, 1),
-            "seconds": round(time.perf_counter() - self.begun, 1),
-        }
+        if not self.ranks.first:
+            return self.ranks.share(None)
+        info = read_info(self.path)
+        return self.ranks.share(
+            {
+                "run": str(self.run.folder),
+                "tokens": info["tokens"],
+                "left_out": info["left_out"],
+                "documents": info["documents"],
+                "latents": info["width"],
+                "fired": int((self.collection.statistics.count > 0).sum()),
+                "megabytes": round(self.path.stat().st_size / 1e6, 1),
+                "seconds": round(time.perf_counter() - self.begun, 1),
+            }
+        )

@@ -35,19 +35,21 @@ def search(store: FeatureStore, text: str, limit: int = 50) -> list[Hit]:
         return []
     hits: dict[int, Hit] = {}
     for find in (_in_names, _in_labels, _in_logits, _in_examples):
-        for hit in find(store, wanted):
+        for hit in find(store, wanted, limit):
             hits.setdefault(hit.latent, hit)
-            if len(hits) == limit:
-                return list(hits.values())
-    return list(hits.values())
+        if len(hits) >= limit:
+            break
+    return list(hits.values())[:limit]
 
 
-def _in_names(store: FeatureStore, wanted: str) -> list[Hit]:
+def _in_names(store: FeatureStore, wanted: str, limit: int) -> list[Hit]:
+    del limit
     names = {latent: str(value.get("name", "")) for latent, value in store.annotations.names().items()}
     return [Hit(latent, "name", name) for latent, name in names.items() if wanted in name.casefold()]
 
 
-def _in_labels(store: FeatureStore, wanted: str) -> list[Hit]:
+def _in_labels(store: FeatureStore, wanted: str, limit: int) -> list[Hit]:
+    del limit
     found = []
     for latent, value in store.annotations.all().items():
         said = " - ".join(part for part in (value["label"], value["note"]) if part)
@@ -56,27 +58,29 @@ def _in_labels(store: FeatureStore, wanted: str) -> list[Hit]:
     return found
 
 
-def _in_logits(store: FeatureStore, wanted: str) -> list[Hit]:
+def _in_logits(store: FeatureStore, wanted: str, limit: int) -> list[Hit]:
     """Latents that list the token among the most likely ones, of those computed so far; by its rank."""
-    listed = store.lens.all_logits()
-    if listed is None:
+    ids = store.lens.all_logits()
+    if ids is None:
         return []
     names = [store.vocabulary.name(i).strip().casefold() for i in range(len(store.vocabulary.parts))]
     exact = [i for i, name in enumerate(names) if name == wanted]
     tokens = exact or [i for i, name in enumerate(names) if wanted in name]
-    top = listed[:, : listed.shape[1] // 2]
+    top = ids[:, : ids.shape[1] // 2]
     latent, rank = np.isin(top, tokens).nonzero()
-    by = np.lexsort((latent, rank))
-    return [Hit(i, "logits", store.vocabulary.name(int(top[i, r]))) for i, r in zip(latent[by], rank[by], strict=True)]
+    by = np.lexsort((latent, rank))[: limit * top.shape[1]]
+    listed = zip(latent[by].tolist(), rank[by].tolist(), strict=True)
+    return [Hit(i, "logits", store.vocabulary.name(int(top[i, r]))) for i, r in listed]
 
 
-def _in_examples(store: FeatureStore, wanted: str) -> list[Hit]:
-    inside: list[tuple[int, Hit]] = []
-    near: list[tuple[int, Hit]] = []
+def _in_examples(store: FeatureStore, wanted: str, limit: int) -> list[Hit]:
+    found: list[tuple[np.ndarray, np.ndarray, int]] = []
+    snippets: list[str] = []
+    central: set[int] = set()  # latents whose event lies in the text found
     for document in _documents(store, wanted):
         strings = store.vocabulary.display(store.tokens(document))
         joined = "".join(strings)
-        # casefold may change lengths; lower does so for one letter only, and places must stay what they are
+        # a place in the lower-case text must be one in the text: rarely lower case has another length
         folded = joined.lower() if len(joined.lower()) == len(joined) else joined
         ends = np.cumsum([len(s) for s in strings])
         events = store.events_in(document)
@@ -85,14 +89,22 @@ def _in_examples(store: FeatureStore, wanted: str) -> list[Hit]:
             if at < 0:
                 break
             first, last = np.searchsorted(ends, [at, at + len(wanted) - 1], side="right")
-            snippet = _snippet(joined, at, len(wanted))
             begin, end = np.searchsorted(events.position, [first - windows.AHEAD, last + windows.BACK + 1])
-            for latent, position in zip(events.latent[begin:end].tolist(), events.position[begin:end], strict=True):
-                distance = max(int(first) - int(position), int(position) - int(last), 0)
-                (near if distance else inside).append((distance, Hit(latent, "example", snippet)))
+            position, latent = events.position[begin:end], events.latent[begin:end]
+            distance = np.maximum(np.maximum(first - position, position - last), 0)
+            found.append((latent, distance, len(snippets)))
+            snippets.append(_snippet(joined, at, len(wanted)))
+            central.update(latent[distance == 0].tolist())
             at = folded.find(wanted, at + 1)
-    near.sort(key=lambda pair: pair[0])
-    return [hit for _, hit in inside + near]
+        if len(central) >= limit:
+            break
+    if not found:
+        return []
+    latent, distance = (np.concatenate([part[i] for part in found]) for i in (0, 1))
+    match = np.repeat([number for _, _, number in found], [len(part[0]) for part in found])
+    by = distance.argsort(kind="stable")
+    by = by[np.sort(np.unique(latent[by], return_index=True)[1])][:limit]
+    return [Hit(i, "example", snippets[m]) for i, m in zip(latent[by].tolist(), match[by].tolist(), strict=True)]
 
 
 def _documents(store: FeatureStore, wanted: str) -> list[int]:
