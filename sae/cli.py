@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import errno
 import io
+import itertools
 import json
 import os
 import sys
@@ -18,7 +19,7 @@ from typing import Annotated, Any, Union, cast
 
 import tyro
 
-from sae.commands import COMMANDS, Train
+from sae.commands import COMMANDS, Sweep, Train
 from sae.config import ConfigError, TrainConfig, from_json
 
 
@@ -26,7 +27,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point of the command `sae`."""
     given = sys.argv[1:] if arguments is None else arguments
     try:
-        command = parse(given)
+        command = parse_sweep(given) if given[:1] == ["sweep"] else parse(given)
         result = command.run()
         show(result, as_json=command.json)
     except BaseException as error:
@@ -71,6 +72,50 @@ def parse(arguments: list[str]) -> Any:
             raise cause from None
         sys.stderr.write(refusal.getvalue())
         raise
+
+
+GRID = ("variant", "k", "width", "layer", "lr", "seed")
+"""Flags of `sae sweep` that take several values."""
+
+
+def parse_sweep(arguments: list[str]) -> Sweep:
+    """`sae sweep`'s arguments, taken apart into one set of `sae train`'s for every combination of the grid's values.
+
+    Raises:
+        ConfigError: two members would have one name.
+    """
+    grid: dict[str, list[str]] = {}
+    rest: list[str] = []
+    waiting = iter(arguments)
+    for argument in waiting:
+        name, equals, value = argument.removeprefix("--").partition("=")
+        if argument.startswith("--") and name in GRID:
+            grid[name] = (value if equals else next(waiting, "")).split(",")
+        else:
+            rest.append(argument)
+    members: list[TrainConfig] = []
+    sweep: Sweep | None = None
+    for values in itertools.product(*grid.values()):
+        own: list[str] = []
+        later: list[str] = []  # a variant's own settings win
+        parts: list[str] = []
+        for name, value in zip(grid, values, strict=True):
+            chosen, *settings = value.split(":") if name == "variant" else [value]
+            own += [f"--{name}", chosen]
+            later += [f"--{setting}" for setting in settings]
+            if name == "variant":
+                parts.append("-".join([chosen, *(s.partition("=")[2] for s in settings if s.startswith("recipe="))]))
+            elif len(grid[name]) > 1:
+                parts.append(f"{name}{value}")
+        sweep = parse([*rest, *own, *later])
+        assert isinstance(sweep, Sweep)
+        out = sweep.config.out / "-".join(parts or [sweep.config.sae.variant])
+        members.append(dataclasses.replace(sweep.config, out=out))
+    names = [member.out.name for member in members]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"sweep: two members have one name ({', '.join(names)}); name every value once")
+    assert sweep is not None
+    return dataclasses.replace(sweep, members=tuple(members))
 
 
 def show(result: dict[str, Any], *, as_json: bool) -> None:

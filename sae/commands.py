@@ -54,6 +54,33 @@ class Train:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """Train several autoencoders on one harvest and compare them in one table.
+
+    Takes the flags of `sae train`; --variant, --k, --width, --layer, --lr and --seed take several values with commas,
+    and every combination is a member. A variant may bring settings of its own: `jumprelu:recipe=anthropic`,
+    `transcoder:site=mlp_in:target-site=mlp_out`, `crosscoder:layer=None:site=resid_post.6+resid_post.9`. Run again with
+    the same flags, it goes on where it was stopped.
+    """
+
+    config: TrainConfig
+    evaluate_tokens: int = 32_768
+    """Held-out tokens on which members are evaluated."""
+    downstream_tokens: int = 4_096
+    """Held-out tokens on which reconstructions are spliced in; 0 leaves this out."""
+    members: tyro.conf.Suppress[tuple[TrainConfig, ...]] = ()
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:
+        from sae.sweep import run_sweep
+
+        evaluation = EvalConfig(
+            tokens=self.evaluate_tokens, downstream_tokens=self.downstream_tokens, device=self.config.device
+        )
+        return run_sweep(self.config.out, self.members, evaluation)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Eval:
     """Evaluate a saved autoencoder on held-out documents."""
 
@@ -229,6 +256,7 @@ class Doctor:
 COMMANDS: dict[str, type] = {
     "demo": Demo,
     "train": Train,
+    "sweep": Sweep,
     "eval": Eval,
     "explain": Explain,
     "steer": Steer,

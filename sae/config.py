@@ -37,7 +37,7 @@ class HarvestConfig:
     site: str = "resid_post"
     """resid_pre, resid_post, mlp_in, mlp_out, attn_out, a TransformerLens hook name, or a module path (`...:in`).
 
-    Several for a crosscoder, with commas: `resid_post.6,resid_post.9`."""
+    Several for a crosscoder, with commas or +: `resid_post.6,resid_post.9`."""
     target_site: str | None = None
     """Transcoders: the place to reconstruct, such as mlp_out with --site mlp_in."""
     text_field: str | None = None

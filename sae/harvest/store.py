@@ -156,7 +156,9 @@ class DiskStore(Store):
         super().__init__(identity)
         self.folder = folder
         self._ends: list[End] = []
-        if not check_store(folder, identity):
+        if check_store(folder, identity):
+            self.identity = read_json(folder / "identity.json")
+        else:
             publish_json(folder / "identity.json", identity)
         remove_leftovers(folder / "shards")
         for index, shard in enumerate(sorted((folder / "shards").glob("[0-9]*"))):
@@ -213,6 +215,12 @@ def fill_store(store: Store, harvest: Harvest, *, tokens: int, progress: Callabl
     store.limit = tokens
     held = store.rows
     progress(held)
+    lacking = store.identity["sites"].keys() - {site.name for site in harvest.sites}
+    if held < tokens and lacking:
+        raise ConfigError(
+            f"--store: it holds {held} tokens of more sites ({', '.join(sorted(lacking))}), this run wants {tokens} "
+            "and harvests its own alone; expected fewer --tokens or another --store"
+        )
     waiting: list[Part] = []
     document, token, skip = end = store.end() or (0, 0, 0)
     for harvested in harvest.batches(Cursor(document, token)) if held < tokens else ():
@@ -246,7 +254,7 @@ def _joined(parts: list[Part]) -> Part:
 
 
 def check_store(folder: Path, identity: dict[str, Any]) -> bool:
-    """Whether `folder` is a store of this harvest already; False where it is missing or empty.
+    """Whether `folder` is a store of this harvest already, maybe of further sites; False where it is missing or empty.
 
     Raises:
         ConfigError: it is something else; names the first field that differs.
@@ -255,7 +263,8 @@ def check_store(folder: Path, identity: dict[str, Any]) -> bool:
         found = read_json(folder / "identity.json")
         for name, value in identity.items():
             other = found.get(name) if isinstance(found, dict) else None
-            if other != value:
+            more = name == "sites" and isinstance(other, dict) and value.items() <= other.items()
+            if other != value and not more:
                 raise ConfigError(
                     f"--store {folder}: it holds a harvest with {name} = {other!r}, this run wants {value!r}; "
                     "choose another folder"

@@ -45,7 +45,7 @@ def find_variant(config: SAEConfig) -> Variant:
     if name not in VARIANTS or VARIANTS[name].base is not None:
         raise unknown_choice("--base", name, [n for n, other in VARIANTS.items() if other.base is None])
     base = VARIANTS[name]
-    if row.transcodes and base.code(config).tied:
+    if row.transcodes and base.code(config, 1).tied:
         raise ConfigError(f"--base {name}: its encoder is its dictionary, which a {config.variant} cannot have")
     place = {field: getattr(row, field) for field in ("transcodes", "skip", "several_sites")}
     return dataclasses.replace(base, **place)
@@ -75,7 +75,7 @@ def build(config: SAEConfig, dim: int, dim_out: int | None = None) -> Autoencode
     return Autoencoder(
         dim,
         config.width,
-        variant.code(config),
+        variant.code(config, dim),
         dim_out=dim_out,
         transcodes=variant.transcodes,
         skip=variant.skip,

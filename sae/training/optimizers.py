@@ -42,7 +42,7 @@ class Adam:
                 self.tensors[f"m.{name}"],
                 self.tensors[f"v.{name}"],
                 step=step,
-                lr=lr,
+                lr=lr * (self.model.code.rate if name.startswith("code.") else 1.0),
                 beta1=self.beta1,
                 beta2=self.config.beta2,
                 eps=self.config.eps,

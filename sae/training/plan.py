@@ -259,9 +259,9 @@ def _resolve(model: torch.nn.Module, flag: str, names: str, layer: int | None) -
     Raises:
         ConfigError, SiteError: a name is empty or names no place.
     """
-    spelled = [name.strip() for name in names.split(",")]
+    spelled = [name.strip() for name in names.replace("+", ",").split(",")]
     if not all(spelled):
-        raise ConfigError(f"--{flag.replace('_', '-')} {names}: expected names with one comma between two")
+        raise ConfigError(f"--{flag.replace('_', '-')} {names}: expected names with one comma (or +) between two")
     return [measure_width(model, site) for site in resolve_sites(model, spelled, layer=layer)]
 
 
@@ -273,7 +273,7 @@ def _check_together(config: TrainConfig, variant: Variant) -> None:
         raise ConfigError(f"--variant {sae.variant}: {expected}")
     if sae.normalise == "layer_norm" and (variant.transcodes or variant.several_sites):
         raise ConfigError(f"--normalise layer_norm: undone with the input's own mean; not for --variant {sae.variant}")
-    tied = variant.code(sae).tied
+    tied = variant.code(sae, 1).tied
     if tied and (sae.normalise == "whiten" or variant.several_sites):
         raise ConfigError(f"--variant {sae.variant}: atoms must keep equal norms; expected --normalise scale or centre")
     penalised = variant.penalty(sae) is not None

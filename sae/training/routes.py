@@ -254,7 +254,8 @@ class FusedRoute:
             with torch.no_grad():
                 for name, gradient in own.items():
                     moments = (self.optimizer.tensors[f"{kind}.{name}"] for kind in "mv")
-                    adam_step(self.own[name], gradient, *moments, **adam)
+                    rate = now.lr * (model.code.rate if name.startswith("code.") else 1.0)
+                    adam_step(self.own[name], gradient, *moments, **{**adam, "lr": rate})
         return Taken(codes, error, loss.detach(), parts, result.grad_norm)
 
     def _terms(

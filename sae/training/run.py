@@ -6,26 +6,30 @@ result = train(TrainConfig(harvest=HarvestConfig(model="demo", dataset="demo", l
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from filelock import FileLock, Timeout
-
-from sae.config import ConfigError, TrainConfig
+from sae.config import TrainConfig
 from sae.data.documents import DataError
 from sae.files import publish_json, read_json
-from sae.harvest.buffer import Batch, Batches, LiveBatches, StoredBatches
-from sae.harvest.language_model import load_language_model
-from sae.harvest.store import DiskStore, MemoryStore, Store, fill_store
-from sae.harvest.stream import PERCENTILES, Harvest
-from sae.models.language import find_variant
+from sae.harvest.buffer import Batch, Batches, StoredBatches
+from sae.harvest.language_model import LanguageModel, load_language_model
+from sae.harvest.stream import Harvest
 from sae.models.saved import CONFIG, save_weights
-from sae.progress import PLAIN_SECONDS, Interrupted, Progress, StopSignal
+from sae.progress import Interrupted, Progress, StopSignal
+from sae.training.batches import (
+    LOCK,
+    OWNER,
+    how_to_resume,
+    live_batches,
+    norm_report,
+    open_store,
+    run_lock,
+    stored_batches,
+)
 from sae.training.checkpoint import load_newest, save_checkpoint
 from sae.training.logging import METRICS, RunLog
 from sae.training.plan import Plan, make_plan, run_record, widths
@@ -33,7 +37,6 @@ from sae.training.trainer import DivergedError, Trainer
 from sae_kernels import backends_used
 
 FIRST_BATCHES = 8  # whose inputs set the scale and the pre-bias
-LOCK, OWNER = "run.lock", "run.pid"
 
 
 class TrainResult(NamedTuple):
@@ -91,43 +94,34 @@ def _take_back(out: Path, error: BaseException, *, existed: bool) -> None:
                 out.rmdir()
 
 
-@contextlib.contextmanager
-def run_lock(folder: Path) -> Iterator[None]:
-    """Hold a folder that is written to for this process.
-
-    Raises:
-        ConfigError: another process holds it; names its pid.
-    """
-    owner = folder / OWNER  # beside the lock: taking the lock empties its file
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        pid = owner.read_text() if owner.exists() else "unknown"
-        raise ConfigError(f"{folder}: another process (pid {pid}) is writing to this folder") from None
-    try:
-        with contextlib.suppress(OSError):  # a courtesy to the second process; the lock holds without it
-            owner.write_text(str(os.getpid()))
-        yield
-    finally:
-        owner.unlink(missing_ok=True)
-        lock.release()
-
-
 def _train_locked(plan: Plan, stop: StopSignal, progress: Progress) -> TrainResult:
     config = plan.config
     lm = load_language_model(plan.source, device=plan.device, precision=config.harvest.precision)
-    if not config.resume:
-        publish_json(config.out / CONFIG, run_record(plan, lm.provenance))
     harvest = Harvest(lm, plan.sites, plan.documents, config.harvest)
+    begin_record(plan, lm)
     harvest.measure_norms()
-    progress.say(_norm_report(harvest))
+    progress.say(norm_report(harvest))
     begun = time.perf_counter()
     if plan.cached:
-        batches: Batches = _stored_batches(plan, harvest, stop, progress)
+        store = open_store(plan, harvest, stop, progress)
+        batches: Batches = stored_batches(plan, store)
     else:
-        batches = _live_batches(plan, harvest, stop, progress)
-    harvested = time.perf_counter()
+        batches = live_batches(plan, harvest, stop, progress)
+    return fit(plan, batches, harvest, stop, progress, harvest_seconds=time.perf_counter() - begun)
+
+
+def begin_record(plan: Plan, lm: LanguageModel) -> None:
+    """Write what config.json says from the start of a run; a resumed run has it."""
+    if not plan.config.resume:
+        publish_json(plan.config.out / CONFIG, run_record(plan, lm.provenance))
+
+
+def fit(
+    plan: Plan, batches: Batches, harvest: Harvest, stop: StopSignal, progress: Progress, *, harvest_seconds: float
+) -> TrainResult:
+    """Take all steps that are left, and save the autoencoder in its inference form."""
+    config = plan.config
+    begun = time.perf_counter()
     trainer = Trainer(
         config.sae,
         config.optim,
@@ -149,6 +143,8 @@ def _train_locked(plan: Plan, stop: StopSignal, progress: Progress) -> TrainResu
         "lr": trainer.peak,
         "steps": batches.steps,
         "batch": plan.batch,
+        "seconds": trained - begun,
+        "route": trainer.route.name,
         "form": trainer.model.code.describe(),
     }
     record["harvest"] = {"norm_limits": harvest.norm_limits, "isolation": harvest.isolation}
@@ -159,81 +155,12 @@ def _train_locked(plan: Plan, stop: StopSignal, progress: Progress) -> TrainResu
         training_tokens=batches.steps * plan.batch,
         tokens_held=batches.store.rows if isinstance(batches, StoredBatches) else None,
         harvested=dict(harvest.counts),
-        seconds={"harvest": harvested - begun, "training": trained - harvested},
+        seconds={"harvest": harvest_seconds, "training": trained - begun},
         last=last,
         lr=trainer.peak,
         route=trainer.route.name,
         backends=backends_used(),
     )
-
-
-def _live_batches(plan: Plan, harvest: Harvest, stop: StopSignal, progress: Progress) -> LiveBatches:
-    config = plan.config
-    spoken = time.perf_counter()
-    rows_harvested = 0
-
-    def advance(rows: int) -> None:
-        nonlocal spoken, rows_harvested
-        rows_harvested += rows
-        # a buffer can take minutes to fill, while no step is taken
-        if time.perf_counter() - spoken > PLAIN_SECONDS:
-            spoken = time.perf_counter()
-            progress.say(f"Harvested {rows_harvested:,} tokens.")
-        stop.check(_how_to_resume(config))
-
-    return LiveBatches(
-        harvest,
-        [site.name for site in plan.inputs],
-        [site.name for site in plan.targets],
-        batch=plan.batch,
-        tokens=config.tokens,
-        buffer_bytes=config.buffer_mb << 20,
-        dtype=getattr(torch, config.harvest.store_precision),
-        seed=config.seed,
-        overlap=plan.device.type == "cuda",
-        on_restart=lambda n: progress.say(f"The data set is used up: pass {n} over it begins."),
-        progress=advance,
-        pairs=find_variant(config.sae).neighbours,
-    )
-
-
-def _stored_batches(plan: Plan, harvest: Harvest, stop: StopSignal, progress: Progress) -> StoredBatches:
-    """Batches over a store, after harvesting what it lacks."""
-    config = plan.config
-    if config.store is None:
-        store = _fill(MemoryStore(plan.store_identity, config.tokens), plan, harvest, stop, progress)
-    else:
-        config.store.mkdir(parents=True, exist_ok=True)
-        with run_lock(config.store):
-            store = _fill(DiskStore(config.store, plan.store_identity), plan, harvest, stop, progress)
-    if store.rows < config.tokens:
-        progress.say(f"The data set is used up: it gave {store.rows:,} of the {config.tokens:,} tokens asked for.")
-    return StoredBatches(
-        store,
-        [site.name for site in plan.inputs],
-        [site.name for site in plan.targets],
-        batch=plan.batch,
-        epochs=config.epochs,
-        buffer_bytes=config.buffer_mb << 20,
-        seed=config.seed,
-        pairs=find_variant(config.sae).neighbours,
-    )
-
-
-def _fill(store: Store, plan: Plan, harvest: Harvest, stop: StopSignal, progress: Progress) -> Store:
-    config = plan.config
-    kept = f"harvested rows on disk stay in {config.store}; " if config.store else ""
-    with progress.bar("Harvesting", config.tokens, "tokens") as bar:
-
-        def advance(rows: int) -> None:
-            bar.advance(rows)
-            stop.check(kept + _how_to_resume(config))
-
-        return fill_store(store, harvest, tokens=config.tokens, progress=advance)
-
-
-def _how_to_resume(config: TrainConfig) -> str:
-    return f"continue with: sae train --resume --out {config.out}"
 
 
 def _train_loop(plan: Plan, trainer: Trainer, batches: Batches, stop: StopSignal, progress: Progress) -> dict[str, Any]:
@@ -266,7 +193,7 @@ def _train_loop(plan: Plan, trainer: Trainer, batches: Batches, stop: StopSignal
                 bar.advance(plan.batch)
                 if trainer.taken % every == 0:
                     save()
-                stop.check(_how_to_resume(config))
+                stop.check(how_to_resume(config))
     except (DivergedError, Interrupted, DataError):
         save()
         raise
@@ -288,14 +215,3 @@ def _start(
     first = list(islice(stream, FIRST_BATCHES))
     trainer.initialise([batch.input for batch in first], [batch.target for batch in first])
     return None, chain(first, stream)
-
-
-def _norm_report(harvest: Harvest) -> str:
-    """The percentiles of activation norms over the first forward pass, and what was left out for it."""
-    lines = []
-    for site, values in harvest.norm_percentiles.items():
-        shown = "  ".join(f"p{p} {value:.4g}" for p, value in zip(PERCENTILES, values, strict=True))
-        limit = harvest.norm_limits.get(site) if harvest.norm_limits else None
-        left_out = f"; tokens over {limit:.4g} are left out as sinks" if limit else ""
-        lines.append(f"Activation norms at {site}: {shown}{left_out}.")
-    return "\n".join(lines)

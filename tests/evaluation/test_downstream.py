@@ -74,9 +74,9 @@ def test_cross_entropy_is_that_of_each_document_alone(harvest: Harvest) -> None:
     """Packed contexts with documents kept apart give the loss of running every segment by itself."""
     dim = harvest.sites[0].width
     contexts = next(iter(harvest.contexts(BEGINNING)))
-    sums = downstream.measure(
-        harvest, linear(dim, torch.eye(dim), torch.zeros(dim)), torch.zeros(dim), [contexts], lambda tokens: None
-    )
+    identity = linear(dim, torch.eye(dim), torch.zeros(dim))
+    subject = downstream.Subject(identity, harvest.sites, harvest.sites, torch.zeros(dim))
+    sums = downstream.measure(harvest, {"it": subject}, [contexts], lambda tokens: None)["it"]
     total, count = 0.0, 0
     for row in range(contexts.tokens.shape[0]):
         starts = [*(contexts.position[row] == 0).nonzero().flatten().tolist(), contexts.tokens.shape[1]]

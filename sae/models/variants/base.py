@@ -14,8 +14,8 @@ from sae.modules.losses import Term
 class Variant:
     """One row of the table."""
 
-    code: Callable[[SAEConfig], Code]
-    """Builds the code from the settings."""
+    code: Callable[[SAEConfig, int], Code]
+    """Builds the code from the settings, for inputs of a width d with mean ||x||² = d."""
     terms: Callable[[SAEConfig], Sequence[Term]]
     """The loss, without what revives dead latents."""
     penalty: Callable[[SAEConfig], str | None] = lambda config: None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from sae.config import SAEConfig
 from sae.models.variants.base import Variant
 from sae.modules import penalties  # noqa: F401  makes the terms known
@@ -12,7 +14,7 @@ TANH_SCALE = 4.0
 """c of tanh(c f ||w||) (Conerly et al. 2025)."""
 
 RELU = Variant(
-    code=lambda config: ReLU(),
+    code=lambda config, dim: ReLU(),
     terms=lambda config: [Term("squared_error"), _relu_penalty(config)],
     penalty=lambda config: config.penalty,
 )
@@ -23,21 +25,25 @@ def _relu_penalty(config: SAEConfig) -> Term:
 
 
 P_ANNEAL = Variant(
-    code=lambda config: ReLU(),
+    code=lambda config, dim: ReLU(),
     terms=lambda config: [Term("squared_error"), Term("lp")],
     penalty=lambda config: "lp",
 )
 
 GATED = Variant(
-    code=lambda config: Gated(config.width),
+    code=lambda config, dim: Gated(config.width),
     terms=lambda config: [Term("squared_error"), Term("gate_error"), Term("gate_l1")],
     penalty=lambda config: "gate_l1",
 )
 
 
-def _threshold(config: SAEConfig) -> JumpReLU:
-    bandwidth, theta = {"deepmind": (0.001, 0.001), "anthropic": (2.0, 0.1), "target": (0.001, 0.001)}[config.recipe]
-    return JumpReLU(config.width, config.bandwidth or bandwidth, theta)
+def _threshold(config: SAEConfig, dim: int) -> JumpReLU:
+    """Thresholds as the recipe starts them. DeepMind's are stated for mean ||x||² = 1, ours is d: all lengths are
+    sqrt(d) times as long, and so is a step of θ."""
+    if config.recipe == "anthropic":
+        return JumpReLU(config.width, config.bandwidth or 2.0, 0.1)
+    unit = math.sqrt(dim)
+    return JumpReLU(config.width, config.bandwidth or 0.001 * unit, 0.001 * unit, rate=unit)
 
 
 def _threshold_penalty(config: SAEConfig) -> Term:

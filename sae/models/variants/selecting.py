@@ -9,12 +9,12 @@ from sae.modules.codes import BatchTopK, MatchingPursuit, TopK
 from sae.modules.losses import Term
 
 TOPK = Variant(
-    code=lambda config: TopK(config.k),
+    code=lambda config, dim: TopK(config.k),
     terms=lambda config: [Term("squared_error")],
 )
 
 BATCHTOPK = Variant(
-    code=lambda config: BatchTopK(config.k),
+    code=lambda config, dim: BatchTopK(config.k),
     terms=lambda config: [Term("squared_error")],
 )
 
@@ -25,13 +25,13 @@ def prefixes(config: SAEConfig) -> list[int]:
 
 
 MATRYOSHKA = Variant(
-    code=lambda config: BatchTopK(config.k),
+    code=lambda config, dim: BatchTopK(config.k),
     terms=lambda config: [Term("nested_error", 1.0, {"prefixes": prefixes(config)})],
 )
 
 # two levels, and a contrast between neighbours on the upper one (Bhalla et al. 2025)
 TEMPORAL = Variant(
-    code=lambda config: BatchTopK(config.k),
+    code=lambda config, dim: BatchTopK(config.k),
     terms=lambda config: [
         Term("nested_error", 1.0, {"prefixes": [upper(config), config.width]}),
         Term("contrast", config.contrast, {"latents": upper(config), "temperature": 0.1}),
@@ -46,7 +46,7 @@ def upper(config: SAEConfig) -> int:
 
 
 MATCHING_PURSUIT = Variant(
-    code=lambda config: MatchingPursuit(config.k),
+    code=lambda config, dim: MatchingPursuit(config.k),
     terms=lambda config: [Term("squared_error")],
     revival="resample",
 )

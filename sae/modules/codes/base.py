@@ -31,6 +31,8 @@ class Code(nn.Module):
     """Under which it is saved."""
     tied = False
     """Whether the encoder's rows are the atoms themselves (one matrix, no encoder bias)."""
+    rate = 1.0
+    """Learning rate of the code's own parameters, in multiples of the others'."""
     settles = False
     """Whether the form that is saved is another, settled on inputs."""
     plain = False

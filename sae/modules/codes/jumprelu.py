@@ -23,13 +23,14 @@ class JumpReLU(Code):
         width: number of latents F.
         bandwidth: ε; 0 for a code that is not trained.
         theta: its value at the start.
+        rate: learning rate of θ, in multiples of the others'.
     """
 
     name = "jumprelu"
 
-    def __init__(self, width: int, bandwidth: float = 0.0, theta: float = 0.0) -> None:
+    def __init__(self, width: int, bandwidth: float = 0.0, theta: float = 0.0, rate: float = 1.0) -> None:
         super().__init__()
-        self.bandwidth = bandwidth
+        self.bandwidth, self.rate = bandwidth, rate
         self.theta = nn.Parameter(torch.full((width,), theta))
 
     def select(self, x: Tensor, W_enc: Tensor, b_enc: Tensor, b_pre: Tensor | None) -> SparseCodes:

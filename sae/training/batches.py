@@ -1,0 +1,133 @@
+"""Where a run's batches come from: the model itself, or a store that is filled first; the lock on what is written."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+
+from sae.config import ConfigError, TrainConfig
+from sae.harvest.buffer import LiveBatches, StoredBatches
+from sae.harvest.store import DiskStore, MemoryStore, Store, fill_store
+from sae.harvest.stream import PERCENTILES, Harvest
+from sae.models.language import find_variant
+from sae.progress import PLAIN_SECONDS, Progress, StopSignal
+from sae.training.plan import Plan
+
+LOCK, OWNER = "run.lock", "run.pid"
+
+
+@contextlib.contextmanager
+def run_lock(folder: Path) -> Iterator[None]:
+    """Hold a folder that is written to for this process.
+
+    Raises:
+        ConfigError: another process holds it; names its pid.
+    """
+    owner = folder / OWNER  # beside the lock: taking the lock empties its file
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        pid = owner.read_text() if owner.exists() else "unknown"
+        raise ConfigError(f"{folder}: another process (pid {pid}) is writing to this folder") from None
+    try:
+        with contextlib.suppress(OSError):  # a courtesy to the second process; the lock holds without it
+            owner.write_text(str(os.getpid()))
+        yield
+    finally:
+        owner.unlink(missing_ok=True)
+        lock.release()
+
+
+def live_batches(plan: Plan, harvest: Harvest, stop: StopSignal, progress: Progress) -> LiveBatches:
+    """Batches straight from the model."""
+    config = plan.config
+    spoken = time.perf_counter()
+    rows_harvested = 0
+
+    def advance(rows: int) -> None:
+        nonlocal spoken, rows_harvested
+        rows_harvested += rows
+        # a buffer can take minutes to fill, while no step is taken
+        if time.perf_counter() - spoken > PLAIN_SECONDS:
+            spoken = time.perf_counter()
+            progress.say(f"Harvested {rows_harvested:,} tokens.")
+        stop.check(how_to_resume(config))
+
+    return LiveBatches(
+        harvest,
+        [site.name for site in plan.inputs],
+        [site.name for site in plan.targets],
+        batch=plan.batch,
+        tokens=config.tokens,
+        buffer_bytes=config.buffer_mb << 20,
+        dtype=getattr(torch, config.harvest.store_precision),
+        seed=config.seed,
+        overlap=plan.device.type == "cuda",
+        on_restart=lambda n: progress.say(f"The data set is used up: pass {n} over it begins."),
+        progress=advance,
+        pairs=find_variant(config.sae).neighbours,
+    )
+
+
+def open_store(plan: Plan, harvest: Harvest, stop: StopSignal, progress: Progress) -> Store:
+    """The run's activations, in memory or on disk, after harvesting what is missing."""
+    config = plan.config
+    if config.store is None:
+        store = fill(MemoryStore(plan.store_identity, config.tokens), plan, harvest, stop, progress)
+    else:
+        config.store.mkdir(parents=True, exist_ok=True)
+        with run_lock(config.store):
+            store = fill(DiskStore(config.store, plan.store_identity), plan, harvest, stop, progress)
+    if store.rows < config.tokens:
+        progress.say(f"The data set is used up: it gave {store.rows:,} of the {config.tokens:,} tokens asked for.")
+    return store
+
+
+def stored_batches(plan: Plan, store: Store) -> StoredBatches:
+    """Batches over a store."""
+    return StoredBatches(
+        store,
+        [site.name for site in plan.inputs],
+        [site.name for site in plan.targets],
+        batch=plan.batch,
+        epochs=plan.config.epochs,
+        buffer_bytes=plan.config.buffer_mb << 20,
+        seed=plan.config.seed,
+        pairs=find_variant(plan.config.sae).neighbours,
+    )
+
+
+def fill(store: Store, plan: Plan, harvest: Harvest, stop: StopSignal, progress: Progress) -> Store:
+    """Harvest what a store lacks, with a bar."""
+    config = plan.config
+    kept = f"harvested rows on disk stay in {config.store}; " if config.store else ""
+    with progress.bar("Harvesting", config.tokens, "tokens") as bar:
+
+        def advance(rows: int) -> None:
+            bar.advance(rows)
+            stop.check(kept + how_to_resume(config))
+
+        return fill_store(store, harvest, tokens=config.tokens, progress=advance)
+
+
+def how_to_resume(config: TrainConfig) -> str:
+    """What to type after an interruption."""
+    return f"continue with: sae train --resume --out {config.out}"
+
+
+def norm_report(harvest: Harvest) -> str:
+    """The percentiles of activation norms over the first forward pass, and what was left out for it."""
+    lines = []
+    for site, values in harvest.norm_percentiles.items():
+        shown = "  ".join(f"p{p} {value:.4g}" for p, value in zip(PERCENTILES, values, strict=True))
+        limit = harvest.norm_limits.get(site) if harvest.norm_limits else None
+        left_out = f"; tokens over {limit:.4g} are left out as sinks" if limit else ""
+        lines.append(f"Activation norms at {site}: {shown}{left_out}.")
+    return "\n".join(lines)
