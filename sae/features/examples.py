@@ -10,6 +10,7 @@ sketches, Broder 1997). Tokens that other latents fire at come from those latent
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -55,12 +56,14 @@ class Pool:
     Args:
         store: collected features.
         nearest: int64 [F, n], the latents of the nearest atoms.
+        groups: token id -> the group that it belongs to, see `likeness`.
     """
 
-    def __init__(self, store: FeatureStore, nearest: np.ndarray) -> None:
+    def __init__(self, store: FeatureStore, nearest: np.ndarray, groups: Mapping[int, str] | None = None) -> None:
         self.store, self.nearest = store, nearest
         self.seed = int(store.info["seed"])
         self.terms = Terms()
+        self.groups = groups or {}
         self.place = np.full((store.width, SLOTS["uniform"]), EMPTY, np.int64)
         for latent in range(store.width):
             places = store.raw(latent).events["uniform"][0]
@@ -90,7 +93,7 @@ class Pool:
     def marked(self, latent: int, place: int) -> Marked:
         """The text around a token, with the tokens marked at which the latent is known to fire."""
         document, position = (int(part(torch.tensor(place))) for part in (keys.document_of, keys.position_of))
-        ids = self.store.tokens_cached(document)
+        ids = self.store.tokens(document)
         start, end = max(0, position - windows.BACK), min(len(ids), position + windows.AHEAD + 1)
         marks = np.zeros(end - start, dtype=bool)
         for places, values, window in self.store.raw(latent).events.values():
@@ -152,15 +155,20 @@ class Pool:
         positive = np.arange(len(places)) < len(place)
         weight = np.ones(len(places))
         if len(place):
-            weight[: len(place)] = np.clip(value / value.mean(), 0.25, 3)
+            weight[: len(place)] = np.clip(value / value.mean(), 0.1, 4)
         return Sample(facts, positive, weight, places, keys.document_of(torch.from_numpy(places)).numpy())
 
     def _facts_of(self, place: int) -> np.ndarray:
         """Numbers of all that can be said of a token, int32."""
         document, position = (int(f(torch.tensor(place))) for f in (keys.document_of, keys.position_of))
         page, topic = self._page(document)
-        said = [n for family, values in page.describe(position).items() for n in self.terms.add(family, values)]
-        return np.concatenate([np.array(said, np.int32), topic])
+        group = self.groups.get(int(self.store.tokens(document)[position]))
+        said = self.terms.add("like", () if group is None else (group,))
+        described = page.describe(position)
+        said += [n for family, values in described.items() for n in self.terms.add(family, values)]
+        own = self.terms.add("topic", described.get("word", ()))
+        # that a text holds the word at hand goes without saying
+        return np.concatenate([np.array(said, np.int32), topic[~np.isin(topic, own)]])
 
     def _page_of(self, document: int) -> tuple[Page, np.ndarray]:
         page = Page(self.store.document(document)["tokens"])

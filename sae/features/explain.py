@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,11 +25,14 @@ from sae.device import pick_device
 from sae.features.examples import Examples, Pool
 from sae.features.explainers import Chat, EndpointChat, LocalChat
 from sae.features.induction import Rule, induce
+from sae.features.keys import FeatureError
+from sae.features.likeness import token_groups
 from sae.features.naming import name_of
 from sae.features.opinion import describe
 from sae.features.scoring import auroc, judge, mean_interval
 from sae.features.store import FeatureStore
 from sae.files import publish_json
+from sae.harvest.language_model import ModelError
 from sae.models.saved import locate_run
 from sae.progress import Progress, StopSignal
 
@@ -77,7 +80,7 @@ def explain(run: str | Path, config: ExplainConfig | None = None) -> dict[str, A
     with StopSignal() as stop, Progress() as progress:
         if left:
             progress.say(f"Reading the examples of {store.width:,} latents")
-            pool = Pool(store, nearest_atoms(store.lens.atoms()))
+            pool = open_pool(store, progress.say)
             with progress.bar("Naming", len(wanted), "latents") as bar:
                 bar.skip(len(wanted) - len(left))
                 for begin in range(0, len(left), BATCH):
@@ -113,6 +116,18 @@ def summary(names: Sequence[dict[str, Any]], live: int) -> dict[str, Any]:
     if scored:
         report["clear"] = sum(name["low"] > 0.5 for name in scored) / len(scored)
     return report
+
+
+def open_pool(store: FeatureStore, say: Callable[[str], None]) -> Pool:
+    """All latents' examples, with groups of alike tokens; says so where the language model has no vectors for them."""
+    groups: dict[int, str] = {}
+    try:
+        vectors = store.lens.unembedding()
+        ids = np.unique(np.concatenate([store.tokens(d) for (d,) in store.query("SELECT id FROM documents")]))
+        groups = token_groups(vectors, ids[ids >= 0].tolist(), store.vocabulary.name)
+    except (FeatureError, ModelError) as error:
+        say(f"Names do without groups of alike tokens: {error}")
+    return Pool(store, nearest_atoms(store.lens.atoms()), groups)
 
 
 def nearest_atoms(atoms: torch.Tensor, count: int = 10) -> np.ndarray:

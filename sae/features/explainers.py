@@ -53,7 +53,8 @@ class LocalChat:
     def __init__(self, name: str, device: torch.device) -> None:
         self.name = name
         self.lm = load_language_model(locate_model(name, trust_remote_code=False), device=device, precision="auto")
-        if not getattr(self.lm.model, "can_generate", lambda: False)():
+        model: Any = self.lm.model
+        if not hasattr(model, "can_generate") or not model.can_generate():
             raise ExplainerError(f"--explainer-model {name}: {self.lm.provenance['architecture']} writes no text")
 
     def reply(self, system: str, user: str, *, tokens: int) -> str:

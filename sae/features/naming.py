@@ -1,4 +1,4 @@
-"""A rule in words: what a latent is called, and the whole of what was found out about it.
+"""A rule in words: what a latent is called.
 
 name_of(rule.to_json(terms))         # "“in”, “at” before “1”, “2”"
 """
@@ -9,54 +9,82 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 UNCLEAR = "no clear pattern"
+CLAUSES = 3  # of a rule, that stand in its name
 SHOWN = 4  # values of a clause that stand in a name
-ALONE = 0.7  # share of the examples from which on one value stands for its clause
-LEAST = 0.12  # of the strongest value's share, below which a value is left out of the name
-LONGEST = 120  # characters of a name
+ALONE = 0.75  # share of the firing examples' weight from which on one value stands for its clause
+LEAST = 0.15  # of the strongest value's share, below which a value is left out of the name
+LONGEST = 140  # characters of a name
 
 
 def name_of(rule: dict[str, Any]) -> str:
-    """A name of at most 120 characters for a rule as it is saved, or UNCLEAR for one without clauses."""
-    parts = {clause["family"]: _values(clause["values"]) for clause in rule["clauses"]}
+    """A name of at most 140 characters for a rule as it is saved, or UNCLEAR for one without clauses.
+
+    What is said of the token itself comes first, then what is around it, the more telling clause before the other.
+    """
+    parts = _without_repeats({clause["family"]: _values(clause["values"]) for clause in rule["clauses"]})
+    heads = [HEADS[family](values) for family, values in parts.items() if family in HEADS]
+    tails = [TAILS[family](values) for family, values in parts.items() if family in TAILS]
     if not parts:
         return UNCLEAR
-    heads = [HEADS[family](parts[family]) for family in HEADS if family in parts]
-    tails = [TAILS[family](parts[family]) for family in TAILS if family in parts]
-    # several statements about the token itself: the first found says what it is, the others go into brackets
-    found = heads[0] + "".join(f" ({more})" for more in heads[1:]) if heads else ""
-    name = " ".join([found, *tails]).strip() if heads else " ".join(_headless(parts, tails))
+    if heads:
+        name = " ".join([heads[0], *(f"({more})" for more in heads[1:]), *tails])
+    elif set(parts) <= {"near", "topic"}:
+        name = " and ".join(tails)
+    else:
+        name = " ".join(["tokens", *tails])
     return name if len(name) <= LONGEST else name[: LONGEST - 1].rstrip() + "…"
+
+
+def _without_repeats(parts: dict[str, list[str]]) -> dict[str, list[str]]:
+    """The first clauses, without those of which a reader learns nothing that an earlier one has not said."""
+    kept: dict[str, list[str]] = {}
+    said: set[str] = set()
+    for family, values in parts.items():
+        lower = {value.lower() for value in values}
+        again = family in ("token", "word") and lower <= said
+        weak = family in ("case", "piece", "beginning", "ending") and bool({"token", "word"} & set(kept))
+        if not again and not weak and len(kept) < CLAUSES:
+            kept[family] = values
+            said |= lower
+    return kept
 
 
 def _values(values: list[dict[str, Any]]) -> list[str]:
     """The values to be shown, without those that differ in case or space alone."""
     shares: dict[str, float] = {}
     for entry in values:
-        text = entry["value"] if not entry["value"].strip() else entry["value"].strip()
+        text = entry["value"].strip() or entry["value"]
         same = next((known for known in shares if known.lower() == text.lower()), text)
         shares[same] = shares.get(same, 0.0) + entry["share"]
-    best = max(shares.values(), default=0.0)
     order = sorted(shares, key=lambda text: -shares[text])
-    if order and best >= ALONE:
+    best = shares[order[0]] if order else 0.0
+    if best >= ALONE:
         return order[:1]
-    return [text for text in order if shares[text] >= LEAST * best] or order[:1]
+    return [text for text in order if shares[text] >= LEAST * best]
 
 
-def _headless(parts: dict[str, list[str]], tails: Sequence[str]) -> list[str]:
-    """A name of a rule that says where, and not what."""
-    if set(parts) <= {"near", "topic"}:
-        return ["in texts", *[t.removeprefix("in texts ") for t in tails]]
-    return ["any word", *tails]
+INVISIBLE = {"\n": "line breaks", "\t": "tabs", " ": "spaces", "": "parts of characters"}
 
 
 def _quoted(values: Sequence[str], most: int = SHOWN) -> str:
-    visible = {"\n": "line break", "\t": "tab", " ": "space", "": "nothing"}
-    shown = [visible.get(v, f"“{v}”") for v in values[:most]]
+    shown = [INVISIBLE.get(v, f"“{v}”") for v in values[:most]]
     return ", ".join(shown) + (", …" if len(values) > most else "")
+
+
+def _alike(values: Sequence[str]) -> str:
+    """The first members of the first groups."""
+    groups = [
+        ", ".join(f"“{member}”" for member in group.split(", ")[: 3 if len(values) == 1 else 2]) for group in values
+    ]
+    return "tokens like " + "; ".join(groups[:3])
 
 
 def _plain(values: Sequence[str]) -> str:
     return " or ".join(values[:3])
+
+
+def _dashed(before: str, after: str, values: Sequence[str]) -> str:
+    return ", ".join(f"{before}{value}{after}" for value in values[:SHOWN])
 
 
 PLURALS = {
@@ -73,24 +101,37 @@ PLURALS = {
     "symbol": "symbols",
     "word": "words",
     "accented word": "words with accents",
+    "whole word": "whole words",
+    "start of a word": "beginnings of words",
+    "middle of a word": "middles of words",
+    "end of a word": "ends of words",
+    "capitalised": "capitalised words",
+    "lower case": "lower-case words",
+    "all capitals": "words in capitals",
 }
+
+
+def _plural(values: Sequence[str]) -> str:
+    return _plain([PLURALS.get(value, value) for value in values])
+
 
 HEADS: dict[str, Callable[[list[str]], str]] = {
     "token": _quoted,
-    "word": lambda values: f"in the word {_quoted(values)}" if len(values) == 1 else f"in the words {_quoted(values)}",
-    "kind": lambda values: _plain([PLURALS.get(v, v) for v in values]),
-    "ending": lambda values: "words ending in " + ", ".join(f"-{v}" for v in values[:SHOWN]),
-    "beginning": lambda values: "tokens beginning with " + ", ".join(f"{v}-" for v in values[:SHOWN]),
-    "case": lambda values: f"{_plain(values)} words",
-    "piece": lambda values: _plain(values),
+    "word": lambda values: ("in the word " if len(values) == 1 else "in the words ") + _quoted(values),
+    "like": _alike,
+    "kind": _plural,
+    "ending": lambda values: "words ending in " + _dashed("-", "", values),
+    "beginning": lambda values: "tokens beginning with " + _dashed("", "-", values),
+    "case": _plural,
+    "piece": _plural,
 }
-"""Families that say what the token is, the most telling first."""
+"""Families that say what the token is."""
 
 TAILS: dict[str, Callable[[list[str]], str]] = {
     "before": lambda values: f"after {_quoted(values)}",
     "previous": lambda values: f"after {_quoted(values)}",
     "next": lambda values: f"before {_quoted(values)}",
-    "place": lambda values: f"at {_plain(values)}" if values[0].startswith(("start", "first")) else _plain(values),
+    "place": lambda values: f"at the {_plain(values)}" if values[0].startswith(("start", "first")) else _plain(values),
     "near": lambda values: f"near {_quoted(values)}",
     "topic": lambda values: f"in texts with {_quoted(values, 5)}",
 }

@@ -21,6 +21,7 @@ import numpy as np
 FAMILIES = (
     "token",  # the token as it is written, with its leading space
     "word",  # the word that it belongs to, in lower case
+    "like",  # the group of tokens that the model treats alike, see `likeness`
     "ending",  # last three letters of that word
     "beginning",  # first letter, or two, of the token
     "case",
@@ -72,7 +73,7 @@ class Page:
         return tuple(sorted({w for w in self.words if len(w) > 2 and not w.isdigit()}))
 
     def describe(self, position: int) -> dict[str, tuple[str, ...]]:
-        """Values of every family but `topic` for the token at `position`."""
+        """Values of every family but `like` and `topic` for the token at `position`."""
         token = self.tokens[position]
         core = token.strip()
         at = self._word_at(position)

@@ -26,16 +26,18 @@ class Verdict(NamedTuple):
     """Share of the firing tokens that the rule picks."""
 
 
-def auroc(score: np.ndarray, positive: np.ndarray) -> float:
+def auroc(score: np.ndarray, positive: np.ndarray, weight: np.ndarray | None = None) -> float:
     """Area under the ROC curve: P(score⁺ > score⁻) + P(score⁺ = score⁻)/2 (Mann and Whitney 1947).
 
     Args:
         score: float [n].
         positive: bool [n], with at least one True and one False.
+        weight: float [n], how much each counts; alike by default.
     """
+    weight = np.ones(len(score)) if weight is None else weight
     values, inverse = np.unique(score, return_inverse=True)
-    hits = np.bincount(inverse, weights=positive, minlength=len(values))
-    misses = np.bincount(inverse, weights=~positive, minlength=len(values))
+    hits = np.bincount(inverse, weights=positive * weight, minlength=len(values))
+    misses = np.bincount(inverse, weights=~positive * weight, minlength=len(values))
     below = np.cumsum(misses) - misses
     return float((hits * (below + misses / 2)).sum() / (hits.sum() * misses.sum()))
 

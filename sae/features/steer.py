@@ -150,14 +150,15 @@ def _positions(where: str) -> Literal["every", "generated"] | list[int]:
 
 def predicts_text(lm: LanguageModel) -> bool:
     """Whether the model writes text from left to right (an encoder does not, even with a head for it)."""
-    if not getattr(lm.model, "can_generate", lambda: False)():
+    model: Any = lm.model
+    if not hasattr(model, "can_generate") or not model.can_generate():
         return False
     # a config does not tell: is_decoder is False for GPT-NeoX as it is for BERT. So look whether the second token is
     # seen by the first.
-    words = lm.model.get_input_embeddings().weight.shape[0]
+    words = model.get_input_embeddings().weight.shape[0]
     pair = torch.tensor([[words // 2, words // 3], [words // 2, words // 4]], device=lm.device)
     with torch.no_grad():
-        first = lm.model(input_ids=pair).logits[:, 0].float()
+        first = model(input_ids=pair).logits[:, 0].float()
     return bool((first[0] - first[1]).norm() <= 1e-2 * first[0].norm())
 
 
