@@ -14,9 +14,9 @@ _NAMES = r"\{([^{}]*)\}"
 _IMPORT = re.compile(rf'^import\s*(?:{_NAMES}|(\w+))\s*from\s*"([^"]+)";?', re.M)
 _REEXPORT = re.compile(rf'^export\s*{_NAMES}\s*from\s*"([^"]+)";?', re.M)
 _DECLARED = re.compile(r"^export\s+((?:async\s+)?function\*?|class|const|let)\s+(\w+)", re.M)
-_DEFAULT = re.compile(r"(^|;)export\s+default\s+", re.M)
-_LISTED = re.compile(rf"(^|;)export\s*{_NAMES};?", re.M)
-_LEFT = re.compile(r"(?:^|;)\s*(?:import|export)[\s{{]", re.M)
+_DEFAULT = re.compile(r"(^|[;}])export\s+default\s+", re.M)
+_LISTED = re.compile(rf"(^|[;}}])export\s*{_NAMES};?", re.M)
+_LEFT = re.compile(r"(?:^|[;}])\s*(?:import|export)[\s{]", re.M)
 
 
 class BundleError(ValueError):

@@ -102,11 +102,9 @@ def _write_data(folder: Path, run: BrowsedRun, view: View, latents: list[int], a
             (folder / f"shard-{number:05d}.js").write_text(text, encoding="ascii")
             advance(len(shard))
     numbers = [name for name in rows[0] if name not in ("latent", "token", "name", "label", "bookmark")] if rows else []
-    info = run.info()
     index = {
-        # where the run lay on the machine that exported it is nobody else's business
-        "info": {**info, "folder": run.name},
-        "report": {**run.report(), "folder": run.name},
+        "info": without_places(run.info()),
+        "report": without_places(run.report()),
         "latents": latents,
         "columns": {name: [row[name] for row in rows] for name in numbers},
         "tokens": [row["token"] for row in rows],
@@ -130,6 +128,15 @@ def exported_record(run: BrowsedRun, view: View, latent: int) -> dict[str, Any]:
         "neighbours": with_briefs(run, view, view.store.neighbours(latent)),
         "coactive": with_briefs(run, view, view.store.coactive(latent)),
     }
+
+
+def without_places(value: Any) -> Any:
+    """JSON values with every absolute path cut to its last name: where things lay on a machine stays there."""
+    if isinstance(value, dict):
+        return {name: without_places(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [without_places(inner) for inner in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def _top_tokens(record: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
+import fastapi
 from fastapi import FastAPI, Query
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
@@ -109,7 +110,7 @@ def add_routes(app: FastAPI, context: Context) -> None:
         return with_briefs(run, view, found)
 
     @app.get("/api/runs/{index}/documents/{document}")
-    def document(index: int, document: int) -> Any:
+    def document(index: int, document: Annotated[int, fastapi.Path(ge=0, lt=2**53)]) -> Any:
         return context.run(index).view().store.document(document)
 
     @app.get("/api/runs/{index}/export/{kind}")
@@ -134,8 +135,10 @@ def add_routes(app: FastAPI, context: Context) -> None:
 def full_record(view: View, latent: int) -> dict[str, Any]:
     """A latent's record with its row of the table, its explanation and what people say of it."""
     note = view.marks.notes.get(latent, {})
+    record = view.store.record(latent)
     return {
-        **view.store.record(latent),
+        **record,
+        "examples": [_shown(example) for example in record["examples"]],
         "row": view.listing.row(latent, view.marks),
         "explanation": view.marks.names.get(latent),
         "annotation": {
@@ -144,6 +147,12 @@ def full_record(view: View, latent: int) -> dict[str, Any]:
             "note": note.get("note"),
         },
     }
+
+
+def _shown(example: dict[str, Any]) -> dict[str, Any]:
+    """An example without what the page does not show; windows hold 255 steps, so four digits are all there is."""
+    values = [float(f"{value:.4g}") if value else 0 for value in example["values"]]
+    return {**{name: value for name, value in example.items() if name != "key"}, "values": values}
 
 
 def with_briefs(run: BrowsedRun, view: View, items: list[dict[str, Any]]) -> list[dict[str, Any]]:

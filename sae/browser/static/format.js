@@ -19,7 +19,7 @@ export function number(value, digits = 3) {
     text = GROUPED.format(Number(value.toPrecision(digits)));
   } else {
     text = value.toPrecision(digits);
-    if (text.includes("e")) text = String(Number(text));
+    if (text.includes("e")) text = GROUPED.format(Number(text));
   }
   return text.replaceAll("-", "−");
 }

@@ -64,8 +64,8 @@ export function Help({ open, onClose }) {
     </dl>
     <h2>What the colours say</h2>
     <p>
-      A token's background is the latent's activation there, <span class="tok a1">weak</span> <span class="tok a4">to</span> <span class="tok a7">its</span>
-      <span class="tok a10">maximum</span>; the token of an example's peak is <span class="tok a8 peak">bold and outlined</span>. Signed numbers are
+      A token's background is the latent's activation there, ${[1, 4, 7, 10].map((a, i) => html`<span key=${a} class=${`tok a${a}`}>${["weak", "to", "its", "maximum"][i]}</span> `)}
+      and the token of an example's peak is <span class="tok a8 peak">bold and outlined</span>. Signed numbers are ${" "}
       <span class="plus">+blue</span> or <span class="minus">−orange</span>, always with their sign.
     </p>
   </dialog>`;

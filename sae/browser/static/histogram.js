@@ -1,15 +1,22 @@
 // How strong a latent fires: counts on a log axis over activations on a log axis, with a range to brush.
 
-import { html, useEffect, useRef, useState } from "./view.js";
+import { html, useEffect, useLayoutEffect, useRef, useState } from "./view.js";
 import { count, number, percent } from "./format.js";
 
-const W = 560;
 const H = 150;
 const PAD = { left: 44, right: 8, top: 8, bottom: 24 };
 
 export function Histogram({ record, tokens, range, onRange, small = false }) {
   const svg = useRef();
   const [drag, setDrag] = useState(null);
+  // drawn in pixels of the screen, so that its text has the same size everywhere
+  const [W, setW] = useState(560);
+  useLayoutEffect(() => {
+    if (!svg.current) return;
+    const watch = new ResizeObserver(() => svg.current && setW(Math.max(160, svg.current.clientWidth)));
+    watch.observe(svg.current);
+    return () => watch.disconnect();
+  }, [record.latent]);
   const height = small ? 96 : H;
   const { bins, silent } = binned(record.histogram);
   useEffect(() => setDrag(null), [record.latent]);
@@ -38,6 +45,7 @@ export function Histogram({ record, tokens, range, onRange, small = false }) {
     <svg
       ref=${svg}
       viewBox=${`0 0 ${W} ${height}`}
+      height=${height}
       role="img"
       aria-label=${`Histogram of ${count(total)} activations from ${number(bins[0].low)} to ${number(bins.at(-1).high)}`}
       data-testid="histogram-plot"
@@ -72,7 +80,7 @@ export function Histogram({ record, tokens, range, onRange, small = false }) {
             <title>${number(bin.low)} to ${number(bin.high)}: ${count(bin.count)} tokens</title>
           </rect>`,
       )}
-      ${valueTicks(low, high).map(
+      ${valueTicks(low, high, W / 80).map(
         (value) => html`<text key=${value} class="axis" x=${x(value)} y=${height - 8} text-anchor="middle">${number(value)}</text>`,
       )}
       ${brush &&
@@ -108,8 +116,8 @@ function countTicks(most) {
   return Array.from({ length: Math.floor(powers / step) + 1 }, (_, i) => 10 ** (i * step));
 }
 
-function valueTicks(low, high) {
-  const step = Math.max(1, Math.ceil((high - low) / 6));
+function valueTicks(low, high, most) {
+  const step = Math.max(1, Math.ceil((high - low) / most));
   const first = Math.ceil(low);
   return Array.from({ length: Math.floor((high - first) / step) + 1 }, (_, i) => 2 ** (first + i * step));
 }

@@ -69,7 +69,7 @@ export function Latents({ route, run, info, keys }) {
 function chosenColumns(wide, query) {
   if (wide) return COLUMNS;
   const asked = [query.sort.replace(/^-/, ""), ...parseRanges(query.filter).map(([name]) => name)];
-  const extra = asked.find((name) => !NARROW.includes(name)) ?? "max";
+  const extra = asked.find((name) => RANGES.some((column) => column.name === name)) ?? "max";
   return COLUMNS.filter((column) => NARROW.includes(column.name) || column.name === extra);
 }
 

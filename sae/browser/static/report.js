@@ -25,7 +25,7 @@ export function Report({ run, info }) {
     </section>
     <section class="card" data-testid="config">
       <h3>Configuration</h3>
-      ${value.config ? html`<${Values} value=${value.config} />` : html`<p class="muted">The run has no config.json.</p>`}
+      ${value.config ? html`<${Values} value=${value.config} settings />` : html`<p class="muted">The run has no config.json.</p>`}
     </section>
   </main>`;
 }
@@ -33,12 +33,12 @@ export function Report({ run, info }) {
 export function Collection({ info }) {
   const { features, reason } = info;
   if (!features) return html`<p data-testid="no-features">No features yet. ${reason}</p>`;
-  const { left_out: leftOut = {} } = features;
+  const left = Object.entries(features.left_out ?? {}).filter(([, n]) => n > 0);
   return html`<p data-testid="collection">
     Features of <b>${count(features.width)}</b> latents, <b>${count(features.alive)}</b> of which fire, over
-    <b> ${count(features.tokens)}</b> tokens of ${count(features.documents)} documents of <code>${features.dataset}</code>, at <code>${features.site}</code> of
-    <code> ${features.model}</code>.
-    ${Object.entries(leftOut).map(([kind, n]) => html`<span key=${kind}> ${count(n)} ${kind} tokens left out.</span>`)}
+    <b> ${count(features.tokens)}</b> tokens of ${count(features.documents)} documents of ${" "}<code>${features.dataset}</code>, at ${" "}<code>${features.site}</code>${" "}
+    of ${" "}<code>${features.model}</code>.
+    ${left.length > 0 && ` Left out: ${left.map(([kind, n]) => `${count(n)} ${kind}`).join(", ")}.`}
     ${!features.finished && html`<b data-testid="collecting"> Collecting: ${number(100 * features.progress)}% done.</b>`}
   </p>`;
 }
@@ -80,7 +80,7 @@ function Curve({ name, x, y }) {
         series: [{}, { stroke: "#f16913", width: 1.5, spanGaps: true }],
       };
       plot = new UPlot(options, [x, y], place.current);
-      watch = new ResizeObserver(() => plot.setSize({ width: width(), height: 150 }));
+      watch = new ResizeObserver(() => place.current && plot.setSize({ width: width(), height: 150 }));
       watch.observe(place.current);
     });
     return () => {
@@ -112,9 +112,9 @@ function chartLibrary() {
 const short = (n) => (n >= 1e6 ? `${n / 1e6}M` : n >= 1e4 ? `${n / 1e3}k` : String(n));
 
 // JSON as a table of dotted names; {"value", "low", "high"} is a number with its 95% interval.
-function Values({ value }) {
+function Values({ value, settings }) {
   const rows = flat(value);
-  return html`<table class="plain values">
+  return html`<table class=${settings ? "plain values settings" : "plain values"}>
     <tbody>
       ${rows.map(
         ([name, shown, interval]) =>

@@ -28,10 +28,17 @@ export function Search({ route, run, info }) {
                 <span class="id">#${hit.latent}</span> <span dir="auto"><${Brief} item=${hit} /></span>
               </a>
               <span class="tag">${WHERE[hit.where] ?? hit.where}</span>
-              <span class="snippet" dir="auto">${visible(hit.snippet ?? "")}</span>
+              <span class="snippet" dir="auto"><${Marked} text=${visible(hit.snippet ?? "")} wanted=${text} /></span>
             </li>`,
         )}
       </ol>
     </section>
   </main>`;
+}
+
+// The text with what was looked for marked.
+function Marked({ text, wanted }) {
+  const at = text.toLowerCase().indexOf(wanted.toLowerCase());
+  if (!wanted || at < 0) return text;
+  return html`${text.slice(0, at)}<mark>${text.slice(at, at + wanted.length)}</mark>${text.slice(at + wanted.length)}`;
 }

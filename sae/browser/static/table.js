@@ -93,7 +93,7 @@ export function Table({ rows, columns, sort, selected, place, onOpen }) {
   const last = Math.min(total - 1, first + Math.ceil(height / ROW) + 12);
 
   useLayoutEffect(() => {
-    const watch = new ResizeObserver(() => setHeight(frame.current.clientHeight));
+    const watch = new ResizeObserver(() => frame.current && setHeight(frame.current.clientHeight));
     watch.observe(frame.current);
     return () => watch.disconnect();
   }, []);
@@ -164,7 +164,7 @@ function Head({ column, sort }) {
   const next = mine ? (down ? column.name : `-${column.name}`) : falling ? `-${column.name}` : column.name;
   return html`<div role="columnheader" aria-sort=${mine ? (down ? "descending" : "ascending") : "none"} class=${column.text ? "text" : "num"}>
     <button data-testid=${`sort-${column.name}`} title=${column.about} onClick=${() => go({ params: { sort: next === "latent" ? "" : next } }, { replace: true })}>
-      ${column.title}<span class="arrow" aria-hidden="true">${mine ? (down ? "↓" : "↑") : ""}</span>
+      ${column.title}${mine && html`<span class="arrow" aria-hidden="true">${down ? "↓" : "↑"}</span>`}
     </button>
   </div>`;
 }

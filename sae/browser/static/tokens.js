@@ -34,16 +34,17 @@ export function told(piece) {
   return `${visible(piece.text)} · ${piece.value > 0 ? number(piece.value) : "silent"}${ids.length ? ` · token ${ids.join("+")}` : ""}`;
 }
 
-export function Token({ piece, max, focusable, extra, ...rest }) {
-  const shown = visible(piece.text);
-  return html`<span
+export function Token({ piece, max, focusable, extra, first, ...rest }) {
+  // a leading space stays outside of the coloured box, so that no sliver of it hangs at the end of a line
+  const [, space, shown] = visible(piece.text).match(/^( *)(.*)$/s);
+  return html`${shown && !first && space}<span
     class=${classes("tok", `a${level(piece.value, max)}`, piece.peak && "peak", extra)}
     data-testid=${piece.peak ? "peak-token" : "token"}
     data-value=${piece.value}
     data-tip=${told(piece)}
     tabindex=${focusable == null ? undefined : focusable ? 0 : -1}
     ...${rest}
-    >${shown}</span
+    >${shown || space}</span
   >${shown.endsWith("↵") && html`<wbr />`}`;
 }
 
@@ -59,7 +60,7 @@ export function Strip({ example, max, around }) {
   const shown = all.slice(from, to);
   return html`<div class="strip" dir="auto" data-testid="strip">
     ${from > 0 && html`<span class="cut">…</span>`}
-    ${shown.map((piece) => html`<${Token} key=${piece.start} piece=${piece} max=${max} focusable=${false} />`)}
+    ${shown.map((piece, i) => html`<${Token} key=${piece.start} piece=${piece} max=${max} focusable=${false} first=${!i} />`)}
     ${to < all.length && html`<span class="cut">…</span>`}
   </div>`;
 }

@@ -1,0 +1,128 @@
+"""One server over two collected runs, and pages in Debian's Chromium that may neither err nor leave the machine."""
+
+from __future__ import annotations
+
+import json
+import queue
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from finished_runs import collected_run, finished_run
+from sae.browser.serve import serve
+from sae.config import CollectConfig, EvalConfig
+from sae.evaluation.run import evaluate
+from sae.features.annotations import Annotations
+from sae.features.collect import collect
+
+CHROMIUM = Path("/usr/bin/chromium")
+PAYLOAD = "<img src=x onerror=alert(1)><script>alert(2)</script>"
+# markup, controls, text that turns around, characters that tokens split, words without an end
+HOSTILE = (
+    f"{PAYLOAD} &amp; </script><b onmouseover=alert(3)>bold</b>",
+    "a\tb\nc\x00d\x1b[31me\x7ff\u202egnirts\u202c \u2066in\u2069 \ufeff\u200bz\u2028line",
+    "שלום עולם, זה טקסט מימין לשמאל. مرحبا بالعالم، هذا نص من اليمين إلى اليسار.",
+    "日本語のテキスト 🏳️‍🌈 👩‍👩‍👧‍👦 नमस्ते ½ ﷽ ẞ",
+    "Donaudampfschifffahrtselektrizitäten" * 8,
+    "'; DROP TABLE latents; -- ${7*7} {{7*7}} %s %n \\ \" ' `",
+)
+
+
+@pytest.fixture(scope="session")
+def run(tiny_model: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A collected, evaluated run of 128 latents with two names, of which tests may change labels."""
+    folder = tmp_path_factory.mktemp("browsed") / "first"
+    shutil.copytree(collected_run(tiny_model, corpus).folder, folder)
+    evaluate(folder, EvalConfig(tokens=1024, downstream_tokens=256, pca_tokens=512, resamples=20))
+    named = {"method": "rules", "score": 0.91, "low": 0.88, "high": 0.94, "precision": 0.8, "recall": 0.7}
+    names = {most_frequent(folder): {**named, "name": "words of water"}, 9: {**named, "name": PAYLOAD, "score": 0.6}}
+    Annotations(folder).set_names(names)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def hostile_run(tiny_model: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same autoencoder collected over texts that would break a careless page; labels and notes hold them too."""
+    place = tmp_path_factory.mktemp("hostile")
+    texts = place / "texts.jsonl"
+    texts.write_text("".join(json.dumps({"text": f"{i} {text}"}) + "\n" for i in range(8) for text in HOSTILE))
+    folder = place / "<b>second & last"
+    shutil.copytree(finished_run(tiny_model, corpus).folder, folder)
+    collect(folder, CollectConfig(dataset=str(texts), split="all", tokens=8_192))
+    Annotations(folder).set(most_frequent(folder), label=HOSTILE[0], note=HOSTILE[1], bookmark=True)
+    return folder
+
+
+def most_frequent(folder: Path) -> int:
+    """The latent that fires most, which every test can rely on to have examples."""
+    from sae.features.store import FeatureStore
+
+    return int(FeatureStore(folder).scalars["count"].argmax())
+
+
+@pytest.fixture(scope="session")
+def address(run: Path, hostile_run: Path) -> str:
+    """Address of a server over both runs, token included; it ends with the tests."""
+    addresses: queue.Queue[str] = queue.Queue()
+    runs = [str(run), str(hostile_run)]
+    threading.Thread(target=serve, args=(runs,), kwargs={"ready": addresses.put, "device": "cpu"}, daemon=True).start()
+    return addresses.get(timeout=60)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser]:
+    if not CHROMIUM.exists():
+        pytest.fail(f"{CHROMIUM} is missing: the page is tested in a real browser (apt-get install chromium)")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=str(CHROMIUM),
+            # as root there is no sandbox; nothing may be asked of other machines behind the page's back
+            args=["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--no-first-run"],
+        )
+        yield browser
+        browser.close()
+
+
+Opened = Callable[..., Page]
+
+
+@pytest.fixture
+def opened(chromium: Browser) -> Iterator[Opened]:
+    """Opens pages, and fails the test where one logs an error, shows a dialog, or asks another machine for something.
+
+    `opened(address, refusals=True)` lets the browser log the 4xx answers that a test provokes.
+    """
+    faults: list[str] = []
+    contexts = []
+
+    def open_page(
+        url: str, *, width: int = 1280, height: int = 800, refusals: bool = False, **settings: object
+    ) -> Page:
+        context = chromium.new_context(viewport={"width": width, "height": height}, **settings)  # pyright: ignore
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(15_000)
+        page.on("pageerror", lambda error: faults.append(f"error: {error}"))
+        page.on("dialog", lambda dialog: (faults.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        page.on("console", lambda m: m.type in ("error", "warning") and faults.append(f"{m.type}: {m.text}"))
+        page.on("request", lambda request: is_local(request.url) or faults.append(f"request: {request.url}"))
+        if refusals:
+            page.on("console", lambda m: "Failed to load resource" in m.text and faults.pop())
+        page.goto(url)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not faults, faults
+
+
+def is_local(url: str) -> bool:
+    """Whether a request stays on this machine."""
+    parts = urlsplit(url)
+    return parts.scheme in ("data", "blob", "file") or parts.hostname == "127.0.0.1"
