@@ -1,0 +1,293 @@
+"""Loss terms against their formulas, brute force and finite differences; where gradients go and where they do not."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sae.config import ConfigError
+from sae.modules.codes import BatchTopK, Gated, JumpReLU, ReLU, TopK
+from sae.modules.losses import TERMS, Step, Term, find_term, term, total_loss
+from sae.modules.penalties import SMALL
+from sae_kernels import SparseCodes, sparse_decode
+
+N, D, F = 12, 7, 20
+PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec")
+
+
+def make_step(code: Any = None, *, seed: int = 0, dead: list[int] | None = None, **changed: Any) -> Step:
+    """One step of an autoencoder with random weights, its parameters leaves."""
+    draw = torch.Generator().manual_seed(seed)
+    x = torch.randn(N, D, generator=draw)
+    W_dec = torch.nn.functional.normalize(torch.randn(F, D, generator=draw)).requires_grad_()
+    W_enc = torch.randn(F, D, generator=draw).requires_grad_()
+    b_enc = (0.3 * torch.randn(F, generator=draw)).requires_grad_()
+    b_dec = (0.3 * torch.randn(D, generator=draw)).requires_grad_()
+    code = code or ReLU()
+    listed = code.select(x, W_enc, b_enc, b_dec)
+    codes = code.activate(listed)
+    step = Step(
+        x=x,
+        target=x,
+        code=code,
+        listed=listed,
+        codes=codes,
+        reconstruction=sparse_decode(codes, W_dec, b_dec),
+        W_enc=W_enc,
+        b_enc=b_enc,
+        b_pre=b_dec,
+        W_dec=W_dec,
+        b_dec=b_dec,
+        norms=None,
+        dead=torch.tensor(dead or [], dtype=torch.int64),
+        auxk=3,
+    )
+    return step._replace(**changed)
+
+
+def with_values(values: Tensor, **changed: Any) -> Step:
+    """A step whose codes [n, F'] are these, all entries listed."""
+    codes = SparseCodes(values, torch.arange(values.shape[1]).expand_as(values), values.shape[1])
+    return make_step(codes=codes, listed=codes, **changed)
+
+
+def gradients(step: Step, loss: Tensor) -> dict[str, Tensor]:
+    found = torch.autograd.grad(loss, [getattr(step, name) for name in PARAMETERS], allow_unused=True)
+    pairs = zip(PARAMETERS, found, strict=True)
+    return {name: torch.zeros_like(getattr(step, name)) if g is None else g for name, g in pairs}
+
+
+# --- the table ---
+
+
+def test_terms_are_known_by_name_and_unknown_ones_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"loss term 'aukx' is unknown; did you mean 'auxk'\? \(known: auxk, "):
+        find_term("aukx")
+    with pytest.raises(ConfigError, match="'auxk' is registered already"):
+        term("all")(find_term("auxk").function)
+    assert TERMS["contrast"].reads == "entries"
+
+
+def test_the_loss_is_the_weighted_sum_of_means() -> None:
+    step = make_step()
+    loss, parts = total_loss([Term("squared_error", 2.0), Term("l1", 0.5)], step)
+    error, l1 = (step.x - step.reconstruction).square().sum(1).mean(), step.codes.to_dense().sum(1).mean()
+    assert parts["squared_error"].item() == pytest.approx(error.item(), rel=1e-5)
+    assert loss.item() == pytest.approx(2 * error.item() + 0.5 * l1.item(), rel=1e-5)
+    assert not parts["l1"].requires_grad
+
+
+@pytest.mark.parametrize("name", ["squared_error", "l1", "lp", "gate_l1", "gate_error", "auxk", "pre_activation"])
+def test_terms_give_one_value_a_token(name: str) -> None:
+    step = make_step(Gated(F), dead=[1, 5])
+    assert Term(name).values(step).shape == (N,)
+    assert torch.isfinite(Term(name).values(step)).all()
+
+
+# --- penalties ---
+
+
+def test_l1_and_tanh_are_their_formulas_weighted_by_the_atoms_norms() -> None:
+    values, norms = torch.tensor([[0.0, 0.5, 2.0], [1.0, 0.0, 3.0]]), torch.tensor([1.0, 2.0, 0.5])
+    plain, weighted = with_values(values), with_values(values, norms=norms)
+    assert Term("l1").values(plain).tolist() == [2.5, 4.0]
+    assert Term("l1").values(weighted).tolist() == [2.0, 2.5]
+    for step, factors in ((plain, torch.ones(3)), (weighted, norms)):
+        expected = (4 * values * factors).double().tanh().sum(1).tolist()
+        assert Term("tanh", 1.0, {"scale": 4.0}).values(step).tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_lp_is_continuous_and_straight_below_its_knee() -> None:
+    for p in (1.0, 0.5, 0.2):
+        f = torch.tensor([[0.0, SMALL / 2, SMALL * 0.999999, SMALL * 1.000001, 0.3]], requires_grad=True)
+        parts = [with_values(f[:, i : i + 1], power=p) for i in range(5)]
+        values = [Term("lp").values(step).item() for step in parts]
+        assert values[0] == 0
+        assert values[1] == pytest.approx(SMALL**p / 2, rel=1e-4)
+        assert values[2] == pytest.approx(values[3], rel=1e-4), "no jump at the knee"
+        assert values[4] == pytest.approx(0.3**p, rel=1e-5)
+        (slope,) = torch.autograd.grad(Term("lp").values(with_values(f, power=p)).sum(), f)
+        assert slope[0, :3].tolist() == pytest.approx([SMALL ** (p - 1)] * 3, rel=1e-4)
+        assert slope[0, 4].item() == pytest.approx(p * 0.3 ** (p - 1), rel=1e-4)
+
+
+def test_gate_l1_counts_the_gate_and_not_the_magnitude() -> None:
+    code = Gated(F)
+    code.s.data.fill_(5.0)
+    step = make_step(code)
+    pre = (step.x - step.b_dec) @ step.W_enc.T + step.b_enc
+    assert torch.allclose(Term("gate_l1").values(step), pre.relu().sum(1), atol=1e-5)
+
+
+def test_l0_counts_latents_and_l0_target_their_distance_from_it() -> None:
+    code = JumpReLU(F, bandwidth=0.5, theta=0.4)
+    step = make_step(code)
+    pre = (step.x - step.b_dec) @ step.W_enc.T + step.b_enc
+    count = (pre > 0.4).sum(1)
+    assert Term("l0").values(step).tolist() == count.tolist()
+    far = (count.float().mean().item() / 3 - 1) ** 2
+    target = Term("l0_target", 1.0, {"target": 3.0})
+    assert target.values(step).tolist() == pytest.approx([far] * N, rel=1e-5)
+    # its slope is that of l0 times 2 (L0 / target - 1) / target
+    (of_count,) = torch.autograd.grad(Term("l0").values(step).mean(), code.theta)
+    (of_target,) = torch.autograd.grad(target.values(make_step(code)).mean(), code.theta)
+    assert (of_count != 0).any()
+    assert torch.allclose(of_target, of_count * 2 * (count.float().mean() / 3 - 1) / 3, atol=1e-6)
+
+
+def test_an_l0_penalty_moves_thresholds_alone() -> None:
+    step = make_step(JumpReLU(F, bandwidth=0.5, theta=0.4))
+    assert all(not g.any() for g in gradients(step, Term("l0").values(step).mean()).values())
+    with pytest.raises(ValueError, match="needs a code with a threshold; got 'relu'"):
+        Term("l0").values(make_step())
+
+
+# --- reconstructions ---
+
+
+@pytest.mark.parametrize("prefixes", [[20], [3, 20], [1, 2, 9, 20]])
+def test_nested_error_is_the_mean_over_prefixes_of_whole_reconstructions(prefixes: list[int]) -> None:
+    step = make_step(BatchTopK(4))
+    other = make_step(BatchTopK(4))
+    dense = other.codes.to_dense()
+    errors = [(other.x - other.b_dec - dense[:, :m] @ other.W_dec[:m]).square().sum(1) for m in prefixes]
+    values, expected = Term("nested_error", 1.0, {"prefixes": prefixes}).values(step), torch.stack(errors).mean(0)
+    assert torch.allclose(values, expected, rtol=1e-5)
+    ours, theirs = gradients(step, values.mean()), gradients(other, expected.mean())
+    for name in PARAMETERS:
+        assert torch.allclose(ours[name], theirs[name], atol=1e-5), name
+
+
+def test_gate_error_learns_the_gate_before_a_frozen_dictionary() -> None:
+    step = make_step(Gated(F))
+    pre = (step.x - step.b_dec) @ step.W_enc.T + step.b_enc
+    values = Term("gate_error").values(step)
+    expected = (step.x - step.b_dec.detach() - pre.relu() @ step.W_dec.detach()).square().sum(1)
+    assert torch.allclose(values, expected, rtol=1e-4)
+    ours = gradients(step, values.mean())
+    assert not ours["W_dec"].any()
+    assert ours["W_enc"].any()
+    other = make_step(Gated(F))
+    pre = (other.x - other.b_dec) @ other.W_enc.T + other.b_enc
+    frozen = (other.x - other.b_dec.detach() - pre.relu() @ other.W_dec.detach()).square().sum(1)
+    theirs = gradients(other, frozen.mean())
+    for name in PARAMETERS:
+        # of b_dec what is left is its part in the gate's inputs
+        assert torch.allclose(ours[name], theirs[name], atol=1e-4), name
+
+
+# --- dead latents ---
+
+DEAD = [2, 5, 11, 17, 19]
+
+
+def test_auxk_is_the_residual_s_reconstruction_by_the_top_dead_latents() -> None:
+    step = make_step(TopK(2), dead=DEAD)
+    residual = (step.x - step.reconstruction).detach()
+    pre = ((step.x - step.b_dec) @ step.W_enc.T + step.b_enc)[:, DEAD]
+    estimate = torch.zeros(N, D)
+    for n in range(N):
+        for j in pre[n].topk(3).indices.tolist():
+            estimate[n] += pre[n, j].relu().detach() * step.W_dec[DEAD[j]].detach()
+    variance = (residual - residual.mean(0)).square().sum(1).mean()
+    values = Term("auxk").values(step)
+    assert torch.allclose(values, (residual - estimate).square().sum(1) / variance, rtol=1e-4)
+
+
+def test_auxk_reaches_the_rows_of_dead_latents_and_not_the_residual() -> None:
+    step = make_step(TopK(2), dead=DEAD)
+    found = gradients(step, Term("auxk").values(step).mean())
+    alive = [j for j in range(F) if j not in DEAD]
+    for name in ("W_enc", "b_enc", "W_dec"):
+        assert found[name][DEAD].any(), name
+        assert not found[name][alive].any(), f"{name}: the residual has a gradient"
+    # b_dec: as the encoder's pre-bias alone, never through the residual
+    through = -(found["b_enc"] @ step.W_enc.detach())
+    assert torch.allclose(found["b_dec"], through, atol=1e-5)
+
+
+def test_auxk_is_zero_without_dead_latents_or_without_variance() -> None:
+    assert not Term("auxk").values(make_step(TopK(2))).any()
+    step = make_step(TopK(2), dead=DEAD)
+    same = step._replace(reconstruction=step.target.clone())
+    values = Term("auxk").values(same)
+    assert values.tolist() == [0.0] * N
+
+
+@pytest.mark.parametrize("theta", [0.0, 0.7])
+def test_pre_activation_pulls_dead_latents_to_their_threshold(theta: float) -> None:
+    code = JumpReLU(F, bandwidth=0.1, theta=theta)
+    step = make_step(code, dead=DEAD, norms=torch.arange(1.0, F + 1))
+    pre = ((step.x - step.b_dec) @ step.W_enc.T + step.b_enc)[:, DEAD]
+    values = Term("pre_activation").values(step)
+    assert torch.allclose(values, ((theta - pre).relu() * (torch.tensor(DEAD) + 1.0)).sum(1), rtol=1e-4)
+    found = gradients(step, values.mean())
+    below = (pre < theta).float().mean(0) * (torch.tensor(DEAD) + 1.0)
+    assert torch.allclose(found["b_enc"][DEAD], -below, atol=1e-5), "a step down the gradient lifts them"
+    alive = [j for j in range(F) if j not in DEAD]
+    assert not found["W_enc"][alive].any()
+    assert not Term("pre_activation").values(make_step(code)).any()
+
+
+# --- contrast ---
+
+CONTRAST = Term("contrast", 1.0, {"latents": 4, "temperature": 0.1})
+
+
+def pairs_of(z: Tensor, adjacent: list[bool]) -> Step:
+    return with_values(z, adjacent=torch.tensor(adjacent))
+
+
+def test_contrast_of_equal_neighbours_among_orthogonal_others() -> None:
+    # z_a = z_b of each pair, orthogonal to the other pair: -log(e^10 / (e^10 + 1)), both ways
+    z = torch.tensor([[2.0, 0, 0, 0, 9], [1.0, 0, 0, 0, 0], [0, 0, 3.0, 0, 0], [0, 0, 1.0, 0, 5]])
+    values = CONTRAST.values(pairs_of(z, [True, True]))
+    assert values.tolist() == pytest.approx([math.log1p(math.exp(-10))] * 4, rel=1e-3)
+    # each is its neighbour's opposite: -log(1 / (1 + e^10))
+    swapped = CONTRAST.values(pairs_of(z[[0, 2, 3, 1]], [True, True]))
+    assert swapped.tolist() == pytest.approx([math.log1p(math.exp(10))] * 4, rel=1e-5)
+
+
+def test_contrast_looks_at_the_upper_latents_alone() -> None:
+    draw = torch.Generator().manual_seed(0)
+    z = torch.rand(8, 6, generator=draw)
+    other = torch.cat([z[:, :4], torch.rand(8, 2, generator=draw)], 1)
+    assert CONTRAST.values(pairs_of(z, [True] * 4)).equal(CONTRAST.values(pairs_of(other, [True] * 4)))
+
+
+def test_pairs_that_are_no_neighbours_count_zero_and_are_no_negatives() -> None:
+    z = torch.rand(8, 6, generator=torch.Generator().manual_seed(0))
+    kept = CONTRAST.values(pairs_of(z, [True, False, True, False]))
+    alone = CONTRAST.values(pairs_of(z[[0, 1, 4, 5]], [True, True]))
+    assert kept[[2, 3, 6, 7]].tolist() == [0.0] * 4
+    assert kept[[0, 1, 4, 5]].tolist() == pytest.approx(alone.tolist())
+    leaf = z.clone().requires_grad_()
+    CONTRAST.values(pairs_of(leaf, [True, False, True, False])).mean().backward()
+    assert leaf.grad is not None
+    assert not leaf.grad[[2, 3, 6, 7]].any()
+    assert leaf.grad[[0, 1, 4, 5]].any()
+
+
+def test_contrast_without_any_neighbours_is_zero() -> None:
+    z = torch.rand(8, 6, requires_grad=True)
+    values = CONTRAST.values(pairs_of(z, [False] * 4))
+    assert values.tolist() == [0.0] * 8
+    values.mean().backward()
+
+
+def test_contrast_of_empty_codes_is_finite() -> None:
+    z = torch.zeros(4, 6, requires_grad=True)
+    values = CONTRAST.values(pairs_of(z, [True, True]))
+    assert values.tolist() == pytest.approx([math.log(2)] * 4)
+    values.mean().backward()
+    assert z.grad is not None
+    assert torch.isfinite(z.grad).all()
+
+
+def test_contrast_of_shuffled_rows_is_refused() -> None:
+    with pytest.raises(ValueError, match="contrast: expected batches of neighbouring tokens; got shuffled rows"):
+        CONTRAST.values(make_step())
