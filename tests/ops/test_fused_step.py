@@ -9,6 +9,7 @@ from torch.testing import assert_close
 from sae_kernels import (
     Parameters,
     RowGradients,
+    SparseCodes,
     Workspace,
     adam_step,
     batch_topk_encode,
@@ -110,6 +111,121 @@ def test_five_steps_equal_the_autograd_route(max_norm, auxk, tied, batched):
     assert_close(torch.tensor(fused_norms), torch.tensor(peer_norms), rtol=2e-6, atol=0)
     for a, b in zip(fused, peer, strict=True):
         # Adam divides by sqrt(v): a gradient that is all rounding error moves its weight by up to lr either way
+        assert_close(a, b, rtol=1e-4, atol=2e-5)
+
+
+PREFIXES = [3, 50, 51, 200, F]
+
+
+def nested_loss(params, x, target, tied, prefixes):
+    codes = batch_topk_encode(x, params.W_enc, params.b_enc, K, params.b_dec if tied else None).to_dense()
+    parts = [target - params.b_dec - codes[:, :m] @ params.W_dec[:m] for m in prefixes]
+    return torch.stack([part.square().sum(1) for part in parts]).mean(0)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "naive"])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("max_norm", [None, 0.5])
+@pytest.mark.parametrize("prefixes", [PREFIXES, [100, F], [F]])
+def test_steps_of_nested_prefixes_equal_autograd(prefixes, max_norm, tied, backend):
+    ours, theirs = fresh(), fresh()
+    workspace = Workspace()
+    for step in range(1, 5):
+        x, other = batch(step)
+        target = x if tied else other
+        params, m, v = ours
+        with use_backend(backend):
+            codes = batch_topk_encode(x, params.W_enc, params.b_enc, K, params.b_dec if tied else None)
+            forward = fused_forward(
+                params, x, codes=codes, target=target, tied=tied, prefixes=prefixes, workspace=workspace
+            )
+            assert forward.groups == len(prefixes)
+            result = fused_update(params, m, v, forward, step=step, lr=LR, max_norm=max_norm)
+        params, m, v = theirs
+        leaves = Parameters(*(p.detach().clone().requires_grad_() for p in params))
+        errors = nested_loss(leaves, x, target, tied, prefixes)
+        assert_close(forward.squared_error, errors.detach(), rtol=1e-4, atol=1e-4)
+        grads = torch.autograd.grad(errors.mean(), leaves)
+        norm = torch.stack([g.norm() for g in grads]).norm()
+        if max_norm is not None:
+            assert norm > 2 * max_norm
+        assert_close(result.grad_norm, norm, rtol=1e-5, atol=0)
+        for i, (p, g) in enumerate(zip(params, grads, strict=True)):
+            adam_step(p, g, m[i], v[i], step=step, lr=LR, scale=clip_scale(norm, max_norm), unit_rows=i == 2)
+    for a, b in zip((t for group in ours for t in group), (t for group in theirs for t in group), strict=True):
+        assert_close(a, b, rtol=1e-4, atol=2e-5)
+
+
+def test_each_entry_s_dot_is_its_value_s_slope():
+    params, _, _ = fresh()
+    x, _ = batch(1)
+    codes = batch_topk_encode(x, params.W_enc, params.b_enc, K, params.b_dec)
+    forward = fused_forward(params, x, codes=codes, prefixes=PREFIXES)
+    values = codes.values.clone().requires_grad_()
+    dense = codes.with_values(values).to_dense()
+    parts = [x - params.b_dec - dense[:, :m] @ params.W_dec[:m] for m in PREFIXES]
+    loss = torch.stack([part.square().sum(1) for part in parts]).mean(0).mean()
+    (slope,) = torch.autograd.grad(loss, values)
+    assert_close(forward.dots * forward.factor, slope, rtol=1e-4, atol=1e-5)
+    assert_close(forward.residual, parts[-1].detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "naive"])
+@pytest.mark.parametrize("max_norm", [None, 0.5])
+def test_a_gradient_by_pre_activations_that_is_given_is_the_one_used(max_norm, backend):
+    results = []
+    for given in (False, True):
+        params, m, v = fresh()
+        x, _ = batch(1)
+        codes = batch_topk_encode(x, params.W_enc, params.b_enc, K, params.b_dec)
+        with use_backend(backend):
+            forward = fused_forward(params, x, codes=codes)
+            # entries of any sign, and those whose value is zero, pass theirs on
+            through = torch.linspace(-0.3, 0.2, len(codes.values))
+            leaves = Parameters(*(p.detach().clone().requires_grad_() for p in params))
+            if given:
+                norm = fused_update(params, m, v, forward, step=1, lr=LR, max_norm=max_norm, through=through).grad_norm
+            else:
+                pre = (x - leaves.b_dec) @ leaves.W_enc.T + leaves.b_enc
+                listed = pre[codes.rows(), codes.indices]
+                error = (x - codes.to_dense() @ leaves.W_dec - leaves.b_dec).square().sum(1).mean()
+                grads = torch.autograd.grad(error + (listed * through).sum(), leaves)
+                norm = torch.stack([g.norm() for g in grads]).norm()
+                for i, (p, g) in enumerate(zip(params, grads, strict=True)):
+                    adam_step(p, g, m[i], v[i], step=1, lr=LR, scale=clip_scale(norm, max_norm), unit_rows=i == 2)
+        results.append([norm, *params, *m, *v])
+    for a, b in zip(*results, strict=True):
+        assert_close(a, b, rtol=1e-4, atol=2e-5)
+
+
+def test_tokens_without_codes_and_groups_without_entries():
+    params, m, v = fresh()
+    x, _ = batch(0)
+    empty = SparseCodes(torch.zeros(0), torch.zeros(0, dtype=torch.int64), F, torch.zeros(N + 1, dtype=torch.int64))
+    forward = fused_forward(params, x, codes=empty, prefixes=PREFIXES)
+    assert_close(forward.squared_error, (x - params.b_dec).square().sum(1))
+    before = params.W_enc.clone()
+    assert fused_update(params, m, v, forward, step=1, lr=LR, max_norm=1.0).applied
+    assert torch.equal(params.W_enc, before)
+    assert params.b_dec.any()
+
+
+def test_widths_of_input_and_reconstruction_may_differ():
+    draw = torch.Generator().manual_seed(0)
+    W_dec = torch.nn.functional.normalize(torch.randn(F, 13, generator=draw))
+    shapes = Parameters(torch.randn(F, D, generator=draw), torch.zeros(F), W_dec, torch.zeros(13))
+    ours, theirs = (Parameters(*(t.clone() for t in shapes)) for _ in range(2))
+    moments = [[Parameters(*(torch.zeros_like(p) for p in shapes)) for _ in range(2)] for _ in range(2)]
+    for step in range(1, 4):
+        x, other = batch(step)
+        codes = batch_topk_encode(x, ours.W_enc, ours.b_enc, K)
+        forward = fused_forward(ours, x, codes=codes, target=other[:, :13], tied=False, prefixes=PREFIXES)
+        fused_update(ours, *moments[0], forward, step=step, lr=LR)
+        leaves = Parameters(*(p.detach().clone().requires_grad_() for p in theirs))
+        grads = torch.autograd.grad(nested_loss(leaves, x, other[:, :13], False, PREFIXES).mean(), leaves)
+        for i, (p, g) in enumerate(zip(theirs, grads, strict=True)):
+            adam_step(p, g, moments[1][0][i], moments[1][1][i], step=step, lr=LR, unit_rows=i == 2)
+    for a, b in zip(ours, theirs, strict=True):
         assert_close(a, b, rtol=1e-4, atol=2e-5)
 
 
@@ -235,6 +351,11 @@ def test_wrong_arguments_are_named():
         fused_forward(params, x)
     with pytest.raises(ValueError, match="target"):
         fused_forward(params, x, K, target=x[:3])
+    codes = topk_encode(x, params.W_enc, params.b_enc, K)
+    listed = batch_topk_encode(x, params.W_enc, params.b_enc, K)
+    for given, prefixes in ((codes, [3, F]), (listed, [3, F - 1])):
+        with pytest.raises(ValueError, match=f"prefixes .*: expected CSR codes, and F = {F} at the end"):
+            fused_forward(params, x, codes=given, prefixes=prefixes)
     forward = fused_forward(params, x, K)
     with pytest.raises(ValueError, match=r"m\.W_dec"):
         fused_update(params, m._replace(W_dec=m.W_dec.double()), v, forward, step=1, lr=LR)
