@@ -27,6 +27,7 @@ FILE = "annotations.sqlite"
 TABLES = ("annotations", "names")
 EMPTY: dict[str, Any] = {"label": None, "bookmark": False, "note": None}
 LONGEST = 10_000  # characters of a label or note
+REMEDY = "mend or delete the file"
 WAIT = 10.0  # seconds for another process to finish writing
 
 
@@ -85,7 +86,7 @@ class Annotations:
     def _read(self, table: str) -> dict[int, dict[str, Any]]:
         if not self.path.exists():
             return {}
-        with contextlib.closing(open_read_only(self.path)) as connection:
+        with contextlib.closing(open_read_only(self.path, recover=True)) as connection:
             return _rows(connection, self.path, table, self.weights)
 
     @contextlib.contextmanager
@@ -125,9 +126,9 @@ def _rows(
     values = (weights,) if latent is None else (weights, latent)
     statement = f"SELECT latent, data, hash FROM {table} WHERE weights = ?{only} ORDER BY latent"
     found = {}
-    for index, data, digest in Blobs(connection, path).query(statement, values).fetchall():
+    for index, data, digest in Blobs(connection, path, REMEDY).query(statement, values):
         if not isinstance(data, str) or _hash(table, weights, index, data) != digest:
-            raise CorruptError(f"{path}: what {table} holds of latent {index} is damaged; mend or delete the file")
+            raise CorruptError(f"{path}: what {table} holds of latent {index} is damaged; {REMEDY}")
         found[index] = json.loads(data)
     return found
 
@@ -139,4 +140,4 @@ def _hash(table: str, weights: str, latent: int, data: str) -> bytes:
 def _unusable(path: Path, error: sqlite3.DatabaseError) -> Exception:
     if isinstance(error, sqlite3.OperationalError):
         return FeatureError(f"{path}: cannot be written ({error})")
-    return CorruptError(f"{path}: cannot be read ({error}); mend or delete the file")
+    return CorruptError(f"{path}: cannot be read ({error}); {REMEDY}")

@@ -112,15 +112,23 @@ class Buffer:
         self.window[row, slot] = events.window[source]
         self.threshold[latent] = threshold
 
-    def events(self) -> Events:
-        """All events held, sorted by latent, each latent's best first."""
-        row, slot = (self.place != EMPTY).nonzero(as_tuple=True)
-        place, value = self.place[row, slot], self.value[row, slot]
+    def events(self, begin: int = 0, end: int | None = None) -> Events:
+        """All events held by the latents begin : end, sorted by latent, each latent's best first."""
+        places = self.place[begin:end]
+        row, slot = (places != EMPTY).nonzero(as_tuple=True)
+        place, value = places[row, slot], self.value[begin:end][row, slot]
         key = key_of(self.name, value, place, self.seed)
         by = place.sort().indices
         by = by[key[by].sort(descending=True, stable=True).indices]
         by = by[row[by].sort(stable=True).indices]
-        return Events(row[by], place[by], value[by], self.window[row[by], slot[by]])
+        return Events(row[by] + begin, place[by], value[by], self.window[begin:end][row[by], slot[by]])
+
+    def documents(self) -> set[int]:
+        """The documents that events stand in."""
+        found: set[int] = set()
+        for places in self.place.split(_ROWS_AT_ONCE):
+            found.update(keys.document_of(places).unique().tolist())
+        return found - {EMPTY}
 
 
 def _best(key: Tensor, place: Tensor, slots: int) -> tuple[Tensor, Tensor]:

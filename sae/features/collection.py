@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sae.features import keys, windows
-from sae.features.buffers import EMPTY, NAMES, Buffer, Events
+from sae.features.buffers import NAMES, Buffer, Events
 from sae.features.documents import DocumentTokens
 from sae.features.keys import FeatureError
 from sae.features.statistics import LARGEST, Statistics
@@ -26,6 +26,7 @@ LEFT_OUT = ("bos", "special", "sink")
 FLUSH = 1 << 18  # firings processed together: large enough that a latent's row is touched seldom
 _CARRY = 1 << 30
 _WINDOWS_AT_ONCE = 32_768
+_LATENTS_AT_ONCE = 4096
 _APART = 2 * windows.WIDTH  # further than any window reaches
 
 
@@ -104,7 +105,9 @@ class Collection:
             getattr(mine, name).add_(getattr(theirs, name).to(self.device))
         mine.carry()
         for name, buffer in self.buffers.items():
-            buffer.absorb(Events(*(t.to(self.device) for t in other.buffers[name].events())))
+            for begin in range(0, self.width, _LATENTS_AT_ONCE):
+                events = other.buffers[name].events(begin, begin + _LATENTS_AT_ONCE)
+                buffer.absorb(Events(*(t.to(self.device) for t in events)))
         self.documents.merge(other.documents)
         self.tokens += other.tokens
         for kind, count in other.left_out.items():
@@ -117,9 +120,8 @@ class Collection:
         """
         self.flush()
         self.statistics.carry()
-        places = torch.cat([b.place[b.place != EMPTY] for b in self.buffers.values()])
-        needed = keys.document_of(places).unique().tolist()
-        self.documents.keep(needed if open_document is None else [*needed, open_document])
+        needed = set().union(*(buffer.documents() for buffer in self.buffers.values()))
+        self.documents.keep(needed if open_document is None else needed | {open_document})
 
     def to(self, device: torch.device | str) -> Collection:
         """A copy of a finished collection on another device; itself where it is there already."""

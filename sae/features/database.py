@@ -7,22 +7,25 @@ SQLite notices few changed bits on its own. A file is written whole beside its p
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import sqlite3
 import uuid
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from sae.files import CorruptError, publish_file
 
 
 class Blobs:
-    """Tables of compressed blobs with hashes, in an open database; `name` is used in messages."""
+    """Tables of compressed blobs with hashes, in an open database; messages name the file and the remedy."""
 
-    def __init__(self, connection: sqlite3.Connection, name: Path) -> None:
-        self.connection, self.name = connection, name
+    def __init__(
+        self, connection: sqlite3.Connection, name: Path, remedy: str = "collect again: sae features RUN"
+    ) -> None:
+        self.connection, self.name, self.remedy = connection, name, remedy
 
     def create(self, table: str) -> None:
         """Make a table of blobs under integer ids."""
@@ -40,12 +43,8 @@ class Blobs:
         Raises:
             CorruptError: it is not what was written.
         """
-        row = self.query(f"SELECT data, hash FROM {table} WHERE id = ?", (index,)).fetchone()
-        return None if row is None else self.opened(table, index, *row)
-
-    def ids(self, table: str) -> list[int]:
-        """All ids of a table, ascending."""
-        return [row[0] for row in self.query(f"SELECT id FROM {table} ORDER BY id")]
+        rows = list(self.query(f"SELECT data, hash FROM {table} WHERE id = ?", (index,)))
+        return self.opened(table, index, *rows[0]) if rows else None
 
     def all(self, table: str) -> Iterable[tuple[int, bytes]]:
         """Every id and blob of a table, by id; CorruptError as `get`."""
@@ -55,15 +54,15 @@ class Blobs:
     def opened(self, table: str, index: int, data: bytes, digest: bytes) -> bytes:
         """Check and unpack what a row holds."""
         if not isinstance(data, bytes) or not isinstance(digest, bytes) or _hash(table, index, data) != digest:
-            raise CorruptError(f"{self.name}: {table} {index} is damaged; collect again: sae features RUN")
+            raise CorruptError(f"{self.name}: {table} {index} is damaged; {self.remedy}")
         return zlib.decompress(data)
 
-    def query(self, statement: str, values: tuple[object, ...] = ()) -> sqlite3.Cursor:
-        """Run a statement; damage that SQLite notices becomes a CorruptError."""
+    def query(self, statement: str, values: tuple[object, ...] = ()) -> Iterator[tuple[Any, ...]]:
+        """The rows that a statement gives, one by one; damage that SQLite notices becomes a CorruptError."""
         try:
-            return self.connection.execute(statement, values)
+            yield from self.connection.execute(statement, values)
         except sqlite3.DatabaseError as error:
-            raise CorruptError(f"{self.name}: cannot be read ({error}); collect again: sae features RUN") from error
+            raise CorruptError(f"{self.name}: cannot be read ({error}); {self.remedy}") from error
 
 
 def build_database(path: Path, fill: Callable[[sqlite3.Connection], None]) -> None:
@@ -90,10 +89,19 @@ def build_database(path: Path, fill: Callable[[sqlite3.Connection], None]) -> No
         temporary.unlink(missing_ok=True)
 
 
-def open_read_only(path: Path) -> sqlite3.Connection:
-    """A connection that cannot write; several threads may use it, one at a time."""
+def open_read_only(path: Path, *, recover: bool = False) -> sqlite3.Connection:
+    """A connection that changes no data; several threads may use it, one at a time.
+
+    Args:
+        path: the database.
+        recover: it is written in place, by us: if a writer was killed in a transaction, SQLite may undo the half of it.
+
+    Raises:
+        CorruptError: it is no database.
+    """
+    mode = "rw" if recover and os.access(path, os.W_OK) else "ro"
     try:
-        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False)
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True, check_same_thread=False)
         connection.execute("PRAGMA trusted_schema = OFF")
         connection.execute("PRAGMA cell_size_check = ON")
         connection.execute("PRAGMA query_only = ON")

@@ -34,6 +34,7 @@ from sae.models.saved import load
 from sae.runs import open_run
 
 FILE = "features.lens.sqlite"
+REMEDY = "it may be deleted: results are computed again"
 TOKENS, NEIGHBOURS = 20, 10
 CHEAP = 5e11
 """Products for which all latents' results are worth computing ahead: some ten seconds on two cores."""
@@ -140,9 +141,9 @@ class Lens:
     def _all(self, table: str, latent: int | None = None) -> dict[int, bytes]:
         if not self.path.exists():
             return {}
-        with contextlib.closing(open_read_only(self.path)) as connection:
-            blobs = Blobs(connection, self.path)
-            if _weights_of(connection) != self.weights:
+        with contextlib.closing(open_read_only(self.path, recover=True)) as connection:
+            blobs = Blobs(connection, self.path, REMEDY)
+            if _weights_of(blobs) != self.weights:
                 return {}
             if latent is None:
                 return dict(blobs.all(table))
@@ -158,19 +159,20 @@ class Lens:
             connection.execute("PRAGMA journal_mode = DELETE")
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("BEGIN IMMEDIATE")
-            if _weights_of(connection) != self.weights:
+            blobs = Blobs(connection, self.path, REMEDY)
+            if _weights_of(blobs) != self.weights:
                 for name in ("logits", "neighbours", "weights"):
                     connection.execute(f"DROP TABLE IF EXISTS {name}")
                 for name in ("logits", "neighbours"):
-                    Blobs(connection, self.path).create(name)
+                    blobs.create(name)
                 connection.execute("CREATE TABLE weights (sha256 TEXT)")
                 connection.execute("INSERT INTO weights VALUES (?)", (self.weights,))
-            Blobs(connection, self.path).put(table, rows)
+            blobs.put(table, rows)
             connection.execute("COMMIT")
         except sqlite3.OperationalError as error:
             raise FeatureError(f"{self.path}: cannot be written ({error})") from error
         except sqlite3.DatabaseError as error:
-            raise CorruptError(f"{self.path}: cannot be read ({error}); it may be deleted") from error
+            raise CorruptError(f"{self.path}: cannot be read ({error}); {REMEDY}") from error
         finally:
             connection.close()
 
@@ -214,11 +216,11 @@ def _linear_part(norm: nn.Module, width: int) -> tuple[Tensor, bool]:
     return gain.float().cpu(), bool(level.float().norm() < 0.1 * gain.float().norm())
 
 
-def _weights_of(connection: sqlite3.Connection) -> str | None:
-    if connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'weights'").fetchone() is None:
+def _weights_of(blobs: Blobs) -> str | None:
+    """The hash of the weights that a file's results are of; None for a new file."""
+    if not list(blobs.query("SELECT 1 FROM sqlite_schema WHERE name = 'weights'")):
         return None
-    row = connection.execute("SELECT sha256 FROM weights").fetchone()
-    return row[0] if row else None
+    return next((row[0] for row in blobs.query("SELECT sha256 FROM weights")), None)
 
 
 def _packed(ids: Tensor, values: Tensor) -> np.ndarray:

@@ -6,6 +6,7 @@ best first; numbers are little-endian.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,40 +33,30 @@ class Record(NamedTuple):
     """Buffer -> places int64 [E], values float32 [E], windows uint8 [E, W], best first."""
 
 
-class Packer:
-    """Packs the records of all latents of a collection that is finished."""
-
-    def __init__(self, statistics: Statistics, events: dict[str, Events]) -> None:
-        numbers = [statistics.count[:, None], statistics.sums, statistics.squares]
-        self._numbers = torch.cat(numbers, 1).cpu().numpy().astype("<i8")
-        self._histogram = statistics.histogram.cpu().numpy()
-        width = len(self._numbers)
-        self._events = []
-        for name in NAMES:
-            found = events[name]
-            bounds = np.searchsorted(found.latent.cpu().numpy(), np.arange(width + 1))
-            arrays = (found.place.cpu().numpy().astype("<i8"), found.value.cpu().numpy().astype("<f4"))
-            self._events.append((bounds, *arrays, found.window.cpu().numpy()))
-
-    def pack(self, latent: int) -> bytes:
-        """The record of a latent."""
-        histogram = self._histogram[latent]
-        bins = histogram.nonzero()[0]
-        parts = [
-            self._numbers[latent].tobytes(),
-            bytes([len(bins)]),
-            bins.astype(np.uint8).tobytes(),
-            histogram[bins].astype("<i8").tobytes(),
-        ]
-        for bounds, place, value, window in self._events:
-            begin, end = int(bounds[latent]), int(bounds[latent + 1])
-            parts += [bytes([end - begin]), place[begin:end].tobytes()]
-            parts += [value[begin:end].tobytes(), window[begin:end].tobytes()]
-        return b"".join(parts)
+def pack(statistics: Statistics, events: dict[str, Events], begin: int, end: int) -> Iterator[tuple[int, bytes]]:
+    """The records of the latents begin : end, with the events of their buffers; statistics have been carried."""
+    part = slice(begin, end)
+    numbers = torch.cat([statistics.count[part, None], statistics.sums[part], statistics.squares[part]], 1)
+    numbers = numbers.cpu().numpy().astype("<i8")
+    histograms = statistics.histogram[part].cpu().numpy()
+    buffers = []
+    for name in NAMES:
+        found = events[name]
+        bounds = np.searchsorted(found.latent.cpu().numpy(), np.arange(begin, end + 1)).tolist()
+        arrays = (found.place.cpu().numpy().astype("<i8"), found.value.cpu().numpy().astype("<f4"))
+        buffers.append((bounds, *arrays, found.window.cpu().numpy()))
+    for i in range(end - begin):
+        bins = histograms[i].nonzero()[0]
+        parts = [numbers[i].tobytes(), bytes([len(bins)]), bins.astype(np.uint8).tobytes()]
+        parts.append(histograms[i][bins].astype("<i8").tobytes())
+        for bounds, place, value, window in buffers:
+            own = slice(bounds[i], bounds[i + 1])
+            parts += [bytes([own.stop - own.start]), place[own].tobytes(), value[own].tobytes(), window[own].tobytes()]
+        yield begin + i, b"".join(parts)
 
 
 def unpack(data: bytes) -> Record:
-    """What `Packer.pack` gave."""
+    """A record as `pack` gave it."""
     at = 0
 
     def take(dtype: str, count: int) -> np.ndarray:

@@ -19,6 +19,7 @@ import numpy as np
 
 from sae.features import records, windows
 from sae.features.annotations import Annotations
+from sae.features.columns import FIELDS
 from sae.features.database import Blobs, has_fts5, open_read_only
 from sae.features.keys import FeatureError
 from sae.features.lens import Lens
@@ -26,7 +27,7 @@ from sae.features.records import Example, Record
 from sae.features.related import coactive
 from sae.features.search import Hit, search
 from sae.features.text import BEFORE, Vocabulary
-from sae.features.writer import FIELDS, FORMAT, PARTS, SCALARS, STORE, PlacedEvents
+from sae.features.writer import FORMAT, PARTS, SCALARS, STORE, PlacedEvents
 from sae.files import CorruptError
 
 
@@ -57,7 +58,7 @@ class FeatureStore:
         self.annotations = Annotations(self.folder, self.info["weights"])
         self.lens = Lens(self.folder, self.info["weights"])
         self.scalars = self._map_scalars()
-        """Columns of all latents, a structured array [F]; see `writer.FIELDS`."""
+        """Columns of all latents, a structured array [F]; see `columns.FIELDS`."""
         self.has_fts5 = has_fts5(self.blobs.connection)
         """Whether the index of words can be used."""
         self.raw = lru_cache(4096)(self._record)
@@ -125,7 +126,7 @@ class FeatureStore:
     def query(self, statement: str, values: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
         """All rows of a SELECT on the store's own tables."""
         with self._lock:
-            return self.blobs.query(statement, values).fetchall()
+            return list(self.blobs.query(statement, values))
 
     def to_parquet(self, path: str | Path) -> None:
         """Write a Parquet file with a row a latent: the scalars, name, label, histogram and strongest examples."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,22 +54,26 @@ def synthetic_collection(width: int, seed: int = 0, *, tokens: int = 65_536, act
     return collection
 
 
+def synthetic_info(collection: Collection) -> dict[str, Any]:
+    """What a store says of itself, for a made-up collection."""
+    return {
+        "format": FORMAT, "kind": "language", "model": "synthetic", "dataset": "synthetic", "site": "resid_post.0",
+        "width": collection.width, "tokens": collection.tokens, "documents": len(collection.documents),
+        "left_out": collection.left_out, "finished": True, "progress": 1.0, "seed": collection.seed,
+        "window": [24, 8], "slots": {name: b.slots for name, b in collection.buffers.items()},
+        "collected_at": "2026-01-01T00:00:00+00:00", "revision": 1, "seen": collection.tokens, "mark": [0, 0],
+        "open_document": None, "weights": "synthetic", "split": "train", "store": None,
+    }  # fmt: skip
+
+
 def synthetic_store(folder: Path, width: int, seed: int = 0, *, tokens: int = 65_536) -> FeatureStore:
     """Write a store of `width` latents into `folder` and open it; 131,072 latents take about a minute."""
     folder.mkdir(parents=True, exist_ok=True)
     active = min(64, width)
     collection = synthetic_collection(width, seed, tokens=tokens, active=active)
-    info = {
-        "format": FORMAT, "kind": "language", "model": "synthetic", "dataset": "synthetic", "site": "resid_post.0",
-        "width": width, "tokens": collection.tokens, "documents": len(collection.documents),
-        "left_out": collection.left_out, "finished": True, "progress": 1.0, "seed": seed, "window": [24, 8],
-        "slots": {name: b.slots for name, b in collection.buffers.items()}, "collected_at": "2026-01-01T00:00:00+00:00",
-        "revision": 1, "seen": collection.tokens, "mark": [0, 0], "open_document": None, "weights": "synthetic",
-        "split": "train", "store": None,
-    }  # fmt: skip
     norms = np.random.default_rng(seed).uniform(0.5, 2, width).astype(np.float32)
     nearest = np.random.default_rng(seed + 1).uniform(0, 1, width).astype(np.float32)
-    write_store(folder, collection, synthetic_vocabulary(), info, norms, nearest)
+    write_store(folder, collection, synthetic_vocabulary(), synthetic_info(collection), norms, nearest)
     return FeatureStore(folder)
 
 

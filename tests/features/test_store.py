@@ -26,7 +26,6 @@ from sae.features.collect import collect
 from sae.features.collection import Collection, Tokens
 from sae.features.database import has_fts5
 from sae.features.keys import FeatureError
-from sae.features.records import Packer
 from sae.features.restore import restore
 from sae.features.store import FeatureStore
 from sae.features.text import GAP, Vocabulary
@@ -133,9 +132,9 @@ def test_bands_split_the_firings_by_their_quantiles_and_hold_no_zeros() -> None:
     collection = Collection(3, 0)
     collection.add(rectangular(corpus.codes), corpus.tokens(np.arange(len(corpus.codes))))
     collection.finish()
-    packer = Packer(collection.statistics, {name: b.events() for name, b in collection.buffers.items()})
-    for latent in range(3):
-        record = records.unpack(packer.pack(latent))
+    events = {name: b.events() for name, b in collection.buffers.items()}
+    for latent, packed in records.pack(collection.statistics, events, 0, 3):
+        record = records.unpack(packed)
         found = records.examples(record, 0)
         bands = records.bands(record, found)
         values = np.sort(corpus.codes[:, latent][corpus.codes[:, latent] > 0])
@@ -159,11 +158,10 @@ def test_bands_of_a_rare_latent_are_its_own_quantiles() -> None:
     collection = Collection(2, 0)
     collection.add(SparseCodes((position + 1.0)[:, None], torch.zeros(20, 1, dtype=torch.int64), 2), tokens)
     collection.finish()
-    packer = Packer(collection.statistics, {name: b.events() for name, b in collection.buffers.items()})
-    record = records.unpack(packer.pack(0))
+    events = {name: b.events() for name, b in collection.buffers.items()}
+    record, silent = (records.unpack(packed) for _, packed in records.pack(collection.statistics, events, 0, 2))
     bands = records.bands(record, records.examples(record, 0))
     assert [band["high"] for band in bands] == [20, 18, 15, 10, 5]
-    silent = records.unpack(packer.pack(1))
     assert records.bands(silent, records.examples(silent, 0)) == []
     assert records.statistics_of(silent, 20)["histogram"]["zeros"] == 20
 
