@@ -11,6 +11,7 @@ among the processes and the result is that of one process.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import time
 from collections.abc import Iterator
@@ -34,12 +35,14 @@ from sae.features.source import LiveSource, Mark, Source, Step, StoredSource, op
 from sae.features.store import read_info
 from sae.features.text import Vocabulary
 from sae.features.writer import FORMAT, STORE, write_store
-from sae.files import remove_leftovers
 from sae.harvest.language_model import LanguageModel
 from sae.progress import Progress, StopSignal
 from sae.runs import Run, open_run
 
 LOCK = "features.lock"
+PLACE = ("dataset", "text_field", "split", "store", "seed", "tokens")
+"""Settings that a pass must be given again to go on."""
+DEFAULTS = dataclasses.asdict(CollectConfig())
 SHARE = 20  # the work between two writings takes at least this many times as long as the last writing took
 
 
@@ -56,6 +59,11 @@ def collect(run: str | Path, config: CollectConfig | None = None) -> dict[str, A
     config = config or CollectConfig()
     with Ranks.of_process() as ranks:
         opened = open_run(run, device=pick_device(config.device))
+        if opened.folder != Path(run).expanduser():
+            raise ConfigError(
+                f"{run}: features are written into the run's folder, and this one lies on the hub; fetch it first: "
+                f"hf download {run} --local-dir DIR"
+            )
         with _lock(opened.folder) if ranks.first else contextlib.nullcontext():
             return _Collecting(opened, config, ranks).work()
 
@@ -100,7 +108,8 @@ class _Collecting:
     def work(self) -> dict[str, Any]:
         """Go through the corpus; see `collect`."""
         if self.ranks.first:
-            remove_leftovers(self.run.folder)
+            for path in self.run.folder.glob(".partial-*features*"):  # of a writer that was killed
+                path.unlink(missing_ok=True)
         with StopSignal() as stop, Progress() as progress:
             if not self.finished_before:
                 lm = self.run.load_language_model(self.device)
@@ -125,7 +134,7 @@ class _Collecting:
                     progress.say("Writing what was collected.")
                     self._publish(vocabulary, finished=False)
                     stop.requested = stop.requested or 15
-                    stop.check(f"continue with: sae features {self.run.folder} --resume")
+                    stop.check(f"continue with: {self._how_to_resume()}")
                 if self.ranks.any(due and self.ranks.first):
                     begun = time.perf_counter()
                     self._publish(vocabulary, finished=False)
@@ -190,6 +199,11 @@ class _Collecting:
             "store": str(config.store.absolute()) if config.store else None,
             "seed": config.seed,
         }
+
+    def _how_to_resume(self) -> str:
+        given = dataclasses.asdict(self.config)
+        flags = [f"--{name.replace('_', '-')} {given[name]}" for name in PLACE if given[name] != DEFAULTS[name]]
+        return " ".join(["sae features", str(self.run.folder), "--resume", *flags])
 
     def _check_resume(self, before: dict[str, Any] | None) -> None:
         if before is None:

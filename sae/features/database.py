@@ -6,6 +6,7 @@ SQLite notices few changed bits on its own. A file is written whole beside its p
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -66,7 +67,11 @@ class Blobs:
 
 
 def build_database(path: Path, fill: Callable[[sqlite3.Connection], None]) -> None:
-    """Write a new database: `fill` gets an empty one; it takes the name `path` only when it is whole."""
+    """Write a new database: `fill` gets an empty one; it takes the name `path` only when it is whole.
+
+    Raises:
+        OSError: no space, or the disk fails; what was there before is untouched.
+    """
     temporary = path.with_name(f".partial-build-{path.name}-{uuid.uuid4().hex[:8]}")
     try:
         connection = sqlite3.connect(temporary, isolation_level=None)
@@ -77,6 +82,10 @@ def build_database(path: Path, fill: Callable[[sqlite3.Connection], None]) -> No
             connection.execute("BEGIN")
             fill(connection)
             connection.execute("COMMIT")
+        except sqlite3.OperationalError as error:
+            # SQLite tells what the system refused in words alone
+            number = errno.ENOSPC if "full" in str(error) else errno.EIO
+            raise OSError(number, os.strerror(number), str(path)) from error
         finally:
             connection.close()
 

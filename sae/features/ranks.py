@@ -26,6 +26,8 @@ class Ranks:
         if int(os.environ.get("WORLD_SIZE", "1")) == 1 or not distributed.is_available():
             yield cls(0, 1)
             return
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
         joined = distributed.is_initialized()
         if not joined:
             distributed.init_process_group("gloo")

@@ -22,6 +22,7 @@ from sae.features import keys
 from sae.features.collect import collect
 from sae.features.store import FeatureStore, read_info
 from sae.features.writer import STORE
+from sae.files import publish_json, read_json
 from sae.harvest.store import DiskStore, fill_store
 from sae.harvest.stream import ORDINARY
 from sae.runs import Run
@@ -140,7 +141,7 @@ def test_a_stopped_pass_leaves_a_readable_store_and_goes_on(
     _, said = process.communicate(timeout=60)
     assert process.returncode == (143 if signum == signal.SIGTERM else -9)
     if signum == signal.SIGTERM:
-        assert f"sae features {folder} --resume" in said
+        assert f"sae features {folder} --resume --tokens {TOKENS}" in said
     store = FeatureStore(folder)
     assert not store.info["finished"]
     assert 0 < store.info["progress"] < 1
@@ -198,6 +199,43 @@ def test_the_held_out_part_has_other_documents(trained: Run, whole: Path, tmp_pa
     assert report["latents"] == 128
     documents = {row[0] for row in FeatureStore(folder).query("SELECT id FROM documents")}
     assert not documents & {row[0] for row in FeatureStore(whole).query("SELECT id FROM documents")}
+
+
+def test_sink_tokens_are_left_out_counted_and_still_shown(trained: Run, tmp_path: Path) -> None:
+    folder = copy_of(trained, tmp_path)
+    record = read_json(folder / "config.json")
+    site = trained.inputs[0].name
+    # as if a third of the tokens were over the limit
+    lm = trained.load_language_model(torch.device("cpu"))
+    rows = next(iter(trained.harvest(lm, split="train").batches())).rows
+    norms = rows.activations[site].norm(dim=1)[rows.kind == ORDINARY]
+    record["harvest"]["norm_limits"] = {site: norms.sort().values[len(norms) * 2 // 3].item()}
+    publish_json(folder / "config.json", record)
+    collect(folder, CollectConfig(tokens=2000))
+    store = FeatureStore(folder)
+    left_out = store.info["left_out"]
+    assert left_out["sink"] > 300
+    assert 2000 <= store.info["tokens"] + sum(left_out.values()) < 2000 + 512
+    latent = int(store.scalars["count"].argmax())
+    for example in store.record(latent)["examples"]:
+        assert len(example["tokens"]) == example["peak"] + 1 + min(
+            8, len(store.tokens(example["document"])) - 1 - example["position"]
+        )
+        assert "…" not in example["tokens"]
+
+
+def test_a_full_disk_leaves_the_store_that_was_there(trained: Run, whole: Path, tmp_path: Path) -> None:
+    folder = copy_of(trained, tmp_path)
+    for name in (STORE, "features.scalars.npy"):
+        shutil.copy(whole / name, folder / name)
+    before = content(folder)
+    command = f"ulimit -f 200; exec {sys.executable} -m sae.cli features {folder} --tokens 3000"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert STORE in done.stderr.splitlines()[-1] or "features" in done.stderr.splitlines()[-1]
+    assert repr(content(folder)) == repr(before)
+    assert not list(folder.glob(".partial*"))
 
 
 def test_what_does_not_fit_is_refused_by_name(trained: Run, whole: Path, tmp_path: Path) -> None:

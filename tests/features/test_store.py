@@ -17,6 +17,8 @@ from brute import assert_same, make_corpus, rectangular
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic_store import synthetic_collection, synthetic_store
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from finished_runs import finished_run
 from sae.config import CollectConfig
@@ -227,6 +229,25 @@ def test_every_vocabulary_gives_the_tokenizers_own_text() -> None:
     for text in HOSTILE:
         assert "".join(vocabulary.display(tokenizer(text, add_special_tokens=False)["input_ids"])) == text
     assert vocabulary.display([tokenizer.bos_token_id]) == ["<s>"]
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "sentencepiece"])
+def test_other_kinds_of_tokenizers_are_read_too(kind: str) -> None:
+    if kind == "wordpiece":
+        pieces = {"[UNK]": 0, "play": 1, "##ing": 2, "the": 3, "[CLS]": 4}
+        backend = Tokenizer(models.WordPiece(pieces, unk_token="[UNK]"))
+        backend.pre_tokenizer, backend.decoder = pre_tokenizers.Whitespace(), decoders.WordPiece()
+        text, shown = "the playing", [" the", " play", "ing"]
+    else:
+        pieces = {"<unk>": 0, "▁the": 1, "▁": 2, "é": 3, **{f"<0x{b:02X}>": 4 + b for b in range(256)}}
+        backend = Tokenizer(models.BPE(pieces, [], unk_token="<unk>", byte_fallback=True))
+        backend.normalizer = normalizers.Replace(" ", "▁")
+        steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+        backend.decoder = decoders.Sequence(steps)
+        text, shown = " é🎉", [" ", "é", "🎉", "", "", ""]
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert Vocabulary.of(tokenizer).display(ids) == shown
 
 
 def test_a_collection_comes_back_from_its_store(tmp_path: Path) -> None:
