@@ -31,6 +31,15 @@ def activations(ids: Tensor) -> dict[str, Tensor]:
     return {"a": a, "b": -a}
 
 
+def document_of(ids: Tensor) -> Tensor:
+    """Documents of 23 rows."""
+    return ids // 23
+
+
+def position_of(ids: Tensor) -> Tensor:
+    return (ids % 23).int()
+
+
 class FakeSite(NamedTuple):
     name: str
     width: int = D
@@ -54,9 +63,9 @@ class FakeHarvest:
         for index in range(start.document, len(self.passes)):
             self.forwards += 1
             ids = self.passes[index]
-            zeros = torch.zeros(len(ids), dtype=torch.int32)
             kind = (ids % 7 == 6).to(torch.int8)
-            yield Harvested(Rows(activations(ids), ids.int(), ids, zeros, kind), None, Cursor(index, 0))  # type: ignore[arg-type]
+            rows = Rows(activations(ids), ids.int(), document_of(ids), position_of(ids), kind)
+            yield Harvested(rows, None, Cursor(index, 0))  # type: ignore[arg-type]
 
     def trained_on(self, rows: Rows) -> Rows:
         return rows.select((rows.kind == 0).nonzero().squeeze(1))
@@ -72,8 +81,8 @@ def live(rows: int = 2000, per_pass: int = 37, **changed: Any) -> LiveBatches:
         "dtype": DTYPE,
         "overlap": False,
         "on_restart": lambda n: None,
-        "source": "a",
-        "target": "a",
+        "inputs": ["a"],
+        "targets": ["a"],
         **changed,
     }
     return LiveBatches(FakeHarvest(rows, per_pass), **settings)  # type: ignore[arg-type]
@@ -90,14 +99,13 @@ def disk_store(folder: Path, rows: int, parts: int = 3) -> Store:
 
 def filled(store: Store, rows: int, parts: int) -> Store:
     for ids in torch.arange(rows).tensor_split(parts):
-        column = torch.zeros(len(ids), dtype=torch.int32)
-        store.append(Part(activations(ids), column, ids, column.clone()), (0, 0, 0))
+        store.append(Part(activations(ids), ids.int(), document_of(ids), position_of(ids)), (0, 0, 0))
     return store
 
 
 def stored(store: Store, **changed: Any) -> StoredBatches:
     settings: dict[str, Any] = {"batch": 16, "epochs": 1, "buffer_bytes": 200 * D * 8, "seed": 0}
-    return StoredBatches(store, **{"source": "a", "target": "a", **settings, **changed})
+    return StoredBatches(store, **{"inputs": ["a"], "targets": ["a"], **settings, **changed})
 
 
 def ids_of(batches: list[Batch]) -> list[list[int]]:
@@ -162,10 +170,94 @@ def test_a_live_stream_gives_the_training_rows_in_blocks_each_once(overlap: bool
 
 
 def test_input_and_target_belong_together(make: Any) -> None:
-    for batch in make(target="b").iterate(None):
+    for batch in make(targets=["b"]).iterate(None):
         assert batch.target.equal(-batch.input)
     batch = next(make().iterate(None))
     assert batch.target is batch.input
+
+
+@pytest.mark.parametrize("inputs", [["a", "b"], ["b", "a"]])
+def test_several_sites_lie_side_by_side_in_the_order_asked_for(inputs: list[str], make: Any) -> None:
+    batches = make(inputs=inputs, targets=inputs)
+    signs = [1 if site == "a" else -1 for site in inputs]
+    for batch in batches.iterate(None):
+        assert batch.input.shape == (16, 2 * D)
+        assert batch.target is batch.input
+        left, right = batch.input.split(D, dim=1)
+        assert (left * signs[0]).equal(right * signs[1])
+        assert (left * signs[0] >= 0).all()
+    transcoding = next(make(inputs=inputs, targets=["b"]).iterate(None))
+    assert transcoding.target.equal(transcoding.input.split(D, dim=1)[inputs.index("b")])
+
+
+def test_several_sites_share_the_stated_memory() -> None:
+    assert live(inputs=["a", "b"], targets=["a", "b"]).batches_per_block == live().batches_per_block // 2
+    assert live(inputs=["a"], targets=["b"]).batches_per_block == live().batches_per_block // 2
+
+
+# --- pairs of neighbours ---
+
+
+def assert_right_pairs(batches: list[Batch], stream: list[int], *, share: float) -> None:
+    """Rows 2i and 2i + 1 follow each other in the stream, a `share` of all at least, and the flags say so exactly."""
+    places = {row: place for place, row in enumerate(stream)}
+    following = flagged = 0
+    for batch in batches:
+        assert batch.adjacent is not None
+        assert batch.adjacent.shape == (8,)
+        for first, second, flag in zip(*batch.input[:, 0].int().view(8, 2).T.tolist(), batch.adjacent, strict=True):
+            following += places[second] == places[first] + 1
+            flagged += bool(flag)
+            # one row after the other, and in the same document
+            assert bool(flag) == (second == first + 1 and second // 23 == first // 23), (first, second)
+    pairs = 8 * len(batches)
+    assert following >= share * pairs
+    assert 0.5 * pairs < flagged < pairs
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("per_pass", [37, 190])
+def test_live_pairs_are_neighbours_of_the_stream(per_pass: int, overlap: bool) -> None:
+    batches = live(per_pass=per_pass, overlap=overlap, pairs=True)
+    found = list(batches.iterate(None))
+    stream = FakeHarvest(2000, per_pass).kept()
+    assert_right_pairs(found, stream, share=1.0)
+    assert sorted(flat(ids_of(found))) == stream[:800]
+
+
+@pytest.mark.parametrize("rows", [800, 805, 1027])
+@pytest.mark.parametrize("room", [200, 100_000])
+def test_stored_pairs_are_neighbours_of_the_stream(rows: int, room: int, tmp_path: Path) -> None:
+    for store in (memory_store(rows), disk_store(tmp_path, rows)):
+        batches = stored(store, epochs=2, buffer_bytes=room * D * 8, pairs=True)
+        found = list(batches.iterate(None))
+        # where pages are dealt out, a pair at a seam may be of two pages
+        assert_right_pairs(found, list(range(rows)), share=0.97)
+        first = flat(ids_of(found[: batches.per_epoch]))
+        assert len(set(first)) == len(first) == rows - rows % 16
+
+
+def test_pairs_are_shuffled_among_themselves(make: Any) -> None:
+    batches = make(pairs=True)
+    block = flat(ids_of(list(batches.iterate(None))[: batches.batches_per_block]))
+    assert abs(rank_correlation(block[::2])) < 4 / len(block[::2]) ** 0.5
+    other = flat(ids_of(list(make(pairs=True, seed=1).iterate(None))[: batches.batches_per_block]))
+    assert block != other
+
+
+def test_pairs_continue_after_any_state(make: Any) -> None:
+    whole = list(make(pairs=True).iterate(None))
+    for index in (0, 5, 11, 12, 30, 47):
+        rest = list(itertools.islice(make(pairs=True).iterate(whole[index].state), 3))
+        assert ids_of(rest) == ids_of(whole[index + 1 : index + 4])
+        for ours, theirs in zip(rest, whole[index + 1 :], strict=False):
+            assert ours.adjacent is not None
+            assert theirs.adjacent is not None
+            assert ours.adjacent.equal(theirs.adjacent)
+
+
+def test_shuffled_rows_say_nothing_of_neighbours(make: Any) -> None:
+    assert next(make().iterate(None)).adjacent is None
 
 
 # --- order ---
