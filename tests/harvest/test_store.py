@@ -296,3 +296,15 @@ def test_a_harvest_that_overflows_keeps_the_shards_before(
             fill(DiskStore(tmp_path, identity()), source)
     assert 0 < DiskStore(tmp_path, identity()).rows < TOKENS
     assert_same(fill(DiskStore(tmp_path, identity()), source), expected)
+
+
+@pytest.mark.parametrize("rows", [range(0), range(380, 420), torch.tensor([1499, 0, 400, 399, 7, 7])], ids=str)
+def test_places_tell_document_and_position_of_any_rows(
+    rows: range | torch.Tensor, source: Source, expected: Store, tmp_path: Path
+) -> None:
+    wanted = rows if isinstance(rows, torch.Tensor) else torch.tensor(list(rows), dtype=torch.int64)
+    columns = rows_of(expected)
+    for store in (fill(DiskStore(tmp_path, identity()), source), expected):
+        document, position = store.places(rows)
+        assert document.equal(columns["document"][wanted])
+        assert position.equal(columns["position"][wanted])
