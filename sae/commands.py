@@ -209,12 +209,40 @@ class Verify:
         return {"run": self.run_folder, "verified": True, "tolerance": TOLERANCE, **distance._asdict()}
 
 
+BENCHED = (
+    "topk",
+    "batchtopk",
+    "matryoshka",
+    "temporal",
+    "relu",
+    "relu:penalty=tanh",
+    "p_anneal",
+    "gated",
+    "jumprelu",
+    "jumprelu:recipe=anthropic",
+    "jumprelu:recipe=target",
+    "transcoder",
+    "skip_transcoder",
+    "crosscoder",
+    "matching_pursuit",
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """Time the sparse ops, or a whole training step, against the floor measured in the same run."""
+    """Time the sparse ops and training steps against floors of the same run, or measure recovery of known features."""
 
-    what: Annotated[tyro.conf.Positional[Literal["kernels", "step", "curve"]], tyro.conf.arg(metavar="WHAT")]
-    """kernels (op by op), step (a whole training step), or curve (the step over the number of latents)."""
+    what: Annotated[
+        tyro.conf.Positional[Literal["kernels", "step", "curve", "variants", "recovery"]], tyro.conf.arg(metavar="WHAT")
+    ]
+    """kernels (op by op), step (a whole TopK step), curve (the step over the number of latents), variants (every
+    variant's step), or recovery (every variant on synthetic worlds)."""
+    variants: str = ",".join(BENCHED)
+    """variants, recovery: which, with commas; settings behind a colon."""
+    worlds: str = "easy16,superposed,correlated,zipf,noisy,hierarchical,deep"
+    """recovery: which synthetic worlds."""
+    seeds: int = 3
+    """recovery: worlds and trainings drawn anew this many times."""
     tokens: int = 2048
     """Tokens a batch."""
     d: int = 576
@@ -231,11 +259,23 @@ class Bench:
 
     def run(self) -> dict[str, Any]:
         from sae.device import pick_device
+
+        if self.what == "recovery":
+            from sae.progress import Progress
+            from sae.recovery import measure_recovery
+
+            with Progress() as progress:
+                chosen = {"variants": self.variants.split(","), "worlds": self.worlds.split(",")}
+                return measure_recovery(**chosen, seeds=self.seeds, tell=progress.say)
         from sae_kernels.bench.kernels import measure_kernels
         from sae_kernels.bench.step import measure_curve, measure_step
 
         shape: dict[str, Any] = {"tokens": self.tokens, "d": self.d, "k": self.k, "rounds": self.rounds}
         shape["device"] = pick_device(self.device).type
+        if self.what == "variants":
+            from sae.training.bench import measure_variants
+
+            return measure_variants(self.variants.split(","), width=self.width, **shape)
         if self.what == "curve":
             return measure_curve(**shape)
         return (measure_kernels if self.what == "kernels" else measure_step)(width=self.width, **shape)

@@ -89,10 +89,7 @@ class Store:
         """Rows by number (a range, or int64 [n] on the CPU) -> site -> [n, d] on the CPU."""
         if len(self.parts) == 1 and isinstance(rows, range) and rows.start == 0:
             return {site: self.parts[0].activations[site][: len(rows)] for site in sites}
-        wanted = torch.as_tensor(rows if isinstance(rows, Tensor) else torch.arange(rows.start, rows.stop))
-        sizes = torch.tensor([len(part.token) for part in self.parts])
-        starts = sizes.cumsum(0) - sizes
-        shard = torch.bucketize(wanted, starts, right=True) - 1
+        wanted, shard, starts = self._locate(rows)
         gathered = {site: torch.empty(len(wanted), self.identity["sites"][site], dtype=self.dtype) for site in sites}
         for index in shard.unique().tolist():
             here = (shard == index).nonzero().squeeze(1)
@@ -103,10 +100,22 @@ class Store:
 
     def places(self, rows: range | Tensor) -> tuple[Tensor, Tensor]:
         """Document int64 [n] and position int32 [n] of rows by number."""
+        wanted, shard, starts = self._locate(rows)
+        document = torch.empty(len(wanted), dtype=torch.int64)
+        position = torch.empty(len(wanted), dtype=torch.int32)
+        for index in shard.unique().tolist():
+            here = (shard == index).nonzero().squeeze(1)
+            local = wanted[here] - starts[index]
+            document[here] = self.parts[index].document[local]
+            position[here] = self.parts[index].position[local]
+        return document, position
+
+    def _locate(self, rows: range | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Row numbers int64 [n], the part that holds each, and the first row of every part."""
         wanted = torch.as_tensor(rows if isinstance(rows, Tensor) else torch.arange(rows.start, rows.stop))
-        document = torch.cat([part.document for part in self.parts])
-        position = torch.cat([part.position for part in self.parts])
-        return document[wanted], position[wanted]
+        sizes = torch.tensor([len(part.token) for part in self.parts])
+        starts = sizes.cumsum(0) - sizes
+        return wanted, torch.bucketize(wanted, starts, right=True) - 1, starts
 
 
 class MemoryStore(Store):

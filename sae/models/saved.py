@@ -195,6 +195,13 @@ def _read(folder: Path, description: dict[str, Any]) -> tuple[Autoencoder, dict[
                 f"{path}: {name} is {tensors[name].dtype} {tuple(tensors[name].shape)}, expected float32 {expected} "
                 f"by {CONFIG}"
             )
+    for name in tensors:
+        if name not in shapes:
+            raise CorruptError(f"{path}: tensor {name} has no place in what {CONFIG} describes")
+    if not shape["transcodes"] and dim_out != dim:
+        raise CorruptError(
+            f"{folder / CONFIG}: autoencoder: dim {dim} and dim_out {dim_out} differ, and it is no transcoder"
+        )
     if code.tied and not tensors["W_enc"].equal(tensors["W_dec"]):
         raise CorruptError(f"{path}: W_enc and W_dec differ, and this code ties them")
     with torch.device("meta"):

@@ -149,7 +149,7 @@ def gate_error(step: Step) -> Tensor:
     """||x - x̂(relu(π))||² with the dictionary held fixed (Gated SAE: Rajamanoharan et al. 2024a, eq. 8), [N]."""
     gate = step.listed.with_values(torch.relu(step.listed.values))
     estimate = sparse_decode(gate, step.W_dec.detach().to(gate.values.dtype), step.b_dec.detach())
-    return (step.target - estimate).float().pow(2).sum(-1)
+    return (step.target.detach() - estimate).float().pow(2).sum(-1)
 
 
 @term("dead")

@@ -23,6 +23,11 @@ def parameters_of(model: Autoencoder) -> dict[str, Tensor]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
+def latent_rows(parameters: Mapping[str, Tensor]) -> list[str]:
+    """The parameters whose first axis is the latents."""
+    return [name for name in parameters if name not in ("dictionary.b", "W_skip")]
+
+
 class Adam:
     """Adam through `sae_kernels.adam_step`; moments "m.<parameter>" and "v.<parameter>", float32."""
 
@@ -50,6 +55,13 @@ class Adam:
                 unit_rows=parameter is self.model.dictionary.W,
             )
 
+    @torch.no_grad()
+    def forget(self, latents: Tensor) -> None:
+        """Drop what is known of some latents' gradients."""
+        for name in latent_rows(self.parameters):
+            for kind in "mv":
+                self.tensors[f"{kind}.{name}"][latents] = 0
+
     def averaged(self) -> dict[str, Tensor]:
         """The parameters to save where they are not those trained on."""
         return {}
@@ -66,7 +78,6 @@ class ScheduleFreeSign:
         self.model, self.beta = model, beta
         self.parameters = parameters_of(model)
         self.tensors = {f"{kind}.{n}": p.detach().clone() for kind in "zx" for n, p in self.parameters.items()}
-        self.started = False
 
     @torch.no_grad()
     def step(self, gradients: Mapping[str, Tensor], *, step: int, lr: float, scale: Tensor) -> None:
@@ -88,6 +99,13 @@ class ScheduleFreeSign:
             y_new = (1 - self.beta) * z_new + self.beta * x_new
             for held, new in ((z, z_new), (x, x_new), (y, _unit(y_new) if atoms else y_new)):
                 held.copy_(torch.where(go, new, held))
+
+    @torch.no_grad()
+    def forget(self, latents: Tensor) -> None:
+        """See `Adam.forget`; both sequences go on from the new rows."""
+        for name in latent_rows(self.parameters):
+            for kind in "zx":
+                self.tensors[f"{kind}.{name}"][latents] = self.parameters[name][latents]
 
     def averaged(self) -> dict[str, Tensor]:
         """See `Adam.averaged`."""
@@ -141,6 +159,15 @@ class Library:
         W.copy_(_unit(W))
         rest = {name: g for name, g in gradients.items() if name not in self.names}
         self.adam.step(rest, step=step, lr=lr, scale=scale)
+
+    @torch.no_grad()
+    def forget(self, latents: Tensor) -> None:
+        """See `Adam.forget`."""
+        for name in set(self.names) & set(latent_rows(self.parameters)):
+            for value in self.optimizer.state[self.parameters[name]].values():
+                if isinstance(value, Tensor) and value.shape == self.parameters[name].shape:
+                    value[latents] = 0
+        self.adam.forget(latents)
 
     def averaged(self) -> dict[str, Tensor]:
         """See `Adam.averaged`."""

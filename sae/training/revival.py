@@ -13,7 +13,6 @@ ENCODER_SHARE = 0.2  # of the mean norm of the living latents' encoder rows
 @torch.no_grad()
 def resample(
     model: Autoencoder,
-    moments: dict[str, Tensor],
     dead: Tensor,
     x: Tensor,
     target: Tensor,
@@ -23,11 +22,11 @@ def resample(
     """Give every dead latent an input as its direction, drawn with chance ∝ error² (Bricken et al. 2023).
 
     Its atom becomes the unit vector of the target minus the bias, its encoder row the unit vector of the input minus
-    the bias times a fifth of the living rows' mean norm, its bias 0; its moments are forgotten and it counts as alive.
+    the bias times a fifth of the living rows' mean norm, its bias 0, the code's own parameters what they were at first,
+    and it counts as alive. The optimizer's `forget` belongs to it.
 
     Args:
         model: changed in place.
-        moments: the optimizer's tensors, "kind.parameter" -> tensor; zeroed in the dead rows.
         dead: indices [R].
         x, target: the step's inputs [N, d] and targets [N, d_out], normalised.
         error: squared error of every token [N].
@@ -49,7 +48,5 @@ def resample(
         length = model.W_enc[alive].norm(dim=1).mean() if alive.any() else torch.ones(())
         model.W_enc[dead] = torch.nn.functional.normalize(centred, dim=1) * (ENCODER_SHARE * length)
         model.b_enc[dead] = 0
-    for name, tensor in moments.items():
-        if tensor.ndim and tensor.shape[0] == model.width and name.split(".", 1)[1] != "W_skip":
-            tensor[dead] = 0
+    model.code.restart(dead)
     model.dictionary.tokens_since_fired[dead] = 0

@@ -62,7 +62,7 @@ class Taken(NamedTuple):
     parts: dict[str, Tensor]
     """Each term's mean, unweighted."""
     grad_norm: Tensor
-    """Global norm before clipping, of encoder, dictionary and biases."""
+    """Global norm of all gradients before clipping."""
 
 
 class Route(Protocol):
@@ -91,8 +91,15 @@ def choose_route(
     """The fused route for Adam in float32 on a CPU, where every term reads what it can differentiate; else autograd."""
     slow = AutogradRoute(model, optimizer, config, auxk, compute, site_widths)
     reads = [find_term(term.name).reads for term in terms]
-    # an atom's norms over sites are no constant, so penalties that count them have a gradient by the atoms
-    fits = "all" not in reads and not (len(site_widths) > 1 and "entries" in reads)
+    known = {"squared_error", "nested_error", "gate_error"}
+    fits = all(
+        kind != "all" and (kind != "reconstruction" or t.name in known) for t, kind in zip(terms, reads, strict=True)
+    )
+    fits &= all(term.weight == 1.0 for term in terms if term.name in ("squared_error", "nested_error"))
+    # an atom's norms over sites are no constant, so terms that count them have a gradient by the atoms
+    fits &= len(site_widths) == 1 or all(
+        k == "reconstruction" or t.name == "auxk" for t, k in zip(terms, reads, strict=True)
+    )
     cpu = model.W_enc.device.type == "cpu" and compute == torch.float32
     if fits and cpu and isinstance(optimizer, Adam) and not model.code.tied and model.code.name != "identity":
         return FusedRoute(model, optimizer, config, auxk, slow)
@@ -122,10 +129,11 @@ class AutogradRoute:
         with torch.autocast(x.device.type, dtype=self.compute, enabled=self.compute != torch.float32):
             listed = model.select(x)
             codes = model.code.activate(listed)
-            reconstruction = model.add_skip(model.dictionary.decode(codes), x)
+            reconstruction = model.dictionary.decode(codes)
+            compared = target if model.W_skip is None else target - x @ model.W_skip.T
             step = Step(
                 x=x,
-                target=target,
+                target=compared,
                 code=model.code,
                 listed=listed,
                 codes=codes,
@@ -149,7 +157,7 @@ class AutogradRoute:
         scale = clip_scale(norm, limit(self.config, model))
         scale = torch.where(now.allowed & torch.isfinite(loss), scale, torch.nan)
         self.optimizer.step(gradients, step=now.step, lr=now.lr, scale=scale)
-        error = (target - reconstruction.detach()).float().square().sum(1)
+        error = (compared - reconstruction).detach().float().square().sum(1)
         codes = codes.with_values(codes.values.detach())
         return Taken(codes, error, loss.detach(), parts, norm)
 
@@ -235,22 +243,20 @@ class FusedRoute:
             names = [name for name in self.own if name.startswith("code.")]
             own = {n: torch.zeros_like(self.own[n]) if g is None else g for n, g in zip(names, found[1:], strict=True)}
         if model.W_skip is not None:
-            own["W_skip"] = forward.factor * forward.residual.T @ x
+            own["W_skip"] = forward.factor * forward.spread[:: forward.groups].T @ x
         error = forward.residual.square().sum(1) if forward.starts is not None else forward.squared_error
-        # no step where a part is not finite: a gradient of the code's own parameters has no other guard
-        finite = (
-            torch.isfinite(loss) & torch.stack([torch.isfinite(g).all() for g in own.values()] or [now.allowed]).all()
-        )
-        if not (now.allowed & finite):
-            bad = torch.full((), torch.nan) if torch.isfinite(loss) else torch.zeros(())
-            return Taken(codes, error, loss.detach(), parts, bad if now.allowed else torch.zeros(()))
+        # a gradient of the code's own parameters that is not finite makes the norm so, and stops the step
+        own_square = sum((float(gradient.double().square().sum()) for gradient in own.values()), 0.0)
+        if not (now.allowed & torch.isfinite(loss)):
+            return Taken(codes, error, loss.detach(), parts, torch.zeros(()))
         adam = {"step": now.step, "lr": now.lr, "beta1": self.optimizer.beta1}
         adam |= {"beta2": self.config.beta2, "eps": self.config.eps}
         result = fused_update(
             self.params, self.m, self.v, forward, **adam,
-            max_norm=limit(self.config, model), extra=extra, through=through,
+            max_norm=limit(self.config, model), extra=extra, through=through, more=own_square,
         )  # fmt: skip
         if result.applied:
+            adam["scale"] = clip_scale(result.grad_norm, limit(self.config, model))
             with torch.no_grad():
                 for name, gradient in own.items():
                     moments = (self.optimizer.tensors[f"{kind}.{name}"] for kind in "mv")

@@ -38,5 +38,5 @@ def course(step: int, steps: int, *, warmup: float, decay: float) -> float:
 
 def annealed(step: int, steps: int, start: int, end: int, share: float) -> int:
     """Latents kept at `step` of `steps`: falls linearly from `start` to `end` over the first `share` of the steps."""
-    done = min(1.0, step / max(1, round(share * steps)))
+    done = min(1.0, step / max(1, round(share * (steps - 1))))
     return round(start + (end - start) * done)

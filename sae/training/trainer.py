@@ -9,6 +9,7 @@ autoencoder = trainer.finished()
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -133,8 +134,11 @@ class Trainer:
         return Sparsity(penalty, target=target, fixed=sae.sparsity, device=self.device, **warmup)
 
     @torch.no_grad()
-    def initialise(self, inputs: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
-        """Weights from the seed; normalisation and pre-bias from the first batches (the targets' geometric median)."""
+    def initialise(self, inputs: Sequence[Tensor], targets: Sequence[Tensor], *, active: float = FIRST_ACTIVE) -> None:
+        """Weights from the seed; normalisation and pre-bias from the first batches (the targets' geometric median).
+
+        A penalised variant starts with `active` times as many active latents as are asked for.
+        """
         self.model.initialise(torch.Generator().manual_seed(self.seed))
         x = torch.cat([batch.to(self.device).float() for batch in inputs])
         self.inputs = fit(self.sae.normalise, x, self.site_widths)
@@ -142,16 +146,16 @@ class Trainer:
         y = torch.cat([batch.to(self.device).float() for batch in targets])
         self.targets = fit(self.sae.normalise, y, self.target_widths) if self.model.transcodes else self.inputs
         self.model.dictionary.b.copy_(geometric_median(self._normalised(y, self.targets)))
-        if self.sparsity is not None and not self.model.code.tied:
-            self._start_sparse(self._normalised(x[:SEED_ROWS], self.inputs))
+        if self.sparsity is not None or any(term.name == "l0_target" for term in self.terms):
+            self._start_sparse(self._normalised(x[:SEED_ROWS], self.inputs), active)
 
-    def _start_sparse(self, x: Tensor) -> None:
+    def _start_sparse(self, x: Tensor, active: float) -> None:
         """Encoder biases under which every latent fires at one rate: the first L0 is a few times the one asked for.
 
         Without it half of all latents fire at first, and the run's beginning is spent on switching them off.
         """
         asked = self.sae.l0_target or float(self.sae.k)
-        rate = min(0.5, FIRST_ACTIVE * asked / self.model.width)
+        rate = min(0.5, active * asked / self.model.width)
         centred = x if self.model.b_pre is None else x - self.model.b_pre
         rank = max(1, round(rate * len(x)))
         theta = getattr(self.model.code, "theta", 0.0)
@@ -222,7 +226,8 @@ class Trainer:
         dead = self.model.dictionary.dead(self.dead_after).nonzero().squeeze(1)
         draw = int.from_bytes(hashlib.blake2b(repr((self.seed, self.taken)).encode(), digest_size=8).digest(), "little")
         generator = torch.Generator().manual_seed(draw >> 1)
-        resample(self.model, self.optimizer.tensors, dead, x, target, taken.error, generator)
+        resample(self.model, dead, x, target, taken.error, generator)
+        self.optimizer.forget(dead)
 
     @torch.no_grad()
     def finished(self) -> Autoencoder:
@@ -230,7 +235,7 @@ class Trainer:
 
         A threshold that takes the place of a selection over the batch is settled on the newest inputs.
         """
-        model = self.model.like(self.model.code)
+        model = self.model.like(copy.deepcopy(self.model.code))
         for name, averaged in self.optimizer.averaged().items():
             model.get_parameter(name).copy_(averaged)
         if self._recent:

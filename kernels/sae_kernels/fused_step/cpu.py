@@ -75,6 +75,7 @@ def update(
     max_norm: float | None,
     extra: Any,
     through: Tensor | None,
+    more: float,
 ) -> tuple[Tensor, Tensor]:
     """grad_norm, applied; see op.py."""
     sync_threads(params.W_enc.numel())
@@ -107,14 +108,14 @@ def update(
     every = spread[::groups]
     grad_b_dec = torch.full((every.shape[0],), factor) @ every
     limit = _LARGE if max_norm is None else min(max_norm, _LARGE)
-    if _norm_bound(params, forward, through, grad_b_dec, factor, extra) <= limit:
+    if math.hypot(_norm_bound(params, forward, through, grad_b_dec, factor, extra), math.sqrt(more)) <= limit:
         # finite and not to be clipped, as is known beforehand
         scale = 1.0
         _sweep(*fixed, constants, np.float32(1), True)
-        norm = _finish_bias(grad_b_dec, sums, squares, forward.tied)
+        norm = _finish_bias(grad_b_dec, sums, squares, forward.tied, more)
     else:
         _sweep(*fixed, constants, np.float32(1), False)
-        norm = _finish_bias(grad_b_dec, sums, squares, forward.tied)
+        norm = _finish_bias(grad_b_dec, sums, squares, forward.tied, more)
         scale = float(clip_scale(norm, max_norm))
         if not np.isfinite(scale):
             return norm, torch.tensor(False)
@@ -129,11 +130,11 @@ def _starts(codes: SparseCodes) -> Any:
     return (row_starts(codes.indices) if codes.offsets is None else codes.offsets).contiguous().numpy()
 
 
-def _finish_bias(grad_b_dec: Tensor, sums: Tensor, squares: Tensor, tied: bool) -> Tensor:
+def _finish_bias(grad_b_dec: Tensor, sums: Tensor, squares: Tensor, tied: bool, more: float) -> Tensor:
     """Complete grad_b_dec in place; the global norm, fp32."""
     if tied:
         grad_b_dec -= torch.ones(PARTS) @ sums
-    return (squares.sum() + grad_b_dec.double().square().sum()).sqrt().float()
+    return (squares.sum() + grad_b_dec.double().square().sum() + more).sqrt().float()
 
 
 def _norm_bound(params: Any, forward: Any, through: Tensor, grad_b_dec: Tensor, factor: float, extra: Any) -> float:

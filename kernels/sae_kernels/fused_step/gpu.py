@@ -86,9 +86,11 @@ def update(
     max_norm: float | None,
     extra: Any,
     through: Tensor | None,
+    more: float,
 ) -> tuple[Tensor, Tensor]:
-    """grad_norm, applied: one Adam step in place on params, m and v; see op.py, which calls it without `through`."""
+    """grad_norm, applied: one Adam step in place on params, m and v; see op.py, which calls it without the last two."""
     assert through is None
+    assert not more
     codes, grad_out = forward.codes, forward.residual * forward.factor
     W_dec, _, W_enc, b_enc = latent_sweep(
         codes.values, codes.indices, codes.offsets, codes.width, grad_out, params.W_dec, forward.centred, None

@@ -43,6 +43,7 @@ def update(
     max_norm: float | None,
     extra: Any,
     through: Tensor | None,
+    more: float,
 ) -> tuple[Tensor, Tensor]:
     """grad_norm, applied; see op.py."""
     codes: SparseCodes = forward.codes
@@ -65,7 +66,7 @@ def update(
     if forward.tied:
         b_dec = b_dec - b_enc @ params.W_enc
     grads = (W_enc, b_enc, W_dec, b_dec)
-    norm = torch.stack([grad.square().sum() for grad in grads]).sum().sqrt()
+    norm = (torch.stack([grad.square().sum() for grad in grads]).sum() + more).sqrt()
     scale = clip_scale(norm, max_norm)
     step, lr, beta1, beta2, eps = adam
     for place, (param, grad) in enumerate(zip(params, grads, strict=True)):

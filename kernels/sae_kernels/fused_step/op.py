@@ -101,7 +101,7 @@ class StepResult(NamedTuple):
     """What an update did."""
 
     grad_norm: Tensor
-    """Global norm of the gradient of all four parameters, before clipping and projection; 0-dim fp32."""
+    """Global norm of the gradient of all four parameters and `more`, before clipping and projection; 0-dim fp32."""
     applied: Tensor
     """0-dim bool: False where the gradient was not finite, and then nothing was written."""
 
@@ -185,6 +185,7 @@ def fused_update(
     max_norm: float | None = None,
     extra: RowGradients | None = None,
     through: Tensor | None = None,
+    more: float = 0.0,
 ) -> StepResult:
     """One Adam step on the mean squared error (and `extra`), in place on params, m and v.
 
@@ -202,6 +203,7 @@ def fused_update(
         extra: further gradients of some rows.
         through: gradient of the loss by every entry's pre-activation, of the shape of the codes' values, for codes and
             terms beyond relu and squared error; None: `forward.factor * forward.dots` where the value is positive.
+        more: squared norm of further gradients that the caller clips with these; counted in the norm.
 
     Returns:
         The norm, and whether the step was taken. A gradient that is not finite is refused before anything is written.
@@ -214,6 +216,6 @@ def fused_update(
             if tensor.dtype != torch.float32 or not tensor.is_contiguous():
                 raise ValueError(f"{kind}.{name}: expected contiguous float32; got {tensor.dtype}")
     with torch.no_grad(), no_autocast(params.W_enc.device.type):
-        special = through is not None or forward.starts is not None
+        special = through is not None or forward.starts is not None or more > 0
         update = choose("fused_update", params.W_enc, UPDATE_ANY if special else UPDATE)
-        return StepResult(*update(params, m, v, forward, (step, lr, beta1, beta2, eps), max_norm, extra, through))
+        return StepResult(*update(params, m, v, forward, (step, lr, beta1, beta2, eps), max_norm, extra, through, more))

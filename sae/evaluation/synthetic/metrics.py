@@ -182,11 +182,12 @@ def recovery_metrics(model: Autoencoder, features: Tensor, samples: Iterable[Sam
     atoms, device = model.dictionary.W, model.W_enc.device
     pairs, best = match(atoms, features), best_features(atoms, features)
     counts = _Counts(len(atoms), len(features), pairs, best)
-    for x, truth in samples:
+    for x, truth, target in samples:
         true_fired = truth.to_dense() > 0
-        for rows, true_rows in zip(x.split(CHUNK), true_fired.split(CHUNK), strict=True):
+        wanted = x if target is None else target
+        for rows, want, true_rows in zip(x.split(CHUNK), wanted.split(CHUNK), true_fired.split(CHUNK), strict=True):
             codes, x_hat = model(rows.to(device))
-            counts.add(rows, x_hat.cpu(), codes.to_dense().cpu() > 0, true_rows)
+            counts.add(want, x_hat.cpu(), codes.to_dense().cpu() > 0, true_rows)
     if counts.tokens == 0:
         raise ValueError("samples: expected at least one, got none")
     matched = detection(counts.both_matched, counts.latent[pairs.latents], counts.feature[pairs.features])

@@ -30,6 +30,8 @@ class Sample(NamedTuple):
     """Activations, float32 [n, d]."""
     codes: SparseCodes
     """True magnitudes of the features that fire, CSR over the G features, all of them positive."""
+    target: Tensor | None = None
+    """What is to be reconstructed [n, d_out] where that is not x."""
 
 
 class SyntheticData:

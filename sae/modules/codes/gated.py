@@ -36,6 +36,12 @@ class Gated(Code):
         magnitude = torch.relu(self.r[listed.indices].exp() * gate + self.s[listed.indices])
         return listed.with_values(torch.where(gate > 0, magnitude, 0).to(gate.dtype))
 
+    @torch.no_grad()
+    def restart(self, latents: Tensor) -> None:
+        """See `Code`."""
+        self.r[latents] = 0
+        self.s[latents] = 0
+
     def describe(self) -> dict[str, Any]:
         """See `Code`."""
         return {"name": self.name, "width": self.r.shape[0]}

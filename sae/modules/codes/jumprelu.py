@@ -30,7 +30,7 @@ class JumpReLU(Code):
 
     def __init__(self, width: int, bandwidth: float = 0.0, theta: float = 0.0, rate: float = 1.0) -> None:
         super().__init__()
-        self.bandwidth, self.rate = bandwidth, rate
+        self.bandwidth, self.start, self.rate = bandwidth, theta, rate
         self.theta = nn.Parameter(torch.full((width,), theta))
 
     def select(self, x: Tensor, W_enc: Tensor, b_enc: Tensor, b_pre: Tensor | None) -> SparseCodes:
@@ -45,6 +45,11 @@ class JumpReLU(Code):
     def steps(self, listed: SparseCodes) -> Tensor:
         """1[pre > θ] of every entry, with ∂/∂θ = -(1/ε) rect((pre - θ)/ε) (eq. 12) and nothing by pre."""
         return _Step.apply(listed.values, self.theta[listed.indices], self.bandwidth)
+
+    @torch.no_grad()
+    def restart(self, latents: Tensor) -> None:
+        """See `Code`."""
+        self.theta[latents] = self.start
 
     def describe(self) -> dict[str, Any]:
         """See `Code`; what trains it is not part of what it computes."""

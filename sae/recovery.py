@@ -1,0 +1,146 @@
+"""`sae bench recovery`: every variant trained on synthetic worlds, and what it found of the features that made them.
+
+rows = measure_recovery(variants=["topk", "matryoshka"], worlds=["easy16", "hierarchical"], seeds=3)
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sae.config import OptimConfig, SAEConfig, unknown_choice
+from sae.evaluation.synthetic.metrics import Recovery, recovery_metrics
+from sae.evaluation.synthetic.sampling import Sample, SyntheticData
+from sae.evaluation.synthetic.worlds import WORLDS
+from sae.models.language import VARIANTS, find_variant
+from sae.training.trainer import Trainer
+
+HELDOUT_TOKENS = 20_000
+FIRST_BATCHES = 8
+
+
+class Course(NamedTuple):
+    """How long and how fast a world is learnt, the same for all variants."""
+
+    width: int
+    """Latents."""
+    steps: int
+    lr: float
+    batch: int = 512
+
+
+COURSES = {
+    "easy16": Course(32, 800, 1e-2),
+    "superposed": Course(256, 1500, 3e-3),
+    "correlated": Course(256, 1500, 3e-3),
+    "zipf": Course(256, 1500, 3e-3),
+    "noisy": Course(256, 1500, 3e-3),
+    "hierarchical": Course(512, 2000, 5e-3),
+    "deep": Course(170, 1500, 3e-3),
+}
+
+
+def recover(
+    variant: str, world: str, *, seed: int, l0: float | None = None, course: Course | None = None, **settings: Any
+) -> Recovery:
+    """Train a variant on a world and hold its saved form against the truth.
+
+    Args:
+        variant, world: names in `VARIANTS` and `WORLDS`.
+        seed: of the world's features and samples and of the training.
+        l0: asked of the variant; by default the world's own.
+        course: by default the world's.
+        settings: further fields of SAEConfig.
+
+    Raises:
+        ConfigError: an unknown name.
+    """
+    if world not in WORLDS:
+        raise unknown_choice("--worlds", world, WORLDS)
+    course = course or COURSES[world]
+    true = WORLDS[world].l0_within(course.width) if course.width < WORLDS[world].features else WORLDS[world].l0
+    asked = l0 or true
+    views = Views(world, variant, seed)
+    sae = SAEConfig(variant=variant, width=course.width, k=max(1, round(asked)), **settings)
+    if find_variant(sae).penalty(sae) is not None or sae.recipe == "target":
+        sae = SAEConfig(variant=variant, width=course.width, k=sae.k, l0_target=asked, **settings)
+    trainer = Trainer(
+        sae,
+        OptimConfig(lr=course.lr),
+        site_widths=views.site_widths,
+        target_widths=views.target_widths,
+        steps=course.steps,
+        dead_after=max(1, course.steps * course.batch // 10),
+        auxk=max(1, views.target_widths[0] // 2),
+        device=torch.device("cpu"),
+        seed=seed,
+    )
+    first = [views.sample(course.batch, batch) for batch in range(FIRST_BATCHES)]
+    trainer.initialise([s.x for s in first], [s.x if s.target is None else s.target for s in first])
+    # draws have no neighbours: every token is alone in its document
+    alone = torch.zeros(course.batch // 2, dtype=torch.bool) if find_variant(sae).neighbours else None
+    for step in range(course.steps):
+        sample = views.sample(course.batch, step)
+        trainer.step(sample.x, sample.x if sample.target is None else sample.target, alone)
+    heldout = (views.seen(sample) for sample in views.data.heldout(HELDOUT_TOKENS))
+    return recovery_metrics(trainer.finished(), views.features, heldout)
+
+
+class Views:
+    """A world as a variant reads it: itself; two views of the same features side by side; or one view to be turned into
+    the other. The second view has feature directions of its own."""
+
+    def __init__(self, world: str, variant: str, seed: int) -> None:
+        self.data = SyntheticData(WORLDS[world], seed=seed)
+        row = VARIANTS[variant] if variant in VARIANTS else find_variant(SAEConfig(variant=variant))
+        self.other = SyntheticData(WORLDS[world], seed=seed + 1_000_000)
+        width = WORLDS[world].dim
+        self.seen: Callable[[Sample], Sample] = lambda sample: sample
+        self.features: Tensor = self.data.features
+        self.site_widths = self.target_widths = [width]
+        if row.several_sites:
+            self.site_widths = self.target_widths = [width, width]
+            self.features = torch.cat([self.data.features, self.other.features], 1) / 2**0.5
+            self.seen = lambda s: Sample(torch.cat([s.x, self._second(s)], 1), s.codes)
+        elif row.transcodes:
+            self.features = self.other.features
+            self.seen = lambda s: Sample(s.x, s.codes, self._second(s))
+
+    def sample(self, n: int, batch: int) -> Sample:
+        """`n` training tokens."""
+        return self.seen(self.data.sample(n, batch))
+
+    def _second(self, sample: Sample) -> Tensor:
+        return sample.codes.to_dense() @ self.other.features + self.other.bias
+
+
+def measure_recovery(
+    *,
+    variants: Sequence[str],
+    worlds: Sequence[str],
+    seeds: int,
+    tell: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Recovery of every variant on every world: means over seeds, and the spread (largest - smallest) of MCC and F1."""
+    for world in worlds:
+        if world not in WORLDS:
+            raise unknown_choice("--worlds", world, WORLDS)
+    rows = []
+    for world in worlds:
+        for spec in variants:
+            name, *settings = spec.split(":")
+            more: dict[str, Any] = dict(setting.split("=", 1) for setting in settings)
+            found = [recover(name, world, seed=seed, **more) for seed in range(seeds)]
+            mean = {field: statistics.fmean(getattr(f, field) for f in found) for field in Recovery._fields}
+            spread = {
+                f"{n} spread": max(v) - min(v)
+                for n, v in (("mcc", [f.mcc for f in found]), ("f1", [f.f1 for f in found]))
+            }
+            chosen = ("mcc", "f1", "uniqueness", "fvu", "l0", "true_l0", "dead")
+            rows.append({"world": world, "variant": spec, **{name: mean[name] for name in chosen}, **spread})
+            tell(f"{world} {spec}: " + ", ".join(f"{name} {mean[name]:.3f}" for name in ("mcc", "f1", "fvu", "l0")))
+    return {"bench": "recovery", "seeds": seeds, "rows": rows}
