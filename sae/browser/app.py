@@ -8,19 +8,18 @@ Every answer is JSON; a refusal is {"error": message} with a 4xx status. GET cha
 
 from __future__ import annotations
 
-import json
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import Response
 
 from sae.browser import lists, models
+from sae.browser.answers import Answer
 from sae.browser.context import Context, RequestError
 from sae.browser.guard import HOSTS, Guard
 from sae.browser.opened import BrowsedRun
@@ -33,28 +32,24 @@ STATIC = Path(__file__).resolve().parent / "static"
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 
 
-class Answer(JSONResponse):
-    """JSON as small as it gets; NaN is a fault of ours and raises."""
-
-    def render(self, content: Any) -> bytes:
-        text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        return text.encode("utf-8", "replace")
-
-
 def create_app(folders: Sequence[Path], *, token: str, device: Device = "auto") -> FastAPI:
     """The application that serves the page for these run folders to whoever holds `token`."""
-    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, default_response_class=Answer)
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     context = Context([BrowsedRun(folder) for folder in folders], LanguageWorker(device))
     lists.add_routes(app, context)
     models.add_routes(app, context)
 
+    files = page_files()
+
     @app.get("/")
     def index() -> Response:
-        return FileResponse(STATIC / "index.html", media_type="text/html")
+        return files["index.html"]
 
     @app.get("/static/{path:path}")
     def static(path: str) -> Response:
-        return static_file(path)
+        if path not in files:
+            raise RequestError(f"no such file: {path[:100]}", status=404)
+        return files[path]
 
     app.add_exception_handler(Exception, _answer_fault)
     for kind in (ValueError, HTTPException, RequestValidationError):
@@ -65,16 +60,13 @@ def create_app(folders: Sequence[Path], *, token: str, device: Device = "auto") 
     return app
 
 
-def static_file(path: str) -> Response:
-    """A file of the page; whatever resolves to outside the folder, or is no file of a known type, does not exist."""
-    try:
-        file = (STATIC / path).resolve()
-        known = file.is_relative_to(STATIC) and file.suffix in TYPES and file.is_file()
-    except (OSError, ValueError):  # names too long, or with a NUL
-        known = False
-    if not known:
-        raise RequestError(f"no such file: {path[:100]}", status=404)
-    return FileResponse(file, media_type=TYPES[file.suffix])
+def page_files() -> dict[str, Response]:
+    """The files of the page by their path below `static`, read once: no request can name any other file."""
+    return {
+        path.relative_to(STATIC).as_posix(): Response(path.read_bytes(), media_type=TYPES[path.suffix])
+        for path in STATIC.rglob("*")
+        if path.suffix in TYPES and path.is_file() and not path.is_symlink()
+    }
 
 
 async def _answer_refusal(request: Request, error: Exception) -> Response:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -68,6 +69,7 @@ def export_static(run: Path, out: Path, *, latents: Sequence[int] | None = None)
 
 def _write_page(folder: Path) -> None:
     page = (STATIC / "index.html").read_text(encoding="utf-8")
+    page = re.sub(r' *<link rel="modulepreload"[^>]*>\n', "", page)
     page = page.replace(
         '<script type="module" src="static/main.js"></script>',
         '<script defer src="data/index.js"></script>\n    <script defer src="static/app.js"></script>',

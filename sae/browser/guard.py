@@ -50,6 +50,8 @@ class Guard:
 
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
+                # the list belongs to the answer, which may be given to the next one who asks
+                message = {**message, "headers": list(message.get("headers", ()))}
                 added = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     added[name] = value

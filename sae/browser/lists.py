@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from sae.browser import listing
+from sae.browser.answers import Answer
 from sae.browser.context import Context, RequestError
 from sae.browser.opened import BrowsedRun, View
 from sae.features.keys import FeatureError
@@ -36,16 +37,16 @@ def add_routes(app: FastAPI, context: Context) -> None:
     """Add them to `app`."""
 
     @app.get("/api/runs")
-    def runs() -> Any:
-        return [run.info() for run in context.runs]
+    def runs() -> Response:
+        return Answer([run.info() for run in context.runs])
 
     @app.get("/api/runs/{index}/info")
-    def info(index: int) -> Any:
-        return context.run(index).info()
+    def info(index: int) -> Response:
+        return Answer(context.run(index).info())
 
     @app.get("/api/runs/{index}/report")
-    def report(index: int) -> Any:
-        return context.run(index).report()
+    def report(index: int) -> Response:
+        return Answer(context.run(index).report())
 
     @app.get("/api/runs/{index}/latents")
     def latents(
@@ -57,61 +58,63 @@ def add_routes(app: FastAPI, context: Context) -> None:
         start: Annotated[int, Query(ge=0, le=2**31)] = 0,
         count: Annotated[int, Query(ge=0, le=WINDOW)] = 100,
         find: int | None = None,
-    ) -> Any:
+    ) -> Response:
         view = context.run(index).view()
         query = listing.Query.parse(filter=filter, text=text, mark=mark, sort=sort)
         chosen = view.listing.select(query, view.marks)
-        return {
-            "total": len(chosen),
-            "of": view.listing.width,
-            "revision": [view.store.info["revision"], view.marks.revision],
-            "start": start,
-            "rows": [view.listing.row(i, view.marks) for i in chosen[start : start + count].tolist()],
-            "found": None if find is None else view.listing.place_of(find, query, view.marks),
-        }
+        return Answer(
+            {
+                "total": len(chosen),
+                "of": view.listing.width,
+                "revision": [view.store.info["revision"], view.marks.revision],
+                "start": start,
+                "rows": [view.listing.row(i, view.marks) for i in chosen[start : start + count].tolist()],
+                "found": None if find is None else view.listing.place_of(find, query, view.marks),
+            }
+        )
 
     @app.get("/api/runs/{index}/latents/{latent}")
-    def record(index: int, latent: int) -> Any:
+    def record(index: int, latent: int) -> Response:
         _, view = context.latent(index, latent)
-        return full_record(view, latent)
+        return Answer(full_record(view, latent))
 
     @app.get("/api/runs/{index}/latents/{latent}/logits")
-    def logits(index: int, latent: int) -> Any:
+    def logits(index: int, latent: int) -> Response:
         _, view = context.latent(index, latent)
-        return view.store.logits(latent)
+        return Answer(view.store.logits(latent))
 
     @app.get("/api/runs/{index}/latents/{latent}/neighbours")
-    def neighbours(index: int, latent: int) -> Any:
+    def neighbours(index: int, latent: int) -> Response:
         run, view = context.latent(index, latent)
-        return with_briefs(run, view, view.store.neighbours(latent))
+        return Answer(with_briefs(run, view, view.store.neighbours(latent)))
 
     @app.get("/api/runs/{index}/latents/{latent}/coactive")
-    def coactive(index: int, latent: int) -> Any:
+    def coactive(index: int, latent: int) -> Response:
         run, view = context.latent(index, latent)
-        return with_briefs(run, view, view.store.coactive(latent))
+        return Answer(with_briefs(run, view, view.store.coactive(latent)))
 
     @app.get("/api/runs/{index}/latents/{latent}/matches")
-    def matches(index: int, latent: int) -> Any:
+    def matches(index: int, latent: int) -> Response:
         run, _ = context.latent(index, latent)
         others = [(i, other) for i, other in enumerate(context.runs) if i != index]
-        return [match(run, latent, i, other) for i, other in others]
+        return Answer([match(run, latent, i, other) for i, other in others])
 
     @app.put("/api/runs/{index}/latents/{latent}/annotation")
-    def annotate(index: int, latent: int, annotation: Annotation) -> Any:
+    def annotate(index: int, latent: int, annotation: Annotation) -> Response:
         run, _ = context.latent(index, latent)
         run.annotate(latent, **annotation.model_dump(exclude_unset=True))
-        return full_record(run.view(), latent)["annotation"]
+        return Answer(full_record(run.view(), latent)["annotation"])
 
     @app.get("/api/runs/{index}/search")
-    def search(index: int, text: Annotated[str, Query(max_length=200)]) -> Any:
+    def search(index: int, text: Annotated[str, Query(max_length=200)]) -> Response:
         run = context.run(index)
         view = run.view()
         found = view.store.search(text, limit=50) if text.strip() else []
-        return with_briefs(run, view, found)
+        return Answer(with_briefs(run, view, found))
 
     @app.get("/api/runs/{index}/documents/{document}")
-    def document(index: int, document: Annotated[int, fastapi.Path(ge=0, lt=2**53)]) -> Any:
-        return context.run(index).view().store.document(document)
+    def document(index: int, document: Annotated[int, fastapi.Path(ge=0, lt=2**53)]) -> Response:
+        return Answer(context.run(index).view().store.document(document))
 
     @app.get("/api/runs/{index}/export/{kind}")
     def export(

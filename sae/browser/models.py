@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import Response
 
+from sae.browser.answers import Answer
 from sae.browser.context import Context
 from sae.features.prompt import examine
 from sae.features.steer import Intervention, steer
@@ -46,18 +48,19 @@ def add_routes(app: FastAPI, context: Context) -> None:
     """Add them to `app`."""
 
     @app.post("/api/runs/{index}/prompt")
-    async def prompt(index: int, body: Prompt) -> Any:
+    async def prompt(index: int, body: Prompt) -> Response:
         run = context.run(index)
         found = await context.worker.do(run.folder, partial(examine, text=body.text))
         view = run.view()
         latents = {entry["latent"] for row in found["latents"] for entry in row}
-        return {**found, "rows": {latent: view.listing.row(latent, view.marks) for latent in sorted(latents)}}
+        rows = {latent: view.listing.row(latent, view.marks) for latent in sorted(latents)}
+        return Answer({**found, "rows": rows})
 
     @app.post("/api/runs/{index}/steer")
-    async def steered(index: int, body: Steer) -> Any:
+    async def steered(index: int, body: Steer) -> Response:
         run = context.run(index)
         store = run.view().store
         pushes = [Intervention(push.latent, push.mode, push.strength) for push in body.interventions]
         settings = {"tokens": body.tokens, "temperature": body.temperature, "seed": body.seed, "store": store}
         job = partial(steer, prompt=body.prompt, interventions=pushes, **settings)
-        return await context.worker.do(run.folder, job)
+        return Answer(await context.worker.do(run.folder, job))

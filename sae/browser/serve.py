@@ -38,26 +38,37 @@ def serve(
     if not runs:
         raise ConfigError("RUN: none given; name at least one run folder")
     folders = [check_run(run) for run in runs]
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((HOST, port))
-    except (OSError, OverflowError) as error:
-        listener.close()
-        raise ConfigError(f"--port {port}: cannot be used ({error}); another number, or 0 for a free one") from error
+    listener = listen(port)
     token = secrets.token_urlsafe(24)
     address = f"http://{HOST}:{listener.getsockname()[1]}/?token={token}"
     app = create_app(folders, token=token, device=device)
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, ws="none", lifespan="off", limit_concurrency=64
     )
-    listener.listen()
     if ready is not None:
         ready(address)
     # Ctrl-C is how one stops a server
     with contextlib.suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[listener])
     return {"runs": [str(folder) for folder in folders], "stopped": True}
+
+
+def listen(port: int) -> socket.socket:
+    """A socket that listens on 127.0.0.1; 0 takes a free port.
+
+    Raises:
+        ConfigError: the port is taken or is none.
+    """
+    # asyncio sends small answers at once only where the protocol is named: else each waits 40 ms for an acknowledgement
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((HOST, port))
+        listener.listen()
+    except (OSError, OverflowError) as error:
+        listener.close()
+        raise ConfigError(f"--port {port}: cannot be used ({error}); another number, or 0 for a free one") from error
+    return listener
 
 
 def check_run(run: str) -> Path:

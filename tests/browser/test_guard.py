@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from sae.browser.app import STATIC, create_app
+from sae.browser.app import STATIC, create_app, page_files
 from sae.browser.guard import LARGEST_BODY
 
 TOKEN = "a-token-of-the-test"
@@ -55,6 +55,7 @@ def test_the_token_becomes_a_cookie_that_scripts_and_other_sites_do_not_see(stra
     assert "HttpOnly" in cookie
     assert "SameSite=Strict" in cookie
     assert stranger.get("/api/runs").status_code == 200
+    assert "set-cookie" not in stranger.get("/").headers
     policy = answer.headers["content-security-policy"]
     assert "unsafe" not in policy
     assert "default-src 'none'" in policy
@@ -115,12 +116,13 @@ def test_paths_cannot_leave_the_page(client: TestClient, path: str) -> None:
     assert "import" not in answer.text
 
 
-def test_a_link_in_the_folder_does_not_lead_out(client: TestClient, tmp_path: Path) -> None:
-    link = STATIC / "escape.js"
+def test_a_link_in_the_folder_does_not_lead_out(tmp_path: Path) -> None:
     (tmp_path / "secret.js").write_text("secret")
+    link = STATIC / "escape.js"
     link.symlink_to(tmp_path / "secret.js")
     try:
-        assert client.get("/static/escape.js").status_code == 404
+        assert "main.js" in page_files()
+        assert "escape.js" not in page_files()
     finally:
         link.unlink()
 

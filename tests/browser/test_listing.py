@@ -109,6 +109,14 @@ def test_the_whole_page_is_small() -> None:
     assert sum(p.stat().st_size for p in files) < 300_000
 
 
+def test_every_module_is_fetched_at_once() -> None:
+    named = set(
+        re.findall(r'(?:modulepreload" href|module" src)="static/([^"]+)"', (STATIC / "index.html").read_text())
+    )
+    modules = {p.relative_to(STATIC).as_posix() for p in STATIC.rglob("*.js")} - {"vendor/uPlot.js"}
+    assert named == modules
+
+
 def test_the_page_asks_nothing_of_other_machines_and_sets_no_markup() -> None:
     for path in STATIC.glob("*.*"):
         text = path.read_text()
