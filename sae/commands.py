@@ -243,6 +243,8 @@ class Bench:
     """recovery: which synthetic worlds."""
     seeds: int = 3
     """recovery: worlds and trainings drawn anew this many times."""
+    l0_factor: float = 1.0
+    """recovery: the L0 asked for, in multiples of the true one."""
     tokens: int = 2048
     """Tokens a batch."""
     d: int = 576
@@ -266,7 +268,7 @@ class Bench:
 
             with Progress() as progress:
                 chosen = {"variants": self.variants.split(","), "worlds": self.worlds.split(",")}
-                return measure_recovery(**chosen, seeds=self.seeds, tell=progress.say)
+                return measure_recovery(**chosen, seeds=self.seeds, l0_factor=self.l0_factor, tell=progress.say)
         from sae_kernels.bench.kernels import measure_kernels
         from sae_kernels.bench.step import measure_curve, measure_step
 

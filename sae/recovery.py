@@ -45,14 +45,14 @@ COURSES = {
 
 
 def recover(
-    variant: str, world: str, *, seed: int, l0: float | None = None, course: Course | None = None, **settings: Any
+    variant: str, world: str, *, seed: int, l0_factor: float = 1.0, course: Course | None = None, **settings: Any
 ) -> Recovery:
     """Train a variant on a world and hold its saved form against the truth.
 
     Args:
         variant, world: names in `VARIANTS` and `WORLDS`.
         seed: of the world's features and samples and of the training.
-        l0: asked of the variant; by default the world's own.
+        l0_factor: the L0 asked of the variant, in multiples of the world's own.
         course: by default the world's.
         settings: further fields of SAEConfig.
 
@@ -63,7 +63,7 @@ def recover(
         raise unknown_choice("--worlds", world, WORLDS)
     course = course or COURSES[world]
     true = WORLDS[world].l0_within(course.width) if course.width < WORLDS[world].features else WORLDS[world].l0
-    asked = l0 or true
+    asked = l0_factor * true
     views = Views(world, variant, seed)
     sae = SAEConfig(variant=variant, width=course.width, k=max(1, round(asked)), **settings)
     if find_variant(sae).penalty(sae) is not None or sae.recipe == "target":
@@ -123,6 +123,7 @@ def measure_recovery(
     variants: Sequence[str],
     worlds: Sequence[str],
     seeds: int,
+    l0_factor: float = 1.0,
     tell: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Recovery of every variant on every world: means over seeds, and the spread (largest - smallest) of MCC and F1."""
@@ -134,7 +135,7 @@ def measure_recovery(
         for spec in variants:
             name, *settings = spec.split(":")
             more: dict[str, Any] = dict(setting.split("=", 1) for setting in settings)
-            found = [recover(name, world, seed=seed, **more) for seed in range(seeds)]
+            found = [recover(name, world, seed=seed, l0_factor=l0_factor, **more) for seed in range(seeds)]
             mean = {field: statistics.fmean(getattr(f, field) for f in found) for field in Recovery._fields}
             spread = {
                 f"{n} spread": max(v) - min(v)
@@ -143,4 +144,4 @@ def measure_recovery(
             chosen = ("mcc", "f1", "uniqueness", "fvu", "l0", "true_l0", "dead")
             rows.append({"world": world, "variant": spec, **{name: mean[name] for name in chosen}, **spread})
             tell(f"{world} {spec}: " + ", ".join(f"{name} {mean[name]:.3f}" for name in ("mcc", "f1", "fvu", "l0")))
-    return {"bench": "recovery", "seeds": seeds, "rows": rows}
+    return {"bench": "recovery", "seeds": seeds, "l0_factor": l0_factor, "rows": rows}

@@ -45,8 +45,8 @@ class Sparsity:
         self.penalty, self.steps, self.target, self.fixed = penalty, steps, target, fixed
         self.rising = max(1, round(warmup * steps))
         # a run must have time for some tens of corrections, whatever its length
-        self.proportional = 0.5
-        self.integral = min(0.05, 15.0 / max(steps, 1))
+        self.proportional = 1.0
+        self.integral = min(0.15, 45.0 / max(steps, 1))
         self.taken = 0
         self.power = P_START
         zero = torch.zeros((), dtype=torch.float64, device=device)
