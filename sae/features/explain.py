@@ -75,7 +75,9 @@ def explain(run: str | Path, config: ExplainConfig | None = None) -> dict[str, A
     live = np.flatnonzero(store.scalars["count"] > 0)
     wanted = _wanted(config, live, store.width)
     held = {} if config.again else store.annotations.names()
-    left = [latent for latent in wanted if held.get(latent, {}).get("method") != method]
+    # a model's name takes the place of a rule's, and not the other way round
+    done = {latent for latent, name in held.items() if chat is None or name["method"] == method}
+    left = [latent for latent in wanted if latent not in done]
     hint = f"names made so far are kept; go on with: sae explain {run}"
     with StopSignal() as stop, Progress() as progress:
         if left:

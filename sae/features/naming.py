@@ -19,10 +19,10 @@ LONGEST = 140  # characters of a name
 def name_of(rule: dict[str, Any]) -> str:
     """A name of at most 140 characters for a rule as it is saved, or UNCLEAR for one without clauses.
 
-    What is said of the token itself comes first, then what is around it, the more telling clause before the other.
+    What is said of the token itself comes first, the most definite statement before the others; then what is around it.
     """
     parts = _without_repeats({clause["family"]: _values(clause["values"]) for clause in rule["clauses"]})
-    heads = [HEADS[family](values) for family, values in parts.items() if family in HEADS]
+    heads = [say(parts[family]) for family, say in HEADS.items() if family in parts]
     tails = [TAILS[family](values) for family, values in parts.items() if family in TAILS]
     if not parts:
         return UNCLEAR
@@ -36,13 +36,13 @@ def name_of(rule: dict[str, Any]) -> str:
 
 
 def _without_repeats(parts: dict[str, list[str]]) -> dict[str, list[str]]:
-    """The first clauses, without those of which a reader learns nothing that an earlier one has not said."""
+    """The first clauses, without those of which a reader learns nothing that another one does not say."""
     kept: dict[str, list[str]] = {}
     said: set[str] = set()
     for family, values in parts.items():
         lower = {value.lower() for value in values}
         again = family in ("token", "word") and lower <= said
-        weak = family in ("case", "piece", "beginning", "ending") and bool({"token", "word"} & set(kept))
+        weak = bool(kept) and family in WEAK and not LEXICAL.isdisjoint(parts)
         if not again and not weak and len(kept) < CLAUSES:
             kept[family] = values
             said |= lower
@@ -63,6 +63,7 @@ def _values(values: list[dict[str, Any]]) -> list[str]:
     return [text for text in order if shares[text] >= LEAST * best]
 
 
+LEXICAL, WEAK = {"token", "word"}, {"ending", "beginning", "case", "piece"}
 INVISIBLE = {"\n": "line breaks", "\t": "tabs", " ": "spaces", "": "parts of characters"}
 
 
@@ -125,7 +126,7 @@ HEADS: dict[str, Callable[[list[str]], str]] = {
     "case": _plural,
     "piece": _plural,
 }
-"""Families that say what the token is."""
+"""Families that say what the token is, the most definite first."""
 
 TAILS: dict[str, Callable[[list[str]], str]] = {
     "before": lambda values: f"after {_quoted(values)}",

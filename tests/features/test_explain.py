@@ -133,7 +133,7 @@ def year(word: str) -> str:
     return str(1700 + 29 * FILLER.index(word))
 
 
-FILLER = "one two three four five six seven eight nine ten eleven twelve".split()
+FILLER: list[str] = [*"one two three four five six seven eight nine ten eleven twelve".split()]
 
 
 @pytest.mark.parametrize(

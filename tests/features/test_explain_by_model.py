@@ -113,6 +113,8 @@ def test_an_endpoint_names_and_judges(folder: Path, oracle: Oracle, monkeypatch:
     asked = len(oracle.asked)
     explain(folder, config)
     assert len(oracle.asked) == asked, "named latents are not asked about again"
+    explain(folder, ExplainConfig(latents=chosen))
+    assert FeatureStore(folder).annotations.names()[chosen[0]]["method"] == "openai:oracle"
 
 
 def test_a_judge_who_sees_the_marks_scores_right_in_fuzzing(folder: Path, oracle: Oracle) -> None:
