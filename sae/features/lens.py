@@ -42,6 +42,10 @@ _CHUNK = 1 << 26  # numbers in one block of scores
 Pairs = list[tuple[int, float]]
 
 
+class UndefinedError(FeatureError):
+    """Atoms that do not lie where an unembedding reads have no logits; the message says why."""
+
+
 class Lens:
     """Logits and neighbours of one run's latents, computed when first asked for."""
 
@@ -56,7 +60,7 @@ class Lens:
         """The tokens with the highest and the lowest logits of a latent's atom, 20 each, best first.
 
         Raises:
-            FeatureError: the atoms do not lie in the residual stream of a model with an unembedding.
+            UndefinedError: the atoms do not lie in the residual stream of a model with an unembedding.
         """
         with self._lock:
             data = self._cached("logits", latent)
@@ -94,7 +98,7 @@ class Lens:
         width, dim = self.atoms().shape
         try:
             unembedding = unembedding_of(model, dim)
-        except FeatureError:
+        except UndefinedError:
             return  # asking for a latent's logits says why there are none
         if width * unembedding.numel() > CHEAP or len(self._all("logits")) == width:
             return
@@ -181,18 +185,18 @@ def unembedding_of(model: nn.Module, width: int) -> Tensor:
     """U diag(γ), float32 [V, d], centred over d where the final norm centres: the lens is its product with an atom.
 
     Raises:
-        FeatureError: the model has no head, or one that does not read vectors of `width`.
+        UndefinedError: the model has no head, or one that does not read vectors of `width`.
     """
     try:
         blocks = find_blocks(model)
     except SiteError as error:
-        raise FeatureError(f"logits are not defined here: {error}") from error
+        raise UndefinedError(f"logits are not defined here: {error}") from error
     if blocks.head is None:
-        raise FeatureError("logits are not defined here: the model has no output head")
+        raise UndefinedError("logits are not defined here: the model has no output head")
     head: Any = model.get_submodule(blocks.head)
     weight = head.weight.detach().float().cpu()
     if weight.shape[1] != width or blocks.width != width:
-        raise FeatureError(
+        raise UndefinedError(
             f"logits are not defined here: the head reads {weight.shape[1]} numbers, an atom has {width}"
         )
     if blocks.final_norm is None:

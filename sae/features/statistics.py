@@ -22,6 +22,7 @@ _FIRST = (LOW + 127) << 1
 SUM_DIGITS = (96, 64, 32, 0, -32, -64)
 SQUARE_DIGITS = (96, 64, 32, 0, -32, -64, -96)
 _BASE = 2.0**32
+_AT_ONCE = 1 << 17  # firings whose digits are in memory together
 LARGEST = 2.0**63
 """Largest activation, so that its square fits the digits."""
 
@@ -44,6 +45,10 @@ class Statistics:
 
     def add(self, latent: Tensor, value: Tensor) -> None:
         """Count firings: latents int64 [E] and positive values, float32 [E]."""
+        for part in zip(latent.split(_AT_ONCE), value.split(_AT_ONCE), strict=True):
+            self._add(*part)
+
+    def _add(self, latent: Tensor, value: Tensor) -> None:
         self.count.index_add_(0, latent, torch.ones_like(latent))
         exact = value.double()
         self.sums.index_add_(0, latent, _digits(exact, SUM_DIGITS))

@@ -102,7 +102,11 @@ class FeatureStore:
         return PlacedEvents.unpack(self._get("events", document) or b"")
 
     def logits(self, latent: int) -> dict[str, Any]:
-        """The 20 tokens that a latent makes most and least likely, see `Lens.logits`; computed once."""
+        """The 20 tokens that a latent makes most and least likely, see `Lens.logits`; computed once.
+
+        Raises:
+            UndefinedError: the atoms do not lie where an unembedding reads; a FeatureError.
+        """
         top, bottom = self.lens.logits(self._checked(latent))
 
         def listed(pairs: list[tuple[int, float]]) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
     python tests/features/synthetic_store.py FOLDER --width 131072
 
-No run belongs to it: what is told from weights (logits, neighbours) cannot be asked for. Everything else works.
+No run belongs to it: logits and neighbours, which are told from weights, are made up too, with --lens (`lens=True`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from sae.features.collection import Collection, Tokens
+from sae.features.lens import NEIGHBOURS, TOKENS
 from sae.features.store import FeatureStore
 from sae.features.text import Vocabulary
 from sae.features.writer import FORMAT, write_store
@@ -66,15 +67,37 @@ def synthetic_info(collection: Collection) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def synthetic_store(folder: Path, width: int, seed: int = 0, *, tokens: int = 65_536) -> FeatureStore:
-    """Write a store of `width` latents into `folder` and open it; 131,072 latents take about a minute."""
+def synthetic_store(
+    folder: Path, width: int, seed: int = 0, *, tokens: int = 65_536, lens: bool = False
+) -> FeatureStore:
+    """Write a store of `width` latents into `folder` and open it; 131,072 latents take about a minute.
+
+    With `lens` it has made-up logits and neighbours too.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     active = min(64, width)
     collection = synthetic_collection(width, seed, tokens=tokens, active=active)
     norms = np.random.default_rng(seed).uniform(0.5, 2, width).astype(np.float32)
     nearest = np.random.default_rng(seed + 1).uniform(0, 1, width).astype(np.float32)
     write_store(folder, collection, synthetic_vocabulary(), synthetic_info(collection), norms, nearest)
-    return FeatureStore(folder)
+    store = FeatureStore(folder)
+    if lens:
+        _fill_lens(store, seed)
+    return store
+
+
+def _fill_lens(store: FeatureStore, seed: int) -> None:
+    """Random logits and neighbours for every latent, as if they had been computed."""
+    draw = np.random.default_rng(seed)
+    sizes = {"logits": (2 * TOKENS, len(store.vocabulary.parts)), "neighbours": (NEIGHBOURS, store.width)}
+    for table, (count, limit) in sizes.items():
+        ids = draw.integers(0, limit, (store.width, count)).astype("<i4")
+        values = -np.sort(-draw.standard_normal((store.width, count)), axis=1).astype("<f4")
+        if table == "logits":
+            values[:, TOKENS:] = values[:, : TOKENS - 1 : -1]
+        else:
+            values = -np.sort(-np.exp(-np.abs(values)), axis=1).astype("<f4")
+        store.lens._keep(table, ((i, ids[i].tobytes() + values[i].tobytes()) for i in range(store.width)))
 
 
 if __name__ == "__main__":
@@ -83,6 +106,9 @@ if __name__ == "__main__":
     parser.add_argument("--width", type=int, default=131_072)
     parser.add_argument("--tokens", type=int, default=65_536)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--lens", action="store_true")
     arguments = parser.parse_args()
-    store = synthetic_store(arguments.folder, arguments.width, arguments.seed, tokens=arguments.tokens)
+    store = synthetic_store(
+        arguments.folder, arguments.width, arguments.seed, tokens=arguments.tokens, lens=arguments.lens
+    )
     print(f"{arguments.folder}: {store.width:,} latents, {store.info['tokens']:,} tokens")

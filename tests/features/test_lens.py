@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from finished_runs import finished_run
+from sae.config import CollectConfig
 from sae.features import lens as lens_module
-from sae.features.keys import FeatureError
-from sae.features.lens import FILE, Lens, unembedding_of
+from sae.features.collect import collect
+from sae.features.lens import FILE, Lens, UndefinedError, unembedding_of
+from sae.features.store import FeatureStore
 from sae.files import CorruptError
 from sae.harvest.blocks import find_blocks
 from sae.runs import Run
@@ -66,10 +68,21 @@ def test_the_lens_is_the_derivative_of_the_head_behind_the_norm(family: str) -> 
 
 
 def test_models_without_a_head_of_that_width_have_no_logits() -> None:
-    with pytest.raises(FeatureError, match="no output head"):
+    with pytest.raises(UndefinedError, match="no output head"):
         unembedding_of(FAMILIES["dinov2"](), 32)
-    with pytest.raises(FeatureError, match="an atom has 48"):
+    with pytest.raises(UndefinedError, match="an atom has 48"):
         unembedding_of(FAMILIES["llama"](), 48)
+
+
+def test_a_run_without_logits_says_why(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    collect(run.folder, CollectConfig(tokens=500))
+    (run.folder / FILE).unlink()
+    store = FeatureStore(run.folder)
+    # atoms of two sites side by side, as a crosscoder has them
+    monkeypatch.setattr(store.lens, "_atoms", torch.eye(128, 64))
+    monkeypatch.setattr(lens_module, "unembedding_of", lambda model, width: unembedding_of(model, 64))
+    with pytest.raises(UndefinedError, match="an atom has 64"):
+        store.logits(3)
 
 
 def test_neighbours_are_the_nearest_by_cosine(run: Run) -> None:
