@@ -147,7 +147,9 @@ def fit(
         "route": trainer.route.name,
         "form": trainer.model.code.describe(),
     }
-    record["harvest"] = {"norm_limits": harvest.norm_limits, "isolation": harvest.isolation}
+    own = {site.name for site in plan.sites}  # a harvest that feeds other runs too knows more
+    limits = {name: limit for name, limit in (harvest.norm_limits or {}).items() if name in own}
+    record["harvest"] = {"norm_limits": limits, "isolation": harvest.isolation}
     publish_json(config.out / CONFIG, record)
     return TrainResult(
         out=config.out,

@@ -14,7 +14,7 @@ from sae.data.documents import open_documents
 from sae.data.packing import BEGINNING
 from sae.evaluation import downstream
 from sae.evaluation.run import evaluate
-from sae.harvest.language_model import load_language_model, locate_model
+from sae.harvest.language_model import load_language_model, locate_model, measure_width
 from sae.harvest.sites import resolve_sites
 from sae.harvest.stream import Harvest
 from sae.models.autoencoder import Autoencoder
@@ -145,3 +145,44 @@ def test_evaluating_twice_gives_the_same_numbers(trained: Path) -> None:
     one.pop("seconds")
     two.pop("seconds")
     assert one == two
+
+
+def places(harvest: Harvest, *names: str) -> Harvest:
+    """The same harvest at other sites."""
+    sites = resolve_sites(harvest.lm.model, list(names))
+    other = Harvest(
+        harvest.lm, [measure_width(harvest.lm.model, site) for site in sites], harvest.documents, harvest.config
+    )
+    other.measure_norms()
+    return other
+
+
+def test_a_transcoder_without_latents_is_the_ablation_of_its_target(harvest: Harvest) -> None:
+    both = places(harvest, "mlp_in.1", "mlp_out.1")
+    width = both.sites[0].width or 0
+    model = Autoencoder(width, 3, Identity(), dim_out=both.sites[1].width, transcodes=True)
+    model.W_enc.data.zero_()
+    model.dictionary.W.data.zero_()
+    batches = downstream.enough(both.contexts(BEGINNING), 500)
+    zero = torch.zeros(both.sites[1].width or 0)
+    subject = downstream.Subject(model, both.sites[:1], both.sites[1:], zero)
+    sums = downstream.measure(both, {"it": subject}, batches, lambda tokens: None)["it"].sums
+    assert torch.allclose(sums["spliced"], sums["zero"])
+    assert not torch.allclose(sums["spliced"], sums["clean"])
+
+
+def test_a_crosscoder_that_gives_every_site_back_costs_nothing(harvest: Harvest) -> None:
+    both = places(harvest, "resid_post.1", "resid_post.2")
+    dim = sum(site.width or 0 for site in both.sites)
+    batches = downstream.enough(both.contexts(BEGINNING), 500)
+    identity = linear(dim, torch.eye(dim), torch.zeros(dim))
+    half = linear(dim, torch.eye(dim) * (torch.arange(dim) % 2).unsqueeze(1), torch.zeros(dim))
+    subjects = {
+        name: downstream.Subject(model, both.sites, both.sites, torch.zeros(dim))
+        for name, model in (("all", identity), ("half", half))
+    }
+    sums = downstream.measure(both, subjects, batches, lambda tokens: None)
+    metrics = {name: downstream.metrics(s, **DRAWS) for name, s in sums.items()}
+    assert metrics["all"]["delta_ce"].value == pytest.approx(0, abs=1e-5)
+    assert metrics["half"]["kl"].value > 1e-3 > metrics["all"]["kl"].value
+    assert torch.equal(sums["all"].sums["zero"], sums["half"].sums["zero"])
