@@ -104,7 +104,11 @@ def parse_sweep(arguments: list[str]) -> Sweep:
             own += [f"--{name}", chosen]
             later += [f"--{setting}" for setting in settings]
             if name == "variant":
-                parts.append("-".join([chosen, *(s.partition("=")[2] for s in settings if s.startswith("recipe="))]))
+                parts.append(
+                    "-".join(
+                        [chosen, *(s.partition("=")[2] for s in settings if s.startswith(("recipe=", "penalty=")))]
+                    )
+                )
             elif len(grid[name]) > 1:
                 parts.append(f"{name}{value}")
         sweep = parse([*rest, *own, *later])
