@@ -36,6 +36,8 @@ def create_app(folders: Sequence[Path], *, token: str, device: Device = "auto") 
     """The application that serves the page for these run folders to whoever holds `token`."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     context = Context([BrowsedRun(folder) for folder in folders], LanguageWorker(device))
+    for run in context.runs:
+        run.info()  # reads the stores now, so that the first page does not wait for it
     lists.add_routes(app, context)
     models.add_routes(app, context)
 

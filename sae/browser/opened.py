@@ -52,12 +52,17 @@ class BrowsedRun:
         with self._lock:
             fresh_store = self._changed("features.sqlite") | self._changed("features.scalars.npy")
             fresh_marks = self._changed("annotations.sqlite")
-            if fresh_store or self._store is None:
-                # a store of other weights has other marks
-                self._store, fresh_marks = None, True
-                self._store, self._listing = FeatureStore(self.folder), None
-            if fresh_marks:
-                self._read_marks(self._store.annotations)
+            try:
+                if fresh_store or self._store is None:
+                    # a store of other weights has other marks
+                    self._store, fresh_marks = None, True
+                    self._store, self._listing = FeatureStore(self.folder), None
+                if fresh_marks:
+                    self._read_marks(self._store.annotations)
+            except BaseException:
+                # what could not be read now is tried again by the next who asks
+                self._seen.clear()
+                raise
             if self._listing is None:
                 self._listing = Listing(self._store.scalars, _scores(self._marks))
             return View(self._store, self._listing, self._marks)
@@ -66,7 +71,7 @@ class BrowsedRun:
         """What the page's header and every poll need; "features" is None until something was collected."""
         try:
             view = self.view()
-        except FeatureError as error:
+        except (FeatureError, CorruptError) as error:
             return {"name": self.name, "folder": str(self.folder), "features": None, "reason": str(error)}
         alive = int((view.listing.column("count") > 0).sum())
         features = {"kind": "language", **view.store.info, "alive": alive, "marks": view.marks.revision}
@@ -78,7 +83,8 @@ class BrowsedRun:
             notes = self.view().store.annotations
             now = notes.set(latent, **changes)
             self._changed("annotations.sqlite")
-            self._read_marks(notes)
+            # names are many and large; they have not changed
+            self._marks = Marks(self._marks.names, notes.all(), self._marks.revision + 1)
             return now
 
     def brief(self, latent: int, view: View) -> dict[str, Any]:

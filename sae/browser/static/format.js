@@ -61,8 +61,9 @@ export function visible(text) {
   });
 }
 
-// A token on its own, as in a list: quotes mark where it begins and ends.
+// A token on its own, as in a list, where spaces alone would not be seen.
 export function quoted(text, longest = 40) {
   const shown = visible(text ?? "");
+  if (shown && !shown.trim()) return "␣".repeat(Math.min(shown.length, 8));
   return shown.length > longest ? `${shown.slice(0, longest)}…` : shown;
 }

@@ -4,7 +4,7 @@ import { html, useEffect, useLayoutEffect, useRef, useState } from "./view.js";
 import { count, number, percent } from "./format.js";
 
 const H = 150;
-const PAD = { left: 44, right: 8, top: 8, bottom: 24 };
+const PAD = { left: 44, right: 18, top: 8, bottom: 24 };
 
 export function Histogram({ record, tokens, range, onRange, small = false }) {
   const svg = useRef();

@@ -79,8 +79,34 @@ function Heading({ run, record, route, keys }) {
       html`<a class="button" data-testid="steer-this" href=${link({ page: "steer", params: { push: `${record.latent}:add:1` } })}>Steer</a>`}
     </div>
     ${editing && html`<${LabelForm} shown=${shown} onDone=${() => setEditing(false)} onSave=${annotate} />`}
+    ${explanation?.rule && html`<${Rule} explanation=${explanation} />`}
     ${!editing && shown.note && html`<p class="note" dir="auto" data-testid="note">${shown.note}</p>`}
   </header>`;
+}
+
+// What the name rests on: predicates with their weights, and how well they tell firing from silent tokens.
+function Rule({ explanation }) {
+  const { rule, control, positives, negatives } = explanation;
+  return html`<details class="rule" data-testid="rule">
+    <summary>Why this name</summary>
+    <dl>
+      ${rule.clauses.map(
+        (clause) =>
+          html`<dt key=${clause.family}>${clause.family}</dt>
+            <dd dir="auto">
+              ${clause.values.map(
+                (entry) => html`<span class="evidence" key=${entry.value} title=${`${percent(entry.share)} of the firing tokens`}>
+                  <code class="token-name">${quoted(entry.value, 48)}</code> <span class="num">${signed(entry.weight)}</span>
+                </span>`,
+              )}
+            </dd>`,
+      )}
+    </dl>
+    <p class="muted">
+      Weights are log-odds. Scored on ${count(positives)} firing and ${count(negatives)} silent held-out tokens${control != null &&
+      html`; the rule of another latent scores ${number(control)}`}.
+    </p>
+  </details>`;
 }
 
 function LabelForm({ shown, onDone, onSave }) {

@@ -134,9 +134,11 @@ async function start() {
   const place = document.getElementById("app");
   try {
     const runs = await source.runs();
+    place.replaceChildren();
     if (!location.hash) history.replaceState(null, "", `#/${current().page}`);
     render(html`<${App} source=${source} first=${runs} />`, place);
   } catch (error) {
+    place.replaceChildren();
     render(html`<p class="error pad" role="alert" data-testid="error">${error.message}</p>`, place);
   }
 }

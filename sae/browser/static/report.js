@@ -75,7 +75,7 @@ function Curve({ name, x, y }) {
         scales: { x: { time: false } },
         axes: [
           { ...axis, values: (_, ticks) => ticks.map((t) => short(t)) },
-          { ...axis, size: 56, values: (_, ticks) => ticks.map((t) => number(t)) },
+          { ...axis, size: 66, values: (_, ticks) => ticks.map((t) => number(t, 4)) },
         ],
         series: [{}, { stroke: "#f16913", width: 1.5, spanGaps: true }],
       };
