@@ -15,10 +15,11 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from finished_runs import collected_run, finished_run
 from sae.browser.serve import serve
-from sae.config import CollectConfig, EvalConfig
+from sae.config import CollectConfig, EvalConfig, ExplainConfig
 from sae.evaluation.run import evaluate
 from sae.features.annotations import Annotations
 from sae.features.collect import collect
+from sae.features.explain import explain
 
 CHROMIUM = Path("/usr/bin/chromium")
 PAYLOAD = "<img src=x onerror=alert(1)><script>alert(2)</script>"
@@ -35,10 +36,12 @@ HOSTILE = (
 
 @pytest.fixture(scope="session")
 def run(tiny_model: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A collected, evaluated run of 128 latents with two names, of which tests may change labels."""
+    """A collected, evaluated run of 128 latents with three names, of which tests may change labels."""
     folder = tmp_path_factory.mktemp("browsed") / "first"
     shutil.copytree(collected_run(tiny_model, corpus).folder, folder)
     evaluate(folder, EvalConfig(tokens=1024, downstream_tokens=256, pca_tokens=512, resamples=20))
+    # one by the toolkit itself, with what it rests on; two by hand, of which one is no harmless text
+    explain(folder, ExplainConfig(latents=(second_most_frequent(folder),)))
     named = {"method": "rules", "score": 0.91, "low": 0.88, "high": 0.94, "precision": 0.8, "recall": 0.7}
     names = {most_frequent(folder): {**named, "name": "words of water"}, 9: {**named, "name": PAYLOAD, "score": 0.6}}
     Annotations(folder).set_names(names)
@@ -63,6 +66,13 @@ def most_frequent(folder: Path) -> int:
     from sae.features.store import FeatureStore
 
     return int(FeatureStore(folder).scalars["count"].argmax())
+
+
+def second_most_frequent(folder: Path) -> int:
+    """The latent that `sae explain` has named."""
+    from sae.features.store import FeatureStore
+
+    return int(FeatureStore(folder).scalars["count"].argsort()[-2])
 
 
 @pytest.fixture(scope="session")

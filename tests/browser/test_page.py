@@ -11,7 +11,7 @@ from pathlib import Path
 
 from playwright.sync_api import Page, expect
 
-from browser.conftest import Opened, most_frequent
+from browser.conftest import Opened, most_frequent, second_most_frequent
 from sae.config import CollectConfig
 from sae.features.annotations import Annotations
 from sae.features.collect import collect
@@ -84,11 +84,27 @@ def test_the_table_sorts_and_filters_and_the_address_keeps_it(opened: Opened, ad
     expect(page.get_by_test_id("live-count")).to_have_text("1 of 128 latents")
     page.get_by_test_id("filter-text").fill("")
     page.get_by_test_id("filter-mark").select_option("named")
-    expect(page.get_by_test_id("live-count")).to_have_text("2 of 128 latents")
+    expect(page.get_by_test_id("live-count")).to_have_text("3 of 128 latents")
     for name in ("mean", "entropy", "norm", "cosine", "score"):
         expect(page.get_by_test_id(f"sort-{name}")).to_be_visible()
     page.get_by_test_id("sort-score").click()
-    expect(page.get_by_test_id("row").first).to_contain_text("0.910")
+    scores = [float(text) for text in column(page, 9)]
+    assert len(scores) == 3
+    assert scores == sorted(scores, reverse=True)
+    assert 0.91 in scores
+
+
+def test_a_name_tells_what_it_rests_on(opened: Opened, address: str, run: Path) -> None:
+    latent = second_most_frequent(run)
+    explained = Annotations(run).names()[latent]
+    page = opened(address + f"#/latents/{latent}")
+    expect(page.get_by_test_id("latent-name")).to_have_text(explained["name"])
+    rule = page.get_by_test_id("rule")
+    rule.locator("summary").click()
+    evidence = rule.locator(".evidence")
+    assert evidence.count() == sum(len(clause["values"]) for clause in explained["rule"]["clauses"])
+    assert all("+" in text or "−" in text for text in evidence.locator(".num").all_inner_texts())
+    expect(rule).to_contain_text(f"{explained['positives']} firing and {explained['negatives']} silent")
 
 
 def test_a_range_of_the_histogram_chooses_the_examples(opened: Opened, address: str, run: Path) -> None:
