@@ -1,10 +1,10 @@
-"""The trainer: resuming is exact, what is not finite stops it, a planted dictionary is found, the saved form is right."""
+"""The trainer: resuming is exact, what is not finite stops it, planted features are found, the saved form is right."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from planted import BATCH, RECIPES, initialise, planted, relative, run, trained, trainer_of, use_autograd
+from planted import BATCH, RECIPES, TIED, initialise, planted, relative, run, trained, trainer_of, use_autograd
 
 from sae.models.language import VARIANTS
 from sae.training.routes import FusedRoute
@@ -66,7 +66,7 @@ def test_atoms_keep_unit_norm_and_training_explains_more(name: str) -> None:
     last = trainer.window()
     assert torch.allclose(trainer.model.dictionary.W.norm(dim=1), torch.ones(96), atol=1e-5)
     assert last.fvu < 0.8 * first.fvu
-    assert last.l0 == pytest.approx(4, abs=0.1)
+    assert last.l0 == pytest.approx(4, abs=0.2)
 
 
 @pytest.mark.parametrize("name", list(RECIPES))
