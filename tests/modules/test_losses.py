@@ -139,6 +139,32 @@ def test_l0_counts_latents_and_l0_target_their_distance_from_it() -> None:
     assert torch.allclose(of_target, of_count * 2 * (count.float().mean() / 3 - 1) / 3, atol=1e-6)
 
 
+@pytest.mark.parametrize("norms", [None, torch.linspace(0.5, 2.0, F)])
+def test_the_slope_of_tanh_by_thresholds_is_that_of_the_smoothed_penalty(norms: Tensor | None) -> None:
+    code = JumpReLU(F, bandwidth=0.5, theta=0.4)
+    step = make_step(code, norms=norms)
+    pre = ((step.x - step.b_dec) @ step.W_enc.T + step.b_enc).detach().double()
+    values = Term("tanh", 1.0, {"scale": 4.0}).values(step)
+    factors = torch.ones(F) if norms is None else norms
+    expected = torch.where(pre > 0.4, (4 * pre * factors).tanh(), 0).sum(1)
+    assert torch.allclose(values.double(), expected, rtol=1e-4)
+    by_theta, by_b_enc = torch.autograd.grad(values.sum(), [code.theta, step.b_enc])
+    # the mean over pre-activations blurred by the window, a token and latent at a time
+    u = torch.linspace(-0.25, 0.25, 4001, dtype=torch.float64)
+    blurred = (pre.unsqueeze(-1) + u) * factors.unsqueeze(-1)
+    height = torch.tanh(4 * blurred)
+
+    def smoothed(theta: float) -> Tensor:
+        return torch.where(pre.unsqueeze(-1) + u > theta, height, 0).mean(-1).sum(0)
+
+    slope = (smoothed(0.405) - smoothed(0.395)) / 0.01
+    assert (slope != 0).any()
+    assert torch.allclose(by_theta.double(), slope, rtol=0.02, atol=0.02)
+    # by the pre-activations the true one
+    true = torch.where(pre > 0.4, 4 * factors * (1 - (4 * pre * factors).tanh() ** 2), 0).sum(0)
+    assert torch.allclose(by_b_enc.double(), true, rtol=1e-3, atol=1e-4)
+
+
 def test_an_l0_penalty_moves_thresholds_alone() -> None:
     step = make_step(JumpReLU(F, bandwidth=0.5, theta=0.4))
     assert all(not g.any() for g in gradients(step, Term("l0").values(step).mean()).values())
