@@ -17,7 +17,7 @@ from torch import Tensor
 from sae.config import ConfigError
 from sae.data.documents import DataError
 from sae.data.packing import BEGINNING, Cursor
-from sae.harvest.buffer import PAGE, Batch, LiveBatches, StoredBatches, permutation
+from sae.harvest.buffer import PAGE, Batch, LiveBatches, StoredBatches, neighbours, permutation
 from sae.harvest.store import DiskStore, MemoryStore, Part, Store
 from sae.harvest.stream import ActivationError, Harvested, Rows
 
@@ -46,9 +46,10 @@ class FakeSite(NamedTuple):
 
 
 class FakeHarvest:
-    """A stream of `rows` rows in passes of irregular size, of which every seventh is left out."""
+    """A stream of `rows` rows in passes of irregular size, of which every seventh is left out (or every `every`th)."""
 
-    def __init__(self, rows: int, per_pass: int = 37) -> None:
+    def __init__(self, rows: int, per_pass: int = 37, every: int = 7) -> None:
+        self.every = every
         self.sites = [FakeSite("a"), FakeSite("b")]
         sizes = itertools.cycle([per_pass, per_pass // 2, per_pass + 5])
         self.passes: list[Tensor] = []
@@ -63,7 +64,7 @@ class FakeHarvest:
         for index in range(start.document, len(self.passes)):
             self.forwards += 1
             ids = self.passes[index]
-            kind = (ids % 7 == 6).to(torch.int8)
+            kind = (ids % self.every == self.every - 1).to(torch.int8)
             rows = Rows(activations(ids), ids.int(), document_of(ids), position_of(ids), kind)
             yield Harvested(rows, None, Cursor(index, 0))  # type: ignore[arg-type]
 
@@ -72,10 +73,10 @@ class FakeHarvest:
 
     def kept(self) -> list[int]:
         """Ids of the training rows of one pass over the data, in order."""
-        return [i for ids in self.passes for i in ids.tolist() if i % 7 != 6]
+        return [i for ids in self.passes for i in ids.tolist() if i % self.every != self.every - 1]
 
 
-def live(rows: int = 2000, per_pass: int = 37, **changed: Any) -> LiveBatches:
+def live(rows: int = 2000, per_pass: int = 37, every: int = 7, **changed: Any) -> LiveBatches:
     settings: dict[str, Any] = {"batch": 16, "tokens": 800, "buffer_bytes": 200 * D * 8, "seed": 0}
     settings |= {
         "dtype": DTYPE,
@@ -85,7 +86,7 @@ def live(rows: int = 2000, per_pass: int = 37, **changed: Any) -> LiveBatches:
         "targets": ["a"],
         **changed,
     }
-    return LiveBatches(FakeHarvest(rows, per_pass), **settings)  # type: ignore[arg-type]
+    return LiveBatches(FakeHarvest(rows, per_pass, every), **settings)  # type: ignore[arg-type]
 
 
 def memory_store(rows: int) -> Store:
@@ -198,6 +199,11 @@ def test_several_sites_share_the_stated_memory() -> None:
 # --- pairs of neighbours ---
 
 
+def test_neighbours_are_of_one_document_and_one_position_apart() -> None:
+    document, position = torch.tensor([0, 0, 1, 1, 1, 1]), torch.tensor([3, 4, 5, 6, 8, 7])
+    assert neighbours(document, position).tolist() == [True, False, True, False, False]
+
+
 def assert_right_pairs(batches: list[Batch], stream: list[int], *, share: float) -> None:
     """Rows 2i and 2i + 1 follow each other in the stream, a `share` of all at least, and the flags say so exactly."""
     places = {row: place for place, row in enumerate(stream)}
@@ -218,9 +224,10 @@ def assert_right_pairs(batches: list[Batch], stream: list[int], *, share: float)
 @pytest.mark.parametrize("overlap", [False, True])
 @pytest.mark.parametrize("per_pass", [37, 190])
 def test_live_pairs_are_neighbours_of_the_stream(per_pass: int, overlap: bool) -> None:
-    batches = live(per_pass=per_pass, overlap=overlap, pairs=True)
+    # of every six rows five are left: pairs straddle the gaps, which are within a document
+    batches = live(per_pass=per_pass, every=6, overlap=overlap, pairs=True)
     found = list(batches.iterate(None))
-    stream = FakeHarvest(2000, per_pass).kept()
+    stream = FakeHarvest(2000, per_pass, 6).kept()
     assert_right_pairs(found, stream, share=1.0)
     assert sorted(flat(ids_of(found))) == stream[:800]
 
