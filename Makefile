@@ -26,6 +26,8 @@ check: install
 bench: install
 	$(BIN)/python scripts/bench/harvest.py
 	$(BIN)/python scripts/bench/step.py
+	$(BIN)/python scripts/bench/collect.py
+	$(BIN)/python scripts/bench/browse.py
 
 # the same training step in other toolkits, which need an environment of their own
 bench-peers: .venv-peers/.installed

@@ -45,7 +45,8 @@ class Train:
 
     def run(self) -> dict[str, Any]:
         if self.dry_run:
-            from sae.training.plan import estimate, make_plan
+            from sae.training.plan import make_plan
+            from sae.training.space import estimate
 
             return estimate(make_plan(self.config))
         from sae.training.run import train

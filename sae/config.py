@@ -9,19 +9,29 @@ checks in `__post_init__` run before anything is loaded. This module imports no 
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import types
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
+
+from sae.fields import ConfigError, check, from_json, to_json, unknown_choice
+
+__all__ = [
+    "CollectConfig",
+    "ConfigError",
+    "Device",
+    "EvalConfig",
+    "ExplainConfig",
+    "HarvestConfig",
+    "OptimConfig",
+    "SAEConfig",
+    "SteerConfig",
+    "TrainConfig",
+    "from_json",
+    "to_json",
+    "unknown_choice",
+]
 
 Device = Literal["auto", "cpu", "cuda"]
-
-
-class ConfigError(ValueError):
-    """A setting is missing, unknown or out of range; the message names the field, the value and what was expected."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,13 +70,13 @@ class HarvestConfig:
     """Allow a model repository to run its own Python code."""
 
     def __post_init__(self) -> None:
-        _check(bool(self.model), "model", self.model, "a model: demo, a hub id, a folder or a .gguf file")
-        _check(bool(self.dataset), "dataset", self.dataset, "a data set: demo, a hub id, a folder or a file")
-        _check(self.layer is None or self.layer >= 0, "layer", self.layer, "a layer counted from 0")
-        _check(self.context >= 8, "context", self.context, "at least 8 tokens")
-        _check(self.contexts >= 1, "contexts", self.contexts, "at least 1")
-        _check(0 < self.heldout < 1, "heldout", self.heldout, "a share between 0 and 1, both excluded")
-        _check(self.max_norm == 0 or self.max_norm > 1, "max_norm", self.max_norm, "0 (keep all) or more than 1")
+        check(bool(self.model), "model", self.model, "a model: demo, a hub id, a folder or a .gguf file")
+        check(bool(self.dataset), "dataset", self.dataset, "a data set: demo, a hub id, a folder or a file")
+        check(self.layer is None or self.layer >= 0, "layer", self.layer, "a layer counted from 0")
+        check(self.context >= 8, "context", self.context, "at least 8 tokens")
+        check(self.contexts >= 1, "contexts", self.contexts, "at least 1")
+        check(0 < self.heldout < 1, "heldout", self.heldout, "a share between 0 and 1, both excluded")
+        check(self.max_norm == 0 or self.max_norm > 1, "max_norm", self.max_norm, "0 (keep all) or more than 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,24 +125,24 @@ class SAEConfig:
     """Tokens without firing after which a latent counts as dead; by default 10M, or a tenth of a shorter run."""
 
     def __post_init__(self) -> None:
-        _check(self.width >= 1, "width", self.width, "at least 1 latent")
-        _check(self.k >= 1, "k", self.k, "at least 1")
-        _check(self.k <= self.width, "k", self.k, f"at most the number of latents, --width {self.width}")
-        _check(self.l0_target is None or 0 < self.l0_target <= self.width, "l0_target", self.l0_target, "1 to --width")
-        _check(self.sparsity is None or self.sparsity > 0, "sparsity", self.sparsity, "more than 0")
-        _check(0 <= self.sparsity_warmup < 1, "sparsity_warmup", self.sparsity_warmup, "a share of the steps, below 1")
-        _check(self.bandwidth is None or self.bandwidth > 0, "bandwidth", self.bandwidth, "more than 0")
-        _check(1 <= self.groups <= 20, "groups", self.groups, "1 to 20")
-        _check(self.contrast >= 0, "contrast", self.contrast, "0 or more")
-        _check(
+        check(self.width >= 1, "width", self.width, "at least 1 latent")
+        check(self.k >= 1, "k", self.k, "at least 1")
+        check(self.k <= self.width, "k", self.k, f"at most the number of latents, --width {self.width}")
+        check(self.l0_target is None or 0 < self.l0_target <= self.width, "l0_target", self.l0_target, "1 to --width")
+        check(self.sparsity is None or self.sparsity > 0, "sparsity", self.sparsity, "more than 0")
+        check(0 <= self.sparsity_warmup < 1, "sparsity_warmup", self.sparsity_warmup, "a share of the steps, below 1")
+        check(self.bandwidth is None or self.bandwidth > 0, "bandwidth", self.bandwidth, "more than 0")
+        check(1 <= self.groups <= 20, "groups", self.groups, "1 to 20")
+        check(self.contrast >= 0, "contrast", self.contrast, "0 or more")
+        check(
             self.k_start is None or self.k <= self.k_start <= self.width,
             "k_start", self.k_start, f"--k {self.k} to --width {self.width}",
         )  # fmt: skip
-        _check(0 < self.k_anneal <= 1, "k_anneal", self.k_anneal, "a share of the steps")
-        _check(self.pre_activation_weight > 0, "pre_activation_weight", self.pre_activation_weight, "more than 0")
-        _check(self.auxk_weight >= 0, "auxk_weight", self.auxk_weight, "0 or more")
-        _check(self.auxk is None or self.auxk >= 1, "auxk", self.auxk, "at least 1")
-        _check(self.dead_after is None or self.dead_after >= 1, "dead_after", self.dead_after, "at least 1 token")
+        check(0 < self.k_anneal <= 1, "k_anneal", self.k_anneal, "a share of the steps")
+        check(self.pre_activation_weight > 0, "pre_activation_weight", self.pre_activation_weight, "more than 0")
+        check(self.auxk_weight >= 0, "auxk_weight", self.auxk_weight, "0 or more")
+        check(self.auxk is None or self.auxk >= 1, "auxk", self.auxk, "at least 1")
+        check(self.dead_after is None or self.dead_after >= 1, "dead_after", self.dead_after, "at least 1 token")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,14 +171,14 @@ class OptimConfig:
     """Precision of the autoencoder's products; master weights stay float32. Auto is float32 on CPU, bfloat16 on GPU."""
 
     def __post_init__(self) -> None:
-        _check(self.lr is None or self.lr > 0, "lr", self.lr, "more than 0")
-        _check(self.batch is None or self.batch >= 1, "batch", self.batch, "at least 1 token")
-        _check(0 <= self.warmup <= 1, "warmup", self.warmup, "a share of the steps, 0 to 1")
-        _check(0 <= self.decay <= 1, "decay", self.decay, "a share of the steps, 0 to 1")
-        _check(self.beta1 is None or 0 <= self.beta1 < 1, "beta1", self.beta1, "0 to below 1")
-        _check(0 <= self.beta2 < 1, "beta2", self.beta2, "0 to below 1")
-        _check(self.eps > 0, "eps", self.eps, "more than 0")
-        _check(self.clip >= 0, "clip", self.clip, "0 or more")
+        check(self.lr is None or self.lr > 0, "lr", self.lr, "more than 0")
+        check(self.batch is None or self.batch >= 1, "batch", self.batch, "at least 1 token")
+        check(0 <= self.warmup <= 1, "warmup", self.warmup, "a share of the steps, 0 to 1")
+        check(0 <= self.decay <= 1, "decay", self.decay, "a share of the steps, 0 to 1")
+        check(self.beta1 is None or 0 <= self.beta1 < 1, "beta1", self.beta1, "0 to below 1")
+        check(0 <= self.beta2 < 1, "beta2", self.beta2, "0 to below 1")
+        check(self.eps > 0, "eps", self.eps, "more than 0")
+        check(self.clip >= 0, "clip", self.clip, "0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,13 +214,13 @@ class TrainConfig:
     """Where to compute: auto takes a GPU where there is one."""
 
     def __post_init__(self) -> None:
-        _check(self.tokens >= 1, "tokens", self.tokens, "at least 1")
-        _check(self.epochs >= 1, "epochs", self.epochs, "at least 1")
-        _check(self.buffer_mb >= 1, "buffer_mb", self.buffer_mb, "at least 1 MiB")
-        _check(self.checkpoint_every >= 1, "checkpoint_every", self.checkpoint_every, "at least 1 token")
-        _check(self.keep_checkpoints >= 1, "keep_checkpoints", self.keep_checkpoints, "at least 1")
-        _check(self.log_every >= 1, "log_every", self.log_every, "at least 1 step")
-        _check(self.seed >= 0, "seed", self.seed, "0 or more")
+        check(self.tokens >= 1, "tokens", self.tokens, "at least 1")
+        check(self.epochs >= 1, "epochs", self.epochs, "at least 1")
+        check(self.buffer_mb >= 1, "buffer_mb", self.buffer_mb, "at least 1 MiB")
+        check(self.checkpoint_every >= 1, "checkpoint_every", self.checkpoint_every, "at least 1 token")
+        check(self.keep_checkpoints >= 1, "keep_checkpoints", self.keep_checkpoints, "at least 1")
+        check(self.log_every >= 1, "log_every", self.log_every, "at least 1 step")
+        check(self.seed >= 0, "seed", self.seed, "0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,11 +245,11 @@ class EvalConfig:
     """Where to compute: auto takes a GPU where there is one."""
 
     def __post_init__(self) -> None:
-        _check(self.tokens >= 1, "tokens", self.tokens, "at least 1")
-        _check(self.downstream_tokens >= 0, "downstream_tokens", self.downstream_tokens, "0 or more")
-        _check(self.pca_tokens >= 0, "pca_tokens", self.pca_tokens, "0 or more")
-        _check(self.resamples >= 10, "resamples", self.resamples, "at least 10")
-        _check(self.seed >= 0, "seed", self.seed, "0 or more")
+        check(self.tokens >= 1, "tokens", self.tokens, "at least 1")
+        check(self.downstream_tokens >= 0, "downstream_tokens", self.downstream_tokens, "0 or more")
+        check(self.pca_tokens >= 0, "pca_tokens", self.pca_tokens, "0 or more")
+        check(self.resamples >= 10, "resamples", self.resamples, "at least 10")
+        check(self.seed >= 0, "seed", self.seed, "0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,19 +278,19 @@ class ExplainConfig:
     """Where to run a local explainer: auto takes a GPU where there is one."""
 
     def __post_init__(self) -> None:
-        _check(self.examples >= 1, "examples", self.examples, "at least 1")
-        _check(self.judged >= 1, "judged", self.judged, "at least 1")
-        _check(self.seed >= 0, "seed", self.seed, "0 or more")
+        check(self.examples >= 1, "examples", self.examples, "at least 1")
+        check(self.judged >= 1, "judged", self.judged, "at least 1")
+        check(self.seed >= 0, "seed", self.seed, "0 or more")
         if self.explainer == "openai":
-            _check(bool(self.endpoint), "endpoint", self.endpoint, "an address, for --explainer openai")
+            check(bool(self.endpoint), "endpoint", self.endpoint, "an address, for --explainer openai")
         else:
-            _check(self.endpoint is None, "endpoint", self.endpoint, "none, unless --explainer openai is given")
+            check(self.endpoint is None, "endpoint", self.endpoint, "none, unless --explainer openai is given")
         if self.explainer == "rules":
             remedy = "none, unless --explainer local or openai is given"
-            _check(self.explainer_model is None, "explainer_model", self.explainer_model, remedy)
+            check(self.explainer_model is None, "explainer_model", self.explainer_model, remedy)
         else:
             remedy = f"a model, for --explainer {self.explainer}"
-            _check(bool(self.explainer_model), "explainer_model", self.explainer_model, remedy)
+            check(bool(self.explainer_model), "explainer_model", self.explainer_model, remedy)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -311,11 +321,11 @@ class SteerConfig:
     """Where to compute: auto takes a GPU where there is one."""
 
     def __post_init__(self) -> None:
-        _check(len(self.latent) >= 1, "latent", self.latent, "at least one latent")
-        _check(len(self.scale) in (1, len(self.latent)), "scale", self.scale, "one number, or one a latent")
-        _check(self.tokens >= 1, "tokens", self.tokens, "at least 1")
-        _check(self.temperature >= 0, "temperature", self.temperature, "0 or more")
-        _check(self.seed >= 0, "seed", self.seed, "0 or more")
+        check(len(self.latent) >= 1, "latent", self.latent, "at least one latent")
+        check(len(self.scale) in (1, len(self.latent)), "scale", self.scale, "one number, or one a latent")
+        check(self.tokens >= 1, "tokens", self.tokens, "at least 1")
+        check(self.temperature >= 0, "temperature", self.temperature, "0 or more")
+        check(self.seed >= 0, "seed", self.seed, "0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -342,69 +352,6 @@ class CollectConfig:
     """Where to compute: auto takes a GPU where there is one."""
 
     def __post_init__(self) -> None:
-        _check(self.tokens >= 1, "tokens", self.tokens, "at least 1")
-        _check(self.save_every >= 0, "save_every", self.save_every, "0 or more seconds")
-        _check(self.seed >= 0, "seed", self.seed, "0 or more")
-
-
-def to_json(config: Any) -> dict[str, Any]:
-    """A config as plain JSON values; paths become strings."""
-    return {f.name: _value_to_json(getattr(config, f.name)) for f in dataclasses.fields(config)}
-
-
-def from_json(cls: type, values: Any, where: str = "config") -> Any:
-    """Build the dataclass `cls` from what `to_json` gave.
-
-    Raises:
-        ConfigError: not an object, an unknown field (with the nearest known one), or a value of the wrong type.
-    """
-    if not isinstance(values, dict):
-        raise ConfigError(f"{where}: expected an object of {cls.__name__}, got {type(values).__name__}")
-    known = {f.name for f in dataclasses.fields(cls)}
-    for name in values:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            raise ConfigError(f"{where}.{name}: unknown field" + (f"; did you mean {near[0]!r}?" if near else ""))
-    hints = typing.get_type_hints(cls)
-    return cls(**{name: _value_from_json(hints[name], value, f"{where}.{name}") for name, value in values.items()})
-
-
-def unknown_choice(what: str, given: str, known: typing.Iterable[str]) -> ConfigError:
-    """The error for a name that is not in a registry: lists the nearest and all known ones."""
-    known = sorted(known)
-    near = difflib.get_close_matches(given, known, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return ConfigError(f"{what} {given!r} is unknown{hint} (known: {', '.join(known)})")
-
-
-def _check(good: bool, name: str, value: Any, expected: str) -> None:
-    if not good:
-        raise ConfigError(f"--{name.replace('_', '-')} {value}: expected {expected}")
-
-
-def _value_to_json(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        return to_json(value)
-    return str(value) if isinstance(value, Path) else value
-
-
-def _value_from_json(hint: Any, value: Any, where: str) -> Any:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        return _value_from_json(next(a for a in arguments if a is not type(None)), value, where)
-    if origin is Literal:
-        if value not in arguments:
-            raise ConfigError(f"{where}: {value!r} is not one of {', '.join(map(str, arguments))}")
-        return value
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        return from_json(hint, value, where)
-    if hint is Path and isinstance(value, str):
-        return Path(value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    plain = typing.cast(type, hint)
-    if not isinstance(value, plain) or (isinstance(value, bool) and plain is not bool):
-        raise ConfigError(f"{where}: expected {plain.__name__}, got {value!r}")
-    return value
+        check(self.tokens >= 1, "tokens", self.tokens, "at least 1")
+        check(self.save_every >= 0, "save_every", self.save_every, "0 or more seconds")
+        check(self.seed >= 0, "seed", self.seed, "0 or more")

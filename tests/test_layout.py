@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 SOURCES = sorted([*ROOT.glob("sae/**/*.py"), *ROOT.glob("kernels/**/*.py")])
 
 # each room may import itself, the foundations, and what its row lists
-FOUNDATIONS = {"config", "files", "device", "progress", "tables"}
+FOUNDATIONS = {"config", "fields", "files", "device", "progress", "tables"}
 ALLOWED = {
     "data": set(),
     "harvest": {"data"},
@@ -27,6 +27,9 @@ HEAVY = {
     "transformers": ("sae/harvest/", "sae/data/", "sae/evaluation/downstream.py"),
     "datasets": ("sae/data/",),
     "wandb": ("sae/training/logging.py",),
+    "fastapi": ("sae/browser/",),
+    "starlette": ("sae/browser/",),
+    "uvicorn": ("sae/browser/",),
     "triton": ("kernels/sae_kernels/",),
     "numba": ("kernels/sae_kernels/",),
 }

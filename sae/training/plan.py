@@ -6,7 +6,6 @@ import importlib.metadata
 import math
 import os
 import platform
-import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,9 +13,8 @@ import torch
 
 from sae.config import ConfigError, TrainConfig, to_json
 from sae.data.documents import Documents, open_documents
-from sae.device import pick_device, product_rate
+from sae.device import pick_device
 from sae.files import CorruptError, read_json
-from sae.harvest.buffer import batches_in
 from sae.harvest.language_model import ModelSource, locate_model, measure_width, skeleton
 from sae.harvest.sites import Site, resolve_sites
 from sae.harvest.store import check_store
@@ -24,6 +22,7 @@ from sae.models.language import find_variant
 from sae.models.saved import CONFIG, WEIGHTS
 from sae.models.variants.base import Variant
 from sae.training.optimizers import check_optimizer
+from sae.training.space import check_space, existing
 
 CONFIG_FORMAT = 2
 MAY_CHANGE_ON_RESUME = {
@@ -73,6 +72,11 @@ class Plan(NamedTuple):
     def dim_out(self) -> int:
         """Width of its reconstruction."""
         return sum(widths(self.targets))
+
+    @property
+    def row_width(self) -> int:
+        """Numbers kept of a token, at all sites together."""
+        return sum(widths(self.sites))
 
     @property
     def training_tokens(self) -> int:
@@ -149,7 +153,7 @@ def make_plan(config: TrainConfig) -> Plan:
     )
     if config.store is not None:
         check_store(config.store, plan.store_identity)
-    _check_space(plan)
+    check_space(plan)
     return plan
 
 
@@ -163,7 +167,7 @@ def check_run_folder(config: TrainConfig) -> None:
     if not config.resume:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise ConfigError(f"--out {out}: exists already; choose another folder, or continue that run with --resume")
-        parent = _existing(out)
+        parent = existing(out)
         if not parent.is_dir():
             raise ConfigError(f"--out {out}: {parent} is a file; expected a folder")
         if not os.access(parent, os.W_OK):
@@ -222,37 +226,6 @@ def _described(site: Site) -> dict[str, Any]:
     return {"name": site.name, "path": site.path, "width": site.width}
 
 
-def estimate(plan: Plan) -> dict[str, Any]:
-    """Sites, shapes, steps, memory, disk and time of a run; the device's speed is measured on one product."""
-    config, width = plan.config, plan.config.sae.width
-    steps = plan.training_tokens // plan.batch
-    needs = estimate_bytes(plan)
-    rate = product_rate(plan.device)
-    harvest_flops = 2 * plan.layer_parameters * config.tokens
-    step_flops = 3 * (plan.dim + plan.dim_out) * width * plan.training_tokens
-    return {
-        "site": ", ".join(site.name for site in plan.inputs),
-        "module": ", ".join(site.path for site in plan.inputs),
-        **({} if plan.targets == plan.inputs else {"target_site": plan.targets[0].name}),
-        "input": [plan.batch, plan.dim],
-        "dictionary": [width, plan.dim_out],
-        "steps": steps,
-        "training_tokens": plan.training_tokens,
-        "memory_bytes": {
-            "language_model": plan.layer_parameters * (4 if plan.device.type == "cpu" else 2),
-            "weights_gradients_moments": 4 * needs["weights"],
-            "activations": needs["store"] if _in_memory(plan) else min(needs["store"], config.buffer_mb << 20),
-        },
-        "disk_bytes": {"run": needs["run"], "store": needs["store"] if config.store else 0},
-        "seconds": {
-            "harvest": round(harvest_flops / rate / 0.7, 1),
-            "training": round(step_flops / rate / 0.7, 1),
-        },
-        "device": str(plan.device),
-        "measured_gflops": round(rate / 1e9, 1),
-    }
-
-
 def _resolve(model: torch.nn.Module, flag: str, names: str, layer: int | None) -> list[Site]:
     """The places that a flag names, with commas between them, their widths measured.
 
@@ -296,10 +269,6 @@ def _check_together(config: TrainConfig, variant: Variant) -> None:
         raise ConfigError(f"--batch {config.optim.batch}: --variant {sae.variant} reads pairs; expected an even number")
 
 
-def _in_memory(plan: Plan) -> bool:
-    return plan.cached and plan.config.store is None
-
-
 def _check_finite(config: TrainConfig) -> None:
     """Refuse infinities, which pass a check like "more than 0" and cannot be written as JSON."""
     for name, value in _flat(to_json(config)).items():
@@ -332,55 +301,6 @@ def _open_documents(config: TrainConfig) -> Documents:
                 f"{began.get(name)!r}, now it is {value!r}"
             )
     return documents
-
-
-def _check_space(plan: Plan) -> None:
-    """Refuse what cannot fit: weights or activations in memory, a batch in the buffer, a run or store on its disk."""
-    config, needs, available = plan.config, estimate_bytes(plan), available_memory(plan.device)
-    if 4 * needs["weights"] > available:
-        raise ConfigError(
-            f"--width {config.sae.width}: weights, gradients and two moments take {4 * needs['weights'] >> 20} MiB of "
-            f"memory, {available >> 20} MiB are free on the {plan.device.type}"
-        )
-    if _in_memory(plan):
-        free = available_memory(torch.device("cpu"))
-        if needs["store"] > free * 0.7:
-            raise ConfigError(
-                f"--epochs {config.epochs}: activations of {config.tokens} tokens take {needs['store'] >> 20} MiB of "
-                f"memory, {free >> 20} MiB are free; keep them on disk: --store DIR"
-            )
-    else:
-        row_bytes = sum(widths(plan.sites)) * getattr(torch, config.harvest.store_precision).itemsize
-        overlap = plan.device.type == "cuda" and not plan.cached
-        batches_in(config.buffer_mb << 20, row_bytes, plan.batch, overlap=overlap)
-    for flag, folder, size in (("--out", config.out, needs["run"]), ("--store", config.store, needs["store"])):
-        if folder is None:
-            continue
-        free = shutil.disk_usage(_existing(folder)).free
-        size -= sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())  # what is there already
-        if size > free:
-            raise ConfigError(f"{flag} {folder}: {size >> 20} MiB are needed, {free >> 20} MiB are free on that disk")
-
-
-def available_memory(device: torch.device) -> int:
-    """Bytes that a process could still take: on Linux with what the page cache would give back."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    lines = Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else []
-    found = [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")]
-    return found[0] if found else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def estimate_bytes(plan: Plan) -> dict[str, int]:
-    """Bytes of the weights, of the run folder (with checkpoints of weights and two moments), of all activations."""
-    weights = (plan.dim + plan.dim_out) * plan.config.sae.width * 4
-    row = sum(widths(plan.sites)) * getattr(torch, plan.config.harvest.store_precision).itemsize + 16
-    run = weights * (1 + 3 * (plan.config.keep_checkpoints + 1))
-    return {"weights": weights, "run": run, "store": plan.config.tokens * row}
-
-
-def _existing(path: Path) -> Path:
-    return next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
 
 
 def _parameters_up_to(model: torch.nn.Module, sites: list[Site]) -> int:

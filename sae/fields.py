@@ -1,0 +1,78 @@
+"""What all settings share: the error that names a field, its check, and the way to JSON and back. Imports no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal
+
+
+class ConfigError(ValueError):
+    """A setting is missing, unknown or out of range; the message names the field, the value and what was expected."""
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """A config as plain JSON values; paths become strings."""
+    return {f.name: _value_to_json(getattr(config, f.name)) for f in dataclasses.fields(config)}
+
+
+def from_json(cls: type, values: Any, where: str = "config") -> Any:
+    """Build the dataclass `cls` from what `to_json` gave.
+
+    Raises:
+        ConfigError: not an object, an unknown field (with the nearest known one), or a value of the wrong type.
+    """
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where}: expected an object of {cls.__name__}, got {type(values).__name__}")
+    known = {f.name for f in dataclasses.fields(cls)}
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise ConfigError(f"{where}.{name}: unknown field" + (f"; did you mean {near[0]!r}?" if near else ""))
+    hints = typing.get_type_hints(cls)
+    return cls(**{name: _value_from_json(hints[name], value, f"{where}.{name}") for name, value in values.items()})
+
+
+def unknown_choice(what: str, given: str, known: typing.Iterable[str]) -> ConfigError:
+    """The error for a name that is not in a registry: lists the nearest and all known ones."""
+    known = sorted(known)
+    near = difflib.get_close_matches(given, known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return ConfigError(f"{what} {given!r} is unknown{hint} (known: {', '.join(known)})")
+
+
+def check(good: bool, name: str, value: Any, expected: str) -> None:
+    """Raise ConfigError, naming the flag, unless `good`."""
+    if not good:
+        raise ConfigError(f"--{name.replace('_', '-')} {value}: expected {expected}")
+
+
+def _value_to_json(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return to_json(value)
+    return str(value) if isinstance(value, Path) else value
+
+
+def _value_from_json(hint: Any, value: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return _value_from_json(next(a for a in arguments if a is not type(None)), value, where)
+    if origin is Literal:
+        if value not in arguments:
+            raise ConfigError(f"{where}: {value!r} is not one of {', '.join(map(str, arguments))}")
+        return value
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return from_json(hint, value, where)
+    if hint is Path and isinstance(value, str):
+        return Path(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    plain = typing.cast(type, hint)
+    if not isinstance(value, plain) or (isinstance(value, bool) and plain is not bool):
+        raise ConfigError(f"{where}: expected {plain.__name__}, got {value!r}")
+    return value
