@@ -1,4 +1,4 @@
-"""`sae demo`: the main job on a real model and real text, from nothing to an evaluated autoencoder."""
+"""`sae demo`: the main job on a real model and real text, from nothing to an evaluated autoencoder that can be looked into."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sae.config import EvalConfig, HarvestConfig, OptimConfig, SAEConfig, TrainConfig
+from sae.config import CollectConfig, EvalConfig, HarvestConfig, OptimConfig, SAEConfig, TrainConfig
 from sae.data.cache import cache_dir
 from sae.evaluation.run import evaluate
+from sae.features.collect import collect
 from sae.training.run import train
 
 LAYER = 9
+FEATURE_TOKENS = 262_144
 
 
 def run_demo(out: Path, *, tokens: int, epochs: int, seed: int) -> dict[str, Any]:
@@ -35,6 +37,8 @@ def run_demo(out: Path, *, tokens: int, epochs: int, seed: int) -> dict[str, Any
     )
     trained = train(config)
     report = evaluate(out, EvalConfig(tokens=32_768, downstream_tokens=4_096, pca_tokens=16_384))
+    # from the activations that are there already: one pass of the encoder over them
+    features = collect(out, CollectConfig(store=config.store, tokens=min(tokens, FEATURE_TOKENS)))
     downstream, baselines = report["downstream"], report["baselines"]
     return {
         "run": str(out),
@@ -52,8 +56,14 @@ def run_demo(out: Path, *, tokens: int, epochs: int, seed: int) -> dict[str, Any
         "route": trained.route,
         "backends": trained.backends,
         "seconds": {**trained.seconds, "evaluation": report["seconds"], "all": time.perf_counter() - begun},
+        "live_latents": features["live"],
         "peak_memory_mb": peak_memory_mb(),
-        "next": [f"sae eval {out}", f"sae verify {out}", "sae train --help"],
+        "next": [
+            f"sae browse {out}        # every latent's text, in your browser",
+            f"sae explain {out}       # names for them, scored on held-out documents",
+            f"sae eval {out}",
+            "sae train --help",
+        ],
     }
 
 

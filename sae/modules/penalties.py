@@ -52,9 +52,12 @@ def l0(step: Step) -> Tensor:
 
 @term("entries")
 def l0_target(step: Step, target: float) -> Tensor:
-    """(L0 / target - 1)², L0 the batch's mean (Rajamanoharan et al. 2024, appendix F), alike for all tokens, [N]."""
+    """d (L0 / target - 1)², L0 the batch's mean (Rajamanoharan et al. 2024, appendix F), alike for all tokens, [N].
+
+    The paper's inputs have mean ||x||² = 1, ours d: so the term is d times as large, as the squared error is.
+    """
     mean = step.listed.per_token(_jump(step).steps(step.listed)).mean()
-    return (mean / target - 1).square().expand(step.listed.tokens)
+    return (step.x.shape[1] * (mean / target - 1).square()).expand(step.listed.tokens)
 
 
 @term("entries")

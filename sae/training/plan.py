@@ -236,7 +236,7 @@ def _resolve(model: torch.nn.Module, flag: str, names: str, layer: int | None) -
     if not all(spelled):
         raise ConfigError(f"--{flag.replace('_', '-')} {names}: expected names with one comma (or +) between two")
     sites = resolve_sites(model, spelled, layer=layer)
-    if len(set(sites)) < len(sites):
+    if len(set(spelled)) < len(spelled):
         raise ConfigError(f"--{flag.replace('_', '-')} {names}: names one place twice")
     return [measure_width(model, site) for site in sites]
 
@@ -254,12 +254,12 @@ def _check_together(config: TrainConfig, variant: Variant) -> None:
         raise ConfigError(f"--variant {sae.variant}: atoms must keep equal norms; expected --normalise scale or centre")
     penalised = variant.penalty(sae) is not None
     for name, value in (("l0_target", sae.l0_target), ("sparsity", sae.sparsity)):
-        aimed = name == "l0_target" and any(term.name == "l0_target" for term in variant.terms(sae))
+        aimed = any(term.name == "l0_target" for term in variant.terms(sae))
         if value is not None and not penalised and not aimed:
             raise ConfigError(
                 f"--{name.replace('_', '-')} {value}: --variant {sae.variant} has no penalty; it keeps --k"
             )
-    if sae.l0_target is not None and sae.sparsity is not None:
+    if penalised and sae.l0_target is not None and sae.sparsity is not None:
         raise ConfigError(f"--sparsity {sae.sparsity}: a fixed weight, and --l0-target asks for another; give one")
     if sae.k_start is not None and not hasattr(variant.code(sae, 1), "k"):
         raise ConfigError(f"--k-start {sae.k_start}: --variant {sae.variant} has no k to anneal")

@@ -20,6 +20,7 @@ START = 0.1
 P_START, P_END, P_CHANGES = 1.0, 0.2, 30
 """p-annealing: from where to where, in how many changes over the second third of the run."""
 MEMORY = 0.9  # of the running L0 that the controller looks at
+WIDEST = 9.0  # of log(weight / START): where no weight in that range reaches the aim, none outside would
 LARGEST_ERROR = 1.0  # of log(L0 / aim), so that the first steps do not wind the integral up
 
 
@@ -30,6 +31,9 @@ class Sparsity:
     running mean over about ten steps. The aim falls geometrically from the first step's L0 to the target over the
     warm-up. `power` is p of a penalty Σ f^p; at each change of p the weight is rescaled so that the penalty of the
     batch stays as it was (Karvonen et al. 2024, section 3).
+
+    `pace` is the learning rate in units of the default one: at a lower rate L0 follows the weight more slowly, and the
+    integral must wait for it.
     """
 
     def __init__(
@@ -41,12 +45,13 @@ class Sparsity:
         target: float | None,
         fixed: float | None,
         device: torch.device,
+        pace: float = 1.0,
     ) -> None:
         self.penalty, self.steps, self.target, self.fixed = penalty, steps, target, fixed
         self.rising = max(1, round(warmup * steps))
         # a run must have time for some tens of corrections, whatever its length
         self.proportional = 1.0
-        self.integral = min(0.15, 45.0 / max(steps, 1))
+        self.integral = min(0.15, 45.0 / max(steps, 1)) * min(1.0, pace)
         self.taken = 0
         self.power = P_START
         zero = torch.zeros((), dtype=torch.float64, device=device)
@@ -68,7 +73,8 @@ class Sparsity:
         else:
             self.values["l0"] = MEMORY * self.values["l0"] + (1 - MEMORY) * l0
         if self.fixed is None:
-            self.values["sum"] = self.values["sum"] + self.integral * self._error()
+            moved = self.values["sum"] + self.integral * self._error()
+            self.values["sum"] = moved.clamp(math.log(START) - WIDEST, math.log(START) + WIDEST)
         self.taken += 1
         if self.penalty == "lp" and (power := self._power_at(self.taken)) != self.power:
             positive = codes.values[codes.values > 0].double()

@@ -103,8 +103,9 @@ class Trainer:
         self.terms: list[Term] = terms_of(sae)
         variant = find_variant(sae)
         penalty = variant.penalty(sae)
-        self.sparsity = None if penalty is None else self._sparsity(penalty)
-        self.peak = optim.lr or default_peak(self.model.width, steps, optim.optimizer)
+        default = default_peak(self.model.width, steps, optim.optimizer)
+        self.peak = optim.lr or default
+        self.sparsity = None if penalty is None else self._sparsity(penalty, self.peak / default)
         compute = optim.compute if optim.compute != "auto" else ("bfloat16" if device.type == "cuda" else "float32")
         self.compute = getattr(torch, compute)
         self.inputs = self.targets = identity(self.model.dim)
@@ -127,11 +128,11 @@ class Trainer:
         self._window: dict[str, Tensor] = {}
         self._window_steps = 0
 
-    def _sparsity(self, penalty: str) -> Sparsity:
+    def _sparsity(self, penalty: str, pace: float) -> Sparsity:
         sae = self.sae
         target = None if sae.sparsity is not None else (sae.l0_target or float(sae.k))
         warmup = {"steps": self.steps, "warmup": sae.sparsity_warmup}
-        return Sparsity(penalty, target=target, fixed=sae.sparsity, device=self.device, **warmup)
+        return Sparsity(penalty, target=target, fixed=sae.sparsity, device=self.device, pace=pace, **warmup)
 
     @torch.no_grad()
     def initialise(self, inputs: Sequence[Tensor], targets: Sequence[Tensor], *, active: float = FIRST_ACTIVE) -> None:
@@ -195,6 +196,7 @@ class Trainer:
             adjacent=None if adjacent is None else adjacent.to(self.device),
         )
         taken = self.route.take(x, target, now)
+        self.model.code.constrain()
         self._note(taken, target)
         if self.device.type == "cpu":
             self.raise_if_diverged()

@@ -131,12 +131,12 @@ def test_l0_counts_latents_and_l0_target_their_distance_from_it() -> None:
     assert Term("l0").values(step).tolist() == count.tolist()
     far = (count.float().mean().item() / 3 - 1) ** 2
     target = Term("l0_target", 1.0, {"target": 3.0})
-    assert target.values(step).tolist() == pytest.approx([far] * N, rel=1e-5)
-    # its slope is that of l0 times 2 (L0 / target - 1) / target
+    assert target.values(step).tolist() == pytest.approx([far * D] * N, rel=1e-5)
+    # its slope is that of l0 times 2 d (L0 / target - 1) / target
     (of_count,) = torch.autograd.grad(Term("l0").values(step).mean(), code.theta)
     (of_target,) = torch.autograd.grad(target.values(make_step(code)).mean(), code.theta)
     assert (of_count != 0).any()
-    assert torch.allclose(of_target, of_count * 2 * (count.float().mean() / 3 - 1) / 3, atol=1e-6)
+    assert torch.allclose(of_target, of_count * 2 * D * (count.float().mean() / 3 - 1) / 3, atol=1e-5)
 
 
 @pytest.mark.parametrize("norms", [None, torch.linspace(0.5, 2.0, F)])

@@ -29,10 +29,14 @@ def make(penalty: str = "l1", **changed: object) -> Sparsity:
     return Sparsity(penalty, **settings)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("name", "steps"), [("relu", 300), ("relu, tanh", 300), ("gated", 300), ("jumprelu", 600)])
-def test_l0_reaches_the_target_and_stays(name: str, steps: int) -> None:
+@pytest.mark.parametrize("lr", [None, 5e-3])
+@pytest.mark.parametrize(
+    ("name", "steps"),
+    [("relu", 300), ("relu, tanh", 300), ("gated", 300), ("jumprelu", 600), ("jumprelu, anthropic", 300)],
+)
+def test_l0_reaches_the_target_and_stays(name: str, steps: int, lr: float | None) -> None:
     batches = planted(100)
-    trainer = trainer_of({**RECIPES[name], "width": 96, "l0_target": 4.0}, steps=steps, optim={"lr": None})
+    trainer = trainer_of({**RECIPES[name], "width": 96, "l0_target": 4.0}, steps=steps, optim={"lr": lr})
     initialise(trainer, batches)
     found = []
     for begin in range(0, steps, 25):
@@ -64,8 +68,11 @@ def test_pressure_answers_the_error_and_grows_while_it_lasts(l0: int) -> None:
     for _ in range(100):
         sparsity.observe(active(l0))
         weights.append(sparsity.weight().item())
-    late = weights[20:]
+    late = weights[20:60]
     assert all((b > a) == (l0 > 10) for a, b in zip(late, late[1:], strict=False))
+    for _ in range(1000):
+        sparsity.observe(active(l0))
+    assert 1e-6 < sparsity.weight().item() < 1e4, "a penalty that cannot reach its aim stays bounded"
     on_target = make()
     for _ in range(100):
         on_target.observe(active(10))

@@ -50,7 +50,7 @@ def _threshold_penalty(config: SAEConfig) -> Term:
     if config.recipe == "anthropic":
         return Term("tanh", 1.0, {"scale": TANH_SCALE})
     if config.recipe == "target":
-        return Term("l0_target", 1.0, {"target": config.l0_target or config.k})
+        return Term("l0_target", config.sparsity or 1.0, {"target": config.l0_target or config.k})
     return Term("l0")
 
 

@@ -64,6 +64,9 @@ class Code(nn.Module):
     def restart(self, latents: Tensor) -> None:
         """Set the code's own parameters of some latents back to what they were at first."""
 
+    def constrain(self) -> None:
+        """Bring the code's own parameters back to where they make sense, after a step."""
+
     def settled(self, x: Tensor, W_enc: Tensor, b_enc: Tensor, b_pre: Tensor | None) -> Code:
         """The form that is saved, which looks at one token at a time; x [N, d] are inputs to settle it on."""
         del x, W_enc, b_enc, b_pre

@@ -47,6 +47,11 @@ class JumpReLU(Code):
         return _Step.apply(listed.values, self.theta[listed.indices], self.bandwidth)
 
     @torch.no_grad()
+    def constrain(self) -> None:
+        """See `Code`; a threshold is never negative."""
+        self.theta.clamp_min_(0)
+
+    @torch.no_grad()
     def restart(self, latents: Tensor) -> None:
         """See `Code`."""
         self.theta[latents] = self.start
