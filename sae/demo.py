@@ -1,4 +1,4 @@
-"""`sae demo`: the main job on a real model and real text, from nothing to an evaluated autoencoder that can be looked into."""
+"""`sae demo`: the main job on a real model and real text, to an evaluated autoencoder that can be looked into."""
 
 from __future__ import annotations
 

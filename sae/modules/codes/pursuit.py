@@ -35,14 +35,7 @@ class MatchingPursuit(Code):
             chosen = pursue(residual, W_enc, self.k)
         if not torch.is_grad_enabled():
             return chosen
-        atoms = W_enc[chosen.indices]
-        values = []
-        for step in range(self.k):
-            atom = atoms[:, step]
-            value = torch.relu((atom * residual).sum(1))
-            residual = residual - value.unsqueeze(1) * atom
-            values.append(value)
-        return chosen.with_values(torch.stack(values, 1))
+        return chosen.with_values(_Unrolled.apply(residual, W_enc, chosen.indices))
 
     def activate(self, listed: SparseCodes) -> SparseCodes:
         """See `Code`."""
@@ -55,3 +48,36 @@ class MatchingPursuit(Code):
     def rescaled(self, factors: Tensor) -> MatchingPursuit | None:
         """See `Code`; atoms of one common length, which is then taken out again."""
         return self if same(factors) else None
+
+
+class _Unrolled(torch.autograd.Function):
+    """The values of the atoms chosen, and their gradient through all steps; no step's residual is kept.
+
+    With f = relu(w·r) and r' = r - f w, and g the gradient by r': by f it is t = ∂L/∂f - g·w (0 where f is 0), by w it is
+    t r - f g, by r it is g + t w; and r is r' + f w.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, W: Tensor, indices: Tensor) -> Tensor:
+        residual = x.clone()
+        values = x.new_empty(indices.shape)
+        for step in range(indices.shape[1]):
+            atom = W[indices[:, step]]
+            value = torch.relu((atom * residual).sum(1))
+            residual.sub_(value.unsqueeze(1) * atom)
+            values[:, step] = value
+        ctx.save_for_backward(residual, W, indices, values)
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        residual, W, indices, values = ctx.saved_tensors
+        residual, by_residual, by_W = residual.clone(), torch.zeros_like(residual), torch.zeros_like(W)
+        for step in reversed(range(indices.shape[1])):
+            atom, value = W[indices[:, step]], values[:, step : step + 1]
+            residual.add_(value * atom)
+            by_value = grads[0][:, step : step + 1] - (by_residual * atom).sum(1, keepdim=True)
+            by_value = torch.where(value > 0, by_value, 0)
+            by_W.index_add_(0, indices[:, step], by_value * residual - value * by_residual)
+            by_residual.add_(by_value * atom)
+        return by_residual, by_W, None
