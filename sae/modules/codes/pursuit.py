@@ -53,8 +53,8 @@ class MatchingPursuit(Code):
 class _Unrolled(torch.autograd.Function):
     """The values of the atoms chosen, and their gradient through all steps; no step's residual is kept.
 
-    With f = relu(w·r) and r' = r - f w, and g the gradient by r': by f it is t = ∂L/∂f - g·w (0 where f is 0), by w it is
-    t r - f g, by r it is g + t w; and r is r' + f w.
+    With f = relu(w·r) and r' = r - f w, and g the gradient by r': by f it is t = ∂L/∂f - g·w (0 where f is 0), by w it
+    is t r - f g, by r it is g + t w; and r is r' + f w.
     """
 
     @staticmethod
