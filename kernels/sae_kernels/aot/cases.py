@@ -120,7 +120,7 @@ def _forward(c: Case) -> None:
     W_dec, b_dec = c.tensor(c.F, c.d, dtype=torch.float32), c.tensor(c.d, dtype=torch.float32)
     params = Parameters(W_dec, c.tensor(c.F, dtype=torch.float32), W_dec, b_dec)
     x = c.tensor(TOKENS, c.d)
-    forward(params, SparseCodes(*c.codes()[:2], c.F), x, x, None)
+    forward(params, SparseCodes(*c.codes()[:2], c.F), x, None)
 
 
 def _product(c: Case) -> int:
