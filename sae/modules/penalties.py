@@ -7,7 +7,9 @@ from torch import Tensor
 
 from sae.modules.codes import JumpReLU
 from sae.modules.losses import Step, term
+from sae_kernels import SparseCodes
 
+BLOCK = 256  # pairs among which a contrast looks for negatives
 SMALL = 0.01  # a value below which Σ f^p goes on in a straight line: its slope would grow without bound
 
 
@@ -71,21 +73,28 @@ def contrast(step: Step, latents: int, temperature: float) -> Tensor:
     """InfoNCE between neighbouring tokens on the first `latents` latents (temporal SAE: Bhalla et al. 2025), [N].
 
     With z the unit-norm codes of these latents, a the first and b the second tokens of the pairs:
-    -log softmax_i(z_a · z_b / temperature), averaged over both directions. Pairs that are no neighbours count zero.
+    -log softmax_i(z_a · z_b / temperature), averaged over both directions, the negatives being the other pairs of a
+    block of 256. Pairs that are no neighbours count zero.
     """
     if step.adjacent is None:
         raise ValueError("contrast: expected batches of neighbouring tokens; got shuffled rows")
-    inside = step.codes.indices < latents
     codes = step.codes
-    kept = codes.with_values(torch.where(inside, codes.values, 0).float())
+    inside = codes.indices < latents
+    # what is outside goes into one spare column
+    places = torch.where(inside, codes.indices, latents)
+    kept = SparseCodes(torch.where(inside, codes.values, 0).float(), places, latents + 1, codes.offsets)
     z = torch.nn.functional.normalize(kept.to_dense()[:, :latents], dim=1, eps=1e-6)
-    scores = (z[0::2] @ z[1::2].T) / temperature
-    scores = scores[step.adjacent][:, step.adjacent]  # what is no neighbour is no negative either
-    right = torch.arange(len(scores), device=z.device)
-    there = torch.nn.functional.cross_entropy(scores, right, reduction="none")
-    back = torch.nn.functional.cross_entropy(scores.T, right, reduction="none")
     loss = torch.zeros(len(step.adjacent), device=z.device)
-    return loss.masked_scatter(step.adjacent, (there + back) / 2).repeat_interleave(2)
+    pairs = zip(z[0::2][step.adjacent].split(BLOCK), z[1::2][step.adjacent].split(BLOCK), strict=True)
+    found = [_both_ways(a @ b.T / temperature) for a, b in pairs]
+    if not found:
+        return loss.repeat_interleave(2)
+    return loss.masked_scatter(step.adjacent, torch.cat(found)).repeat_interleave(2)
+
+
+def _both_ways(scores: Tensor) -> Tensor:
+    """Cross-entropy of the diagonal among rows and among columns [n, n], averaged, [n]."""
+    return -(scores.log_softmax(1).diagonal() + scores.log_softmax(0).diagonal()) / 2
 
 
 def _weighted(step: Step, values: Tensor) -> Tensor:
