@@ -89,7 +89,7 @@ def contrast(step: Step, latents: int, temperature: float) -> Tensor:
     found = [_both_ways(a @ b.T / temperature) for a, b in pairs]
     if not found:
         return loss.repeat_interleave(2)
-    return loss.masked_scatter(step.adjacent, torch.cat(found)).repeat_interleave(2)
+    return loss.masked_scatter(step.adjacent, torch.cat(found).float()).repeat_interleave(2)
 
 
 def _both_ways(scores: Tensor) -> Tensor:
