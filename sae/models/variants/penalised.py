@@ -38,12 +38,16 @@ GATED = Variant(
 
 
 def _threshold(config: SAEConfig, dim: int) -> JumpReLU:
-    """Thresholds as the recipe starts them. DeepMind's are stated for mean ||x||² = 1, ours is d: all lengths are
-    sqrt(d) times as long, and so is a step of θ."""
+    """Thresholds as the recipe starts them.
+
+    DeepMind's are stated for mean ||x||² = 1, ours is d: all lengths are sqrt(d) times as long, and so is a step of θ.
+    Their window, 0.001, is for runs of many thousand steps. In hundreds it sees too few entries: on a world of 16
+    features one seed of three ended at MCC .87, with 0.01 all at 1.00; on the demo task (292 steps) FVU .166 against .161.
+    """
     if config.recipe == "anthropic":
         return JumpReLU(config.width, config.bandwidth or 2.0, 0.1)
     unit = math.sqrt(dim)
-    return JumpReLU(config.width, config.bandwidth or 0.001 * unit, 0.001 * unit, rate=unit)
+    return JumpReLU(config.width, config.bandwidth or 0.01 * unit, 0.001 * unit, rate=unit)
 
 
 def _threshold_penalty(config: SAEConfig) -> Term:
