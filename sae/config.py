@@ -102,7 +102,7 @@ class SAEConfig:
     recipe: Literal["deepmind", "anthropic", "target"] = "deepmind"
     """How --variant jumprelu is trained: a penalty on L0, on tanh, or on the distance of L0 from its target."""
     bandwidth: float | None = None
-    """Width of the window in which thresholds learn; by default 0.01 sqrt(d) (recipe anthropic: 2), where mean ||x||² = d."""
+    """Width of the window in which thresholds learn; by default 0.01 sqrt(d), or 2 (recipe anthropic)."""
     groups: int = 5
     """Nested dictionaries of --variant matryoshka, each half the next."""
     contrast: float = 1.0
