@@ -105,11 +105,11 @@ def test_correlation_keeps_the_rates_and_has_the_stated_strength() -> None:
 def test_activations_are_the_codes_times_the_features_plus_bias_and_noise() -> None:
     world = World(features=40, dim=16, l0=3.0, bias=2.0)
     data = SyntheticData(world, seed=0)
-    x, codes = data.sample(300, 4)
+    x, codes, _ = data.sample(300, 4)
     assert torch.allclose(x, codes.to_dense() @ data.features + data.bias, atol=1e-5)
     assert data.bias.norm().item() == pytest.approx(2.0)
     noisy = SyntheticData(replace(world, noise=0.3), seed=0)
-    x, codes = noisy.sample(4000, 4)
+    x, codes, _ = noisy.sample(4000, 4)
     left = x - codes.to_dense() @ noisy.features - noisy.bias
     assert left.std().item() == pytest.approx(0.3, rel=0.02)
     assert left.mean().item() == pytest.approx(0, abs=0.01)
@@ -155,7 +155,7 @@ def test_a_batch_depends_on_seed_number_and_part_alone() -> None:
 
 def test_large_samples_are_drawn_in_parts_that_fit_together() -> None:
     data = SyntheticData(WORLDS["superposed"], seed=0)
-    x, codes = data.sample(20_000, 0)
+    x, codes, _ = data.sample(20_000, 0)
     assert x.shape == (20_000, 64)
     assert codes.tokens == 20_000
     rows = torch.tensor([0, 8191, 8192, 16_384, 19_999])

@@ -1,8 +1,8 @@
 """Draws from a world: activations with the features that made them, a pure function of (world, seed, batch).
 
 data = SyntheticData(WORLDS["superposed"], seed=0)
-x, codes = data.sample(1024, batch=17)          # [1024, d], SparseCodes over the G features
-for x, codes in data.heldout(50_000): ...       # shares no draw with any `sample`
+x, codes, _ = data.sample(1024, batch=17)       # [1024, d], SparseCodes over the G features
+for x, codes, _ in data.heldout(50_000): ...       # shares no draw with any `sample`
 """
 
 from __future__ import annotations
