@@ -56,7 +56,7 @@ def run_demo(out: Path, *, tokens: int, epochs: int, seed: int) -> dict[str, Any
         "route": trained.route,
         "backends": trained.backends,
         "seconds": {**trained.seconds, "evaluation": report["seconds"], "all": time.perf_counter() - begun},
-        "live_latents": features["live"],
+        "latents_that_fired": features["fired"],
         "peak_memory_mb": peak_memory_mb(),
         "next": [
             f"sae browse {out}        # every latent's text, in your browser",

@@ -15,7 +15,7 @@ VARIANTS = (
     "topk,batchtopk,relu:penalty=tanh,transcoder:site=mlp_in:target-site=mlp_out,"
     "crosscoder:layer=None:site=resid_post.1+resid_post.2"
 )
-NAMES = ["topk", "batchtopk", "relu", "transcoder", "crosscoder"]
+NAMES = ["topk", "batchtopk", "relu-tanh", "transcoder", "crosscoder"]
 
 
 def arguments(tiny_model: Path, corpus: Path, out: Path, variants: str = VARIANTS) -> list[str]:

@@ -191,7 +191,7 @@ def test_several_sites_come_from_one_pass(source: Source, expected: Store) -> No
     ("changed", "says"),
     [
         ({"context": 64}, "context = 32, this run wants 64"),
-        ({"sites": {"resid_post.0": 32}}, "sites = {'resid_post.0': 32, 'mlp_out.1': 32}, this run wants"),
+        ({"sites": {"resid_post.2": 32}}, "sites = {'resid_post.0': 32, 'mlp_out.1': 32}, this run wants"),
         ({"precision": "float32"}, "precision = 'float16', this run wants 'float32'"),
         ({"data": {"spec": "other"}}, "data = None, this run wants {'spec': 'other'}"),
     ],
@@ -206,6 +206,12 @@ def test_a_store_of_another_harvest_is_refused_naming_the_field(
     assert f"--store {tmp_path / 's'}" in str(refused.value)
     assert says in str(refused.value)
     assert "choose another folder" in str(refused.value)
+
+
+def test_a_store_of_more_sites_serves_a_run_of_some(source: Source, tmp_path: Path) -> None:
+    fill(DiskStore(tmp_path / "s", identity()), source, 200)
+    few = DiskStore(tmp_path / "s", identity(sites={"resid_post.0": 32}))
+    assert few.read(range(10), ["resid_post.0"])["resid_post.0"].shape == (10, 32)
 
 
 def test_a_folder_of_other_things_is_no_store(tmp_path: Path) -> None:
