@@ -1,6 +1,6 @@
 """Every variant finds the features of a known world; a small version of `sae bench recovery`.
 
-Thresholds lie below what three seeds gave (worst seed of each variant, less twice the spread between seeds).
+Thresholds lie below what three seeds of the longer course gave (docs/variants.md); this course is shorter.
 """
 
 from __future__ import annotations

@@ -26,14 +26,13 @@ def tanh(step: Step, scale: float) -> Tensor:
     At a threshold θ the summand jumps by tanh(c θ), and the estimate by θ is that jump's: -(tanh(c θ)/ε) rect. The
     chain rule through f would give c θ (1 - tanh²(c f)) in its place: the same for small θ, and nothing for large ones.
     """
-    value = torch.tanh(scale * _weighted(step, step.codes.values))
-    if isinstance(step.code, JumpReLU):
-        f = step.listed.values
-        theta = step.code.theta.detach()[step.listed.indices]
-        value = torch.tanh(scale * _weighted(step, torch.where(f > theta, f, 0)))
-        steps = step.code.steps(step.listed)
-        value = value + torch.tanh(scale * _weighted(step, theta)) * (steps - steps.detach())
-    return step.codes.per_token(value)
+    if not isinstance(step.code, JumpReLU):
+        return step.codes.per_token(torch.tanh(scale * _weighted(step, step.codes.values)))
+    pre, theta = step.listed.values, step.code.theta.detach()[step.listed.indices]
+    value = torch.tanh(scale * _weighted(step, torch.where(pre > theta, pre, 0)))
+    steps = step.code.steps(step.listed)
+    jump = torch.tanh(scale * _weighted(step, theta)) * (steps - steps.detach())  # zero, but for its slope by θ
+    return step.codes.per_token(value + jump)
 
 
 @term("entries")
