@@ -111,7 +111,7 @@ class SAEConfig:
     """Variants with k: latents active a token at the start, from which k falls to --k."""
     k_anneal: float = 0.2
     """Share of the steps over which k falls from --k-start."""
-    normalise: Literal["scale", "centre", "layer_norm", "whiten"] = "scale"
+    normalise: Literal["scale", "centre", "layer_norm", "whiten", "none"] = "scale"
     """What is done to activations before encoding, and undone after; folded into the saved weights where it can be."""
     revival: Literal["auto", "auxk", "resample", "pre_activation", "none"] = "auto"
     """How dead latents are brought back; auto is what the variant likes."""
@@ -182,22 +182,11 @@ class OptimConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """One training run."""
+class RunConfig:
+    """What every training run has, whatever it trains on."""
 
-    harvest: HarvestConfig
-    sae: SAEConfig = field(default_factory=SAEConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
     out: Path
     """Run folder to write; it must not exist yet, or --resume must be given."""
-    tokens: int = 1_000_000
-    """Tokens to harvest for training (tokens left out of the stream do not count)."""
-    epochs: int = 1
-    """Passes over the harvested tokens; more than one keeps the activations in memory, or on disk with --store."""
-    store: Path | None = None
-    """Folder to keep the harvested activations in, and to reuse them from."""
-    buffer_mb: int = 512
-    """Memory of the shuffle buffer in MiB: activations are mixed within one buffer."""
     checkpoint_every: int = 5_000_000
     """Training tokens between two checkpoints."""
     keep_checkpoints: int = 2
@@ -214,13 +203,33 @@ class TrainConfig:
     """Where to compute: auto takes a GPU where there is one."""
 
     def __post_init__(self) -> None:
-        check(self.tokens >= 1, "tokens", self.tokens, "at least 1")
-        check(self.epochs >= 1, "epochs", self.epochs, "at least 1")
-        check(self.buffer_mb >= 1, "buffer_mb", self.buffer_mb, "at least 1 MiB")
-        check(self.checkpoint_every >= 1, "checkpoint_every", self.checkpoint_every, "at least 1 token")
+        check(self.checkpoint_every >= 1, "checkpoint_every", self.checkpoint_every, "at least 1")
         check(self.keep_checkpoints >= 1, "keep_checkpoints", self.keep_checkpoints, "at least 1")
         check(self.log_every >= 1, "log_every", self.log_every, "at least 1 step")
         check(self.seed >= 0, "seed", self.seed, "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(RunConfig):
+    """One training run on a language model's activations."""
+
+    harvest: HarvestConfig
+    sae: SAEConfig = field(default_factory=SAEConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    tokens: int = 1_000_000
+    """Tokens to harvest for training (tokens left out of the stream do not count)."""
+    epochs: int = 1
+    """Passes over the harvested tokens; more than one keeps the activations in memory, or on disk with --store."""
+    store: Path | None = None
+    """Folder to keep the harvested activations in, and to reuse them from."""
+    buffer_mb: int = 512
+    """Memory of the shuffle buffer in MiB: activations are mixed within one buffer."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.tokens >= 1, "tokens", self.tokens, "at least 1")
+        check(self.epochs >= 1, "epochs", self.epochs, "at least 1")
+        check(self.buffer_mb >= 1, "buffer_mb", self.buffer_mb, "at least 1 MiB")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -53,6 +53,8 @@ def check(good: bool, name: str, value: Any, expected: str) -> None:
 def _value_to_json(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return to_json(value)
+    if isinstance(value, tuple):
+        return list(value)
     return str(value) if isinstance(value, Path) else value
 
 
@@ -68,11 +70,13 @@ def _value_from_json(hint: Any, value: Any, where: str) -> Any:
         return value
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return from_json(hint, value, where)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_value_from_json(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if hint is Path and isinstance(value, str):
         return Path(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    plain = typing.cast(type, hint)
+    plain = typing.cast(type, origin or hint)
     if not isinstance(value, plain) or (isinstance(value, bool) and plain is not bool):
         raise ConfigError(f"{where}: expected {plain.__name__}, got {value!r}")
     return value

@@ -16,7 +16,7 @@ from sae.config import OptimConfig, SAEConfig, unknown_choice
 from sae.evaluation.synthetic.metrics import Recovery, recovery_metrics
 from sae.evaluation.synthetic.sampling import Sample, SyntheticData
 from sae.evaluation.synthetic.worlds import WORLDS
-from sae.models.language import VARIANTS, find_variant
+from sae.models.language import VARIANTS, find_variant, recipe_of
 from sae.training.trainer import Trainer
 
 HELDOUT_TOKENS = 20_000
@@ -69,10 +69,8 @@ def recover(
     if find_variant(sae).penalty(sae) is not None or sae.recipe == "target":
         sae = SAEConfig(variant=variant, width=course.width, k=sae.k, l0_target=asked, **settings)
     trainer = Trainer(
-        sae,
+        recipe_of(sae, views.site_widths, views.target_widths),
         OptimConfig(lr=course.lr),
-        site_widths=views.site_widths,
-        target_widths=views.target_widths,
         steps=course.steps,
         dead_after=max(1, course.steps * course.batch // 10),
         auxk=max(1, views.target_widths[0] // 2),

@@ -14,7 +14,7 @@ import sae
 from sae.evaluation.synthetic.sampling import SyntheticData
 from sae.evaluation.synthetic.worlds import WORLDS
 from sae.files import publish_json
-from sae.models.language import VARIANTS
+from sae.models.language import VARIANTS, recipe_of
 from sae.models.saved import save_weights
 from sae.modules.losses import TERMS
 from sae.recovery import Course, recover
@@ -48,7 +48,7 @@ def test_the_worked_example_is_saved_and_loads(tmp_path: Path) -> None:
 
     data = SyntheticData(WORLDS["easy16"], seed=0)
     trainer = Trainer(
-        SAEConfig(variant="hoyer", width=32, k=2), OptimConfig(lr=1e-2), site_widths=[32], steps=20, dead_after=10**6,
+        recipe_of(SAEConfig(variant="hoyer", width=32, k=2), [32]), OptimConfig(lr=1e-2), steps=20, dead_after=10**6,
         auxk=16, device=torch.device("cpu"), seed=0,
     )  # fmt: skip
     x = data.sample(512, 0).x

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 SOURCES = sorted([*ROOT.glob("sae/**/*.py"), *ROOT.glob("kernels/**/*.py")])
 
 # each room may import itself, the foundations, and what its row lists
-FOUNDATIONS = {"config", "fields", "files", "device", "progress", "tables"}
+FOUNDATIONS = {"config", "image_config", "fields", "files", "device", "draws", "progress", "tables"}
 ALLOWED = {
     "data": set(),
     "harvest": {"data"},

@@ -10,7 +10,6 @@ after it: a few integers. Resuming harvests one block again and stores none of i
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -21,6 +20,7 @@ from sae.config import ConfigError
 from sae.data.documents import DataError
 from sae.data.packing import Cursor
 from sae.data.prefetch import prefetch
+from sae.draws import generator
 from sae.harvest.store import Store, to_stored
 from sae.harvest.stream import Harvest, Rows
 
@@ -54,9 +54,7 @@ class Batches(Protocol):
 
 def permutation(n: int, *key: int) -> Tensor:
     """A permutation of 0..n-1, int64, that depends on the integers of `key` alone."""
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
-    return torch.randperm(n, generator=generator)
+    return torch.randperm(n, generator=generator(*key))
 
 
 def shuffled(rows: int, pairs: bool, *key: int) -> Tensor:

@@ -1,14 +1,17 @@
-"""The one autoencoder: encoder (linear) -> code -> dictionary (linear)."""
+"""The one autoencoder: stem -> encoder (linear) -> code -> dictionary (linear) -> head."""
 
 from __future__ import annotations
 
+import copy
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from sae.models.heads import Head
+from sae.models.stems import Stem
 from sae.modules.codes import Code
-from sae.modules.dictionary import Dictionary
+from sae.modules.dictionary import Dictionary, start_linear
 from sae.modules.normalise import Affine, layer_norm
 from sae_kernels import SparseCodes
 
@@ -27,7 +30,8 @@ class Autoencoder(nn.Module):
 
     W_enc [F, d] and the dictionary's atoms [F, d_out] are latent-major: row j belongs to latent j. Several sites are
     read and written side by side: a crosscoder (Lindsey et al. 2024) is this on concatenated activations, its encoder
-    the sum over sites.
+    the sum over sites. Image models have a stem before it and a head behind, which work on P rows a sample; codes are
+    then of N P rows.
 
     Args:
         dim: width of the inputs, d.
@@ -37,6 +41,9 @@ class Autoencoder(nn.Module):
         transcodes: the reconstruction belongs to another place than the input, so b_pre is 0 and not b_dec.
         skip: adds W_skip x to the reconstruction, zero at the start (Paulo et al. 2025).
         per_token_norm: inputs go through layer norm, token by token, which is undone after decoding.
+        stem: embeds the inputs before the encoder reads them.
+        head: turns what the dictionary gives into the reconstruction.
+        unit_atoms: whether atoms are kept at unit norm.
     """
 
     def __init__(
@@ -49,31 +56,49 @@ class Autoencoder(nn.Module):
         transcodes: bool = False,
         skip: bool = False,
         per_token_norm: bool = False,
+        stem: Stem | None = None,
+        head: Head | None = None,
+        unit_atoms: bool = True,
     ) -> None:
         super().__init__()
         self.dim, self.dim_out, self.width = dim, dim_out or dim, width
         self.transcodes, self.per_token_norm = transcodes, per_token_norm
         self.code: Code = code
-        self.dictionary = Dictionary(width, self.dim_out)
-        self.W_enc = self.dictionary.W if code.tied else nn.Parameter(torch.empty(width, dim))
-        self.b_enc = nn.Parameter(torch.zeros(width), requires_grad=not code.tied)
+        self.stem, self.head = stem, head
+        self.dictionary = Dictionary(width, self.dim_out if head is None else head.dim, unit=unit_atoms)
+        self.dictionary.b.requires_grad_(code.biased)
+        read = dim if stem is None else stem.dim
+        self.W_enc = self.dictionary.W if code.tied else nn.Parameter(torch.empty(code.rows * width, read))
+        self.b_enc = nn.Parameter(torch.zeros(code.rows * width), requires_grad=not code.tied)
         self.W_skip = nn.Parameter(torch.zeros(self.dim_out, dim)) if skip else None
 
     @property
     def b_pre(self) -> Tensor | None:
-        """What is subtracted from the inputs before encoding [d]; None for a transcoder."""
-        return None if self.transcodes else self.dictionary.b
+        """What is subtracted before encoding [d]; None where encoder and dictionary work in different spaces."""
+        return None if self.transcodes or self.stem is not None or self.head is not None else self.dictionary.b
+
+    @property
+    def positions(self) -> int:
+        """Rows a sample, P: 1 but for codes of a feature map's places."""
+        return 1 if self.stem is None else self.stem.positions
 
     def initialise(self, generator: torch.Generator) -> None:
         """Random unit atoms, encoder equal to the dictionary, biases zero (Gao et al. 2024, appendix A.1).
 
-        Where inputs and reconstruction differ in place, the encoder's directions are drawn by themselves.
+        Where inputs and reconstruction differ in place, the encoder's directions are drawn by themselves; an encoder
+        behind a stem starts as a linear layer does.
         """
         self.dictionary.initialise(generator)
         with torch.no_grad():
-            if not self.code.tied:
-                self.W_enc.copy_(self.dictionary.W if not self.transcodes else _directions(self.W_enc, generator))
             self.b_enc.zero_()
+            if self.stem is not None and not self.code.tied:
+                start_linear(self.W_enc, self.b_enc, fan_in=self.W_enc.shape[1], generator=generator)
+            elif not self.code.tied:
+                alike = self.b_pre is not None and self.W_enc.shape == self.dictionary.W.shape
+                self.W_enc.copy_(self.dictionary.W if alike else _directions(self.W_enc, generator))
+        for part in (self.stem, self.head):
+            if part is not None:
+                part.initialise(generator)
 
     def encode(self, x: Tensor) -> SparseCodes:
         """Inputs [N, d] -> codes of N tokens over F latents.
@@ -81,12 +106,16 @@ class Autoencoder(nn.Module):
         Raises:
             ValueError: another shape.
         """
-        return self.code.activate(self.select(layer_norm(x)[0] if self.per_token_norm else x))
+        return self.code.activate(self.select(self.embed(layer_norm(x)[0] if self.per_token_norm else x)))
 
-    def select(self, x: Tensor) -> SparseCodes:
-        """Inputs [N, d], normalised already -> the pre-activations that the code lists."""
+    def embed(self, x: Tensor) -> Tensor:
+        """Inputs [N, dim], normalised already -> what the linear encoder reads [N P, d]: themselves, without a stem."""
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise ValueError(f"x: expected [N, {self.dim}], got {tuple(x.shape)}")
+        return x if self.stem is None else self.stem(x)
+
+    def select(self, x: Tensor) -> SparseCodes:
+        """Embedded inputs [N P, d] -> the pre-activations that the code lists."""
         if torch.is_autocast_enabled(x.device.type):
             # centred before it is rounded: activations share a large mean that would use up a short mantissa
             short = torch.get_autocast_dtype(x.device.type)
@@ -103,7 +132,7 @@ class Autoencoder(nn.Module):
         Raises:
             ValueError: x is needed and was not given.
         """
-        out = self.dictionary.decode(codes)
+        out = self.show(self.dictionary.decode(codes))
         if self.W_skip is None and not self.per_token_norm:
             return out
         if x is None:
@@ -112,6 +141,13 @@ class Autoencoder(nn.Module):
             return self.add_skip(out, x)
         normed, statistics = layer_norm(x)
         return self.add_skip(out, normed) * statistics.deviation + statistics.mean
+
+    def show(self, decoded: Tensor) -> Tensor:
+        """What the dictionary gave [N P, d] -> the reconstruction [N, d_out], through the head where there is one."""
+        if self.head is None:
+            return decoded
+        outputs = self.head(decoded)
+        return torch.sigmoid(outputs) if self.head.squash else outputs
 
     def add_skip(self, reconstruction: Tensor, x: Tensor) -> Tensor:
         """reconstruction [N, d_out] + W_skip x, where there is a skip connection."""
@@ -133,6 +169,9 @@ class Autoencoder(nn.Module):
             transcodes=self.transcodes,
             skip=self.W_skip is not None,
             per_token_norm=self.per_token_norm,
+            stem=copy.deepcopy(self.stem),
+            head=copy.deepcopy(self.head),
+            unit_atoms=self.dictionary.unit,
         ).to(self.W_enc.device)
         mine = {name: t for name, t in self.state_dict().items() if not name.startswith("code.")}
         model.load_state_dict(mine, strict=False)
@@ -144,8 +183,11 @@ class Autoencoder(nn.Module):
 
         Atoms are brought back to unit norm, so that a latent's value is the length of its contribution in the units of
         the targets, where the code has such a form: pre-activations, thresholds and values all take up the old norm.
-        A selection of the largest has it only where all norms are equal; else the atoms keep theirs.
+        A selection of the largest has it only where all norms are equal; else the atoms keep theirs. Behind a stem or
+        before a head nothing can be folded, and nothing is normalised.
         """
+        if self.stem is not None or self.head is not None:
+            return self.like(self.code)
         norms = targets.atoms(self.dictionary.W).norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
         norms = norms.mean().expand_as(norms) if (norms.max() - norms.min()) <= 1e-5 * norms.max() else norms
         code = self.code.rescaled(norms)

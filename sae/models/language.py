@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 from sae.config import ConfigError, SAEConfig, unknown_choice
 from sae.models.autoencoder import Autoencoder
+from sae.models.recipe import Recipe
 from sae.models.variants.base import Variant
 from sae.models.variants.penalised import GATED, JUMPRELU, P_ANNEAL, RELU
 from sae.models.variants.selecting import BATCHTOPK, MATCHING_PURSUIT, MATRYOSHKA, TEMPORAL, TOPK
@@ -51,11 +53,26 @@ def find_variant(config: SAEConfig) -> Variant:
     return dataclasses.replace(base, **place)
 
 
-def terms_of(config: SAEConfig) -> list[Term]:
-    """The whole loss: the variant's terms, and what revives dead latents."""
+def recipe_of(config: SAEConfig, site_widths: Sequence[int], target_widths: Sequence[int] | None = None) -> Recipe:
+    """The configured variant for activations of these widths, side by side; `target_widths` for a transcoder."""
     variant = find_variant(config)
+    targets = list(target_widths or site_widths)
+    return Recipe(
+        config=config,
+        model=build(config, sum(site_widths), sum(targets)),
+        terms=terms_of(config, variant),
+        site_widths=list(site_widths),
+        target_widths=targets,
+        penalty=variant.penalty(config),
+        revival=revival_of(config, variant),
+        beta1=variant.beta1,
+    )
+
+
+def terms_of(config: SAEConfig, variant: Variant) -> list[Term]:
+    """The whole loss: the variant's terms, and what revives dead latents."""
     terms = list(variant.terms(config))
-    revival = revival_of(config)
+    revival = revival_of(config, variant)
     if revival == "auxk":
         terms.append(Term("auxk", config.auxk_weight))
     elif revival == "pre_activation":
@@ -63,9 +80,9 @@ def terms_of(config: SAEConfig) -> list[Term]:
     return terms
 
 
-def revival_of(config: SAEConfig) -> str:
+def revival_of(config: SAEConfig, variant: Variant) -> str:
     """How dead latents are revived: auxk, resample, pre_activation or none."""
-    revival = find_variant(config).revival if config.revival == "auto" else config.revival
+    revival = variant.revival if config.revival == "auto" else config.revival
     return "none" if revival == "auxk" and not config.auxk_weight else revival
 
 

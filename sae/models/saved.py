@@ -21,7 +21,9 @@ from torch import Tensor
 from sae.config import ConfigError
 from sae.files import CorruptError, publish_file, read_json, sha256_of
 from sae.models.autoencoder import Autoencoder
+from sae.models.heads import make_head
 from sae.models.language import VARIANTS
+from sae.models.stems import make_stem
 from sae.modules.codes import make_code
 
 assert VARIANTS  # the table's import makes every variant's code known by its name
@@ -54,7 +56,7 @@ def save_weights(folder: Path, model: Autoencoder, probe: Tensor) -> dict[str, A
         "W_dec": model.dictionary.W.detach(),
         "b_dec": model.dictionary.b.detach(),
         **({} if model.W_skip is None else {"W_skip": model.W_skip.detach()}),
-        **{f"code.{name}": tensor for name, tensor in model.code.state_dict().items()},
+        **_parts(model),
         "selftest.inputs": inputs,
         "selftest.codes": codes,
         "selftest.reconstruction": reconstruction,
@@ -69,6 +71,9 @@ def save_weights(folder: Path, model: Autoencoder, probe: Tensor) -> dict[str, A
         "transcodes": model.transcodes,
         "skip": model.W_skip is not None,
         "per_token_norm": model.per_token_norm,
+        "stem": None if model.stem is None else model.stem.describe(),
+        "head": None if model.head is None else model.head.describe(),
+        "unit_atoms": model.dictionary.unit,
         "sha256": sha256_of(folder / WEIGHTS),
     }
 
@@ -161,31 +166,22 @@ def _load(folder: Path, description: dict[str, Any]) -> tuple[Autoencoder, SelfT
 
 def _read(folder: Path, description: dict[str, Any]) -> tuple[Autoencoder, dict[str, Tensor]]:
     path = folder / WEIGHTS
-    try:
-        dim, width = int(description["dim"]), int(description["width"])
-        shape: dict[str, Any] = {"dim_out": int(description.get("dim_out", dim))}
-        shape |= {name: bool(description.get(name, False)) for name in ("transcodes", "skip", "per_token_norm")}
-        if int(description["code"].get("width", width)) != width:
-            raise ValueError(f"the code has another width than {width}")
-        with torch.device("meta"):
-            code = make_code(description["code"])
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CorruptError(f"{folder / CONFIG}: autoencoder: cannot be read ({error!r})") from error
+    model = _described(folder, description)
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise CorruptError(f"{path}: cannot be read ({error})") from error
-    rows, dim_out = len(tensors.get("selftest.inputs", ())), shape["dim_out"]
+    rows = max(1, len(tensors.get("selftest.inputs", ())))
     shapes = {
-        "W_enc": (width, dim),
-        "b_enc": (width,),
-        "W_dec": (width, dim_out),
-        "b_dec": (dim_out,),
-        **({"W_skip": (dim_out, dim)} if shape["skip"] else {}),
-        **{f"code.{name}": tuple(tensor.shape) for name, tensor in code.state_dict().items()},
-        "selftest.inputs": (max(1, rows), dim),
-        "selftest.codes": (max(1, rows), width),
-        "selftest.reconstruction": (max(1, rows), dim_out),
+        "W_enc": tuple(model.W_enc.shape),
+        "b_enc": tuple(model.b_enc.shape),
+        "W_dec": tuple(model.dictionary.W.shape),
+        "b_dec": tuple(model.dictionary.b.shape),
+        **({"W_skip": tuple(model.W_skip.shape)} if model.W_skip is not None else {}),
+        **{name: tuple(tensor.shape) for name, tensor in _parts(model).items()},
+        "selftest.inputs": (rows, model.dim),
+        "selftest.codes": (rows * model.positions, model.width),
+        "selftest.reconstruction": (rows, model.dim_out),
     }
     for name, expected in shapes.items():
         if name not in tensors:
@@ -198,21 +194,49 @@ def _read(folder: Path, description: dict[str, Any]) -> tuple[Autoencoder, dict[
     for name in tensors:
         if name not in shapes:
             raise CorruptError(f"{path}: tensor {name} has no place in what {CONFIG} describes")
-    if not shape["transcodes"] and dim_out != dim:
-        raise CorruptError(
-            f"{folder / CONFIG}: autoencoder: dim {dim} and dim_out {dim_out} differ, and it is no transcoder"
-        )
-    if code.tied and not tensors["W_enc"].equal(tensors["W_dec"]):
+    if not model.transcodes and model.dim_out != model.dim:
+        widths = f"dim {model.dim} and dim_out {model.dim_out}"
+        raise CorruptError(f"{folder / CONFIG}: autoencoder: {widths} differ, and it is no transcoder")
+    if model.code.tied and not tensors["W_enc"].equal(tensors["W_dec"]):
         raise CorruptError(f"{path}: W_enc and W_dec differ, and this code ties them")
-    with torch.device("meta"):
-        model = Autoencoder(dim, width, code, **shape)
     names = {"W_dec": "dictionary.W", "b_dec": "dictionary.b"}
     state = {names.get(n, n): t for n, t in tensors.items() if not n.startswith("selftest.")}
-    state["dictionary.tokens_since_fired"] = torch.zeros(width, dtype=torch.int64)
+    state["dictionary.tokens_since_fired"] = torch.zeros(model.width, dtype=torch.int64)
     model.load_state_dict(state, assign=True)
-    if code.tied:
+    if model.code.tied:
         model.W_enc = model.dictionary.W
     return model.eval(), tensors
+
+
+def _described(folder: Path, description: dict[str, Any]) -> Autoencoder:
+    """The autoencoder of a description, on the meta device."""
+    try:
+        dim, width = int(description["dim"]), int(description["width"])
+        dim_out = int(description.get("dim_out", dim))
+        switches = {name: bool(description.get(name, False)) for name in ("transcodes", "skip", "per_token_norm")}
+        if int(description["code"].get("width", width)) != width:
+            raise ValueError(f"the code has another width than {width}")
+        with torch.device("meta"):
+            stem, head = description.get("stem"), description.get("head")
+            model = Autoencoder(
+                dim,
+                width,
+                make_code(description["code"]),
+                dim_out=dim_out,
+                stem=None if stem is None else make_stem(stem),
+                head=None if head is None else make_head(head),
+                unit_atoms=bool(description.get("unit_atoms", True)),
+                **switches,
+            )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CorruptError(f"{folder / CONFIG}: autoencoder: cannot be read ({error!r})") from error
+    return model
+
+
+def _parts(model: Autoencoder) -> dict[str, Tensor]:
+    """Tensors of the code, the stem and the head."""
+    parts = {"code": model.code, "stem": model.stem, "head": model.head}
+    return {f"{n}.{name}": t for n, part in parts.items() if part is not None for name, t in part.state_dict().items()}
 
 
 def _self_test_rows(model: Autoencoder, probe: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -220,7 +244,8 @@ def _self_test_rows(model: Autoencoder, probe: Tensor) -> tuple[Tensor, Tensor, 
     noise = torch.randn(probe.shape, generator=torch.Generator().manual_seed(0))
     shaken = probe * (1 + 1e-3 * noise)
     with torch.no_grad():
-        same = ((model.encode(probe).to_dense() != 0) == (model.encode(shaken).to_dense() != 0)).all(1)
+        same = (model.encode(probe).to_dense() != 0) == (model.encode(shaken).to_dense() != 0)
+        same = same.view(len(probe), -1).all(1)
         inputs = probe[same.long().argsort(descending=True, stable=True)[:SELF_TEST_ROWS]]
         codes, reconstruction = model(inputs)
     return inputs, codes.to_dense(), reconstruction

@@ -11,24 +11,30 @@ from sae_kernels import SparseCodes, sparse_decode
 class Dictionary(nn.Module):
     """x̂ = Σ_j f_j w_j + b, with atoms w_j of unit norm (Bricken et al. 2023; Gao et al. 2024).
 
-    W [F, d] holds atom j in row j. Atoms are kept at unit norm by the optimizer's step (see `sae_kernels.adam_step`),
-    so that a latent's value is the length of its contribution. Dead-atom bookkeeping counts in tokens.
+    W [F, d] holds atom j in row j. `unit` atoms are kept at unit norm by the optimizer's step (see
+    `sae_kernels.adam_step`), so that a latent's value is the length of its contribution; free ones are a linear layer's
+    columns, for latents whose scale the code itself fixes (a Gaussian's prior, a sigmoid, a codebook). Dead-atom
+    bookkeeping counts in tokens.
     """
 
     tokens_since_fired: Tensor
 
-    def __init__(self, width: int, dim: int) -> None:
+    def __init__(self, width: int, dim: int, *, unit: bool = True) -> None:
         super().__init__()
+        self.unit = unit
         self.W = nn.Parameter(torch.empty(width, dim))
         self.b = nn.Parameter(torch.zeros(dim))
         self.register_buffer("tokens_since_fired", torch.zeros(width, dtype=torch.int64))
 
     def initialise(self, generator: torch.Generator) -> None:
-        """Atoms in random directions of unit norm, bias zero, no atom dead."""
+        """Atoms in random directions of unit norm and bias zero, or a linear layer's usual start; no atom dead."""
         with torch.no_grad():
-            directions = torch.randn(self.W.shape, generator=generator)
-            self.W.copy_(directions / directions.norm(dim=1, keepdim=True))
-            self.b.zero_()
+            if self.unit:
+                directions = torch.randn(self.W.shape, generator=generator)
+                self.W.copy_(directions / directions.norm(dim=1, keepdim=True))
+                self.b.zero_()
+            else:
+                start_linear(self.W, self.b, fan_in=len(self.W), generator=generator)
             self.tokens_since_fired.zero_()
 
     def decode(self, codes: SparseCodes) -> Tensor:
@@ -48,3 +54,12 @@ class Dictionary(nn.Module):
     def dead(self, after: int) -> Tensor:
         """Which latents have not fired for `after` tokens, bool [F]."""
         return self.tokens_since_fired >= after
+
+
+@torch.no_grad()
+def start_linear(weight: Tensor, bias: Tensor | None, *, fan_in: int, generator: torch.Generator) -> None:
+    """Weights and bias uniform in ±1/sqrt(fan_in), as `torch.nn.Linear` starts them (LeCun et al. 1998)."""
+    bound = fan_in**-0.5
+    for parameter in (weight, bias):
+        if parameter is not None:
+            parameter.copy_((2 * torch.rand(parameter.shape, generator=generator) - 1) * bound)

@@ -26,16 +26,16 @@ class Step(NamedTuple):
     """Everything one training step knows, for loss terms to choose from."""
 
     x: Tensor
-    """Inputs [N, d]."""
+    """What the linear encoder reads [N P, d]: the inputs, or their embedding by the stem, P rows a sample."""
     target: Tensor
     """What is to be reconstructed [N, d_out]."""
     code: Code
     listed: SparseCodes
     """Pre-activations that the code listed."""
     codes: SparseCodes
-    """Latent codes of x, the same entries."""
+    """Latent codes of x, the same entries; a draw, where the code is a distribution."""
     reconstruction: Tensor
-    """[N, d_out]."""
+    """[N, d_out]; a head's outputs as they leave it: logits, where it squashes them."""
     W_enc: Tensor
     """[F, d]."""
     b_enc: Tensor
@@ -56,6 +56,21 @@ class Step(NamedTuple):
     """p of the penalty Σ f^p at this step."""
     adjacent: Tensor | None = None
     """Whether rows 2i and 2i + 1 are neighbouring tokens of a document, bool [N / 2]; None where rows are shuffled."""
+    decoded: Tensor | None = None
+    """What the dictionary made of the codes [N P, d], before a head."""
+    squashed: bool = False
+    """Whether the reconstruction is the sigmoid of `reconstruction`."""
+    corrupted: Tensor | None = None
+    """Which of the inputs' dimensions were corrupted, bool [N, D]; None where nothing is."""
+    progress: float = 1.0
+    """Share of the steps that are done."""
+    running: Tensor | None = None
+    """The latents' running mean values [F], detached; None where no term asks for it."""
+
+    @property
+    def mean(self) -> Tensor:
+        """The reconstruction [N, d_out] in the units of the target."""
+        return torch.sigmoid(self.reconstruction) if self.squashed else self.reconstruction
 
 
 class Term(NamedTuple):
@@ -66,10 +81,17 @@ class Term(NamedTuple):
     weight: float = 1.0
     settings: Mapping[str, Any] = {}
     """Further arguments of the term's function."""
+    warmup: float = 0.0
+    """Share of the steps over which its weight rises from zero."""
 
     def values(self, step: Step) -> Tensor:
-        """The term, unweighted, [N]."""
-        return find_term(self.name).function(step, **self.settings)
+        """The term, unweighted, [N]; what a term gives row by row is summed over the rows of a sample."""
+        values = find_term(self.name).function(step, **self.settings)
+        return values if len(values) == len(step.target) else values.view(len(step.target), -1).sum(1)
+
+    def at(self, progress: float) -> Term:
+        """The term with the weight it has when this share of the steps is done."""
+        return self if progress >= self.warmup else self._replace(weight=self.weight * progress / self.warmup)
 
 
 class Entry(NamedTuple):
@@ -123,7 +145,7 @@ def total_loss(terms: Sequence[Term], step: Step) -> tuple[Tensor, dict[str, Ten
 @term("reconstruction")
 def squared_error(step: Step) -> Tensor:
     """||x - x̂||², summed over dimensions, [N]."""
-    return (step.target - step.reconstruction).float().pow(2).sum(-1)
+    return (step.target - step.mean).float().pow(2).sum(-1)
 
 
 @term("reconstruction")

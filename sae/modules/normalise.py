@@ -1,12 +1,13 @@
 """Input normalisation: maps fitted on the first batches, under which autoencoders of any model train alike.
 
-All make mean ||x||² = d. Those that act alike on every token are affine and are folded into the saved weights; layer
-norm depends on the token and stays a part of the saved autoencoder.
+All but none make mean ||x||² = d. Those that act alike on every token are affine and are folded into the saved weights;
+layer norm depends on the token and stays a part of the saved autoencoder.
 
     scale       x' = s x
     centre      x' = s (x - mean)
     whiten      x' = C^(-1/2) (x - mean), C the covariance (ZCA: Bell & Sejnowski 1997)
     layer_norm  x' = (x - mean_d(x)) / sd_d(x), a token at a time (Gao et al. 2024, appendix A.1)
+    none        x' = x
 """
 
 from __future__ import annotations
@@ -56,11 +57,11 @@ def identity(dim: int) -> Affine:
 def fit(name: str, x: Tensor, widths: Sequence[int]) -> Affine:
     """The affine map of that name for rows x [n, d] of sites of these widths, side by side, each with its own scale.
 
-    `layer_norm` gives the identity: its work is done token by token, by `layer_norm`.
+    `none` gives the identity, and so does `layer_norm`: its work is done token by token, by `layer_norm`.
     """
     x = x.double()
-    offset = torch.zeros_like(x[0]) if name in ("scale", "layer_norm") else x.mean(0)
-    if name == "layer_norm":
+    offset = x.mean(0) if name in ("centre", "whiten") else torch.zeros_like(x[0])
+    if name in ("layer_norm", "none"):
         matrix = inverse = torch.ones_like(offset)
     elif name == "whiten":
         covariance = (x - offset).T @ (x - offset) / len(x)

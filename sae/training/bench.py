@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from sae.config import OptimConfig, SAEConfig
-from sae.models.language import find_variant
+from sae.models.language import find_variant, recipe_of
 from sae.training.trainer import Trainer
 from sae_kernels.bench.timing import machine
 
@@ -34,9 +34,8 @@ def measure_variants(
         sae = SAEConfig(variant=name, width=width, k=k, **settings)
         row = find_variant(sae)
         trainer = Trainer(
-            sae,
+            recipe_of(sae, [d // 2, d // 2] if row.several_sites else [d]),
             OptimConfig(lr=STILL),
-            site_widths=[d // 2, d // 2] if row.several_sites else [d],
             steps=10**6,
             dead_after=10**9,
             auxk=d // 2,

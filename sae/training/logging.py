@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sae.config import TrainConfig, to_json
+from sae.config import RunConfig, to_json
 from sae.files import CorruptError, publish_file
 
 METRICS = "metrics.jsonl"
@@ -18,7 +18,7 @@ class RunLog:
     After a resume, lines of steps that will be taken again are dropped first.
     """
 
-    def __init__(self, config: TrainConfig, *, resume_at: int) -> None:
+    def __init__(self, config: RunConfig, *, resume_at: int) -> None:
         path = config.out / METRICS
         kept = [values for values in _lines(path) if values["step"] <= resume_at]
         text = "".join(json.dumps(values) + "\n" for values in kept)
@@ -42,7 +42,7 @@ class RunLog:
             self._wandb.finish()
 
 
-def _open_wandb(config: TrainConfig, *, resume: bool) -> Any:
+def _open_wandb(config: RunConfig, *, resume: bool) -> Any:
     import wandb
 
     name = config.out.resolve().name

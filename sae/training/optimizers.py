@@ -1,7 +1,7 @@
 """Optimizers by name: what turns gradients into a step. Adam is ours and fused; the others are kept libraries'.
 
 Every optimizer keeps its state in named tensors ("kind.parameter"), which checkpoints hold and resampling zeroes.
-Atoms stay at unit norm: the part of their gradient along themselves is taken out first, their norm restored after.
+Unit atoms stay so: the part of their gradient along themselves is taken out first, their norm restored after.
 """
 
 from __future__ import annotations
@@ -25,7 +25,12 @@ def parameters_of(model: Autoencoder) -> dict[str, Tensor]:
 
 def latent_rows(parameters: Mapping[str, Tensor]) -> list[str]:
     """The parameters whose first axis is the latents."""
-    return [name for name in parameters if name not in ("dictionary.b", "W_skip")]
+    return [name for name in parameters if name in ("W_enc", "b_enc", "dictionary.W") or name.startswith("code.")]
+
+
+def unit_atoms(model: Autoencoder) -> Tensor | None:
+    """The parameter whose rows are kept at unit norm, where there is one."""
+    return model.dictionary.W if model.dictionary.unit else None
 
 
 class Adam:
@@ -52,7 +57,7 @@ class Adam:
                 beta2=self.config.beta2,
                 eps=self.config.eps,
                 scale=scale,
-                unit_rows=parameter is self.model.dictionary.W,
+                unit_rows=parameter is unit_atoms(self.model),
             )
 
     @torch.no_grad()
@@ -89,7 +94,7 @@ class ScheduleFreeSign:
         go = torch.isfinite(scale)
         for name, gradient in gradients.items():
             y, z, x = self.parameters[name], self.tensors[f"z.{name}"], self.tensors[f"x.{name}"]
-            atoms = y is self.model.dictionary.W
+            atoms = y is unit_atoms(self.model)
             if atoms:
                 gradient = gradient - (gradient * y).sum(1, keepdim=True) * y
             z_new = z - lr * gradient.sign()
@@ -146,17 +151,18 @@ class Library:
         """See `Adam.step`. Here the host waits to know whether the step is taken."""
         if not torch.isfinite(scale):
             return
-        W = self.model.dictionary.W
+        W = unit_atoms(self.model)
         for name in self.names:
             gradient = gradients[name] * scale
-            if self.parameters[name] is W:
+            if W is not None and self.parameters[name] is W:
                 gradient = gradient - (gradient * W).sum(1, keepdim=True) * W
             self.parameters[name].grad = gradient
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        W.copy_(_unit(W))
+        if W is not None:
+            W.copy_(_unit(W))
         rest = {name: g for name, g in gradients.items() if name not in self.names}
         self.adam.step(rest, step=step, lr=lr, scale=scale)
 

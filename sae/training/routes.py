@@ -50,14 +50,24 @@ class Now(NamedTuple):
     """See `Step.power`."""
     adjacent: Tensor | None = None
     """See `Step.adjacent`."""
+    generator: torch.Generator | None = None
+    """Of a stochastic code's draws."""
+    corrupted: Tensor | None = None
+    """See `Step.corrupted`."""
+    progress: float = 1.0
+    """See `Step.progress`."""
+    running: Tensor | None = None
+    """See `Step.running`."""
 
 
 class Taken(NamedTuple):
     """What one step computed; 0-dim tensors stay on the device."""
 
     codes: SparseCodes
+    embedded: Tensor
+    """What the encoder read [N P, d], detached."""
     error: Tensor
-    """Squared error of every token [N]."""
+    """Squared error of every sample [N]."""
     loss: Tensor
     parts: dict[str, Tensor]
     """Each term's mean, unweighted."""
@@ -101,7 +111,9 @@ def choose_route(
         k == "reconstruction" or t.name == "auxk" for t, k in zip(terms, reads, strict=True)
     )
     cpu = model.W_enc.device.type == "cpu" and compute == torch.float32
-    if fits and cpu and isinstance(optimizer, Adam) and not model.code.tied and model.code.name != "identity":
+    fits &= model.stem is None and model.head is None and model.dictionary.unit and model.code.rows == 1
+    fits &= not model.code.tied and model.code.name not in ("identity", "sigmoid")
+    if fits and cpu and isinstance(optimizer, Adam):
         return FusedRoute(model, optimizer, config, auxk, slow)
     return slow
 
@@ -127,12 +139,15 @@ class AutogradRoute:
         """See `Route`."""
         model = self.model
         with torch.autocast(x.device.type, dtype=self.compute, enabled=self.compute != torch.float32):
-            listed = model.select(x)
-            codes = model.code.activate(listed)
-            reconstruction = model.dictionary.decode(codes)
+            embedded = model.embed(x)
+            listed = model.select(embedded)
+            codes = model.code.activate(listed) if now.generator is None else model.code.sample(listed, now.generator)
+            decoded = model.dictionary.decode(codes)
+            passed = model.code.pass_through(decoded, embedded)
+            reconstruction = passed if model.head is None else model.head(passed)
             compared = target if model.W_skip is None else target - x @ model.W_skip.T
             step = Step(
-                x=x,
+                x=embedded,
                 target=compared,
                 code=model.code,
                 listed=listed,
@@ -148,6 +163,11 @@ class AutogradRoute:
                 auxk=self.auxk,
                 power=now.power,
                 adjacent=now.adjacent,
+                decoded=decoded,
+                squashed=model.head is not None and model.head.squash,
+                corrupted=now.corrupted,
+                progress=now.progress,
+                running=now.running,
             )
             loss, parts = total_loss(now.terms, step)
         named = parameters_of(model)
@@ -157,9 +177,9 @@ class AutogradRoute:
         scale = clip_scale(norm, limit(self.config, model))
         scale = torch.where(now.allowed & torch.isfinite(loss), scale, torch.nan)
         self.optimizer.step(gradients, step=now.step, lr=now.lr, scale=scale)
-        error = (compared - reconstruction).detach().float().square().sum(1)
+        error = (compared - step.mean).detach().float().square().sum(1)
         codes = codes.with_values(codes.values.detach())
-        return Taken(codes, error, loss.detach(), parts, norm)
+        return Taken(codes, embedded.detach(), error, loss.detach(), parts, norm)
 
     def _norms(self) -> Tensor | None:
         """Σ over sites of ||w_j^site|| [F], or None for one site: atoms have unit norm."""
@@ -248,7 +268,7 @@ class FusedRoute:
         # a gradient of the code's own parameters that is not finite makes the norm so, and stops the step
         own_square = sum((float(gradient.double().square().sum()) for gradient in own.values()), 0.0)
         if not (now.allowed & torch.isfinite(loss)):
-            return Taken(codes, error, loss.detach(), parts, torch.zeros(()))
+            return Taken(codes, x, error, loss.detach(), parts, torch.zeros(()))
         adam = {"step": now.step, "lr": now.lr, "beta1": self.optimizer.beta1}
         adam |= {"beta2": self.config.beta2, "eps": self.config.eps}
         result = fused_update(
@@ -262,7 +282,7 @@ class FusedRoute:
                     moments = (self.optimizer.tensors[f"{kind}.{name}"] for kind in "mv")
                     rate = now.lr * (model.code.rate if name.startswith("code.") else 1.0)
                     adam_step(self.own[name], gradient, *moments, **{**adam, "lr": rate})
-        return Taken(codes, error, loss.detach(), parts, result.grad_norm)
+        return Taken(codes, x, error, loss.detach(), parts, result.grad_norm)
 
     def _terms(
         self, step: Step, forward: StepForward, target: Tensor, now: Now

@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sae.config import TrainConfig
-from sae.data.documents import DataError
 from sae.files import publish_json, read_json
-from sae.harvest.buffer import Batch, Batches, StoredBatches
+from sae.harvest.buffer import Batches, StoredBatches
 from sae.harvest.language_model import LanguageModel, load_language_model
 from sae.harvest.stream import Harvest
+from sae.models.language import recipe_of
 from sae.models.saved import CONFIG, save_weights
-from sae.progress import Interrupted, Progress, StopSignal
+from sae.progress import Progress, StopSignal
 from sae.training.batches import (
     LOCK,
     OWNER,
@@ -30,13 +28,11 @@ from sae.training.batches import (
     run_lock,
     stored_batches,
 )
-from sae.training.checkpoint import load_newest, save_checkpoint
-from sae.training.logging import METRICS, RunLog
+from sae.training.logging import METRICS
+from sae.training.loop import take_steps
 from sae.training.plan import Plan, make_plan, run_record, widths
-from sae.training.trainer import DivergedError, Trainer
+from sae.training.trainer import Trainer
 from sae_kernels import backends_used
-
-FIRST_BATCHES = 8  # whose inputs set the scale and the pre-bias
 
 
 class TrainResult(NamedTuple):
@@ -123,10 +119,8 @@ def fit(
     config = plan.config
     begun = time.perf_counter()
     trainer = Trainer(
-        config.sae,
+        recipe_of(config.sae, widths(plan.inputs), widths(plan.targets)),
         config.optim,
-        site_widths=widths(plan.inputs),
-        target_widths=widths(plan.targets),
         steps=batches.steps,
         dead_after=plan.dead_after,
         auxk=plan.auxk,
@@ -134,7 +128,7 @@ def fit(
         seed=config.seed,
     )
     progress.say(f"Training {batches.steps:,} steps of {plan.batch:,} tokens, {trainer.route.name} route.")
-    last = _train_loop(plan, trainer, batches, stop, progress)
+    last = take_steps(config, trainer, batches, plan.batch, stop, progress, hint=how_to_resume(config))
     trained = time.perf_counter()
     progress.say("Kernels: " + ", ".join(f"{op} on {backend}" for op, backend in backends_used().items()) + ".")
     record = read_json(config.out / CONFIG)
@@ -163,57 +157,3 @@ def fit(
         route=trainer.route.name,
         backends=backends_used(),
     )
-
-
-def _train_loop(plan: Plan, trainer: Trainer, batches: Batches, stop: StopSignal, progress: Progress) -> dict[str, Any]:
-    """Take all steps that are left; returns the last line of the metrics."""
-    config = plan.config
-    folder = config.out / "checkpoints"
-    state, stream = _start(plan, trainer, batches, progress)
-    saved = trainer.taken if state is not None else None  # the newest checkpoint's step
-
-    def save() -> None:
-        nonlocal saved
-        # after a step that was not finite, noticed late on a GPU, the data is ahead of the weights: keep the old one
-        if state is not None and state["step"] == trainer.taken != saved:
-            save_checkpoint(folder, trainer.taken, *trainer.state(), state, keep=config.keep_checkpoints)
-            saved = trainer.taken
-
-    log = RunLog(config, resume_at=trainer.taken)
-    every = max(1, config.checkpoint_every // plan.batch)
-    try:
-        with progress.bar("Training", batches.steps * plan.batch, "tokens") as bar:
-            bar.skip(trainer.taken * plan.batch)
-            for batch in stream:
-                trainer.step(batch.input, batch.target, batch.adjacent)
-                state = batch.state
-                if trainer.taken % config.log_every == 0 or trainer.taken == batches.steps:
-                    window = trainer.window()
-                    log.write({"step": trainer.taken, "tokens": trainer.taken * plan.batch, **window._asdict()})
-                    pressure = "" if window.sparsity is None else f"  penalty {window.sparsity:.3g}"
-                    bar.note(f"FVU {window.fvu:.3f}  L0 {window.l0:.1f}  dead {window.dead:.1%}{pressure}")
-                bar.advance(plan.batch)
-                if trainer.taken % every == 0:
-                    save()
-                stop.check(how_to_resume(config))
-    except (DivergedError, Interrupted, DataError):
-        save()
-        raise
-    finally:
-        log.close()
-    return log.last
-
-
-def _start(
-    plan: Plan, trainer: Trainer, batches: Batches, progress: Progress
-) -> tuple[dict[str, Any] | None, Iterator[Batch]]:
-    """Set the trainer up, fresh or from the newest checkpoint; the data's state and the batches still to come."""
-    checkpoint = load_newest(plan.config.out / "checkpoints") if plan.config.resume else None
-    if checkpoint is not None:
-        trainer.restore(checkpoint.tensors, checkpoint.trainer)
-        progress.say(f"Resuming at step {trainer.taken} of {batches.steps}.")
-        return checkpoint.data, batches.iterate(checkpoint.data)
-    stream = batches.iterate(None)
-    first = list(islice(stream, FIRST_BATCHES))
-    trainer.initialise([batch.input for batch in first], [batch.target for batch in first])
-    return None, chain(first, stream)

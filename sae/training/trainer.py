@@ -1,6 +1,6 @@
 """The trainer: one autoencoder, one optimizer, one step. It does not know where its batches come from.
 
-trainer = Trainer(SAEConfig(variant="topk"), OptimConfig(), dim=576, steps=steps, device=device, seed=0)
+trainer = Trainer(recipe_of(SAEConfig(variant="topk"), [576]), OptimConfig(), steps=steps, device=device, seed=0, ...)
 trainer.initialise(first_inputs, first_targets)
 for batch in batches.iterate(None):
     trainer.step(batch.input, batch.target)
@@ -10,17 +10,18 @@ autoencoder = trainer.finished()
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from sae.config import OptimConfig, SAEConfig
+from sae import draws
+from sae.config import OptimConfig
 from sae.models.autoencoder import Autoencoder
-from sae.models.language import build, find_variant, revival_of, terms_of
+from sae.models.recipe import Recipe
 from sae.modules.codes import BatchTopK, MatchingPursuit, TopK
+from sae.modules.corruption import corrupt
 from sae.modules.losses import Term
 from sae.modules.normalise import Affine, fit, identity, layer_norm
 from sae.training.optimizers import Library, make_optimizer
@@ -34,6 +35,7 @@ PROBE_ROWS = 256  # inputs kept for the saved autoencoder's self-test
 SETTLE_ROWS = 16_384  # of the newest inputs, on which a threshold is settled at the end
 FIRST_ACTIVE = 4  # times the L0 asked for: how many latents of a penalised variant fire at the start
 SEED_ROWS = 2048  # inputs by which that is set
+BEGINNING, DRAWS, CORRUPTED, REVIVED = range(4)  # what a step's random draws are for: each use has its own
 
 
 class DivergedError(ArithmeticError):
@@ -73,10 +75,8 @@ class Trainer:
     nothing there.
 
     Args:
-        sae: which autoencoder.
+        recipe: the autoencoder, its loss, and how it likes to be trained.
         optim: how its weights move.
-        site_widths: widths of the sites it reads, side by side.
-        target_widths: of the sites it writes, for a transcoder; None where these are the same.
         steps: of the whole run.
         dead_after: tokens without firing after which a latent is dead.
         auxk: dead latents that the auxiliary loss uses.
@@ -85,34 +85,30 @@ class Trainer:
 
     def __init__(
         self,
-        sae: SAEConfig,
+        recipe: Recipe,
         optim: OptimConfig,
         *,
-        site_widths: Sequence[int],
-        target_widths: Sequence[int] | None = None,
         steps: int,
         dead_after: int,
         auxk: int,
         device: torch.device,
         seed: int,
     ) -> None:
-        self.sae, self.config, self.steps, self.device, self.seed = sae, optim, steps, device, seed
-        self.site_widths, self.target_widths = list(site_widths), list(target_widths or site_widths)
+        self.recipe, self.sae = recipe, recipe.config
+        self.config, self.steps, self.device, self.seed = optim, steps, device, seed
         self.dead_after, self.auxk = dead_after, auxk
-        self.model = build(sae, sum(site_widths), sum(self.target_widths)).to(device)
-        self.terms: list[Term] = terms_of(sae)
-        variant = find_variant(sae)
-        penalty = variant.penalty(sae)
-        default = default_peak(self.model.width, steps, optim.optimizer)
+        self.model = recipe.model.to(device)
+        self.terms: list[Term] = list(recipe.terms)
+        default = recipe.lr or default_peak(self.model.width, steps, optim.optimizer)
         self.peak = optim.lr or default
-        self.sparsity = None if penalty is None else self._sparsity(penalty, self.peak / default)
+        self.sparsity = None if recipe.penalty is None else self._sparsity(recipe.penalty, self.peak / default)
         compute = optim.compute if optim.compute != "auto" else ("bfloat16" if device.type == "cuda" else "float32")
         self.compute = getattr(torch, compute)
         self.inputs = self.targets = identity(self.model.dim)
         self.taken = 0
         self.dead = torch.zeros(0, dtype=torch.int64, device=device)
         self.probe = torch.zeros(0, self.model.dim)
-        self.optimizer = make_optimizer(self.model, optim, variant.beta1 if optim.beta1 is None else optim.beta1)
+        self.optimizer = make_optimizer(self.model, optim, recipe.beta1 if optim.beta1 is None else optim.beta1)
         self.route = choose_route(
             self.model,
             self.optimizer,
@@ -120,8 +116,10 @@ class Trainer:
             optim,
             auxk=auxk,
             compute=self.compute,
-            site_widths=self.target_widths,
+            site_widths=recipe.target_widths,
         )
+        # the latents' running mean values, for terms that hold them to a rate
+        self.running = None if recipe.rate_momentum is None else torch.zeros(self.model.width, device=device)
         self._recent: list[Tensor] = []
         # variance, loss terms and gradient norm of the newest step, or of the first that was not finite
         self._checks = torch.zeros(len(self.terms) + 2, device=device)
@@ -142,16 +140,19 @@ class Trainer:
         """
         self.model.initialise(torch.Generator().manual_seed(self.seed))
         x = torch.cat([batch.to(self.device).float() for batch in inputs])
-        self.inputs = fit(self.sae.normalise, x, self.site_widths)
+        self.inputs = fit(self.sae.normalise, x, self.recipe.site_widths)
         self.probe = x[:PROBE_ROWS].cpu()
         y = torch.cat([batch.to(self.device).float() for batch in targets])
-        self.targets = fit(self.sae.normalise, y, self.target_widths) if self.model.transcodes else self.inputs
-        self.model.dictionary.b.copy_(geometric_median(self._normalised(y, self.targets)))
+        self.targets = fit(self.sae.normalise, y, self.recipe.target_widths) if self.model.transcodes else self.inputs
+        if self.model.head is None:
+            self.model.dictionary.b.copy_(geometric_median(self._normalised(y, self.targets)))
+        embedded = self.model.embed(self._normalised(x[:SEED_ROWS], self.inputs))
+        self.model.code.begin(embedded, self.model.dictionary, draws.generator(self.seed, BEGINNING))
         if self.sparsity is not None or any(term.name == "l0_target" for term in self.terms):
-            self._start_sparse(self._normalised(x[:SEED_ROWS], self.inputs), active)
+            self._start_sparse(embedded, active)
 
     def _start_sparse(self, x: Tensor, active: float) -> None:
-        """Encoder biases under which every latent fires at one rate: the first L0 is a few times the one asked for.
+        """From embedded inputs x, encoder biases under which all latents fire at one rate, `active` times the one asked.
 
         Without it half of all latents fire at first, and the run's beginning is spent on switching them off.
         """
@@ -177,9 +178,12 @@ class Trainer:
         Raises:
             DivergedError: the loss or a gradient was not finite (on a GPU noticed at the next `window`).
         """
-        x = self._normalised(inputs.to(self.device, non_blocking=True).float(), self.inputs)
-        target = x
-        if targets is not inputs:
+        corruption, corrupted = self.recipe.corruption, None
+        x = inputs.to(self.device, non_blocking=True).float()
+        if corruption is not None:
+            x, corrupted = corrupt(*corruption, x, self._draws(CORRUPTED))
+        x = target = self._normalised(x, self.inputs)
+        if targets is not inputs or corruption is not None:
             target = self._normalised(targets.to(self.device, non_blocking=True).float(), self.targets)
         if self.taken % DEAD_REFRESH == 0:
             self.dead = self.model.dictionary.dead(self.dead_after).nonzero().squeeze(1)
@@ -194,9 +198,16 @@ class Trainer:
             allowed=torch.isfinite(self._checks).all(),
             power=1.0 if self.sparsity is None else self.sparsity.power,
             adjacent=None if adjacent is None else adjacent.to(self.device),
+            generator=self._draws(DRAWS) if self.model.code.stochastic else None,
+            corrupted=corrupted,
+            progress=self.taken / self.steps,
+            running=self.running,
         )
         taken = self.route.take(x, target, now)
         self.model.code.constrain()
+        self.model.code.learn(taken.embedded, taken.codes, self.model.dictionary, self._draws(BEGINNING, "cpu"))
+        if self.running is not None and self.recipe.rate_momentum is not None:
+            self.running.lerp_(taken.codes.to_dense().mean(0), 1 - self.recipe.rate_momentum if self.taken else 1.0)
         self._note(taken, target)
         if self.device.type == "cpu":
             self.raise_if_diverged()
@@ -207,28 +218,31 @@ class Trainer:
         if self.model.code.settles:
             self._recent = [*self._recent, inputs][-max(1, SETTLE_ROWS // len(inputs)) :]
 
+    def _draws(self, use: int, device: torch.device | str | None = None) -> torch.Generator:
+        """This step's generator for one use."""
+        return draws.generator(self.seed, self.taken + 1, use, device=device or self.device)
+
     def _decay(self) -> float:
         return 0.0 if self.config.optimizer == "signsgd" else self.config.decay  # averaging takes the decay's place
 
     def _weighted(self) -> list[Term]:
-        """The terms with this step's weight of the penalty."""
+        """The terms with this step's weights: of the penalty, and of those that rise from zero."""
+        terms = [term.at(self.taken / self.steps) for term in self.terms]
         sparsity = self.sparsity
         if sparsity is None:
-            return self.terms
+            return terms
         weight: Any = sparsity.weight()
-        return [term._replace(weight=weight) if term.name == sparsity.penalty else term for term in self.terms]
+        return [term._replace(weight=weight) if term.name == sparsity.penalty else term for term in terms]
 
     def _revive(self, x: Tensor, target: Tensor, taken: Taken) -> None:
         """Resample the dead latents, every `dead_after` tokens of the first three quarters of the run."""
-        if revival_of(self.sae) != "resample":
+        if self.recipe.revival != "resample":
             return
         every = max(1, self.dead_after // len(x))
         if (self.taken + 1) % every or self.taken > 0.75 * self.steps:
             return
         dead = self.model.dictionary.dead(self.dead_after).nonzero().squeeze(1)
-        draw = int.from_bytes(hashlib.blake2b(repr((self.seed, self.taken)).encode(), digest_size=8).digest(), "little")
-        generator = torch.Generator().manual_seed(draw >> 1)
-        resample(self.model, dead, x, target, taken.error, generator)
+        resample(self.model, dead, x, target, taken.error, self._draws(REVIVED, "cpu"))
         self.optimizer.forget(dead)
 
     @torch.no_grad()
@@ -304,6 +318,8 @@ class Trainer:
             tensors |= {f"{end}.{name}": t for name, t in affine._asdict().items()}
         tensors["dead"], tensors["probe"] = self.dead, self.probe
         tensors |= {f"recent.{i}": rows for i, rows in enumerate(self._recent)}
+        if self.running is not None:
+            tensors["running"] = self.running
         values: dict[str, Any] = {"taken": self.taken}
         if self.sparsity is not None:
             more, values["sparsity"] = self.sparsity.state()
@@ -327,6 +343,8 @@ class Trainer:
             Affine(**{name: t.to(self.device) for name, t in part(end).items()}) for end in ("inputs", "targets")
         )
         self.dead, self.probe = tensors["dead"].to(self.device), tensors["probe"]
+        if self.running is not None:
+            self.running.copy_(tensors["running"])
         recent = part("recent")
         self._recent = [recent[str(i)] for i in range(len(recent))]
         self.taken = values["taken"]

@@ -27,7 +27,7 @@ from sae.harvest.buffer import LiveBatches
 from sae.harvest.language_model import LanguageModel, load_language_model, locate_model
 from sae.harvest.sites import find_blocks, resolve_sites
 from sae.harvest.stream import Harvest
-from sae.models.language import build, find_variant
+from sae.models.language import recipe_of
 from sae.tables import number
 from sae.training.trainer import Trainer
 
@@ -62,8 +62,8 @@ def live_rate(harvest: Harvest, width: int, tokens: int, device: torch.device) -
     site = harvest.sites[0]
     batches = LiveBatches(
         harvest,
-        site.name,
-        site.name,
+        [site.name],
+        [site.name],
         batch=1024,
         tokens=tokens,
         buffer_bytes=8 << 20,
@@ -74,17 +74,17 @@ def live_rate(harvest: Harvest, width: int, tokens: int, device: torch.device) -
     )
     config = SAEConfig(width=width, k=16)
     trainer = Trainer(
-        build(config, site.width),
-        find_variant(config.variant).terms(config),
+        recipe_of(config, [site.width or 0]),
         OptimConfig(),
         steps=batches.steps,
         dead_after=10**9,
         auxk=1,
         device=device,
+        seed=0,
     )
     stream = batches.iterate(None)
     first = next(stream)
-    trainer.initialise([first.input], [first.target], seed=0)
+    trainer.initialise([first.input], [first.target])
     trainer.step(first.input, first.target)  # compiles what is compiled at first use
     harvest.counts.clear()
     start = time.perf_counter()

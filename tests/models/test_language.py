@@ -16,7 +16,8 @@ import sae
 from sae.config import ConfigError, SAEConfig
 from sae.files import CorruptError, publish_json
 from sae.models.autoencoder import Autoencoder
-from sae.models.language import VARIANTS, build, find_variant, revival_of, terms_of
+from sae.models.language import VARIANTS, build, find_variant, recipe_of, revival_of, terms_of
+from sae.models.recipe import Recipe
 from sae.models.saved import save_weights, verify
 from sae.modules.losses import find_term
 from sae.modules.normalise import Affine, fit, identity, layer_norm
@@ -102,11 +103,11 @@ def relative(a: Tensor, b: Tensor) -> float:
 @pytest.mark.parametrize("name", list(SETTINGS))
 def test_every_row_builds_an_autoencoder_and_names_known_terms(name: str) -> None:
     config = SAEConfig(**{"width": WIDTH, "k": K, **SETTINGS[name]})
-    variant, terms = find_variant(config), terms_of(config)
+    variant, terms = find_variant(config), terms_of(config, find_variant(config))
     assert all(find_term(term.name) for term in terms)
     penalty = variant.penalty(config)
     assert penalty is None or penalty in [term.name for term in terms]
-    assert revival_of(config) in ("auxk", "resample", "pre_activation", "none")
+    assert revival_of(config, variant) in ("auxk", "resample", "pre_activation", "none")
     model = Trained(name).model
     codes, reconstruction = model(rows(5, model.dim, seed=0))
     assert codes.to_dense().shape == (5, WIDTH)
@@ -144,13 +145,16 @@ def test_what_does_not_go_together_is_refused(settings: dict[str, Any], says: st
 
 
 def test_revival_is_what_was_asked_for_or_what_the_variant_likes() -> None:
-    assert revival_of(SAEConfig(variant="topk")) == "auxk"
-    assert revival_of(SAEConfig(variant="topk", auxk_weight=0.0)) == "none"
-    assert revival_of(SAEConfig(variant="matching_pursuit")) == "resample"
+    def recipe(**settings: Any) -> Recipe:
+        return recipe_of(SAEConfig(width=WIDTH, k=K, **settings), [DIM])
+
+    assert recipe(variant="topk").revival == "auxk"
+    assert recipe(variant="topk", auxk_weight=0.0).revival == "none"
+    assert recipe(variant="matching_pursuit").revival == "resample"
     for revival in ("auxk", "pre_activation"):
-        config = SAEConfig(variant="relu", revival=revival, auxk_weight=0.5, pre_activation_weight=0.25)
-        assert (terms_of(config)[-1].name, terms_of(config)[-1].weight) == (revival, 0.5 if revival == "auxk" else 0.25)
-    assert [term.name for term in terms_of(SAEConfig(revival="none"))] == ["squared_error"]
+        last = recipe(variant="relu", revival=revival, auxk_weight=0.5, pre_activation_weight=0.25).terms[-1]
+        assert (last.name, last.weight) == (revival, 0.5 if revival == "auxk" else 0.25)
+    assert [term.name for term in recipe(revival="none").terms] == ["squared_error"]
 
 
 # --- normalisation ---

@@ -85,15 +85,17 @@ def test_topk_keeps_k_of_a_token_and_batchtopk_of_the_batch() -> None:
 
 @pytest.mark.parametrize("name", list(CODES))
 def test_a_code_s_description_builds_it_again(name: str) -> None:
-    settings = {"relu": {}, "identity": {}, "gated": {"width": F}, "jumprelu": {"width": F}}
-    code = make_code({"name": name, **settings.get(name, {"k": 3})})
+    settings = {"gated": {"width": F}, "jumprelu": {"width": F}, "quantised": {"width": F, "dim": D}}
+    settings |= {kept: {"k": 3} for kept in ("topk", "batchtopk", "matching_pursuit")}
+    code = make_code({"name": name, **settings.get(name, {})})
     draw = torch.Generator().manual_seed(0)
     for parameter in code.parameters():
         parameter.data = torch.rand(parameter.shape, generator=draw)
     again = make_code(code.describe())
     again.load_state_dict(code.state_dict())
     assert again.describe() == code.describe()
-    given = inputs()
+    x, W, b, b_pre = inputs()
+    given = (x, W.repeat(code.rows, 1), b.repeat(code.rows), b_pre)
     assert again(*given).to_dense().equal(code(*given).to_dense())
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sae.config import OptimConfig, SAEConfig
-from sae.models.language import VARIANTS, build, find_variant
+from sae.models.language import VARIANTS, build, find_variant, recipe_of
 from sae.training.routes import AutogradRoute
 from sae.training.trainer import Trainer
 
@@ -73,10 +73,8 @@ def trainer_of(
     sae = SAEConfig(**{"width": 131, "k": 2, **settings})
     variant = find_variant(sae)
     return Trainer(
-        sae,
+        recipe_of(sae, SITES if variant.several_sites else [DIM], [DIM_OUT] if variant.transcodes else None),
         OptimConfig(**{"lr": 3e-3, **(optim or {})}),
-        site_widths=SITES if variant.several_sites else [DIM],
-        target_widths=[DIM_OUT] if variant.transcodes else None,
         steps=steps,
         dead_after=dead_after,
         auxk=5,
@@ -114,7 +112,7 @@ def use_autograd(trainer: Trainer) -> None:
         trainer.config,
         trainer.auxk,
         torch.float32,
-        trainer.target_widths,
+        trainer.recipe.target_widths,
     )
 
 

@@ -1,10 +1,12 @@
 """Codes: how a linear encoder's output becomes the latent code; one file a family."""
 
 from sae.modules.codes.base import CODES, Code, make_code, register
-from sae.modules.codes.dense import Identity, ReLU
+from sae.modules.codes.dense import Identity, ReLU, Sigmoid
 from sae.modules.codes.gated import Gated
+from sae.modules.codes.gaussian import Gaussian
 from sae.modules.codes.jumprelu import JumpReLU
 from sae.modules.codes.pursuit import MatchingPursuit
+from sae.modules.codes.quantised import Quantised
 from sae.modules.codes.topk import BatchTopK, TopK
 
 __all__ = [
@@ -12,10 +14,13 @@ __all__ = [
     "BatchTopK",
     "Code",
     "Gated",
+    "Gaussian",
     "Identity",
     "JumpReLU",
     "MatchingPursuit",
+    "Quantised",
     "ReLU",
+    "Sigmoid",
     "TopK",
     "make_code",
     "register",

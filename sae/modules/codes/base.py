@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sae.config import ConfigError, unknown_choice
+from sae.modules.dictionary import Dictionary
 from sae_kernels import SparseCodes, threshold_encode
 
 DENSE_ABOVE = 0.1
@@ -31,10 +32,16 @@ class Code(nn.Module):
     """Under which it is saved."""
     tied = False
     """Whether the encoder's rows are the atoms themselves (one matrix, no encoder bias)."""
+    rows = 1
+    """Encoder rows a latent: more where a latent is read off several numbers (a mean and a variance)."""
+    biased = True
+    """Whether the dictionary adds a bias that is learnt."""
     rate = 1.0
     """Learning rate of the code's own parameters, in multiples of the others'."""
     settles = False
     """Whether the form that is saved is another, settled on inputs."""
+    stochastic = False
+    """Whether `sample` draws."""
     plain = False
     """Whether `activate` is the relu that the sparse ops apply by themselves."""
 
@@ -45,6 +52,22 @@ class Code(nn.Module):
     def activate(self, listed: SparseCodes) -> SparseCodes:
         """Listed pre-activations -> the latents' values, entry by entry; differentiable."""
         return listed.with_values(torch.relu(listed.values))
+
+    def sample(self, listed: SparseCodes, generator: torch.Generator) -> SparseCodes:
+        """The values that a training step decodes: a draw where the code is a distribution, else `activate`'s."""
+        del generator
+        return self.activate(listed)
+
+    def pass_through(self, decoded: Tensor, x: Tensor) -> Tensor:
+        """What goes on behind the dictionary [N, d]: `decoded`, with another gradient where the code has one."""
+        del x
+        return decoded
+
+    def begin(self, x: Tensor, dictionary: Dictionary, generator: torch.Generator) -> None:
+        """Set what is set by the first inputs x [n, d]."""
+
+    def learn(self, x: Tensor, codes: SparseCodes, dictionary: Dictionary, generator: torch.Generator) -> None:
+        """What is learnt after a step by other means than its gradient, from inputs x [N, d] and their codes."""
 
     def forward(self, x: Tensor, W_enc: Tensor, b_enc: Tensor, b_pre: Tensor | None) -> SparseCodes:
         """Codes of N tokens."""

@@ -1,7 +1,8 @@
-"""Codes that look at one latent at a time, without a threshold: identity and relu."""
+"""Codes that look at one latent at a time, without a threshold: identity, relu and sigmoid."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from sae.modules.codes.base import Code, above, dense, register
@@ -42,3 +43,22 @@ class ReLU(Code):
         """See `Code`."""
         del factors
         return self
+
+
+@register
+class Sigmoid(Code):
+    """f = σ(W (x - b_pre) + b): every latent, between 0 and 1 (sparse autoencoder by a firing rate: Ng 2011)."""
+
+    name = "sigmoid"
+
+    def select(self, x: Tensor, W_enc: Tensor, b_enc: Tensor, b_pre: Tensor | None) -> SparseCodes:
+        """See `Code`; lists all F latents of every token."""
+        return dense(x, W_enc, b_enc, b_pre)
+
+    def activate(self, listed: SparseCodes) -> SparseCodes:
+        """See `Code`."""
+        return listed.with_values(torch.sigmoid(listed.values))
+
+    def rescaled(self, factors: Tensor) -> None:
+        """See `Code`; there is no such form."""
+        del factors

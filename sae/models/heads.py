@@ -1,0 +1,153 @@
+"""Heads: what turns the dictionary's output into an image. The mirror images of the stems.
+
+A head that squashes gives logits, whose sigmoid is the reconstruction: pixels lie between 0 and 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from sae.config import unknown_choice
+from sae.models.stems import KERNEL, PADDING, STRIDE, layered, map_shape, start_layers
+
+
+class Head(nn.Module):
+    """What every head offers."""
+
+    name: str
+    dim: int
+    """Width of the rows it reads, the dictionary's d."""
+    positions: int = 1
+    """Rows a sample, P."""
+    squash: bool
+
+    def forward(self, decoded: Tensor) -> Tensor:
+        """The dictionary's output [N P, d] -> outputs [N, D]: logits where `squash`."""
+        raise NotImplementedError
+
+    def describe(self) -> dict[str, Any]:
+        """What `make_head` needs to build it again, as JSON values."""
+        raise NotImplementedError
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """Every layer as PyTorch starts it, drawn from `generator`."""
+        start_layers(self, generator)
+
+
+class MLPHead(Head):
+    """ReLU, Linear for every hidden width, back to the pixels (256 -> 784). Without hidden widths it squashes alone."""
+
+    name = "mlp"
+
+    def __init__(self, dim_out: int, hidden: Sequence[int], squash: bool) -> None:
+        super().__init__()
+        self.dim_out, self.hidden, self.squash = dim_out, list(hidden), squash
+        self.dim = hidden[0] if hidden else dim_out
+        self.layers = layered([*hidden, dim_out])
+
+    def forward(self, decoded: Tensor) -> Tensor:
+        """See `Head`."""
+        for layer in self.layers:
+            decoded = layer(torch.relu(decoded))
+        return decoded
+
+    def describe(self) -> dict[str, Any]:
+        """See `Head`."""
+        return {"name": self.name, "dim_out": self.dim_out, "hidden": self.hidden, "squash": self.squash}
+
+
+class ConvolutionalHead(Head):
+    """A feature map of `channels[-1]`, doubled once a number of channels, back to the image's shape.
+
+    A stage is ReLU and ConvTranspose2d(kernel 4, stride 2, padding 1), or, `upsampling`, ReLU, nearest-neighbour
+    doubling and Conv2d(kernel 3, padding 1), which leaves no checkerboard (Odena et al. 2016). With `rows` > 0 it reads
+    a row of that width for every place of the map, through a convolution of kernel 1.
+    """
+
+    name = "convolutional"
+
+    def __init__(
+        self, shape: Sequence[int], channels: Sequence[int], squash: bool, upsampling: bool, rows: int = 0
+    ) -> None:
+        super().__init__()
+        self.shape, self.channels, self.rows = list(shape), list(channels), rows
+        self.squash, self.upsampling = squash, upsampling
+        self.map = map_shape(shape, channels)
+        widths = [*reversed(channels), shape[0]]
+        self.layers = nn.ModuleList(
+            nn.Conv2d(a, b, 3, padding=1) if upsampling else nn.ConvTranspose2d(a, b, KERNEL, STRIDE, PADDING)
+            for a, b in zip(widths[:-1], widths[1:], strict=True)
+        )
+        depth, height, width = self.map
+        self.from_rows = nn.Conv2d(rows, depth, 1) if rows else None
+        self.dim, self.positions = (rows, height * width) if rows else (depth * height * width, 1)
+
+    def stages(self, decoded: Tensor) -> list[Tensor]:
+        """The feature maps [N, C, H, W] behind every layer, the last the image's outputs."""
+        _, height, width = self.map
+        if self.from_rows is None:
+            x = decoded.view(-1, *self.map)
+        else:
+            x = self.from_rows(rearrange(decoded, "(n h w) d -> n d h w", h=height, w=width))
+        maps = []
+        for layer in self.layers:
+            x = torch.relu(x)
+            x = layer(nn.functional.interpolate(x, scale_factor=STRIDE) if self.upsampling else x)
+            maps.append(x)
+        return maps
+
+    def forward(self, decoded: Tensor) -> Tensor:
+        """See `Head`."""
+        return self.stages(decoded)[-1].flatten(1)
+
+    def describe(self) -> dict[str, Any]:
+        """See `Head`."""
+        names = ("name", "shape", "channels", "squash", "upsampling", "rows")
+        return {name: getattr(self, name) for name in names}
+
+
+class TwoLevelHead(Head):
+    """Reads a coarse map's rows in front of a fine one's, doubles the coarse map and adds it to the fine one."""
+
+    name = "two_level"
+
+    def __init__(
+        self, shape: Sequence[int], channels: Sequence[int], squash: bool, upsampling: bool, rows: int
+    ) -> None:
+        super().__init__()
+        self.fine = ConvolutionalHead(shape, channels, squash, upsampling, rows)
+        self.coarse = ConvolutionalHead([rows, *self.fine.map[1:]], [channels[-1]], False, upsampling, rows)
+        self.dim, self.squash = rows, squash
+        self.positions = self.fine.positions + self.coarse.positions
+
+    def forward(self, decoded: Tensor) -> Tensor:
+        """See `Head`."""
+        rows = rearrange(decoded, "(n p) d -> n p d", p=self.positions)
+        coarse, fine = rows.split([self.coarse.positions, self.fine.positions], dim=1)
+        up = rearrange(self.coarse.stages(coarse.flatten(0, 1))[-1], "n d h w -> n (h w) d")
+        return self.fine((fine + up).flatten(0, 1))
+
+    def describe(self) -> dict[str, Any]:
+        """See `Head`."""
+        return {**self.fine.describe(), "name": self.name}
+
+
+HEADS: dict[str, Callable[..., Head]] = {cls.name: cls for cls in (MLPHead, ConvolutionalHead, TwoLevelHead)}
+
+
+def make_head(description: dict[str, Any]) -> Head:
+    """Build a head from what its `describe` gave.
+
+    Raises:
+        ConfigError: the name is unknown.
+    """
+    settings = dict(description)
+    name = settings.pop("name")
+    if name not in HEADS:
+        raise unknown_choice("--head", name, HEADS)
+    return HEADS[name](**settings)

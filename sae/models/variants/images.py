@@ -1,0 +1,93 @@
+"""Variants for images that language models do not have: dense, denoising, rate-sparse, variational, quantised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from sae.image_config import VisionConfig
+from sae.modules import divergences, likelihoods  # noqa: F401  makes the terms known
+from sae.modules.codes import Code, Gaussian, Identity, Quantised, Sigmoid
+from sae.modules.losses import Term
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageVariant:
+    """One row of the table: what `auto` means in its settings, and what it adds to the score of reconstructions."""
+
+    code: Callable[[VisionConfig], Code]
+    terms: Callable[[VisionConfig, int, int], Sequence[Term]] = lambda config, pixels, samples: ()
+    """Terms beside the reconstruction's, for images of so many numbers, so many of them in the data set."""
+    stem: str = "mlp"
+    head: str = "mlp"
+    output: str = "sigmoid"
+    likelihood: str = "squared_error"
+    corruption: str = "none"
+    unit_atoms: bool = False
+    beta: float = 1.0
+
+
+def weight(config: VisionConfig, pixels: int) -> float:
+    """Weight of the divergence from the prior."""
+    beta = config.beta or 0.0
+    return beta if config.beta_per == "nats" else beta * pixels / config.width
+
+
+def divergence(config: VisionConfig, pixels: int, samples: int) -> list[Term]:
+    """β KL(q(z|x) || p(z)) (Higgins et al. 2017, eq. 4)."""
+    return [Term("gaussian_kl", weight(config, pixels), {"free_bits": config.free_bits}, config.kl_warmup)]
+
+
+AE = ImageVariant(code=lambda config: Identity())
+
+# two matrices and nothing else: the best it can do is PCA (Baldi & Hornik 1989)
+LINEAR = ImageVariant(code=lambda config: Identity(), stem="none", head="none", output="linear", unit_atoms=True)
+
+DENOISING = ImageVariant(code=lambda config: Identity(), corruption="gaussian")
+
+KL_SPARSE = ImageVariant(
+    code=lambda config: Sigmoid(),
+    terms=lambda config, pixels, samples: [Term("rate_kl", config.rate_weight, {"rate": config.rate})],
+)
+
+VAE = ImageVariant(code=lambda config: Gaussian(), terms=divergence, likelihood="bernoulli")
+
+BETA_VAE = ImageVariant(code=lambda config: Gaussian(), terms=divergence, likelihood="bernoulli", beta=4.0)
+
+CAPACITY_VAE = ImageVariant(
+    code=lambda config: Gaussian(),
+    terms=lambda config, pixels, samples: [Term("capacity", config.gamma, {"nats": config.capacity})],
+    likelihood="bernoulli",
+)
+
+# KL + (β - 1) TC: the parts of eq. 2 with weights 1, β, 1 (Chen et al. 2018, eq. 4)
+BETA_TCVAE = ImageVariant(
+    code=lambda config: Gaussian(),
+    terms=lambda config, pixels, samples: [
+        Term("gaussian_kl", 1.0, {"free_bits": config.free_bits}, config.kl_warmup),
+        Term("total_correlation", weight(config, pixels) - 1.0, {"samples": samples}, config.kl_warmup),
+    ],
+    likelihood="bernoulli",
+    beta=6.0,
+)
+
+
+def codebook_terms(config: VisionConfig, pixels: int, samples: int) -> list[Term]:
+    """Commitment, and the codebook's own error where it learns by gradient."""
+    own = [] if config.momentum else [Term("codebook")]
+    return [Term("commitment", config.commitment), *own]
+
+
+VQ_VAE = ImageVariant(
+    code=lambda config: Quantised(config.width, config.code_dim, config.momentum),
+    terms=codebook_terms,
+    stem="convolutional",
+    head="convolutional",
+)
+
+VQ_VAE_2 = ImageVariant(
+    code=lambda config: Quantised(config.width, config.code_dim, config.momentum),
+    terms=codebook_terms,
+    stem="two_level",
+    head="two_level",
+)

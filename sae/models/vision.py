@@ -1,0 +1,197 @@
+"""The table of variants for images. A new one is a row here; the sparse ones are the language table's own rows."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+from sae.config import ConfigError, unknown_choice
+from sae.image_config import VisionConfig
+from sae.models import language
+from sae.models.autoencoder import Autoencoder
+from sae.models.heads import ConvolutionalHead, Head, MLPHead, TwoLevelHead
+from sae.models.recipe import Corruption, Recipe
+from sae.models.stems import ConvolutionalStem, MLPStem, Stem, TwoLevelStem
+from sae.models.variants.images import (
+    AE,
+    BETA_TCVAE,
+    BETA_VAE,
+    CAPACITY_VAE,
+    DENOISING,
+    KL_SPARSE,
+    LINEAR,
+    VAE,
+    VQ_VAE,
+    VQ_VAE_2,
+    ImageVariant,
+)
+from sae.modules.corruption import USUAL_LEVEL
+from sae.modules.losses import Term
+
+SPARSE = ("relu", "p_anneal", "gated", "topk", "batchtopk", "matryoshka", "jumprelu", "matching_pursuit")
+"""Rows of the language table that read pixels as they are."""
+OWN: dict[str, ImageVariant] = {
+    "ae": AE,
+    "linear": LINEAR,
+    "denoising": DENOISING,
+    "kl_sparse": KL_SPARSE,
+    "vae": VAE,
+    "beta_vae": BETA_VAE,
+    "capacity_vae": CAPACITY_VAE,
+    "beta_tcvae": BETA_TCVAE,
+    "vqvae": VQ_VAE,
+    "vqvae2": VQ_VAE_2,
+}
+NAMES = (*OWN, *SPARSE)
+USUAL_CHANNELS = (32, 64, 128)
+DECODES_ITSELF = {"nested_error", "gate_error"}  # terms that go through the dictionary and know of no head
+USUAL_LR = 1e-3  # of Adam, for networks with stem and head
+
+
+def completed(config: VisionConfig, shape: Sequence[int]) -> VisionConfig:
+    """The settings with every `auto` and default written out, for images of the shape [C, H, W].
+
+    Raises:
+        ConfigError: an unknown variant, or settings that do not go together.
+    """
+    if config.variant not in NAMES:
+        raise unknown_choice("--variant", config.variant, NAMES)
+    row = OWN.get(config.variant)
+    stem = _chosen(config.stem, "none" if row is None else row.stem)
+    head = _chosen(config.head, "none" if row is None else row.head)
+    whole = dataclasses.replace(
+        config,
+        stem=stem,
+        head=head,
+        channels=_channels(config, shape, stem, head),
+        output=_chosen(config.output, "linear" if row is None or head == "none" else row.output),
+        likelihood=_chosen(config.likelihood, "squared_error" if row is None else row.likelihood),
+        corruption=_chosen(config.corruption, "none" if row is None else row.corruption),
+        beta=config.beta if config.beta is not None else (1.0 if row is None else row.beta),
+        normalise=_chosen(config.normalise, "scale" if row is None and stem == head == "none" else "none"),
+    )
+    _check(whole, row)
+    level = None if whole.corruption == "none" else whole.corruption_level or USUAL_LEVEL[whole.corruption]
+    return dataclasses.replace(whole, corruption_level=level)
+
+
+def recipe_of(config: VisionConfig, shape: Sequence[int], samples: int) -> Recipe:
+    """The configured variant for images of the shape [C, H, W], `samples` of them in the training set.
+
+    Raises:
+        ConfigError: as `completed`.
+    """
+    config = completed(config, shape)
+    pixels = math.prod(shape)
+    stem, head = _stem(config, shape), _head(config, shape)
+    row = OWN.get(config.variant)
+    sparse = language.find_variant(config) if row is None else None
+    if sparse is not None:
+        code = sparse.code(config, pixels)
+        # what revives dead latents reconstructs the residual from atoms, and knows of no head
+        terms = language.terms_of(config, sparse) if head is None else list(sparse.terms(config))
+        terms = [_reconstruction(config) if term.name == "squared_error" else term for term in terms]
+    else:
+        assert row is not None
+        code = row.code(config)
+        terms = [_reconstruction(config), *row.terms(config, pixels, samples)]
+    model = Autoencoder(
+        pixels,
+        config.width,
+        code,
+        stem=stem,
+        head=head,
+        unit_atoms=row is None or row.unit_atoms,
+        per_token_norm=config.normalise == "layer_norm",
+    )
+    if (1 if head is None else head.positions) != model.positions:
+        raise ConfigError(f"--head {config.head}: reads another number of places than --stem {config.stem} gives")
+    return Recipe(
+        config=config,
+        model=model,
+        terms=terms,
+        site_widths=[pixels],
+        target_widths=[pixels],
+        penalty=None if sparse is None else sparse.penalty(config),
+        revival="none" if sparse is None or head is not None else language.revival_of(config, sparse),
+        beta1=0.9 if sparse is None else sparse.beta1,
+        lr=None if sparse is not None and stem is None and head is None else USUAL_LR,
+        corruption=None if config.corruption_level is None else Corruption(config.corruption, config.corruption_level),
+        rate_momentum=config.rate_momentum if config.variant == "kl_sparse" else None,
+    )
+
+
+def _chosen(given: str, usual: str) -> str:
+    return usual if given == "auto" else given
+
+
+def _channels(config: VisionConfig, shape: Sequence[int], stem: str, head: str) -> tuple[int, ...]:
+    """As given, or as many of the usual ones as the sides can be halved (once less, before a second level)."""
+    kinds = {stem, head} & {"convolutional", "two_level"}
+    if config.channels or not kinds:
+        return config.channels
+    # a power of 2 that divides both sides
+    halvings = min((side & -side).bit_length() - 1 for side in shape[1:])
+    room = halvings - ("two_level" in kinds)
+    if room < 1:
+        raise ConfigError(f"--stem {stem}: sides of {shape[1]} and {shape[2]} cannot be halved often enough")
+    return USUAL_CHANNELS[:room]
+
+
+def _check(config: VisionConfig, row: ImageVariant | None) -> None:
+    """Refuse settings that do not go together."""
+    variant = config.variant
+    if variant in ("vqvae", "vqvae2") and config.stem not in ("convolutional", "two_level"):
+        expected = "a codebook quantises the places of a feature map; expected convolutional or two_level"
+        raise ConfigError(f"--stem {config.stem}: {expected}")
+    if config.likelihood == "bernoulli" and config.output != "sigmoid":
+        raise ConfigError(f"--likelihood bernoulli: needs --output sigmoid, not {config.output}")
+    if config.output == "sigmoid" and config.head == "none":
+        raise ConfigError("--output sigmoid: needs a head (--head mlp), whose outputs it squashes")
+    if (config.stem, config.head) != ("none", "none") and config.normalise != "none":
+        raise ConfigError(f"--normalise {config.normalise}: cannot be folded through a stem or head; expected none")
+    if config.corrupted_only and config.corruption in ("none", "gaussian"):
+        raise ConfigError(f"--corrupted-only: --corruption {config.corruption} leaves no pixel to tell apart")
+    if config.corrupted_only and config.likelihood != "squared_error":
+        raise ConfigError(f"--corrupted-only: counts squared error, not --likelihood {config.likelihood}")
+    if row is None:
+        _check_sparse(config)
+
+
+def _check_sparse(config: VisionConfig) -> None:
+    sparse = language.find_variant(config)
+    held = {term.name for term in sparse.terms(config)} & DECODES_ITSELF
+    if held and config.head != "none":
+        does = f"scores the dictionary's own output ({', '.join(sorted(held))})"
+        raise ConfigError(f"--head {config.head}: --variant {config.variant} {does}; expected none")
+    if held and config.likelihood != "squared_error":
+        raise ConfigError(f"--likelihood {config.likelihood}: --variant {config.variant} has squared errors of its own")
+    if config.stem != "none" and sparse.code(config, 1).tied:
+        raise ConfigError(f"--stem {config.stem}: --variant {config.variant} reads what it writes; expected none")
+    if config.revival == "resample" and (config.stem, config.head) != ("none", "none"):
+        raise ConfigError("--revival resample: puts latents on inputs; it knows of no stem and head")
+
+
+def _reconstruction(config: VisionConfig) -> Term:
+    if config.corrupted_only:
+        return Term("squared_error_where_corrupted")
+    return Term(config.likelihood, 1.0, {"variance": config.variance} if config.likelihood == "gaussian" else {})
+
+
+def _stem(config: VisionConfig, shape: Sequence[int]) -> Stem | None:
+    rows = config.code_dim if config.variant in ("vqvae", "vqvae2") else 0
+    if config.stem == "mlp":
+        return MLPStem(math.prod(shape), config.hidden)
+    if config.stem == "convolutional":
+        return ConvolutionalStem(shape, config.channels, rows)
+    return TwoLevelStem(shape, config.channels, rows) if config.stem == "two_level" else None
+
+
+def _head(config: VisionConfig, shape: Sequence[int]) -> Head | None:
+    rows, squash = config.code_dim if config.variant in ("vqvae", "vqvae2") else 0, config.output == "sigmoid"
+    if config.head == "mlp":
+        return MLPHead(math.prod(shape), config.hidden[::-1], squash)
+    if config.head == "convolutional":
+        return ConvolutionalHead(shape, config.channels, squash, config.upsampling, rows)
+    return TwoLevelHead(shape, config.channels, squash, config.upsampling, rows) if config.head == "two_level" else None

@@ -1,0 +1,89 @@
+"""The loop of a run: steps until the data ends, lines of metrics, checkpoints, and a stop that loses nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain, islice
+from typing import Any
+
+from sae.config import RunConfig
+from sae.data.documents import DataError
+from sae.harvest.buffer import Batch, Batches
+from sae.progress import Interrupted, Progress, StopSignal
+from sae.training.checkpoint import load_newest, save_checkpoint
+from sae.training.logging import RunLog
+from sae.training.trainer import DivergedError, Trainer
+
+FIRST_BATCHES = 8  # whose inputs set the scale and the pre-bias
+
+
+def take_steps(
+    config: RunConfig,
+    trainer: Trainer,
+    batches: Batches,
+    batch_rows: int,
+    stop: StopSignal,
+    progress: Progress,
+    *,
+    hint: str,
+    unit: str = "tokens",
+) -> dict[str, Any]:
+    """Take all steps that are left, from the newest checkpoint on where `config.resume`.
+
+    Args:
+        batch_rows: rows of a batch.
+        hint: how the user goes on after a stop.
+        unit: what a row is, for the progress bar and the metrics.
+
+    Returns:
+        The last line of the metrics.
+    """
+    folder = config.out / "checkpoints"
+    state, stream = _start(config, trainer, batches, progress)
+    saved = trainer.taken if state is not None else None  # the newest checkpoint's step
+
+    def save() -> None:
+        nonlocal saved
+        # after a step that was not finite, noticed late on a GPU, the data is ahead of the weights: keep the old one
+        if state is not None and state["step"] == trainer.taken != saved:
+            save_checkpoint(folder, trainer.taken, *trainer.state(), state, keep=config.keep_checkpoints)
+            saved = trainer.taken
+
+    log = RunLog(config, resume_at=trainer.taken)
+    every = max(1, config.checkpoint_every // batch_rows)
+    try:
+        with progress.bar("Training", batches.steps * batch_rows, unit) as bar:
+            bar.skip(trainer.taken * batch_rows)
+            for batch in stream:
+                trainer.step(batch.input, batch.target, batch.adjacent)
+                state = batch.state
+                if trainer.taken % config.log_every == 0 or trainer.taken == batches.steps:
+                    window = trainer.window()
+                    log.write({"step": trainer.taken, unit: trainer.taken * batch_rows, **window._asdict()})
+                    pressure = "" if window.sparsity is None else f"  penalty {window.sparsity:.3g}"
+                    bar.note(f"FVU {window.fvu:.3f}  L0 {window.l0:.1f}  dead {window.dead:.1%}{pressure}")
+                bar.advance(batch_rows)
+                if trainer.taken % every == 0:
+                    save()
+                stop.check(hint)
+    except (DivergedError, Interrupted, DataError):
+        save()
+        raise
+    finally:
+        log.close()
+    return log.last
+
+
+def _start(
+    config: RunConfig, trainer: Trainer, batches: Batches, progress: Progress
+) -> tuple[dict[str, Any] | None, Iterator[Batch]]:
+    """Set the trainer up, fresh or from the newest checkpoint; the data's state and the batches still to come."""
+    checkpoint = load_newest(config.out / "checkpoints") if config.resume else None
+    if checkpoint is not None:
+        trainer.restore(checkpoint.tensors, checkpoint.trainer)
+        progress.say(f"Resuming at step {trainer.taken} of {batches.steps}.")
+        return checkpoint.data, batches.iterate(checkpoint.data)
+    stream = batches.iterate(None)
+    first = list(islice(stream, FIRST_BATCHES))
+    trainer.initialise([batch.input for batch in first], [batch.target for batch in first])
+    return None, chain(first, stream)
