@@ -1,73 +1,24 @@
-"""Sets of images, by name: `open_images("mnist5k", split="train")`.
+"""Sets of images, by name.
 
     images = open_images("dsprites", split="heldout")
-    x = images.render(torch.arange(64))          # float32 [64, 4096]
+    x = images.render(torch.arange(64))          # float32 [64, 4096], pixels in [0, 1]
+
+A set is named by
+- `digits`: 1,797 digits of 1x8x8 (scikit-learn); `mnist5k`: 5,000 of MNIST, 1x28x28, fetched once;
+- `dsprites`: 737,280 dSprites-like white shapes, 1x64x64; `shapes3d`: 480,000 rooms with an object, 3x64x64; both are
+  drawn when asked for, `?size=32` smaller;
+- `planted`: sums of few known atoms; `planted?atoms=128&size=16&l0=5&noise=0.02&count=100000`;
+- `folder:PATH`, or the path alone: a folder of one's own pictures, sub-folders are labels. `PATH?size=64&channels=1`
+  resizes and crops them to 64x64, grey; unless told, pictures that share one size of at most 128 a side keep it,
+  others become 64x64, and they are grey where all are;
+- `OWNER/NAME[:CONFIG]`: a data set on the hub, or the path of a folder that `datasets` saved, with the same options and
+  `?image=COLUMN&label=COLUMN&part=SPLIT` where they are not plain (`label=` for none).
 
 Train and heldout are disjoint: the images are put in the order of a permutation drawn from the seed, and the last
 fifth of it is held out.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable
-from dataclasses import replace
-from typing import Literal
-
-import numpy as np
-import torch
-from torch import Tensor
-
 from sae.data.images.base import Factors, ImageSet
-from sae.data.images.fixed import digits, mnist5k
-from sae.fields import ConfigError, unknown_choice
+from sae.data.images.opening import SPLITS, open_images
 
 __all__ = ["SPLITS", "Factors", "ImageSet", "open_images"]
-
-SPLITS = ("train", "heldout", "all")
-NAMED: dict[str, Callable[[], ImageSet]] = {"digits": digits, "mnist5k": mnist5k}
-
-
-def open_images(
-    name: str,
-    *,
-    split: Literal["train", "heldout", "all"] = "train",
-    heldout: float = 0.2,
-    seed: int = 0,
-    limit: int | None = None,
-) -> ImageSet:
-    """The images of a set, or of one part of it.
-
-    Args:
-        name: `digits` or `mnist5k`.
-        split: "train" and "heldout" are disjoint and in a random order; "all" is the whole set in its own order.
-        heldout: share of the images that is held out.
-        seed: of the split.
-        limit: keep so many images, drawn from the split by the seed (those of a lower limit are among them).
-
-    Raises:
-        ConfigError: an unknown name, or an argument out of range.
-    """
-    if split not in SPLITS:
-        raise unknown_choice("split", split, SPLITS)
-    if not 0 < heldout < 1:
-        raise ConfigError(f"heldout {heldout}: expected a share between 0 and 1")
-    if limit is not None and limit < 1:
-        raise ConfigError(f"limit {limit}: expected at least 1")
-    if name not in NAMED:
-        raise unknown_choice("image set", name, NAMED)
-    images = NAMED[name]()
-    chosen = _positions(images.count, split, heldout, seed, limit)
-    if chosen is not None:
-        images = images.select(chosen)
-    origin = {"split": split, "heldout": heldout, "seed": seed, "limit": limit, "count": images.count}
-    return replace(images, provenance={**images.provenance, **origin})
-
-
-def _positions(count: int, split: str, heldout: float, seed: int, limit: int | None) -> Tensor | None:
-    """Positions of the split, int64; None for all of them in order."""
-    if split == "all" and limit is None:
-        return None
-    order = torch.from_numpy(np.random.default_rng(seed).permutation(count))
-    kept = count - round(heldout * count)
-    part = {"train": order[:kept], "heldout": order[kept:], "all": order}[split]
-    return part[:limit]

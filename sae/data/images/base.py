@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sae.data.rows import DataError
+from sae.fields import ConfigError
 
 # largest tensor that a set is turned into as a whole, in bytes
 WHOLE_LIMIT = 2 << 30
@@ -133,6 +134,12 @@ def checked(indices: Tensor, count: int) -> Tensor:
     if len(indices) and (indices.min() < 0 or indices.max() >= count):
         raise IndexError(f"positions: expected 0 to {count - 1}, got {int(indices.min())} to {int(indices.max())}")
     return indices
+
+
+def check_option(good: bool, name: str, value: Any, expected: str) -> None:
+    """Raise ConfigError, naming the option of an image set (`?name=value`), unless `good`."""
+    if not good:
+        raise ConfigError(f"option {name}={value}: expected {expected}")
 
 
 def stored(pixels: Tensor, scale: float) -> Callable[[Tensor], Tensor]:

