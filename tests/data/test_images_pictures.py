@@ -10,6 +10,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from sae.data.images import open_images
+from sae.data.images.hub import from_hub
 from sae.data.rows import DataError
 from sae.fields import ConfigError
 
@@ -84,6 +85,11 @@ def test_grey_pictures_stay_grey_and_colour_can_be_asked_for(tmp_path):
     coloured = open_images(f"{tmp_path}?channels=3", split="all")
     assert coloured.shape == (3, 8, 8)
     assert len(coloured.all().view(3, 64).unique(dim=0)) == 1
+
+
+def test_grey_with_transparency_is_grey(tmp_path):
+    Image.new("LA", (8, 8), (0, 0)).save(tmp_path / "a.png")
+    assert torch.equal(open_images(str(tmp_path), split="all").all(), torch.ones(1, 64))
 
 
 def test_kinds_of_pixels_are_brought_to_one(tmp_path):
@@ -256,6 +262,39 @@ def test_damaged_dataset_is_refused_by_name(tmp_path):
     (path / "state.json").write_text("{")
     with pytest.raises(DataError, match="`datasets` cannot load this folder"):
         open_images(str(path))
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch) -> str:
+    """A data set laid out as on the hub, in the folder owner/pictures; the hub's own answer is its newest commit."""
+    import huggingface_hub
+
+    for part, rows in (("train", 6), ("test", 3)):
+        pictures = [Image.fromarray(noise(8, 8, i)) for i in range(rows)]
+        features = Features({"image": ImageFeature(), "label": CLASSES})
+        data = Dataset.from_dict({"image": pictures, "label": [i % 2 for i in range(rows)]}, features=features)
+        (tmp_path / "owner" / "pictures").mkdir(parents=True, exist_ok=True)
+        data.to_parquet(tmp_path / "owner" / "pictures" / f"{part}.parquet")
+    answer = huggingface_hub.hf_api.DatasetInfo(id="owner/pictures", sha="abc123")
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *_, **__: answer)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.chdir(tmp_path)
+    return "owner/pictures"
+
+
+def test_hub_dataset_gives_pictures_labels_and_its_revision(repository):
+    images = from_hub(repository, None)
+    assert (images.shape, images.count, images.label_names) == ((3, 8, 8), 6, ("cat", "dog"))
+    assert torch.equal(images.all()[5], torch.from_numpy(noise(8, 8, 5)).permute(2, 0, 1).flatten() / 255)
+    assert images.provenance["revision"] == "abc123"
+    assert from_hub(repository, None, part="test").count == 3
+
+
+def test_hub_dataset_names_the_parts_and_configurations_it_has(repository):
+    with pytest.raises(DataError, match=r"Unknown split .nope.*train"):
+        from_hub(repository, None, part="nope")
+    with pytest.raises(DataError, match=r"owner/pictures: .*'nope' not found.*default"):
+        from_hub(repository, "nope")
 
 
 def test_hub_out_of_reach_says_so(monkeypatch):

@@ -27,7 +27,7 @@ NAMED_FAULTS = 5  # unreadable pictures named in one error
 MEMORY_LIMIT = 4 << 30  # bytes of pixels held by one set
 _SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
 _NO_RANGE = ("I", "F")  # 32 bits a pixel: nothing says which value is white
-_GREY = ("1", "L", *_SIXTEEN_BITS)
+_GREY = ("1", "L", "LA", *_SIXTEEN_BITS)
 
 
 class Picture(NamedTuple):
