@@ -5,9 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
+from scipy import sparse
 from torch import Tensor
 
 from sae.fields import ConfigError
+from sae_kernels import SparseCodes
+
+Matrix = Any  # np.ndarray or sparse.csr_matrix, which has no types
+SPARSE_BELOW = 0.1  # share of values other than zero under which codes become a sparse matrix
 
 
 def table(values: Any, name: str, *, ndim: int = 2) -> np.ndarray:
@@ -42,3 +48,34 @@ def labels(values: Any, rows: int, name: str = "labels") -> np.ndarray:
     if array.shape != (rows,):
         raise ConfigError(f"{name}: expected one for each of the {rows} rows, got shape {array.shape}")
     return array
+
+
+def matrix(codes: Any, name: str) -> Matrix:
+    """Codes [n, F] as float64: a sparse.csr_matrix where few are other than zero, so that wide dictionaries stay cheap.
+
+    Args:
+        codes: SparseCodes, a scipy sparse matrix, a tensor of any layout, or an array.
+        name: what a refusal calls it.
+
+    Raises:
+        ConfigError: not two axes, no row, or a value that is not finite.
+    """
+    if isinstance(codes, SparseCodes):
+        places = (codes.rows().reshape(-1).cpu().numpy(), codes.indices.reshape(-1).cpu().numpy())
+        values = codes.values.detach().reshape(-1).cpu().double().numpy()
+        codes = sparse.csr_matrix((values, places), shape=(codes.tokens, codes.width))
+    if isinstance(codes, Tensor):
+        codes = codes.detach().cpu()
+        codes = (codes.to_dense() if codes.layout != torch.strided else codes).numpy()
+    if not sparse.issparse(codes):
+        dense = np.asarray(codes)
+        if dense.ndim != 2 or np.count_nonzero(dense) >= SPARSE_BELOW * dense.size:
+            return table(dense, name)
+        codes = dense
+    result: Matrix = sparse.csr_matrix(codes, dtype=np.float64)
+    result.eliminate_zeros()
+    if result.shape[0] == 0:
+        raise ConfigError(f"{name}: expected at least one sample, got none")
+    if result.nnz:
+        table(result.data, name, ndim=1)
+    return result
