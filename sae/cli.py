@@ -21,6 +21,8 @@ import tyro
 
 from sae.commands import COMMANDS, Sweep, Train
 from sae.config import ConfigError, TrainConfig, from_json
+from sae.image_commands import IMAGE_COMMANDS, ImageTrain
+from sae.image_config import ImageTrainConfig
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -45,9 +47,16 @@ def parse(arguments: list[str]) -> Any:
     Raises:
         ConfigError: a setting is out of range.
     """
+    if arguments[:1] == ["image"]:
+        return _parse(arguments[1:], IMAGE_COMMANDS, "sae image", "Train image autoencoders, show them, compare them.")
+    says = "Train sparse autoencoders on language-model activations, prove how good they are, look inside."
+    return _parse(arguments, COMMANDS, "sae", says)
+
+
+def _parse(arguments: list[str], commands: dict[str, type], prog: str, description: str) -> Any:
     union: list[Any] = []
-    for name, cls in COMMANDS.items():
-        default = _resumed(arguments) if cls is Train else None
+    for name, cls in commands.items():
+        default = _resumed(arguments, cls) if cls in (Train, ImageTrain) else None
         settings: dict[str, Any] = {"name": name, "prefix_name": False}
         if default is not None:
             settings["default"] = default
@@ -58,9 +67,8 @@ def parse(arguments: list[str]) -> Any:
             return tyro.cli(
                 cast(Any, Union[tuple(union)]),  # noqa: UP007 - built at run time
                 args=arguments,
-                prog="sae",
-                description="Train sparse autoencoders on language-model activations, prove how good they are, look "
-                "inside.",
+                prog=prog,
+                description=description,
                 config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes),
             )
     except SystemExit as stopped:
@@ -133,7 +141,7 @@ def show(result: dict[str, Any], *, as_json: bool) -> None:
         print(json.dumps(result, allow_nan=False), flush=True)
 
 
-def _resumed(arguments: list[str]) -> Train | None:
+def _resumed(arguments: list[str], cls: type) -> Any:
     """With --resume, the settings that the run in --out was started with are the defaults of all other flags."""
     if arguments[:1] != ["train"] or "--resume" not in arguments:
         return None
@@ -146,8 +154,9 @@ def _resumed(arguments: list[str]) -> Train | None:
 
     record = read_json(Path(out) / "config.json")
     settings = record.get("train") if isinstance(record, dict) else None
-    config = from_json(TrainConfig, settings, f"{out}/config.json: train")
-    return Train(config=dataclasses.replace(config, out=Path(out)))
+    kind = TrainConfig if cls is Train else ImageTrainConfig
+    config = from_json(kind, settings, f"{out}/config.json: train")
+    return cls(config=dataclasses.replace(config, out=Path(out)))
 
 
 def _status_of(error: BaseException) -> int | None:

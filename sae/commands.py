@@ -83,7 +83,7 @@ class Sweep:
 
 @dataclass(frozen=True, kw_only=True)
 class Eval:
-    """Evaluate a saved autoencoder on held-out documents."""
+    """Evaluate a saved autoencoder on held-out documents, or held-out images."""
 
     run_folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
     """Run folder, or a hub repository that holds one."""
@@ -91,6 +91,14 @@ class Eval:
     json: Json = False
 
     def run(self) -> dict[str, Any]:
+        from sae.image_runs import kind_of
+
+        if kind_of(self.run_folder) == "image":
+            from sae.evaluation.images import evaluate_images
+            from sae.image_config import ImageEvalConfig
+
+            asked = ImageEvalConfig(resamples=self.config.resamples, seed=self.config.seed)
+            return evaluate_images(self.run_folder, asked)
         from sae.evaluation.run import evaluate
 
         return evaluate(self.run_folder, self.config)
@@ -285,6 +293,11 @@ class Bench:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Image:
+    """Image autoencoders on the same modules: train, report, compare; see `sae image --help`."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Doctor:
     """Show versions, device, kernel backends, cache and space; say what is missing and how to mend it."""
 
@@ -307,6 +320,7 @@ COMMANDS: dict[str, type] = {
     "browse": Browse,
     "export": Export,
     "verify": Verify,
+    "image": Image,
     "bench": Bench,
     "doctor": Doctor,
 }

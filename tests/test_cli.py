@@ -632,7 +632,7 @@ def test_a_signal_is_honoured_while_the_buffer_fills(
 
 
 def test_two_runs_do_not_write_to_one_store(train: TrainWith, tmp_path: Path) -> None:
-    from sae.training.run import run_lock
+    from sae.training.run_folder import run_lock
 
     (tmp_path / "store").mkdir()
     with run_lock(tmp_path / "store"):

@@ -66,7 +66,7 @@ class Reconstruction:
             "square": offset.pow(2).sum(1),
             "offset": offset,
             "norm_square": wide.pow(2).sum(1),
-            "l0": codes.l0(),
+            "l0": codes.l0().view(len(x), -1).sum(1),
             "cosine": torch.nn.functional.cosine_similarity(wide, wide_hat, dim=1),
             "norm_ratio": wide_hat.norm(dim=1) / wide.norm(dim=1),
             "hat_square": wide_hat.pow(2).sum(1),
@@ -77,7 +77,7 @@ class Reconstruction:
         order = self.sums.add(document, values)
         fired = codes.values > 0
         latents = codes.indices[fired].cpu()
-        when = order[codes.rows()[fired].cpu()]
+        when = order[codes.rows()[fired].cpu() // self.model.positions]
         self.fired += torch.bincount(latents, minlength=self.model.width)
         self.first.scatter_reduce_(0, latents, when, "amin")
         self.last.scatter_reduce_(0, latents, when, "amax")

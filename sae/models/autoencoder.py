@@ -142,12 +142,14 @@ class Autoencoder(nn.Module):
         normed, statistics = layer_norm(x)
         return self.add_skip(out, normed) * statistics.deviation + statistics.mean
 
+    def outputs(self, decoded: Tensor) -> Tensor:
+        """What the dictionary gave [N P, d] -> the head's outputs [N, d_out] (logits, where it squashes them)."""
+        return decoded if self.head is None else self.head(decoded)
+
     def show(self, decoded: Tensor) -> Tensor:
-        """What the dictionary gave [N P, d] -> the reconstruction [N, d_out], through the head where there is one."""
-        if self.head is None:
-            return decoded
-        outputs = self.head(decoded)
-        return torch.sigmoid(outputs) if self.head.squash else outputs
+        """What the dictionary gave [N P, d] -> the reconstruction [N, d_out]."""
+        outputs = self.outputs(decoded)
+        return torch.sigmoid(outputs) if self.head is not None and self.head.squash else outputs
 
     def add_skip(self, reconstruction: Tensor, x: Tensor) -> Tensor:
         """reconstruction [N, d_out] + W_skip x, where there is a skip connection."""

@@ -1,48 +1,19 @@
-"""Where a run's batches come from: the model itself, or a store that is filled first; the lock on what is written."""
+"""Where a run's batches come from: the model itself, or a store that is filled first."""
 
 from __future__ import annotations
 
-import contextlib
-import os
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
 
-from sae.config import ConfigError, TrainConfig
+from sae.config import TrainConfig
 from sae.harvest.buffer import LiveBatches, StoredBatches
 from sae.harvest.store import DiskStore, MemoryStore, Store, fill_store
 from sae.harvest.stream import PERCENTILES, Harvest
 from sae.models.language import find_variant
 from sae.progress import PLAIN_SECONDS, Progress, StopSignal
 from sae.training.plan import Plan
-
-LOCK, OWNER = "run.lock", "run.pid"
-
-
-@contextlib.contextmanager
-def run_lock(folder: Path) -> Iterator[None]:
-    """Hold a folder that is written to for this process.
-
-    Raises:
-        ConfigError: another process holds it; names its pid.
-    """
-    owner = folder / OWNER  # beside the lock: taking the lock empties its file
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        pid = owner.read_text() if owner.exists() else "unknown"
-        raise ConfigError(f"{folder}: another process (pid {pid}) is writing to this folder") from None
-    try:
-        with contextlib.suppress(OSError):  # a courtesy to the second process; the lock holds without it
-            owner.write_text(str(os.getpid()))
-        yield
-    finally:
-        owner.unlink(missing_ok=True)
-        lock.release()
+from sae.training.run_folder import run_lock
 
 
 def live_batches(plan: Plan, harvest: Harvest, stop: StopSignal, progress: Progress) -> LiveBatches:

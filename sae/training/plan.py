@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import math
-import os
-import platform
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -14,27 +9,14 @@ import torch
 from sae.config import ConfigError, TrainConfig, to_json
 from sae.data.documents import Documents, open_documents
 from sae.device import pick_device
-from sae.files import CorruptError, read_json
 from sae.harvest.language_model import ModelSource, locate_model, measure_width, skeleton
 from sae.harvest.sites import Site, resolve_sites
 from sae.harvest.store import check_store
 from sae.models.language import find_variant
-from sae.models.saved import CONFIG, WEIGHTS
 from sae.models.variants.base import Variant
 from sae.training.optimizers import check_optimizer
-from sae.training.space import check_space, existing
-
-CONFIG_FORMAT = 2
-MAY_CHANGE_ON_RESUME = {
-    "resume",
-    "device",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "log_every",
-    "wandb",
-    "out",
-    "store",
-}
+from sae.training.run_folder import check_finite, check_run_folder, new_record, read_record
+from sae.training.space import check_space
 
 
 class Plan(NamedTuple):
@@ -115,11 +97,12 @@ def make_plan(config: TrainConfig) -> Plan:
         ConfigError, ModelError, SiteError, DataError: a setting is wrong; the message says what exists.
     """
     variant = find_variant(config.sae)
-    _check_finite(config)
+    check_finite(config)
     _check_together(config, variant)
     check_optimizer(config.optim)
     device = pick_device(config.device)
     check_run_folder(config)
+    _check_store(config)
     batch = config.optim.batch or (4096 if device.type == "cuda" else 2048)
     if config.tokens < batch:
         raise ConfigError(f"--tokens {config.tokens}: less than one batch; expected at least --batch {batch}")
@@ -157,69 +140,28 @@ def make_plan(config: TrainConfig) -> Plan:
     return plan
 
 
-def check_run_folder(config: TrainConfig) -> None:
-    """Refuse a run folder in use, a finished one, or one of another configuration.
-
-    Raises:
-        ConfigError: says which, and what to do.
-    """
-    out = config.out
-    if not config.resume:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise ConfigError(f"--out {out}: exists already; choose another folder, or continue that run with --resume")
-        parent = existing(out)
-        if not parent.is_dir():
-            raise ConfigError(f"--out {out}: {parent} is a file; expected a folder")
-        if not os.access(parent, os.W_OK):
-            raise ConfigError(f"--out {out}: {parent} cannot be written to")
-        return
-    if not (out / CONFIG).is_file():
-        raise ConfigError(f"--resume: {out} holds no run to continue (it has no {CONFIG})")
-    record = read_record(out)
-    if (out / WEIGHTS).is_file() and record.get("autoencoder"):
-        raise ConfigError(f"--resume: the run in {out} is finished; evaluate it with: sae eval {out}")
-    saved, now = _flat(record["train"]), _flat(to_json(config))
-    for name, value in now.items():
-        if name not in MAY_CHANGE_ON_RESUME and saved.get(name) != value:
-            raise ConfigError(
-                f"--resume: {name} was {saved.get(name)!r} in {out}, now it is {value!r}; a run keeps its own"
-            )
-    if (saved.get("store") is None) != (config.store is None):
-        raise ConfigError(
-            f"--resume: --store was {saved.get('store')} in {out}, now it is {config.store}; a store may move, but a "
-            "run that began without one goes on without (its batches come in another order)"
-        )
-
-
-def read_record(out: Path) -> dict[str, Any]:
-    """What `run_record` put into a run's config.json.
-
-    Raises:
-        CorruptError: the file is not such a record.
-    """
-    record = read_json(out / CONFIG)
-    if not isinstance(record, dict) or not all(isinstance(record.get(part), dict) for part in ("train", "data")):
-        raise CorruptError(f"{out / CONFIG}: not the record of a run")
-    return record
-
-
 def run_record(plan: Plan, model_provenance: dict[str, Any]) -> dict[str, Any]:
     """What config.json holds from the start: settings, versions, where model and data came from."""
-    packages = ("sparsight", "torch", "transformers", "datasets", "numpy", "safetensors")
-    versions = {name: importlib.metadata.version(name) for name in packages}
     return {
-        "format": CONFIG_FORMAT,
-        "kind": "language",
-        "train": to_json(plan.config),
+        **new_record(plan.config, kind="language", data=plan.documents.provenance),
         "sites": {
             "inputs": [_described(site) for site in plan.inputs],
             "targets": [_described(site) for site in plan.targets],
         },
         "model": model_provenance,
-        "data": plan.documents.provenance,
-        "versions": {"python": platform.python_version(), **versions},
-        "autoencoder": None,
     }
+
+
+def _check_store(config: TrainConfig) -> None:
+    """A resumed run keeps its kind of batches: refuse a store that comes or goes."""
+    if not config.resume:
+        return
+    saved = read_record(config.out)["train"].get("store")
+    if (saved is None) != (config.store is None):
+        raise ConfigError(
+            f"--resume: --store was {saved} in {config.out}, now it is {config.store}; a store may move, but a "
+            "run that began without one goes on without (its batches come in another order)"
+        )
 
 
 def _described(site: Site) -> dict[str, Any]:
@@ -269,13 +211,6 @@ def _check_together(config: TrainConfig, variant: Variant) -> None:
         raise ConfigError(f"--batch {config.optim.batch}: --variant {sae.variant} reads pairs; expected an even number")
 
 
-def _check_finite(config: TrainConfig) -> None:
-    """Refuse infinities, which pass a check like "more than 0" and cannot be written as JSON."""
-    for name, value in _flat(to_json(config)).items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(f"--{name.rpartition('.')[2].replace('_', '-')} {value}: expected a finite number")
-
-
 def _check_context(config: TrainConfig, model: torch.nn.Module) -> None:
     settings: Any = model.config
     longest = getattr(settings.get_text_config(), "max_position_embeddings", None)
@@ -315,10 +250,3 @@ def _parameters_up_to(model: torch.nn.Module, sites: list[Site]) -> int:
         if name in inside and id(module) not in embeddings:
             total += sum(p.numel() for p in module.parameters(recurse=False))
     return total
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat

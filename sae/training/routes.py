@@ -144,7 +144,7 @@ class AutogradRoute:
             codes = model.code.activate(listed) if now.generator is None else model.code.sample(listed, now.generator)
             decoded = model.dictionary.decode(codes)
             passed = model.code.pass_through(decoded, embedded)
-            reconstruction = passed if model.head is None else model.head(passed)
+            reconstruction = model.outputs(passed)
             compared = target if model.W_skip is None else target - x @ model.W_skip.T
             step = Step(
                 x=embedded,

@@ -5,32 +5,28 @@ result = train(TrainConfig(harvest=HarvestConfig(model="demo", dataset="demo", l
 
 from __future__ import annotations
 
-import contextlib
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sae.config import TrainConfig
-from sae.files import publish_json, read_json
+from sae.files import publish_json
 from sae.harvest.buffer import Batches, StoredBatches
 from sae.harvest.language_model import LanguageModel, load_language_model
 from sae.harvest.stream import Harvest
 from sae.models.language import recipe_of
-from sae.models.saved import CONFIG, save_weights
+from sae.models.saved import CONFIG
 from sae.progress import Progress, StopSignal
 from sae.training.batches import (
-    LOCK,
-    OWNER,
     how_to_resume,
     live_batches,
     norm_report,
     open_store,
-    run_lock,
     stored_batches,
 )
-from sae.training.logging import METRICS
 from sae.training.loop import take_steps
 from sae.training.plan import Plan, make_plan, run_record, widths
+from sae.training.run_folder import finish_record, own_folder
 from sae.training.trainer import Trainer
 from sae_kernels import backends_used
 
@@ -68,26 +64,8 @@ def train(config: TrainConfig) -> TrainResult:
         Interrupted: SIGINT or SIGTERM; a checkpoint was written.
     """
     plan = make_plan(config)
-    existed = config.out.exists()
-    config.out.mkdir(parents=True, exist_ok=True)
-    with run_lock(config.out), StopSignal() as stop, Progress() as progress:
-        try:
-            return _train_locked(plan, stop, progress)
-        except BaseException as error:
-            if not config.resume:
-                _take_back(config.out, error, existed=existed)
-            raise
-
-
-def _take_back(out: Path, error: BaseException, *, existed: bool) -> None:
-    """Remove the folder of a run that nothing can be resumed of: refused before its first step, or without a record."""
-    refused = isinstance(error, ValueError) and not (out / METRICS).exists()
-    if refused or not (out / CONFIG).exists():
-        for name in (CONFIG, LOCK, OWNER):
-            (out / name).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # something else is in it
-            if not existed:
-                out.rmdir()
+    with own_folder(config), StopSignal() as stop, Progress() as progress:
+        return _train_locked(plan, stop, progress)
 
 
 def _train_locked(plan: Plan, stop: StopSignal, progress: Progress) -> TrainResult:
@@ -131,20 +109,10 @@ def fit(
     last = take_steps(config, trainer, batches, plan.batch, stop, progress, hint=how_to_resume(config))
     trained = time.perf_counter()
     progress.say("Kernels: " + ", ".join(f"{op} on {backend}" for op, backend in backends_used().items()) + ".")
-    record = read_json(config.out / CONFIG)
-    record["autoencoder"] = save_weights(config.out, trainer.finished(), trainer.probe)
-    record["training"] = {
-        "lr": trainer.peak,
-        "steps": batches.steps,
-        "batch": plan.batch,
-        "seconds": trained - begun,
-        "route": trainer.route.name,
-        "form": trainer.model.code.describe(),
-    }
     own = {site.name for site in plan.sites}  # a harvest that feeds other runs too knows more
     limits = {name: limit for name, limit in (harvest.norm_limits or {}).items() if name in own}
-    record["harvest"] = {"norm_limits": limits, "isolation": harvest.isolation}
-    publish_json(config.out / CONFIG, record)
+    known = {"norm_limits": limits, "isolation": harvest.isolation}
+    finish_record(config, trainer, batch=plan.batch, seconds=trained - begun, harvest=known)
     return TrainResult(
         out=config.out,
         steps=batches.steps,

@@ -13,9 +13,10 @@ from sae.harvest.language_model import load_language_model
 from sae.harvest.store import DiskStore
 from sae.harvest.stream import Harvest
 from sae.progress import Progress, StopSignal
-from sae.training.batches import fill, norm_report, run_lock, stored_batches
+from sae.training.batches import fill, norm_report, stored_batches
 from sae.training.plan import Plan, make_plan, widths
 from sae.training.run import TrainResult, begin_record, fit
+from sae.training.run_folder import run_lock
 
 OWN = ("site", "target_site", "layer")
 """Settings of the harvest in which members may differ."""

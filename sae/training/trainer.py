@@ -152,7 +152,7 @@ class Trainer:
             self._start_sparse(embedded, active)
 
     def _start_sparse(self, x: Tensor, active: float) -> None:
-        """From embedded inputs x, encoder biases under which all latents fire at one rate, `active` times the one asked.
+        """From embedded inputs x, encoder biases under which all latents fire at `active` times the rate asked for.
 
         Without it half of all latents fire at first, and the run's beginning is spent on switching them off.
         """

@@ -1,0 +1,131 @@
+"""`sae eval` of a run on images: every metric of the saved autoencoder on held-out images, with PCA and intervals.
+
+report = evaluate_images("runs/vae", ImageEvalConfig())
+report["fvu"]["value"], report["elbo"]["value"]
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sae import draws
+from sae.evaluation import bootstrap
+from sae.evaluation.baselines import PCA
+from sae.evaluation.bootstrap import GroupSums, Interval, ratio
+from sae.evaluation.reconstruction import Reconstruction
+from sae.evaluation.variational import Bounds, activity, bounds, moments
+from sae.files import publish_json
+from sae.image_config import ImageEvalConfig
+from sae.image_runs import ImageRun, decode_dense, dense_codes, open_image_run
+from sae.models.recipe import Corruption
+from sae.modules.codes import Gaussian, Quantised
+from sae.modules.corruption import corrupt
+from sae.progress import Progress
+
+CHUNK = 512
+PCA_IMAGES = 20_000  # training images on which the baseline is fitted
+DRAW, NOISE = range(2)  # what random numbers are drawn for
+
+
+def evaluate_images(run: str | Path, config: ImageEvalConfig | None = None) -> dict[str, Any]:
+    """Evaluate the image autoencoder saved in `run` on held-out images; also written to the run's eval.json.
+
+    Returns:
+        JSON values; a metric with an interval is {"value", "low", "high"}.
+
+    Raises:
+        ConfigError, CorruptError, DataError: the run or its images cannot be used.
+    """
+    config = config or ImageEvalConfig()
+    opened = open_image_run(run)
+    begun = time.perf_counter()
+    report = bootstrap.to_json(measure(opened, config))
+    head = {"run": str(run), "variant": opened.vision.variant, "data": opened.config.images.data}
+    done = {**head, **report, "seconds": round(time.perf_counter() - begun, 1)}
+    publish_json(opened.folder / "eval.json", done)
+    return done
+
+
+def measure(run: ImageRun, config: ImageEvalConfig) -> dict[str, Any]:
+    """Every metric of an opened run, intervals as `Interval`."""
+    train, held = run.images("train", limit=PCA_IMAGES), run.images("heldout", limit=config.images)
+    pca = PCA.fit(train.render(chunk) for chunk in torch.arange(train.count).split(CHUNK))
+    whole = Reconstruction(run.model, pca.mean, pca)
+    variational = isinstance(run.model.code, Gaussian)
+    found: list[Bounds] = []
+    sums = GroupSums()
+    with Progress() as progress, progress.bar("Evaluating", held.count, "images") as bar:
+        for index, chunk in enumerate(torch.arange(held.count).split(CHUNK)):
+            x = held.render(chunk)
+            whole.add(x, x, chunk)
+            if variational:
+                generator = draws.generator(config.seed, index, DRAW)
+                found.append(bounds(run.model, run.vision, x, samples=config.samples, generator=generator))
+                parts = {name: value for name, value in found[-1]._asdict().items() if value is not None}
+                sums.add(chunk, {**parts, "count": torch.ones(len(x))})
+            bar.advance(len(x))
+    resampling = {"resamples": config.resamples, "seed": config.seed}
+    metrics = whole.metrics(**resampling)
+    metrics["images"] = metrics.pop("tokens")
+    del metrics["documents"]
+    components = _components(run, metrics["l0"])
+    report: dict[str, Any] = {
+        **metrics,
+        "psnr": whole.sums.interval(lambda s: 10 * torch.log10(held.dim * s["count"] / s["error"]), **resampling),
+        "densities": whole.densities(),
+        "baselines": whole.baselines(k=min(components, held.dim), **resampling),
+        "parameters": sum(p.numel() for p in run.model.parameters()),
+    }
+    if variational:
+        bound = {name: sums.interval(ratio(name, "count"), **resampling) for name in sums.sums if name != "count"}
+        report["bounds"] = {**bound, "draws": config.samples, "bits_per_pixel": _bits(bound, held.dim)}
+        report["latents"] = _activity(run, held.render(torch.arange(min(held.count, 2000))))
+    if isinstance(run.model.code, Quantised):
+        report["codebook"] = codebook_use(run, held.render(torch.arange(min(held.count, 2000))))
+    if run.vision.corruption != "none":
+        report["denoising"] = denoising(run, held.render(torch.arange(min(held.count, 2000))), config.seed)
+    return report
+
+
+def _components(run: ImageRun, l0: Interval | None) -> int:
+    """How many numbers a code is, for the comparison with as many principal components: its L0, one at least."""
+    if isinstance(run.model.code, Quantised):
+        return run.model.positions
+    return max(1, round(l0.value)) if l0 is not None else run.model.width
+
+
+def _bits(bound: dict[str, Interval | None], pixels: int) -> float | None:
+    best = bound.get("importance") or bound.get("elbo")
+    return None if best is None else -best.value / pixels / torch.log(torch.tensor(2.0)).item()
+
+
+def _activity(run: ImageRun, x: Tensor) -> dict[str, Any]:
+    found = activity(*moments(run.model, x))
+    return {"active": found.active, "kl": found.kl.tolist(), "variance": found.variance.tolist()}
+
+
+def codebook_use(run: ImageRun, x: Tensor) -> dict[str, Any]:
+    """How evenly atoms are chosen: exp of the entropy of their shares (van den Oord et al. 2017), and the shares."""
+    counts = torch.bincount(run.model.encode(x).indices.flatten(), minlength=run.model.width).double()
+    share = counts / counts.sum()
+    perplexity = torch.exp(-(share[share > 0] * share[share > 0].log()).sum()).item()
+    return {"perplexity": perplexity, "atoms": run.model.width, "shares": share.tolist()}
+
+
+def denoising(run: ImageRun, x: Tensor, seed: int) -> list[dict[str, float]]:
+    """PSNR (dB) of corrupted images and of their reconstructions, at the trained level, half of it and twice."""
+    trained = Corruption(run.vision.corruption, run.vision.corruption_level or 0.0)
+    rows = []
+    for factor in (0.5, 1.0, 2.0):
+        level = trained.level * factor
+        noisy = corrupt(trained.name, level, x, draws.generator(seed, round(1000 * level), NOISE)).x
+        with torch.no_grad():
+            cleaned = decode_dense(run.model, dense_codes(run.model, noisy))
+        before, after = (-10 * (y - x).square().mean().log10().item() for y in (noisy, cleaned))
+        rows.append({"level": level, "noisy_psnr": before, "denoised_psnr": after, "gain": after - before})
+    return rows

@@ -1,0 +1,160 @@
+"""A training run on images: the same trainer, loop and run folder as a language model's.
+
+result = train_images(ImageTrainConfig(images=ImageDataConfig(data="digits"), out=Path("runs/vae"), ...))
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from sae.config import ConfigError
+from sae.data.images import ImageSet
+from sae.data.prefetch import prefetch
+from sae.device import pick_device
+from sae.files import publish_json
+from sae.harvest.buffer import Batch, permutation
+from sae.image_config import ImageTrainConfig
+from sae.image_runs import open_split, with_labels
+from sae.models.recipe import Recipe
+from sae.models.saved import CONFIG
+from sae.models.vision import recipe_of
+from sae.progress import Progress, StopSignal
+from sae.training.loop import take_steps
+from sae.training.optimizers import check_optimizer
+from sae.training.run_folder import check_finite, check_run_folder, finish_record, new_record, own_folder
+from sae.training.trainer import Trainer
+
+USUAL_BATCH = 128
+HELD_BYTES = 512 << 20  # sets up to this size are kept in memory; larger ones are rendered batch by batch
+AHEAD = 4  # batches rendered while others are trained on
+
+
+class ImageTrainResult(NamedTuple):
+    """What a finished run gives."""
+
+    out: Path
+    """The run folder."""
+    variant: str
+    steps: int
+    images: int
+    """Training images."""
+    parameters: int
+    """Trained numbers."""
+    seconds: float
+    """Wall time of training in this process."""
+    last: dict[str, Any]
+    """The last line of metrics.jsonl."""
+    lr: float
+    """Peak learning rate."""
+    route: str
+    """How steps were taken: fused or autograd."""
+
+
+class ImageBatches:
+    """Every image once an epoch in an order of (seed, epoch) alone; what does not fill a batch is left out."""
+
+    def __init__(self, images: ImageSet, *, batch: int, epochs: int, seed: int) -> None:
+        self.images, self.batch, self.seed = images, batch, seed
+        self.per_epoch = images.count // batch
+        if self.per_epoch == 0:
+            raise ConfigError(f"--batch {batch}: {images.name} has only {images.count} training images")
+        self.steps = self.per_epoch * epochs
+        self._held = images.all() if 4 * images.count * images.dim <= HELD_BYTES else None
+
+    def iterate(self, state: dict[str, Any] | None) -> Iterator[Batch]:
+        """Batches from the beginning, or from after the batch that carried `state`."""
+        if state is not None and state.get("batch") != self.batch:
+            raise ConfigError(f"--resume: batch was {state.get('batch')}, now it is {self.batch}; a run keeps its own")
+        stream = self._from(0 if state is None else int(state["step"]))
+        return stream if self._held is not None else prefetch(stream, AHEAD)
+
+    def _from(self, step: int) -> Iterator[Batch]:
+        order, epoch = torch.zeros(0, dtype=torch.int64), -1
+        for now in range(step, self.steps):
+            if now // self.per_epoch != epoch:
+                epoch = now // self.per_epoch
+                order = permutation(self.images.count, self.seed, epoch)
+            start = (now % self.per_epoch) * self.batch
+            chosen = order[start : start + self.batch]
+            x = self.images.render(chosen) if self._held is None else self._held[chosen]
+            yield Batch(x, x, {"step": now + 1, "batch": self.batch})
+
+
+class ImagePlan(NamedTuple):
+    """A checked run."""
+
+    config: ImageTrainConfig
+    images: ImageSet
+    """The training part."""
+    recipe: Recipe
+    batch: int
+    """Images a step."""
+    device: torch.device
+
+
+def plan_images(config: ImageTrainConfig) -> ImagePlan:
+    """Check everything that can be checked before a step is taken.
+
+    Raises:
+        ConfigError, DataError: a setting is wrong; the message says what exists.
+    """
+    check_finite(config)
+    check_optimizer(config.optim)
+    device = pick_device(config.device)
+    check_run_folder(config)
+    images = with_labels(open_split(config.images, "train"), config.only_label)
+    batch = config.optim.batch or min(USUAL_BATCH, max(1, images.count))
+    return ImagePlan(config, images, recipe_of(config.vision, images.shape, images.count), batch, device)
+
+
+def train_images(config: ImageTrainConfig) -> ImageTrainResult:
+    """Run `config` to its end and save the autoencoder in `config.out`.
+
+    Raises:
+        ConfigError, DataError: a setting is wrong; nothing was written.
+        DivergedError: a step was not finite; the state before it was kept as a checkpoint.
+        Interrupted: SIGINT or SIGTERM; a checkpoint was written.
+    """
+    plan = plan_images(config)
+    with own_folder(config), StopSignal() as stop, Progress() as progress:
+        if not config.resume:
+            record = new_record(config, kind="image", data=plan.images.provenance)
+            publish_json(config.out / CONFIG, record)
+        return _train_locked(plan, stop, progress)
+
+
+def _train_locked(plan: ImagePlan, stop: StopSignal, progress: Progress) -> ImageTrainResult:
+    config = plan.config
+    batches = ImageBatches(plan.images, batch=plan.batch, epochs=config.epochs, seed=config.seed)
+    rows = batches.steps * plan.batch * plan.recipe.model.positions
+    trainer = Trainer(
+        plan.recipe,
+        config.optim,
+        steps=batches.steps,
+        dead_after=config.vision.dead_after or max(1, min(10_000_000, rows // 10)),
+        auxk=config.vision.auxk or max(1, plan.images.dim // 2),
+        device=plan.device,
+        seed=config.seed,
+    )
+    progress.say(f"Training {batches.steps:,} steps of {plan.batch:,} images, {trainer.route.name} route.")
+    begun = time.perf_counter()
+    hint = f"continue with: sae image train --resume --out {config.out}"
+    last = take_steps(config, trainer, batches, plan.batch, stop, progress, hint=hint, unit="images")
+    seconds = time.perf_counter() - begun
+    finish_record(config, trainer, batch=plan.batch, seconds=seconds)
+    return ImageTrainResult(
+        out=config.out,
+        variant=config.vision.variant,
+        steps=batches.steps,
+        images=plan.images.count,
+        parameters=sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        seconds=seconds,
+        last=last,
+        lr=trainer.peak,
+        route=trainer.route.name,
+    )

@@ -1,0 +1,171 @@
+"""A run's folder: whether it may be written to or gone on with, who holds it, what its config.json says when."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import math
+import os
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from sae.config import ConfigError, RunConfig, to_json
+from sae.files import CorruptError, publish_json, read_json
+from sae.models.saved import CONFIG, WEIGHTS, save_weights
+from sae.training.logging import METRICS
+from sae.training.space import existing
+from sae.training.trainer import Trainer
+
+CONFIG_FORMAT = 2
+LOCK, OWNER = "run.lock", "run.pid"
+MAY_CHANGE_ON_RESUME = {
+    "resume",
+    "device",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "log_every",
+    "wandb",
+    "out",
+    "store",
+}
+
+
+def check_run_folder(config: RunConfig) -> None:
+    """Refuse a run folder in use, a finished one, or one of another configuration.
+
+    Raises:
+        ConfigError: says which, and what to do.
+    """
+    out = config.out
+    if not config.resume:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise ConfigError(f"--out {out}: exists already; choose another folder, or continue that run with --resume")
+        parent = existing(out)
+        if not parent.is_dir():
+            raise ConfigError(f"--out {out}: {parent} is a file; expected a folder")
+        if not os.access(parent, os.W_OK):
+            raise ConfigError(f"--out {out}: {parent} cannot be written to")
+        return
+    if not (out / CONFIG).is_file():
+        raise ConfigError(f"--resume: {out} holds no run to continue (it has no {CONFIG})")
+    record = read_record(out)
+    if (out / WEIGHTS).is_file() and record.get("autoencoder"):
+        raise ConfigError(f"--resume: the run in {out} is finished; evaluate it with: sae eval {out}")
+    saved, now = flat(record["train"]), flat(to_json(config))
+    for name, value in now.items():
+        if name not in MAY_CHANGE_ON_RESUME and saved.get(name) != value:
+            raise ConfigError(
+                f"--resume: {name} was {saved.get(name)!r} in {out}, now it is {value!r}; a run keeps its own"
+            )
+
+
+@contextlib.contextmanager
+def run_lock(folder: Path) -> Iterator[None]:
+    """Hold a folder that is written to for this process.
+
+    Raises:
+        ConfigError: another process holds it; names its pid.
+    """
+    owner = folder / OWNER  # beside the lock: taking the lock empties its file
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        pid = owner.read_text() if owner.exists() else "unknown"
+        raise ConfigError(f"{folder}: another process (pid {pid}) is writing to this folder") from None
+    try:
+        with contextlib.suppress(OSError):  # a courtesy to the second process; the lock holds without it
+            owner.write_text(str(os.getpid()))
+        yield
+    finally:
+        owner.unlink(missing_ok=True)
+        lock.release()
+
+
+@contextlib.contextmanager
+def own_folder(config: RunConfig) -> Iterator[None]:
+    """Make the run's folder and hold it; a run that leaves nothing to go on with leaves no folder behind.
+
+    Raises:
+        ConfigError: another process holds it.
+    """
+    existed = config.out.exists()
+    config.out.mkdir(parents=True, exist_ok=True)
+    with run_lock(config.out):
+        try:
+            yield
+        except BaseException as error:
+            if not config.resume:
+                _take_back(config.out, error, existed=existed)
+            raise
+
+
+def _take_back(out: Path, error: BaseException, *, existed: bool) -> None:
+    """Remove the folder of a run that nothing can be resumed of: refused before its first step, or without a record."""
+    refused = isinstance(error, ValueError) and not (out / METRICS).exists()
+    if refused or not (out / CONFIG).exists():
+        for name in (CONFIG, LOCK, OWNER):
+            (out / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # something else is in it
+            if not existed:
+                out.rmdir()
+
+
+def read_record(out: Path) -> dict[str, Any]:
+    """What `new_record` put into a run's config.json.
+
+    Raises:
+        CorruptError: the file is not such a record.
+    """
+    record = read_json(out / CONFIG)
+    if not isinstance(record, dict) or not all(isinstance(record.get(part), dict) for part in ("train", "data")):
+        raise CorruptError(f"{out / CONFIG}: not the record of a run")
+    return record
+
+
+def new_record(config: RunConfig, *, kind: str, data: dict[str, Any]) -> dict[str, Any]:
+    """What config.json of every run holds from the start: settings, versions, where the data came from."""
+    packages = ("sparsight", "torch", "transformers", "datasets", "numpy", "safetensors")
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    return {
+        "format": CONFIG_FORMAT,
+        "kind": kind,
+        "train": to_json(config),
+        "data": data,
+        "versions": {"python": platform.python_version(), **versions},
+        "autoencoder": None,
+    }
+
+
+def finish_record(config: RunConfig, trainer: Trainer, *, batch: int, seconds: float, **more: Any) -> None:
+    """Save the trained autoencoder and complete config.json: the run is finished."""
+    record = read_record(config.out)
+    record["autoencoder"] = save_weights(config.out, trainer.finished(), trainer.probe)
+    record["training"] = {
+        "lr": trainer.peak,
+        "steps": trainer.steps,
+        "batch": batch,
+        "seconds": seconds,
+        "route": trainer.route.name,
+        "form": trainer.model.code.describe(),
+    }
+    publish_json(config.out / CONFIG, {**record, **more})
+
+
+def check_finite(config: RunConfig) -> None:
+    """Refuse infinities, which pass a check like "more than 0" and cannot be written as JSON."""
+    for name, value in flat(to_json(config)).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"--{name.rpartition('.')[2].replace('_', '-')} {value}: expected a finite number")
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings under dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= flat(value, f"{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return found
