@@ -16,6 +16,16 @@ Matrix = Any  # np.ndarray or sparse.csr_matrix, which has no types
 SPARSE_BELOW = 0.1  # share of values other than zero under which codes become a sparse matrix
 
 
+def to_numpy(values: Any) -> np.ndarray:
+    """An array, a list, or a tensor of any device and layout, with or without gradient, as an array on the CPU."""
+    if not isinstance(values, Tensor):
+        return np.asarray(values)
+    here = values.detach().cpu()
+    dense = here if here.layout == torch.strided else here.to_dense()
+    # numpy has no bfloat16
+    return (dense.float() if dense.dtype == torch.bfloat16 else dense).numpy()
+
+
 def table(values: Any, name: str, *, ndim: int = 2) -> np.ndarray:
     """An array or tensor (of any device, with or without gradient) as float64 on the CPU.
 
@@ -26,8 +36,7 @@ def table(values: Any, name: str, *, ndim: int = 2) -> np.ndarray:
     Raises:
         ConfigError: another number of axes, no row, or a value that is not finite.
     """
-    given = values.detach().cpu() if isinstance(values, Tensor) else values
-    array = np.asarray(given, dtype=np.float64)
+    array = np.asarray(to_numpy(values), dtype=np.float64)
     if array.ndim != ndim or array.shape[0] == 0:
         raise ConfigError(f"{name}: expected {ndim} axes and at least one row, got shape {array.shape}")
     if not np.isfinite(array).all():
@@ -44,7 +53,7 @@ def labels(values: Any, rows: int, name: str = "labels") -> np.ndarray:
     Raises:
         ConfigError: another shape.
     """
-    array = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
+    array = to_numpy(values)
     if array.shape != (rows,):
         raise ConfigError(f"{name}: expected one for each of the {rows} rows, got shape {array.shape}")
     return array
@@ -64,11 +73,8 @@ def matrix(codes: Any, name: str) -> Matrix:
         places = (codes.rows().reshape(-1).cpu().numpy(), codes.indices.reshape(-1).cpu().numpy())
         values = codes.values.detach().reshape(-1).cpu().double().numpy()
         codes = sparse.csr_matrix((values, places), shape=(codes.tokens, codes.width))
-    if isinstance(codes, Tensor):
-        codes = codes.detach().cpu()
-        codes = (codes.to_dense() if codes.layout != torch.strided else codes).numpy()
     if not sparse.issparse(codes):
-        dense = np.asarray(codes)
+        dense = to_numpy(codes)
         if dense.ndim != 2 or np.count_nonzero(dense) >= SPARSE_BELOW * dense.size:
             return table(dense, name)
         codes = dense
