@@ -16,10 +16,11 @@ from torch import Tensor
 class SparseCodes:
     """Codes f [N, F] held as their entries; everything not listed is zero.
 
-    Two layouts:
+    Layouts:
 
     - rectangular (`offsets is None`): `values` and `indices` are [N, K]; every token lists K latents, some of which
       may have the value zero (a token with fewer than K positive pre-activations).
+    - dense (`in_order`): rectangular with K = width, every token listing all latents in their order.
     - CSR (`offsets` [N+1]): `values` and `indices` are [nnz]; token n owns the slice offsets[n]:offsets[n+1].
 
     No latent is listed twice for one token.
@@ -33,6 +34,8 @@ class SparseCodes:
     """F, the number of latents of the dictionary."""
     offsets: Tensor | None = None
     """CSR row starts, int64 [N+1], or None for the rectangular layout."""
+    in_order: bool = False
+    """Whether every token lists all latents, 0 to width - 1, in this order."""
 
     def __post_init__(self) -> None:
         if self.values.shape != self.indices.shape:
@@ -44,6 +47,12 @@ class SparseCodes:
                 f"expected values [N, K], or [nnz] with offsets; got values {tuple(self.values.shape)}, "
                 f"offsets {None if self.offsets is None else tuple(self.offsets.shape)}"
             )
+
+    @classmethod
+    def dense(cls, values: Tensor) -> SparseCodes:
+        """Codes that list every latent, from a dense [N, width]."""
+        indices = torch.arange(values.shape[1], device=values.device).expand_as(values)
+        return cls(values, indices, values.shape[1], in_order=True)
 
     @property
     def tokens(self) -> int:
@@ -58,6 +67,8 @@ class SparseCodes:
 
     def to_dense(self) -> Tensor:
         """The same codes as a dense [N, width] tensor of the values' dtype; differentiable."""
+        if self.in_order:
+            return self.values
         # scatter is enough, and the fastest, an index standing once a row
         if self.offsets is None:
             return self.values.new_zeros(self.tokens, self.width).scatter(1, self.indices, self.values)
@@ -76,4 +87,4 @@ class SparseCodes:
 
     def with_values(self, values: Tensor) -> SparseCodes:
         """The same entries with other values."""
-        return SparseCodes(values, self.indices, self.width, self.offsets)
+        return SparseCodes(values, self.indices, self.width, self.offsets, self.in_order)

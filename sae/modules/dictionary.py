@@ -38,7 +38,9 @@ class Dictionary(nn.Module):
             self.tokens_since_fired.zero_()
 
     def decode(self, codes: SparseCodes) -> Tensor:
-        """Codes of N tokens -> reconstruction [N, d]."""
+        """Codes of N tokens -> reconstruction [N, d]; a plain product where every latent is listed."""
+        if codes.in_order:
+            return torch.addmm(self.b.to(codes.values.dtype), codes.values, self.W.to(codes.values.dtype))
         return sparse_decode(codes, self.W.to(codes.values.dtype), self.b)
 
     @torch.no_grad()

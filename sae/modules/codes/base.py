@@ -128,9 +128,7 @@ def make_code(description: dict[str, Any]) -> Code:
 def dense(x: Tensor, W_enc: Tensor, b_enc: Tensor, b_pre: Tensor | None) -> SparseCodes:
     """W_enc (x - b_pre) + b_enc with every latent of every token listed."""
     centred = x if b_pre is None else x - b_pre
-    values = nn.functional.linear(centred, W_enc, b_enc.to(W_enc.dtype))
-    indices = torch.arange(W_enc.shape[0], device=x.device).expand_as(values)
-    return SparseCodes(values, indices, W_enc.shape[0])
+    return SparseCodes.dense(nn.functional.linear(centred, W_enc, b_enc.to(W_enc.dtype)))
 
 
 def above(

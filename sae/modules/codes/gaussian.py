@@ -35,19 +35,14 @@ class Gaussian(Code):
     def activate(self, listed: SparseCodes) -> SparseCodes:
         """See `Code`; the means."""
         mean, _ = self.moments(listed)
-        return _codes(mean, listed)
+        return SparseCodes.dense(mean)
 
     def sample(self, listed: SparseCodes, generator: torch.Generator) -> SparseCodes:
         """See `Code`; gradients go through the draw to mean and variance, ε being the noise."""
         mean, log_variance = self.moments(listed)
         noise = torch.randn(mean.shape, generator=generator, device=mean.device)
-        return _codes(mean + (0.5 * log_variance).exp() * noise, listed)
+        return SparseCodes.dense(mean + (0.5 * log_variance).exp() * noise)
 
     def rescaled(self, factors: Tensor) -> None:
         """See `Code`; the prior fixes the scale."""
         del factors
-
-
-def _codes(values: Tensor, listed: SparseCodes) -> SparseCodes:
-    width = values.shape[1]
-    return SparseCodes(values, listed.indices[:, :width], width)
