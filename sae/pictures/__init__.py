@@ -1,0 +1,1 @@
+"""Pictures of image autoencoders, and the self-contained page that holds them."""
