@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -69,7 +70,8 @@ def sensitivity(decode: Decode, codes: SparseCodes, *, probes: int = PROBES, see
     Raises:
         ValueError: `decode` passes no gradient.
     """
-    generator = torch.Generator().manual_seed(seed)
+    # not torch's stream, from which a network of the same seed has its weights
+    rng = np.random.default_rng(seed)
     total, rows = torch.zeros(codes.width, dtype=torch.float64), min(probes, codes.tokens)
     for z in _blocks(_rows(codes, 0, rows)):
         z.requires_grad_(True)
@@ -77,7 +79,7 @@ def sensitivity(decode: Decode, codes: SparseCodes, *, probes: int = PROBES, see
             out = decode(z)
         if not out.requires_grad:
             raise ValueError("decode: passes no gradient to the codes, so the gains can't be measured; give `gain`")
-        u = torch.randn(out.shape, generator=generator).to(out.device, out.dtype)
+        u = torch.from_numpy(rng.standard_normal(tuple(out.shape))).to(out.device, out.dtype)
         (pulled,) = torch.autograd.grad(out, z, u)
         total += pulled.double().square().sum(0)
     return (total / rows).sqrt()

@@ -243,6 +243,12 @@ def test_sensitivity_is_the_norm_of_the_jacobians_columns() -> None:
         sensitivity(lambda z: (z @ atoms).detach(), stack([codes]))
 
 
+def test_sensitivity_does_not_fall_for_weights_of_the_same_seed() -> None:
+    atoms = normal(900, 300, seed=0)
+    found = sensitivity(lambda z: z @ atoms, stack([normal(500, 900, seed=1)]), seed=0)
+    assert found == pytest.approx(atoms.norm(dim=1), rel=0.2)
+
+
 def test_a_latent_without_effect_costs_nothing() -> None:
     atoms = torch.cat([normal(3, 5), torch.zeros(2, 5)])
     train, heldout = normal(2000, 5), normal(1000, 5, seed=1)
