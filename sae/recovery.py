@@ -36,7 +36,7 @@ class Course(NamedTuple):
 COURSES = {
     "easy16": Course(32, 800, 1e-2),
     "superposed": Course(256, 1500, 3e-3),
-    "correlated": Course(256, 1500, 3e-3),
+    "correlated": Course(50, 1000, 1e-2, 256),
     "zipf": Course(256, 1500, 3e-3),
     "noisy": Course(256, 1500, 3e-3),
     "hierarchical": Course(512, 2000, 5e-3),

@@ -79,8 +79,9 @@ def checkerboard(images: Any, stride: int) -> Checkerboard:
     _need_contrast(total)
     phase = reduce(x, "n c (h i) (w j) -> c i j", "mean", i=stride, j=stride)
     spectrum = power(x)
-    on_lattice = spectrum[:: height // stride, :: width // stride].sum() - spectrum[0, 0]
-    off_lattice = spectrum.sum() - spectrum[0, 0] - on_lattice
+    # frequency (0, 0) is among them and has no power
+    on_lattice = spectrum[:: height // stride, :: width // stride].sum()
+    off_lattice = spectrum.sum() - on_lattice
     # what is left of an exact cancellation is rounding, and no power
     exact = off_lattice <= 1e-12 * spectrum.sum()
     return Checkerboard(

@@ -173,6 +173,15 @@ def test_more_latents_find_what_is_spread_over_them() -> None:
     assert sparse_probe(task, 10).accuracy == pytest.approx(1, abs=0.001)
 
 
+def test_a_latent_that_always_fires_is_not_chosen_however_large() -> None:
+    (codes, y), (test_codes, y_test) = firing(n=3000), firing(n=3000, seed=1)
+    train, test = codes.to_dense(), test_codes.to_dense()
+    train[:, -1], test[:, -1] = 50, 50
+    task = probing_task(train, y, test, y_test)
+    assert sparse.issparse(task.train)
+    assert sparse_probe(task, 1).accuracy == pytest.approx((1 + 0.2) / 2, abs=0.03)
+
+
 def test_shuffled_labels_leave_chance_and_the_full_probe_does_not(digits: ProbingTask) -> None:
     result = probe(digits, few=(10, 100, 5000), latents=(1, 5, 100), draws=2)
     assert result.shuffled == shuffled_probe(digits, draws=2)

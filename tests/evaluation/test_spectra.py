@@ -112,6 +112,8 @@ def test_white_noise_has_a_flat_spectrum_and_its_share_of_high_frequencies(cutof
     result = radial_spectrum(3 * noise(300, 1, 32, 32), cutoff=cutoff)
     # an image's mean is taken off before, which costs a frequency in 1024 at (0, 0) alone
     np.testing.assert_allclose(result.power, 9, rtol=0.1)
+    assert len(result.frequency) == 16
+    assert result.frequency[-1] == pytest.approx(0.5, abs=0.01)
     assert result.high_share == pytest.approx(result.high_share_of_noise, abs=0.005)
     # the frequencies of a fine grid fill the square of area 1, of which a disc of this radius is low
     assert result.high_share_of_noise == pytest.approx(1 - np.pi * cutoff**2, abs=0.015)

@@ -88,7 +88,8 @@ def dci(
             continue
         model = clone(PREDICTORS[trees]).set_params(random_state=seed)
         model.fit(z[np.ix_(fitted, kept)], factor[fitted])
-        importance[kept, k] = model.feature_importances_
+        # a split that gains nothing can come out at -1e-19
+        importance[kept, k] = model.feature_importances_.clip(min=0)
         accuracies.append(model.score(z[np.ix_(held, kept)], factor[held]))
     balance = dci_of(importance[kept])
     return DCI(*balance, informativeness=float(np.mean(accuracies)), importance=importance)
