@@ -24,8 +24,9 @@ Trees = Literal["boosted", "extra"]
 PREDICTORS = {
     # Locatello et al. 2019, who take 100 rounds and 10,000 samples: minutes a factor of 40 values
     "boosted": GradientBoostingClassifier(n_estimators=10),
-    # every latent is tried at every split: with the usual square root of them, leaves lean on latents that tell nothing
-    "extra": ExtraTreesClassifier(n_estimators=50, max_features=None),  # pyright: ignore[reportArgumentType]
+    # every latent is tried at every split, and leaves hold ten: with the usual square root of the latents and leaves of
+    # one, trees lean on latents that tell nothing
+    "extra": ExtraTreesClassifier(n_estimators=50, max_features=None, min_samples_leaf=10),  # pyright: ignore[reportArgumentType]
 }
 
 

@@ -22,7 +22,7 @@ import math
 from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy.special import logsumexp
+import torch
 
 from sae.evaluation.disentanglement.arrays import Array, as_array, checked
 from sae.fields import unknown_choice
@@ -30,6 +30,7 @@ from sae.fields import unknown_choice
 Protocol = Literal["locatello2019", "chen2018"]
 BINS = 20
 BLOCK = 4_000_000  # numbers held at a time
+MIXTURE_BLOCK = 200_000  # the same where they are gone over many times, to fit a cache
 
 
 class Information(NamedTuple):
@@ -153,11 +154,12 @@ def _mixture_entropy(
 ) -> np.ndarray:
     """Entropy of the mixture of n Gaussians in every latent, by draws from it: E[-log q(z_j)], nats [L]."""
     chosen = rng.integers(len(means), size=samples)
-    draws = means[chosen] + np.exp(log_variances[chosen] / 2) * rng.standard_normal((samples, means.shape[1]))
-    block = max(1, BLOCK // means.size)
-    total = np.zeros(means.shape[1])
-    for start in range(0, samples, block):
-        square = np.square(draws[start : start + block, None] - means) * np.exp(-log_variances)
-        density = -0.5 * (square + log_variances + math.log(2 * math.pi))
-        total += (math.log(len(means)) - np.asarray(logsumexp(density, axis=1))).sum(0)
-    return total / samples
+    noise = rng.standard_normal((samples, means.shape[1]))
+    centres, log_deviation = torch.from_numpy(means), torch.from_numpy(log_variances) / 2
+    draws = centres[chosen] + log_deviation[chosen].exp() * torch.from_numpy(noise)
+    inverse, total = (-log_deviation).exp(), torch.zeros(means.shape[1], dtype=torch.float64)
+    for some in draws.split(max(1, MIXTURE_BLOCK // means.size)):
+        square = ((some[:, None] - centres) * inverse).square()
+        density = torch.logsumexp(-0.5 * square - log_deviation, 1) - 0.5 * math.log(2 * math.pi) - math.log(len(means))
+        total -= density.sum(0)
+    return (total / samples).numpy()
