@@ -3,6 +3,11 @@
     checkerboard(images, stride=2).phases     # 0 without a lattice, 1 where there is nothing else
     radial_spectrum(images).high_share        # falls where images are blurred
 
+With random weights the decoder 128x8x8 -> 64 -> 32 -> 3x64x64 has `phases` .32 (standard deviation .10 over 32 seeds)
+with transposed convolutions of kernel 4 and stride 2, .0002 with nearest upsampling and convolutions. Every output has
+as many kernel taps, but other weights in each phase, through which activations of one sign pass: without the
+activations' ReLU it is .06.
+
 Frequencies are in cycles a pixel, 0 to 1/2 along an axis. Every channel counts as an image of its own. Images are
 not windowed: what differs between opposite borders leaks along the two axes, into model and data alike, so spectra
 are compared with spectra of images of the same size.
