@@ -1,12 +1,21 @@
-"""Images side by side."""
+"""Images side by side.
+
+draw_rows({"Original": x, "Reconstruction": y, "Error": diverging(x - y, shape)}, shape)
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from torch import Tensor
+
+from sae.pictures.style import SMALL
+
+DIVERGING = "PuOr"  # orange below zero, purple above: told apart whatever colours the eye sees
 
 
 def tiled(images: Tensor, shape: Sequence[int], columns: int, *, gap: int = 1) -> np.ndarray:
@@ -21,27 +30,92 @@ def tiled(images: Tensor, shape: Sequence[int], columns: int, *, gap: int = 1) -
     return canvas
 
 
-def draw_rows(rows: dict[str, Tensor], shape: Sequence[int]) -> Figure:
-    """A labelled row of images [n, D] for every name."""
+def coloured(images: Tensor, shape: Sequence[int]) -> Tensor:
+    """Images [n, C·H·W] as [n, 3·H·W], so that grey ones can stand beside coloured ones."""
+    pixels = images.detach().cpu().float().view(len(images), *shape)
+    return pixels.expand(-1, 3, -1, -1).flatten(1)
+
+
+def diverging(images: Tensor, shape: Sequence[int], *, limit: float | Tensor | None = None) -> Tensor:
+    """Signed images [n, C·H·W] as colours [n, 3·H·W]: white at 0, purple up to `limit`, orange down to -limit.
+
+    Args:
+        images: real numbers; those of three channels become brighter or darker than grey, channel by channel.
+        shape: [C, H, W].
+        limit: one number, or one an image [n]; by default the largest magnitude of all of them.
+    """
+    pixels = images.detach().cpu().float()
+    bound = torch.as_tensor(pixels.abs().max() if limit is None else limit, dtype=torch.float32).view(-1, 1)
+    scaled = 0.5 + 0.5 * (pixels / bound.clamp_min(1e-12)).clamp(-1, 1)
+    if shape[0] == 3:
+        return scaled
+    colours = colormaps[DIVERGING](scaled.view(len(images), *shape[1:]).numpy())[..., :3]
+    return torch.from_numpy(np.ascontiguousarray(colours)).float().permute(0, 3, 1, 2).flatten(1)
+
+
+def draw_rows(
+    rows: Mapping[str, Tensor], shape: Sequence[int], *, headings: Sequence[str] = (), title: str = "", x: str = ""
+) -> Figure:
+    """A labelled row of images for every name.
+
+    Args:
+        rows: [n, C·H·W] by name; coloured ones [n, 3·H·W] may stand among grey ones.
+        shape: [C, H, W].
+        headings: over the columns.
+        title: over the picture.
+        x: what the headings are, with the unit.
+    """
     columns = max(len(images) for images in rows.values())
-    figure = Figure(figsize=(min(12.0, 0.62 * columns + 1.2), 0.62 * len(rows) + 0.2))
-    axes = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
-    for axis, (name, images) in zip(axes, rows.items(), strict=True):
-        axis.imshow(tiled(images, shape, len(images)), interpolation="nearest")
-        axis.set_xticks([])
-        axis.set_yticks([])
-        axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
-        for side in axis.spines.values():
-            side.set_visible(False)
-    return figure
-
-
-def draw_tiles(images: Tensor, shape: Sequence[int], columns: int, title: str = "") -> Figure:
-    """Images [n, D] in a rectangle."""
-    canvas = tiled(images, shape, columns)
-    figure = Figure(figsize=(6.0, 6.0 * canvas.shape[0] / canvas.shape[1] + 0.3))
+    height, width = shape[1:]
+    gap = max(1, round(height / 16))
+    blank = torch.ones(columns, 3 * height * width)
+    parts = []
+    for images in rows.values():
+        row = coloured(images, (images.shape[1] // (height * width), height, width))
+        parts.append(torch.cat([row, blank[len(row) :]]))
+    side = min(0.8, 9.0 / columns)  # inches an image
+    canvas = tiled(torch.cat(parts), (3, height, width), columns, gap=gap)
+    figure = Figure(figsize=(side * columns + 1.8, side * len(rows) * height / width + 0.5), layout="constrained")
     axis = figure.subplots()
     axis.imshow(canvas, interpolation="nearest")
-    axis.set_axis_off()
-    axis.set_title(title, fontsize=9)
+    axis.set_yticks([i * (height + gap) + (height - 1) / 2 for i in range(len(rows))], list(rows), fontsize=SMALL)
+    places = [i * (width + gap) + (width - 1) / 2 for i in range(len(headings))]
+    axis.set_xticks(places, list(headings), fontsize=SMALL - 1)
+    axis.xaxis.tick_top()
+    axis.xaxis.set_label_position("top")
+    axis.set_xlabel(x, fontsize=SMALL)
+    axis.tick_params(length=0)
+    _without_frame(figure, title)
     return figure
+
+
+def draw_tiles(
+    images: Tensor,
+    shape: Sequence[int],
+    columns: int,
+    title: str = "",
+    *,
+    x: str = "",
+    y: str = "",
+    gap: int = 1,
+    inches: float = 6.0,
+) -> Figure:
+    """Images [n, C·H·W] in a rectangle `inches` wide; `x` and `y` name what changes along it."""
+    canvas = tiled(images, shape, columns, gap=gap)
+    figure = Figure(figsize=(inches, inches * canvas.shape[0] / canvas.shape[1] + 0.3), layout="constrained")
+    axis = figure.subplots()
+    axis.imshow(canvas, interpolation="nearest")
+    axis.set_xticks([])
+    axis.set_yticks([])
+    axis.set_xlabel(x, fontsize=SMALL)
+    axis.set_ylabel(y, fontsize=SMALL)
+    _without_frame(figure, title)
+    return figure
+
+
+def _without_frame(figure: Figure, title: str) -> None:
+    for axis in figure.axes:
+        for side in axis.spines.values():
+            side.set_visible(False)
+    if title:
+        figure.suptitle(title, fontsize=SMALL + 0.5)

@@ -26,7 +26,7 @@ STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
 figure { margin: 1rem 0; }
-figure img, figure svg { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
+figure img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
 figcaption { font-size: .875rem; opacity: .75; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .875rem; }
 th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #8884; white-space: nowrap; }
@@ -43,6 +43,11 @@ class Page:
         self._parts: list[str] = []
         self._sections: list[str] = []
 
+    @property
+    def sections(self) -> tuple[str, ...]:
+        """Titles of the sections so far."""
+        return tuple(self._sections)
+
     def section(self, title: str, text: str = "") -> None:
         """A heading, which the page's list of contents links to, and a paragraph."""
         self._sections.append(title)
@@ -56,8 +61,11 @@ class Page:
 
     def figure(self, figure: Figure, caption: str, *, vector: bool = False) -> None:
         """A matplotlib figure: as PNG, or as SVG where it is lines and text alone (`vector`)."""
-        image = _svg(figure) if vector else _png(figure)
-        self._parts.append(f"<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>")
+        # an image of its own, so that names inside one drawing mean nothing in the next
+        kind, data = ("svg+xml", _svg(figure)) if vector else ("png", _png(figure))
+        says = html.escape(caption)
+        image = f'<img alt="{says}" src="data:image/{kind};base64,{base64.b64encode(data).decode()}">'
+        self._parts.append(f"<figure>{image}<figcaption>{says}</figcaption></figure>")
 
     def table(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """A table whose columns are the first row's keys; {"value", "low", "high"} is shown as an interval."""
@@ -95,14 +103,15 @@ def _cell(value: Any) -> str:
     return number(value)
 
 
-def _png(figure: Figure) -> str:
+def _png(figure: Figure) -> bytes:
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=120, bbox_inches="tight")
-    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}">'
+    return data.getvalue()
 
 
-def _svg(figure: Figure) -> str:
-    data = io.StringIO()
-    figure.savefig(data, format="svg", bbox_inches="tight", metadata={"Date": None})
-    text = data.getvalue()
-    return text[text.index("<svg") :]
+def _svg(figure: Figure) -> bytes:
+    data = io.BytesIO()
+    figure.savefig(
+        data, format="svg", bbox_inches="tight", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    )
+    return data.getvalue()
