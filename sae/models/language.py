@@ -22,7 +22,8 @@ VARIANTS: dict[str, Variant] = {
     "matryoshka": MATRYOSHKA,
     "jumprelu": JUMPRELU,
     "transcoder": dataclasses.replace(TOPK, base="topk", transcodes=True),
-    "skip_transcoder": dataclasses.replace(TOPK, base="topk", transcodes=True, skip=True),
+    # beside the linear map fewer than k of a token's pre-activations are positive: k of the average token are
+    "skip_transcoder": dataclasses.replace(BATCHTOPK, base="batchtopk", transcodes=True, skip=True),
     "crosscoder": dataclasses.replace(BATCHTOPK, base="batchtopk", several_sites=True),
     "matching_pursuit": MATCHING_PURSUIT,
     "temporal": TEMPORAL,

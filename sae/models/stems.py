@@ -13,7 +13,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from sae.config import unknown_choice
+from sae.config import ConfigError, unknown_choice
 from sae.modules.dictionary import start_linear
 
 KERNEL, STRIDE, PADDING = 4, 2, 1  # halves or doubles a side exactly
@@ -149,12 +149,12 @@ def map_shape(shape: Sequence[int], channels: Sequence[int]) -> list[int]:
     """Shape [C, H, W] of the last feature map.
 
     Raises:
-        ValueError: a side cannot be halved so often.
+        ConfigError: a side cannot be halved so often.
     """
     sides = []
     for side in shape[1:]:
         if side % STRIDE ** len(channels) or not channels:
-            raise ValueError(f"--channels {list(channels)}: a side of {side} cannot be halved {len(channels)} times")
+            raise ConfigError(f"--channels {list(channels)}: a side of {side} cannot be halved {len(channels)} times")
         sides.append(side // STRIDE ** len(channels))
     return [channels[-1], *sides]
 

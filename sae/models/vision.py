@@ -85,6 +85,8 @@ def recipe_of(config: VisionConfig, shape: Sequence[int], samples: int) -> Recip
     config = completed(config, shape)
     pixels = math.prod(shape)
     stem, head = _stem(config, shape), _head(config, shape)
+    if (1 if stem is None else stem.positions) != (1 if head is None else head.positions):
+        raise ConfigError(f"--head {config.head}: reads another number of places than --stem {config.stem} gives")
     row = OWN.get(config.variant)
     sparse = language.find_variant(config) if row is None else None
     if sparse is not None:
@@ -105,8 +107,6 @@ def recipe_of(config: VisionConfig, shape: Sequence[int], samples: int) -> Recip
         unit_atoms=row is None or row.unit_atoms,
         per_token_norm=config.normalise == "layer_norm",
     )
-    if (1 if head is None else head.positions) != model.positions:
-        raise ConfigError(f"--head {config.head}: reads another number of places than --stem {config.stem} gives")
     return Recipe(
         config=config,
         model=model,

@@ -12,6 +12,9 @@ from sae.modules.losses import Term
 
 TANH_SCALE = 4.0
 """c of tanh(c f ||w||) (Conerly et al. 2025)."""
+WINDOW_EVERY = 4
+"""Of how many tokens one lists the wide window below its thresholds (see `JumpReLU`). With 1 a step costs 2.6 times
+TopK's, with 4 1.4; on layer 9 of the demo model (1,024 latents, 291 steps) FVU was .286 with 1 and .289 with 4."""
 
 RELU = Variant(
     code=lambda config, dim: ReLU(),
@@ -45,7 +48,7 @@ def _threshold(config: SAEConfig, dim: int) -> JumpReLU:
     features one seed of three ended at MCC .87, with 0.01 all at 1.00; on the demo task FVU was .166 against .161.
     """
     if config.recipe == "anthropic":
-        return JumpReLU(config.width, config.bandwidth or 2.0, 0.1)
+        return JumpReLU(config.width, config.bandwidth or 2.0, 0.1, through=True, every=WINDOW_EVERY)
     unit = math.sqrt(dim)
     return JumpReLU(config.width, config.bandwidth or 0.01 * unit, 0.001 * unit, rate=unit)
 
