@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
@@ -39,7 +40,40 @@ class ImageEval:
         return evaluate_images(self.run_folder, self.config)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ImageChapter:
+    """Run the experiments of the textbook's chapter on autoencoders, and write them as one page.
+
+    Run again with the same flags, it goes on where it was stopped: finished experiments and runs are kept.
+    """
+
+    out: Path
+    """Folder of the page (chapter.html), of findings.json, and of the runs."""
+    data: str = "mnist5k"
+    """Images with labels, for experiments that do not need a certain set."""
+    only: str = ""
+    """Experiments to run, with commas; by default all."""
+    seeds: int | None = None
+    """Seeds that every claim rests on; by default 3, and 1 with --quick."""
+    quick: bool = False
+    """Few epochs: shows that everything runs, not that the claims hold."""
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:
+        from sae.chapter.base import Setting
+        from sae.chapter.report import run_chapter
+        from sae.progress import Progress
+
+        seeds = (1 if self.quick else 3) if self.seeds is None else self.seeds
+        with Progress() as progress:
+            setting = Setting(
+                out=self.out, data=self.data, seeds=tuple(range(seeds)), quick=self.quick, tell=progress.say
+            )
+            return run_chapter(setting, [name for name in self.only.split(",") if name])
+
+
 IMAGE_COMMANDS: dict[str, type] = {
     "train": ImageTrain,
     "eval": ImageEval,
+    "chapter": ImageChapter,
 }

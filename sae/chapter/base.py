@@ -6,18 +6,21 @@ def linear_is_pca(setting: Setting) -> Finding: ...
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from matplotlib.figure import Figure
 
 from sae.config import ConfigError, OptimConfig, to_json
 from sae.image_config import ImageDataConfig, ImageTrainConfig, VisionConfig
 from sae.image_runs import ImageRun, open_image_run
-from sae.models.saved import read_description
+from sae.models.saved import CONFIG, read_description
 from sae.training.images import train_images
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +35,11 @@ class Setting:
     quick: bool = False
     """Small: fewer images and epochs, for a test of the way and not of the claim."""
     tell: Callable[[str], None] = field(default=lambda text: None)
+    """Where progress is said."""
+
+    def pick(self, full: T, quick: T) -> T:
+        """The first value, or the second one where the setting is quick."""
+        return quick if self.quick else full
 
 
 class Picture(NamedTuple):
@@ -115,8 +123,10 @@ def trained(
         device="cpu",
     )
     if not _finished(out):
-        setting.tell(f"training {out.name}")
-        train_images(config)
+        # one that was stopped left its settings and perhaps a checkpoint
+        begun = (out / CONFIG).is_file()
+        setting.tell(f"{'going on with' if begun else 'training'} {out.name}")
+        train_images(dataclasses.replace(config, resume=begun))
     run = open_image_run(out)
     _check_same(config, run)
     return run

@@ -1,0 +1,105 @@
+"""What several experiments measure alike: held-out images, FVU of any reconstruction, means over seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor
+
+from sae.config import ConfigError
+from sae.data.images import ImageSet
+from sae.evaluation.baselines import PCA
+from sae.evaluation.reconstruction import fvu_of
+from sae.image_config import ImageDataConfig
+from sae.image_runs import ImageRun, decode_dense, dense_codes, open_split
+
+Spread = float | dict[str, float]
+"""A mean over seeds: {"value", "low", "high"}, or a plain number where there is one seed."""
+
+
+class Images(NamedTuple):
+    """Pixels with their classes."""
+
+    x: Tensor
+    """float32 [n, D]."""
+    labels: Tensor
+    """int64 [n]."""
+    names: tuple[str, ...]
+    """Of the classes."""
+    shape: tuple[int, int, int]
+    """Channels, rows, columns."""
+
+
+def split_images(data: str) -> tuple[Images, Images]:
+    """Training and held-out images, split as `trained` splits them.
+
+    Raises:
+        ConfigError: they have no labels.
+    """
+    config = ImageDataConfig(data=data)
+    return _labelled(open_split(config, "train")), _labelled(open_split(config, "heldout"))
+
+
+def _labelled(images: ImageSet) -> Images:
+    if images.labels is None:
+        raise ConfigError(f"--data {images.name}: has no labels; expected digits, mnist5k or another set with labels")
+    names = images.label_names or tuple(str(label) for label in images.labels.unique().tolist())
+    return Images(images.all(), images.labels, names, images.shape)
+
+
+def over_seeds(values: Sequence[float]) -> Spread:
+    """Mean with the 95% interval of Student's t over seeds (a mean of few runs, taken as normal)."""
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return mean
+    half = float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
+    return {"value": mean, "low": mean - half, "high": mean + half}
+
+
+def mean_of(spread: Spread) -> float:
+    """The mean that `over_seeds` gave."""
+    return spread["value"] if isinstance(spread, dict) else spread
+
+
+def fvu(x: Tensor, x_hat: Tensor) -> float:
+    """Σ||x - x̂||² / Σ||x - mean||² of images [n, D] and any reconstruction of them."""
+    wide = x.double()
+    offset = wide - wide.mean(0)
+    sums = {
+        "error": (wide - x_hat.double()).square().sum(),
+        "square": offset.square().sum(),
+        "offset": offset.sum(0),
+        "count": torch.tensor(float(len(x))),
+        "norm_square": wide.square().sum(),
+    }
+    return fvu_of("error", sums).item()
+
+
+def psnr(x: Tensor, x_hat: Tensor) -> float:
+    """10 log10(1 / mean squared error of a pixel), dB, for pixels in [0, 1]."""
+    return -10 * (x_hat - x).square().mean().log10().item()
+
+
+def pca_codes(pca: PCA, x: Tensor, k: int) -> Tensor:
+    """The first k principal components of images [n, D], [n, k]."""
+    return ((x.double() - pca.mean) @ pca.components[:k].T).float()
+
+
+def pca_reconstruction(pca: PCA, x: Tensor, k: int) -> Tensor:
+    """Images [n, D] rebuilt from k components."""
+    return (pca_codes(pca, x, k).double() @ pca.components[:k] + pca.mean).float()
+
+
+def reconstructed(run: ImageRun, x: Tensor) -> Tensor:
+    """Images [n, D] through the saved autoencoder, at the mean of its code."""
+    return decode_dense(run.model, dense_codes(run.model, x))
+
+
+def held_fvu(run: ImageRun, x: Tensor) -> float:
+    """FVU of a run's reconstructions of images [n, D]."""
+    return fvu(x, reconstructed(run, x))
