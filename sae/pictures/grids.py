@@ -100,8 +100,9 @@ def draw_tiles(
     gap: int = 1,
     inches: float = 6.0,
 ) -> Figure:
-    """Images [n, C·H·W] in a rectangle `inches` wide; `x` and `y` name what changes along it."""
-    canvas = tiled(images, shape, columns, gap=gap)
+    """Images [n, C·H·W], or coloured ones, in a rectangle `inches` wide; `x` and `y` name what changes along it."""
+    height, width = shape[1:]
+    canvas = tiled(images, (images.shape[1] // (height * width), height, width), columns, gap=gap)
     figure = Figure(figsize=(inches, inches * canvas.shape[0] / canvas.shape[1] + 0.3), layout="constrained")
     axis = figure.subplots()
     axis.imshow(canvas, interpolation="nearest")
