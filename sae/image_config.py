@@ -86,6 +86,8 @@ class VisionConfig(SAEConfig):
     """Weight that keeps the encoder near the atoms it chooses."""
     momentum: float = 0.99
     """Decay of a codebook's moving averages; 0 lets its atoms learn by gradient."""
+    resets: bool = True
+    """Put atoms that hardly any place of an image chooses on places of the batch."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

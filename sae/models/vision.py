@@ -45,6 +45,7 @@ OWN: dict[str, ImageVariant] = {
 }
 NAMES = (*OWN, *SPARSE)
 USUAL_CHANNELS = (32, 64, 128)
+SMALLEST_MAP = 4  # sides of the last feature map where --channels does not say otherwise
 DECODES_ITSELF = {"nested_error", "gate_error"}  # terms that go through the dictionary and know of no head
 USUAL_LR = 1e-3  # of Adam, for networks with stem and head
 
@@ -131,9 +132,11 @@ def _channels(config: VisionConfig, shape: Sequence[int], stem: str, head: str) 
     kinds = {stem, head} & {"convolutional", "two_level"}
     if config.channels or not kinds:
         return config.channels
-    # a power of 2 that divides both sides
-    halvings = min((side & -side).bit_length() - 1 for side in shape[1:])
-    room = halvings - ("two_level" in kinds)
+    halvings = 0
+    while all(side % 2 ** (halvings + 1) == 0 and side >> (halvings + 1) >= SMALLEST_MAP for side in shape[1:]):
+        halvings += 1
+    odd = any((side >> halvings) % 2 for side in shape[1:])
+    room = halvings - ("two_level" in kinds and odd)
     if room < 1:
         raise ConfigError(f"--stem {stem}: sides of {shape[1]} and {shape[2]} cannot be halved often enough")
     return USUAL_CHANNELS[:room]

@@ -36,7 +36,7 @@ def kl_per_latent(mean: Tensor, log_variance: Tensor) -> Tensor:
 
 @term("all")
 def capacity(step: Step, nats: float, over: float = 1.0) -> Tensor:
-    """|KL - C|, C rising from 0 to `nats` over a share `over` of the steps (Burgess et al. 2018, eq. 8), [N], all alike.
+    """|KL - C|, C rising from 0 to `nats` over a share `over` of the steps (Burgess et al. 2018, eq. 8), alike in [N].
 
     KL is the batch's mean, as the published code has it.
     """

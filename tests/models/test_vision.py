@@ -160,9 +160,8 @@ def test_rows_of_a_sample_stay_together() -> None:
         model = trained(settings(name)).model
         x = pictures(4)
         together = model.embed(x).view(4, model.positions, -1)
-        assert torch.allclose(
-            torch.cat([model.embed(row.unsqueeze(0)) for row in x]), together.flatten(0, 1), atol=1e-5
-        )
+        each = torch.cat([model.embed(row.unsqueeze(0)) for row in x])
+        assert torch.allclose(each, together.flatten(0, 1), atol=1e-5)
         decoded = model.dictionary.decode(model.encode(x))
         alone = torch.cat([model.show(part) for part in decoded.split(model.positions)])
         assert torch.allclose(alone, model.show(decoded), atol=1e-5)
@@ -206,6 +205,8 @@ def test_auto_is_written_out() -> None:
     )  # fmt: skip
     assert completed(VisionConfig(variant="vqvae"), (1, 28, 28)).channels == (32, 64)
     assert completed(VisionConfig(variant="vqvae2"), (1, 28, 28)).channels == (32,)
+    assert completed(VisionConfig(variant="vqvae"), (1, 8, 8)).channels == (32,)
+    assert completed(VisionConfig(variant="vqvae"), (3, 64, 64)).channels == (32, 64, 128)
     assert completed(VisionConfig(variant="topk"), (1, 28, 28)).normalise == "scale"
     assert completed(VisionConfig(variant="beta_vae"), (1, 28, 28)).beta == 4.0
     assert set(OWN) <= set(NAMES)
@@ -224,7 +225,10 @@ def test_normalised_beta_counts_pixels_over_latents() -> None:
         ({"variant": "vae", "output": "linear"}, "--likelihood bernoulli: needs --output sigmoid, not linear"),
         ({"variant": "linear", "output": "sigmoid"}, "--output sigmoid: needs a head"),
         ({"variant": "vqvae", "stem": "mlp"}, "--stem mlp: a codebook quantises the places of a feature map"),
-        ({"variant": "vqvae", "head": "mlp"}, "--head mlp: reads another number of places than --stem convolutional"),
+        (
+            {"variant": "vqvae", "head": "mlp", "channels": (4,)},
+            "--head mlp: reads another number of places than --stem convolutional",
+        ),
         (
             {"variant": "matryoshka", "head": "mlp"},
             "--head mlp: --variant matryoshka scores the dictionary's own output",

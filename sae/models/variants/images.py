@@ -79,14 +79,14 @@ def codebook_terms(config: VisionConfig, pixels: int, samples: int) -> list[Term
 
 
 VQ_VAE = ImageVariant(
-    code=lambda config: Quantised(config.width, config.code_dim, config.momentum),
+    code=lambda config: Quantised(config.width, config.code_dim, config.momentum, config.resets),
     terms=codebook_terms,
     stem="convolutional",
     head="convolutional",
 )
 
 VQ_VAE_2 = ImageVariant(
-    code=lambda config: Quantised(config.width, config.code_dim, config.momentum),
+    code=lambda config: Quantised(config.width, config.code_dim, config.momentum, config.resets),
     terms=codebook_terms,
     stem="two_level",
     head="two_level",

@@ -132,13 +132,19 @@ def dense(x: Tensor, W_enc: Tensor, b_enc: Tensor, b_pre: Tensor | None) -> Spar
 
 
 def above(
-    x: Tensor, W_enc: Tensor, b_enc: Tensor, b_pre: Tensor | None, theta: Tensor | float, margin: float = 0.0
+    x: Tensor,
+    W_enc: Tensor,
+    b_enc: Tensor,
+    b_pre: Tensor | None,
+    theta: Tensor | float,
+    margin: float = 0.0,
+    most: float = DENSE_ABOVE,
 ) -> SparseCodes:
-    """Pre-activations over theta - margin, as CSR; all of them, dense, where a sample says that they are many."""
+    """Pre-activations over theta - margin, as CSR; all, dense, where a sample says that their share is over `most`."""
     with torch.no_grad():
         every = max(1, x.shape[0] // SAMPLE)
         sample = dense(x[::every], W_enc, b_enc, b_pre).values
-        many = (sample > theta - margin).float().mean() > DENSE_ABOVE
+        many = (sample > theta - margin).float().mean() > most
     if many:
         return dense(x, W_enc, b_enc, b_pre)
     return threshold_encode(x, W_enc, b_enc, theta, margin=margin, b_pre=b_pre)

@@ -23,7 +23,7 @@ class Quantised(Code):
     The nearest atom has the largest x·w_i - ||w_i||² / 2: a TopK of one over the atoms themselves. Behind the
     dictionary the gradient goes on to x as if nothing had happened (straight through; what has stop-gradients are loss
     terms). With a `momentum` γ the atoms are moving averages of the rows they stand for (appendix A.1); with 0 they
-    learn by gradient from the term `codebook`. Atoms that hardly any row chose are put on rows of the batch.
+    learn by gradient from the term `codebook`. Atoms that hardly any row chose are put on rows of the batch (`resets`).
     """
 
     name = "quantised"
@@ -32,9 +32,9 @@ class Quantised(Code):
     count: Tensor
     sum: Tensor
 
-    def __init__(self, width: int, dim: int, momentum: float = 0.99) -> None:
+    def __init__(self, width: int, dim: int, momentum: float = 0.99, resets: bool = True) -> None:
         super().__init__()
-        self.width, self.dim, self.momentum = width, dim, momentum
+        self.width, self.dim, self.momentum, self.resets = width, dim, momentum, resets
         self.register_buffer(COUNT, torch.ones(width))
         self.register_buffer(SUM, torch.zeros(width, dim))
 
@@ -54,7 +54,8 @@ class Quantised(Code):
 
     def describe(self) -> dict[str, Any]:
         """See `Code`."""
-        return {"name": self.name, "width": self.width, "dim": self.dim, "momentum": self.momentum}
+        names = ("name", "width", "dim", "momentum", "resets")
+        return {name: getattr(self, name) for name in names}
 
     def rescaled(self, factors: Tensor) -> None:
         """See `Code`; an atom is what it is."""
@@ -82,6 +83,8 @@ class Quantised(Code):
             whole = self.count.sum()
             smooth = (self.count + SMOOTHING) / (whole + self.width * SMOOTHING) * whole
             dictionary.W.copy_(self.sum / smooth.unsqueeze(1))
+        if not self.resets:
+            return
         share = len(x) / self.width
         forgotten = (self.count < RESET_BELOW * share).unsqueeze(1)
         rows = x[torch.randint(len(x), (self.width,), generator=generator).to(x.device)].detach().float()
