@@ -90,7 +90,7 @@ class SAEConfig:
     k: int = 32
     """Latents active a token; on average for penalised variants, unless --l0-target or --sparsity says otherwise."""
     base: str | None = None
-    """For transcoders and crosscoders: the variant whose code and loss they take (topk, and batchtopk)."""
+    """For transcoders and crosscoders: whose code and loss they take (transcoder: topk, the others: batchtopk)."""
     l0_target: float | None = None
     """Penalised variants: the L0 that a controller moves the penalty's weight to; by default --k."""
     sparsity: float | None = None

@@ -192,6 +192,44 @@ def test_by_the_pre_activation_the_gradient_is_the_true_one() -> None:
     assert by_pre is None, "a count of latents says nothing of how large they are"
 
 
+@pytest.mark.parametrize("of_values", [True, False])
+def test_an_estimate_that_goes_through_reaches_the_pre_activation_with_the_other_sign(of_values: bool) -> None:
+    """The jump depends on pre - θ alone, so what moves θ up moves pre down."""
+    code, pre = JumpReLU(len(PLACES), bandwidth=WIDTH, theta=THETA, through=True), torch.tensor(PLACES)
+    entries = listed(pre.requires_grad_())
+    out = code.activate(entries).values if of_values else code.steps(entries)
+    by_theta, by_pre = torch.autograd.grad(out.sum(), [code.theta, pre])
+    above = torch.tensor([float(of_values and place > THETA) for place in PLACES])
+    assert torch.allclose(by_pre, above - by_theta)
+    assert by_theta.equal(gradients(of_values)[0]), "θ learns as it did"
+
+
+@pytest.mark.parametrize("of_values", [True, False])
+def test_a_window_looked_at_in_some_tokens_gives_the_same_estimate_on_average(of_values: bool) -> None:
+    x, W, b, b_pre = inputs()
+    x = x.repeat_interleave(4, dim=0)  # so that a fourth of the tokens are all there are
+    theta = 0.2 + torch.rand(F, generator=torch.Generator().manual_seed(3))
+    found = []
+    for every in (1, 4):
+        code = JumpReLU(F, bandwidth=0.6, through=True, every=every)
+        code.theta.data = theta.clone()
+        weights = W.clone().requires_grad_()
+        entries = code.select(x, weights, b, b_pre)
+        assert entries.offsets is not None
+        # a function of value and place, alike for copies of one token
+        out = code.activate(entries).values if of_values else code.steps(entries)
+        by_theta, by_W = torch.autograd.grad((out * torch.cos(1.0 * entries.indices)).sum(), [code.theta, weights])
+        found.append((entries, code.activate(entries).to_dense(), by_theta, by_W))
+    (all_of_it, values, by_theta, by_W), (some, same_values, other_theta, other_W) = found
+    below, fewer = ((entries.values <= theta[entries.indices]).sum().item() for entries in (all_of_it, some))
+    assert below == 4 * fewer > 0
+    assert same_values.equal(values), "what is active is listed in every token"
+    ascending = some.rows() * F + some.indices
+    assert (ascending.diff() > 0).all()
+    assert torch.allclose(other_theta, by_theta, rtol=1e-4, atol=1e-5)
+    assert torch.allclose(other_W, by_W, rtol=1e-3, atol=1e-4)
+
+
 def test_a_code_that_is_not_trained_has_no_gradient_by_its_threshold() -> None:
     code, pre = jump(0.0), torch.tensor(PLACES, requires_grad=True)
     code.activate(listed(pre)).values.sum().backward()

@@ -160,7 +160,7 @@ WORLDS: Mapping[str, World] = {
     # many at once that favour or avoid each other's company, and a dictionary (sae/recovery.py) with no latent to spare:
     # with fewer or more active latents than features the least error lies in mixtures of them (Chanin and
     # Garriga-Alonso 2025, "Sparse but wrong", from whose toy model the sizes are)
-    "correlated": World(features=50, dim=100, l0=11.0, correlation=0.6, rank=10, std=0.15, directions="spread"),
+    "correlated": World(features=50, dim=100, l0=12.0, correlation=0.6, rank=10, std=0.15, directions="spread"),
     "zipf": World(features=128, dim=64, l0=4.0, zipf=1.0, directions="spread"),
     "noisy": World(features=128, dim=64, l0=4.0, noise=0.1, bias=2.0, directions="spread"),
     # a parent seldom fires without a child, so its direction is easily merged into theirs: BatchTopK loses parents that
