@@ -41,6 +41,22 @@ class ImageEval:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImageReport:
+    """Write one page with every picture that a finished run on images can show."""
+
+    run_folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
+    """Run folder."""
+    out: Path | None = None
+    """Where to; by default report.html in the run folder."""
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:
+        from sae.reports.image import image_report
+
+        return image_report(self.run_folder, self.out)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ImageChapter:
     """Run the experiments of the textbook's chapter on autoencoders, and write them as one page.
 
@@ -75,5 +91,6 @@ class ImageChapter:
 IMAGE_COMMANDS: dict[str, type] = {
     "train": ImageTrain,
     "eval": ImageEval,
+    "report": ImageReport,
     "chapter": ImageChapter,
 }
