@@ -151,6 +151,11 @@ def remove_leftovers(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def existing(path: Path) -> Path:
+    """The path, or the nearest folder above it that exists."""
+    return next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+
+
 def _rename_fault(error: BaseException, temporary: Path, path: Path) -> None:
     """Let an error that names no file, or a temporary one, name what was being written."""
     if isinstance(error, OSError) and (error.filename is None or str(error.filename).startswith(str(temporary))):

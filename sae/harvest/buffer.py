@@ -11,50 +11,21 @@ after it: a few integers. Resuming harvests one block again and stores none of i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sae.config import ConfigError
+from sae.data.batching import Batch, permutation
 from sae.data.documents import DataError
 from sae.data.packing import Cursor
 from sae.data.prefetch import prefetch
-from sae.draws import generator
 from sae.harvest.store import Store, to_stored
 from sae.harvest.stream import Harvest, Rows
 
 PAGE = 256  # rows that stay together when a store's pages are dealt out to blocks: one sequential read
 OVERLAPPED = 3  # blocks alive when harvest and training overlap: one trained on, one waiting, one being filled
-
-
-class Batch(NamedTuple):
-    """One training batch."""
-
-    input: Tensor
-    """[N, d]"""
-    target: Tensor
-    """[N, d_out]; the same tensor as `input` for an autoencoder."""
-    state: dict[str, Any]
-    """JSON values; `iterate(state)` continues with the batch after this one."""
-    adjacent: Tensor | None = None
-    """With pairs: whether rows 2i and 2i + 1 are neighbouring tokens of one document, bool [N / 2]."""
-
-
-class Batches(Protocol):
-    """What the trainer asks of its data: nothing of where it comes from."""
-
-    steps: int
-    """How many batches there are in all."""
-
-    def iterate(self, state: dict[str, Any] | None) -> Iterator[Batch]:
-        """Batches from the beginning, or from after the batch that carried `state`."""
-        ...
-
-
-def permutation(n: int, *key: int) -> Tensor:
-    """A permutation of 0..n-1, int64, that depends on the integers of `key` alone."""
-    return torch.randperm(n, generator=generator(*key))
 
 
 def shuffled(rows: int, pairs: bool, *key: int) -> Tensor:

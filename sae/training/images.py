@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import torch
 
 from sae.config import ConfigError
+from sae.data.batching import Batch, permutation
 from sae.data.images import ImageSet
 from sae.data.prefetch import prefetch
 from sae.device import pick_device
 from sae.files import publish_json
-from sae.harvest.buffer import Batch, permutation
 from sae.image_config import ImageTrainConfig
 from sae.image_runs import open_split, with_labels
 from sae.models.recipe import Recipe

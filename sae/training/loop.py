@@ -7,8 +7,8 @@ from itertools import chain, islice
 from typing import Any
 
 from sae.config import RunConfig
-from sae.data.documents import DataError
-from sae.harvest.buffer import Batch, Batches
+from sae.data.batching import Batch, Batches
+from sae.data.rows import DataError
 from sae.progress import Interrupted, Progress, StopSignal
 from sae.training.checkpoint import load_newest, save_checkpoint
 from sae.training.logging import RunLog

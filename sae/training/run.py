@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sae.config import TrainConfig
+from sae.data.batching import Batches
 from sae.files import publish_json
-from sae.harvest.buffer import Batches, StoredBatches
+from sae.harvest.buffer import StoredBatches
 from sae.harvest.language_model import LanguageModel, load_language_model
 from sae.harvest.stream import Harvest
 from sae.models.language import recipe_of

@@ -14,10 +14,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from sae.config import ConfigError, RunConfig, to_json
-from sae.files import CorruptError, publish_json, read_json
+from sae.files import CorruptError, existing, publish_json, read_json
 from sae.models.saved import CONFIG, WEIGHTS, save_weights
 from sae.training.logging import METRICS
-from sae.training.space import existing
 from sae.training.trainer import Trainer
 
 CONFIG_FORMAT = 2

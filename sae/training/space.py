@@ -11,6 +11,7 @@ import torch
 
 from sae.config import ConfigError
 from sae.device import product_rate
+from sae.files import existing
 from sae.harvest.buffer import batches_in
 
 if TYPE_CHECKING:
@@ -91,11 +92,6 @@ def estimate_bytes(plan: Plan) -> dict[str, int]:
     row = plan.row_width * getattr(torch, plan.config.harvest.store_precision).itemsize + 16
     run = weights * (1 + 3 * (plan.config.keep_checkpoints + 1))
     return {"weights": weights, "run": run, "store": plan.config.tokens * row}
-
-
-def existing(path: Path) -> Path:
-    """The path, or the nearest folder above it that exists."""
-    return next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
 
 
 def _in_memory(plan: Plan) -> bool:

@@ -116,4 +116,4 @@ def test_hub_refusals_are_told_apart(monkeypatch, error, message):
     refused = refusal.__new__(refusal)
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda: Mock(dataset_info=Mock(side_effect=refused)))
     with pytest.raises(DataError, match=message):
-        hub._resolve("owner/name", "v2")
+        hub.resolve_revision("owner/name", "v2")

