@@ -124,10 +124,16 @@ class SAEConfig:
     dead_after: int | None = None
     """Tokens without firing after which a latent counts as dead; by default 10M, or a tenth of a shorter run."""
 
+    @property
+    def keeps_k(self) -> bool:
+        """Whether --k says anything."""
+        return True
+
     def __post_init__(self) -> None:
         check(self.width >= 1, "width", self.width, "at least 1 latent")
         check(self.k >= 1, "k", self.k, "at least 1")
-        check(self.k <= self.width, "k", self.k, f"at most the number of latents, --width {self.width}")
+        fits = self.k <= self.width or not self.keeps_k
+        check(fits, "k", self.k, f"at most the number of latents, --width {self.width}")
         check(self.l0_target is None or 0 < self.l0_target <= self.width, "l0_target", self.l0_target, "1 to --width")
         check(self.sparsity is None or self.sparsity > 0, "sparsity", self.sparsity, "more than 0")
         check(0 <= self.sparsity_warmup < 1, "sparsity_warmup", self.sparsity_warmup, "a share of the steps, below 1")

@@ -28,6 +28,10 @@ class ImageDataConfig:
         check(self.split_seed >= 0, "split_seed", self.split_seed, "0 or more")
 
 
+SPARSE = ("relu", "p_anneal", "gated", "topk", "batchtopk", "matryoshka", "jumprelu", "matching_pursuit")
+"""Variants of language models that read pixels as they are."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class VisionConfig(SAEConfig):
     """Which image autoencoder. Codes and penalties are those of `SAEConfig`; `auto` is what the variant likes."""
@@ -88,6 +92,11 @@ class VisionConfig(SAEConfig):
     """Decay of a codebook's moving averages; 0 lets its atoms learn by gradient."""
     resets: bool = True
     """Put atoms that hardly any place of an image chooses on places of the batch."""
+
+    @property
+    def keeps_k(self) -> bool:
+        """See `SAEConfig`."""
+        return self.variant in SPARSE
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 from sae.config import ConfigError, unknown_choice
-from sae.image_config import VisionConfig
+from sae.image_config import SPARSE, VisionConfig
 from sae.models import language
 from sae.models.autoencoder import Autoencoder
 from sae.models.heads import ConvolutionalHead, Head, MLPHead, TwoLevelHead
@@ -29,8 +29,6 @@ from sae.models.variants.images import (
 from sae.modules.corruption import USUAL_LEVEL
 from sae.modules.losses import Term
 
-SPARSE = ("relu", "p_anneal", "gated", "topk", "batchtopk", "matryoshka", "jumprelu", "matching_pursuit")
-"""Rows of the language table that read pixels as they are."""
 OWN: dict[str, ImageVariant] = {
     "ae": AE,
     "linear": LINEAR,

@@ -212,6 +212,12 @@ def test_auto_is_written_out() -> None:
     assert set(OWN) <= set(NAMES)
 
 
+def test_k_means_nothing_where_nothing_keeps_k() -> None:
+    assert recipe_of(VisionConfig(variant="vae", width=2), SHAPE, 10).model.width == 2
+    with pytest.raises(ConfigError, match="--k 8: expected at most the number of latents, --width 2"):
+        VisionConfig(variant="topk", width=2)
+
+
 def test_normalised_beta_counts_pixels_over_latents() -> None:
     recipe = recipe_of(settings("beta_vae", beta=0.5, beta_per="dimension"), SHAPE, 10)
     assert {t.name: t.weight for t in recipe.terms}["gaussian_kl"] == pytest.approx(0.5 * 64 / 12)
