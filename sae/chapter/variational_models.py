@@ -1,0 +1,49 @@
+"""The autoencoders that several experiments share: a variational one and its plain twin.
+
+run = vae(setting, seed=1)               # trained once, whichever experiment asks first
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sae.chapter.base import Setting, trained
+from sae.image_config import VisionConfig
+from sae.image_runs import ImageRun
+from sae.training.logging import METRICS
+
+LATENTS = 16
+QUICK_EPOCHS = 40
+EPOCHS = 60
+
+
+def vae(setting: Setting, seed: int = 0, *, width: int = LATENTS, **settings: Any) -> ImageRun:
+    """A variational autoencoder on the setting's images; `settings` are `VisionConfig`'s."""
+    return _usual(setting, "vae", seed, width, settings)
+
+
+def ae(setting: Setting, seed: int = 0, *, width: int = LATENTS, **settings: Any) -> ImageRun:
+    """The same without noise and divergence, scored by the same likelihood: nothing else differs."""
+    return _usual(setting, "ae", seed, width, {"likelihood": "bernoulli", **settings})
+
+
+def _usual(setting: Setting, variant: str, seed: int, width: int, settings: dict[str, Any]) -> ImageRun:
+    said = "".join(f"-{value}" for value in settings.values())
+    vision = VisionConfig(variant=variant, width=width, k=min(8, width), **settings)
+    epochs = setting.pick(EPOCHS, QUICK_EPOCHS)
+    return trained(setting, f"{variant}-{width}{said}", vision, epochs=epochs, seed=seed)
+
+
+def heldout(run: ImageRun, limit: int) -> Tensor:
+    """The first held-out images [n, D]."""
+    images = run.images("heldout", limit=limit)
+    return images.render(torch.arange(images.count))
+
+
+def metrics_of(run: ImageRun) -> list[dict[str, Any]]:
+    """What a run logged while it trained, line by line."""
+    return [json.loads(line) for line in (run.folder / METRICS).read_text(encoding="utf-8").splitlines()]
