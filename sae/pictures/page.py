@@ -30,9 +30,12 @@ figure img { max-width: 100%; height: auto; background: #fff; border-radius: 4px
 figcaption { font-size: .875rem; opacity: .75; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .875rem; }
 th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #8884; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
+th:first-child, td:first-child, .words { text-align: left; }
+td.words { white-space: normal; }
 nav ul { columns: 2; padding-left: 1.2rem; }
 """
+
+CSS_DPI, PNG_DPI = 96, 144  # pixels an inch: of the page, and of its pictures, which screens show in finer ones
 
 
 class Page:
@@ -63,8 +66,10 @@ class Page:
         """A matplotlib figure: as PNG, or as SVG where it is lines and text alone (`vector`)."""
         # an image of its own, so that names inside one drawing mean nothing in the next
         kind, data = ("svg+xml", _svg(figure)) if vector else ("png", _png(figure))
+        # both kinds at the size that figures are laid out for
+        width = "" if vector else f' width="{round(int.from_bytes(data[16:20], "big") * CSS_DPI / PNG_DPI)}"'
         says = html.escape(caption)
-        image = f'<img alt="{says}" src="data:image/{kind};base64,{base64.b64encode(data).decode()}">'
+        image = f'<img alt="{says}"{width} src="data:image/{kind};base64,{base64.b64encode(data).decode()}">'
         self._parts.append(f"<figure>{image}<figcaption>{says}</figcaption></figure>")
 
     def table(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -72,9 +77,11 @@ class Page:
         if not rows:
             return
         names = list(rows[0])
-        head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
+        # words run over several lines, numbers never do
+        words = {name: ' class="words"' if isinstance(rows[0][name], str) else "" for name in names}
+        head = "".join(f"<th{words[name]}>{html.escape(name)}</th>" for name in names)
         body = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(_cell(row.get(name)))}</td>" for name in names) + "</tr>"
+            "<tr>" + "".join(f"<td{words[name]}>{html.escape(_cell(row.get(name)))}</td>" for name in names) + "</tr>"
             for row in rows
         )
         table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
@@ -105,7 +112,7 @@ def _cell(value: Any) -> str:
 
 def _png(figure: Figure) -> bytes:
     data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=120, bbox_inches="tight")
+    figure.savefig(data, format="png", dpi=PNG_DPI, bbox_inches="tight")
     return data.getvalue()
 
 

@@ -15,7 +15,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 STYLES = ("-", "--", "-.", ":")
 GREY = "#666666"
-SMALL = 8.5  # points, of all text in charts
+SMALL = 9.0  # points, of all text in charts
 
 
 def colour(place: int) -> str:

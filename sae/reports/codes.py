@@ -29,8 +29,8 @@ def write_activity(material: Material, page: Page) -> None:
     active = (found.variance > ACTIVE_VARIANCE).numpy()
     page.section(
         "Active latents",
-        f"{found.active} of {len(active)} latents are active: their mean varies by more than {ACTIVE_VARIANCE} over "
-        f"images. The others have collapsed onto the prior. All latents together hold {found.kl.sum():.2f} nats.",
+        f"{found.active} of {len(active)} latents are active: the variance of their mean over images is more than "
+        f"{ACTIVE_VARIANCE}; others have collapsed onto the prior. All hold {found.kl.sum():.2f} nats.",
     )
     figure = draw_ranked(
         found.kl.numpy(),

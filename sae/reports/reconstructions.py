@@ -9,6 +9,7 @@ from sae.data.images import ImageSet
 from sae.evaluation.anomaly import detect, detect_each
 from sae.evaluation.variational import bounds
 from sae.image_runs import with_labels
+from sae.models.heads import ConvolutionalHead, TwoLevelHead
 from sae.modules.corruption import corrupt
 from sae.pictures.bars import draw_bars
 from sae.pictures.charts import draw_histograms
@@ -76,8 +77,8 @@ def write_spectra(material: Material, page: Page) -> None:
         f"Share of the power beyond 0.25 cycles a pixel: {shares}.",
     )
     page.figure(draw_spectra(found), "Mean power over directions, images and channels.", vector=True)
-    height, width = material.shape[1:]
-    if height % STRIDE == 0 and width % STRIDE == 0 and height * width > STRIDE**2:
+    # a head that is no convolution has no strides
+    if isinstance(material.model.head, ConvolutionalHead | TwoLevelHead):
         boards = checkerboards_of(sets, material.shape, STRIDE)
         page.figure(draw_checkerboards(boards, STRIDE), "Checkerboard: read it beside the data's own.", vector=True)
 

@@ -32,6 +32,7 @@ MEANINGS = {
     "parameters": ("Parameters", ""),
     "images": ("Images", "held out, behind these numbers"),
 }
+WIDE = 20  # largest value over least, from which on an axis is logarithmic
 OF_SPARSE = ("l0", "dead")  # say nothing where every latent always has a value
 
 
@@ -53,21 +54,28 @@ def write_loss(material: Material, page: Page) -> None:
         return
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     seen = [line["images"] for line in lines]
-    curves = {"loss": Curve(seen, [line["loss"] for line in lines], "-")}
-    parts = lines[0]["parts"]
+    page.section("Training", "Means over batches, between two lines of the log.")
+    unit = "Squared error" if material.vision.likelihood == "squared_error" else "Nats"
+    loss = {"loss": Curve(seen, [line["loss"] for line in lines], "-")}
+    _draw(page, loss, f"{unit} an image", "Loss: the sum of its terms by their weights.")
+    parts = {
+        name.replace("_", " "): Curve(seen, [line["parts"][name] for line in lines], "-") for name in lines[0]["parts"]
+    }
     if len(parts) > 1:
-        curves |= {name.replace("_", " "): Curve(seen, [line["parts"][name] for line in lines], "-") for name in parts}
-    page.section("Training", "Means over batches, between two lines of the log. Terms are shown before their weights.")
-    lowest = min(min(curve.y) for curve in curves.values())
-    unit = "Squared error" if material.vision.likelihood == "squared_error" and len(parts) == 1 else "Nats"
-    page.figure(
-        draw_lines(curves, "Images seen", f"{unit} an image", log_y=lowest > 0), "Loss while training.", vector=True
-    )
+        _draw(page, parts, f"{unit} an image", "Its terms, before their weights.")
     fvu = {"training batches": Curve(seen, [line["fvu"] for line in lines], "-")}
     held = _at(material.numbers, "fvu")
     if held is not None:
         fvu["held out, at the end"] = Curve([seen[-1]], [held], "o")
-    page.figure(draw_lines(fvu, "Images seen", "FVU", log_y=True), "Variance not explained, as sampled.", vector=True)
+    caption = "Variance not explained; training batches have their noise in, of inputs and of codes."
+    _draw(page, fvu, "FVU", caption)
+
+
+def _draw(page: Page, curves: dict[str, Curve], y: str, caption: str) -> None:
+    """Curves over images seen; on a logarithmic axis where they span more than that."""
+    values = [v["value"] if isinstance(v, dict) else v for curve in curves.values() for v in curve.y]
+    wide = min(values) > 0 and max(values) > WIDE * min(values)
+    page.figure(draw_lines(curves, "Images seen", y, log_y=wide), caption, vector=True)
 
 
 def _at(numbers: dict[str, Any], key: str) -> Any:

@@ -87,7 +87,7 @@ def write_arithmetic(material: Material, page: Page) -> None:
         "Mean code of label a, less that of label b, plus the code of one image c of label b: where directions "
         "mean something, c turns into label a and keeps its style.",
     )
-    figure = draw_rows(rows, material.shape, headings=["mean a", "- mean b", "+ c", "= result"])
+    figure = draw_rows(rows, material.shape, headings=["mean a", "− mean b", "+ c", "= result"])
     page.figure(figure, "All four are decoded codes.")
 
 
@@ -107,15 +107,15 @@ def write_samples(material: Material, page: Page) -> None:
     z = torch.randn(SAMPLES, material.model.width, generator=draws.generator(0, PRIOR))
     if material.family == "gaussian":
         page.section("Samples", "Codes drawn from the prior N(0, 1), decoded.")
-        page.figure(_tiles(material, z), "Samples of the prior.")
+        _draw(material, page, z, "Samples of the prior.")
         return
     page.section(
         "Samples",
         "This autoencoder has no prior: codes drawn from N(0, 1) fall between and beside the codes of images. A "
         "mixture of Gaussians fitted to the codes finds where they lie.",
     )
-    page.figure(_tiles(material, z), "Codes from N(0, 1), which nothing made fit.")
-    page.figure(_tiles(material, from_mixture(material.codes, SAMPLES)), "Codes from the fitted mixture.")
+    _draw(material, page, z, "Codes from N(0, 1), which nothing made fit.")
+    _draw(material, page, from_mixture(material.codes, SAMPLES), "Codes from the fitted mixture.")
 
 
 def from_mixture(codes: Tensor, count: int) -> Tensor:
@@ -129,8 +129,8 @@ def from_mixture(codes: Tensor, count: int) -> Tensor:
     return torch.from_numpy(points[order]).float()
 
 
-def _tiles(material: Material, codes: Tensor):
-    return draw_tiles(material.look(material.decoded(codes)), material.shape, 15, inches=7.0)
+def _draw(material: Material, page: Page, codes: Tensor, caption: str) -> None:
+    page.figure(draw_tiles(material.look(material.decoded(codes)), material.shape, 15, inches=7.0), caption)
 
 
 def _labels_of(material: Material, chosen: list[int]) -> str:
