@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -88,9 +89,45 @@ class ImageChapter:
             return run_chapter(setting, [name for name in self.only.split(",") if name])
 
 
+@dataclass(frozen=True, kw_only=True)
+class ImageCompare:
+    """Compare sparse autoencoders with image autoencoders on common ground: planted atoms, pixels, activations.
+
+    Run again with the same flags, it goes on where it was stopped: finished runs and their measures are kept.
+    """
+
+    out: Path
+    """Folder of the page (comparison.html), of comparison.json, and of the runs."""
+    data: str = "digits"
+    """Images of the pixel tier: digits, mnist5k, dsprites (drawn at 32x32 unless it names a size), or another set."""
+    seeds: int | None = None
+    """Seeds of every training; by default 5, and 2 with --quick."""
+    language_run: str | None = None
+    """A run on a language model, whose activations the third tier reads; by default the demo model's layer 9."""
+    quick: bool = False
+    """Few models and epochs: shows that everything runs, not who is better."""
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:
+        from sae.comparison.report import Comparison, compare
+
+        seeds = (2 if self.quick else 5) if self.seeds is None else self.seeds
+        return compare(
+            Comparison(
+                out=self.out, data=self.data, seeds=seeds, quick=self.quick, language_run=self.language_run, tell=_tell
+            )
+        )
+
+
+def _tell(text: str) -> None:
+    """A line on stderr: every training shows a bar of its own."""
+    print(text, file=sys.stderr, flush=True)
+
+
 IMAGE_COMMANDS: dict[str, type] = {
     "train": ImageTrain,
     "eval": ImageEval,
     "report": ImageReport,
     "chapter": ImageChapter,
+    "compare": ImageCompare,
 }

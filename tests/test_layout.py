@@ -22,6 +22,10 @@ ALLOWED = {
     "pictures": {"data", "modules", "models", "evaluation", "image_runs"},
     "reports": {"data", "modules", "models", "evaluation", "pictures", "image_runs"},
     "chapter": {"data", "modules", "models", "training", "evaluation", "pictures", "image_runs", "runs", "generate"},
+    "comparison": {
+        *("data", "harvest", "modules", "models", "training", "evaluation", "pictures", "chapter"),
+        *("image_runs", "runs"),
+    },
     "generate": {"data", "modules", "models", "training", "image_runs"},
     "features": {"data", "harvest", "modules", "models", "runs"},
     "browser": {"data", "harvest", "modules", "models", "runs", "features"},

@@ -1,0 +1,105 @@
+"""What models are held against: the rows they learn from and are judged on, with whatever is known of these.
+
+ground = pixel_ground("digits", FULL)
+ground.train, ground.heldout, ground.factors
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sae.comparison.plan import PLANTED, Scale
+from sae.data.images import ImageSet
+from sae.evaluation.rate import pca_rate_distortion
+from sae.evaluation.rate_curve import RatePoint, bits_at
+from sae.image_config import ImageDataConfig
+from sae.image_runs import open_split
+
+JUDGED = 2000  # rows on which disentanglement is measured
+MATCHED = (0.3, 0.1)  # FVU of PCA whose bits are the budgets at which everyone is compared
+
+
+class Known(NamedTuple):
+    """What is known of the rows that are judged: `JUDGED` of them, held-out ones first."""
+
+    values: Tensor
+    """int64 [n, K]: index of every factor's value; of labels, an indicator for every class."""
+    names: tuple[str, ...]
+    """Of the factors, [K]."""
+    indicators: bool
+    """Whether they are indicators of classes, of which every row has one, and no independent factors."""
+
+
+class Ground(NamedTuple):
+    """One tier's common ground."""
+
+    tier: str
+    data: str
+    """Name of the set, or of the activations."""
+    train: Tensor
+    """float32 [n, D]."""
+    heldout: Tensor
+    """float32 [m, D]."""
+    pca: list[RatePoint]
+    """The rate-distortion curve of all principal components."""
+    budgets: tuple[float, ...]
+    """Bits a sample at which PCA's FVU is each of `MATCHED`; NaN where it does not get there."""
+    shape: tuple[int, int, int] | None = None
+    """Of an image; None for activations."""
+    labels: tuple[Tensor, Tensor] | None = None
+    """Classes of the training and of the held-out rows, int64 [n] and [m]."""
+    known: Known | None = None
+    atoms: Tensor | None = None
+    """True directions [G, D]."""
+
+    def judged(self, heldout: Tensor, train: Tensor) -> Tensor:
+        """Of codes of the held-out and the training rows, those of the rows that `known` speaks of."""
+        return torch.cat([heldout, train])[:JUDGED]
+
+
+def ground_of(tier: str, data: str, train: Tensor, heldout: Tensor, **known: object) -> Ground:
+    """A ground with PCA's curve, which fixes the budgets."""
+    curve = pca_rate_distortion(train, heldout)
+    budgets = tuple(bits_at(curve, fvu) for fvu in MATCHED)
+    return Ground(tier, data, train, heldout, curve, budgets, **known)  # pyright: ignore[reportArgumentType]
+
+
+def pixel_ground(data: str, scale: Scale) -> Ground:
+    """The images of `data`, with their factors; of a set with labels alone, indicators of the classes."""
+    config = ImageDataConfig(data=data, limit=scale.images)
+    train, heldout = open_split(config, "train"), open_split(config, "heldout", limit=scale.heldout)
+    labels = None if train.labels is None or heldout.labels is None else (train.labels, heldout.labels)
+    return ground_of(
+        "pixels",
+        data,
+        train.all(),
+        heldout.all(),
+        shape=train.shape,
+        labels=labels,
+        known=known_of(train, heldout),
+    )
+
+
+def planted_ground(scale: Scale) -> Ground:
+    """Sums of known atoms."""
+    config = ImageDataConfig(data=PLANTED, limit=scale.planted)
+    train, heldout = open_split(config, "train"), open_split(config, "heldout", limit=scale.heldout)
+    return ground_of("planted", PLANTED, train.all(), heldout.all(), shape=train.shape, atoms=train.atoms)
+
+
+def known_of(train: ImageSet, heldout: ImageSet) -> Known | None:
+    """Factors, or class indicators, of the rows that are judged."""
+    if train.factors is not None and train.factor_values is not None and heldout.factor_values is not None:
+        parts = [s.factor_values(torch.arange(s.count)) for s in (heldout, train) if s.factor_values is not None]
+        return Known(torch.cat(parts)[:JUDGED], train.factors.names, indicators=False)
+    if train.labels is None or heldout.labels is None:
+        return None
+    labels = torch.cat([heldout.labels, train.labels])[:JUDGED]
+    classes = labels.unique()
+    if len(classes) < 2:
+        return None
+    names = tuple(train.label_names[c] if train.label_names else str(c) for c in classes.tolist())
+    return Known((labels[:, None] == classes).long(), names, indicators=True)

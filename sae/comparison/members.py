@@ -1,0 +1,133 @@
+"""Every member of the tiers on images: trained in a run folder, measured, and kept there.
+
+rows = image_rows(tour, ground, members, epochs=..., limit=...)
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from sae.chapter.base import Setting, trained
+from sae.comparison.coders import Coder, coder_of
+from sae.comparison.grounds import Ground
+from sae.comparison.measures import Measured, measure
+from sae.comparison.plan import Member
+from sae.comparison.table import Row
+from sae.config import to_json
+from sae.evaluation.stability import stability
+from sae.files import publish_json, read_json
+from sae.image_runs import ImageRun
+
+KEPT = "comparison.json"
+FORMAT = 1  # of what is kept beside a run; a change of any measure raises it
+
+
+class Tour:
+    """Says how far the report is, and how long the rest may take.
+
+    Args:
+        setting: where, with which seeds, and whom to tell.
+        total: trainings and measurements in all.
+    """
+
+    def __init__(self, setting: Setting, total: int) -> None:
+        self.setting, self.total = setting, total
+        self.done = self.kept = 0
+        self._begun = time.perf_counter()
+
+    def step(self, name: str, *, kept: bool) -> None:
+        """Count one more; kept ones of an earlier call cost nothing and are left out of the rate."""
+        self.done += 1
+        self.kept += kept
+        fresh = self.done - self.kept
+        if kept or not fresh:
+            return
+        left = (time.perf_counter() - self._begun) / fresh * (self.total - self.done)
+        about = f"about {left / 60:.0f} min left" if left > 90 else f"about {left:.0f} s left"
+        self.setting.tell(f"[{self.done}/{self.total}] {name} measured; {about}")
+
+
+def image_rows(
+    tour: Tour, ground: Ground, members: Sequence[Member], *, epochs: int, limit: int
+) -> tuple[list[Row], dict[str, list[ImageRun]]]:
+    """Train and measure members on images: a row each, and their runs by name, seed by seed."""
+    rows, runs = [], {}
+    for member in members:
+        found = [
+            trained(tour.setting, _folder_name(ground.tier, member.name), member.vision, data=ground.data,
+                    epochs=epochs, limit=limit, seed=seed)
+            for seed in tour.setting.seeds
+        ]  # fmt: skip
+        coders: list[Coder] = []
+        measured = []
+        for seed, run in zip(tour.setting.seeds, found, strict=True):
+            coder = coder_of(run.model, ground.train, seconds=run.record["training"]["seconds"] / epochs)
+            coders.append(coder)
+            measured.append(kept_or_measured(tour, run.folder, coder, ground, seed=seed))
+        settings = {**to_json(member.vision), "epochs": epochs, "images": limit}
+        likeness = seeds_likeness(coders, measured)
+        rows.append(Row(ground.tier, ground.data, member.name, member.family, measured, likeness, settings))
+        runs[member.name] = found
+    return rows, runs
+
+
+def kept_or_measured(tour: Tour, folder: Path, coder: Coder, ground: Ground, *, seed: int) -> Measured:
+    """What is kept beside a run if it was measured on the same ground, else measured now and kept."""
+    asked = {
+        "format": FORMAT,
+        "data": ground.data,
+        "rows": [len(ground.train), len(ground.heldout)],
+        "budgets": list(ground.budgets),
+        "seed": seed,
+    }
+    path = folder / KEPT
+    if path.exists():
+        held = read_json(path)
+        if held.get("asked") == asked:
+            tour.step(folder.name, kept=True)
+            return Measured(**held["measured"])
+    measured = measure(coder, ground, seed=seed)
+    publish_json(path, {"asked": asked, "measured": measured._asdict()})
+    tour.step(folder.name, kept=False)
+    return measured
+
+
+def seeds_likeness(coders: Sequence[Coder], measured: Sequence[Measured]) -> list[float]:
+    """Mean cosine of each seed's live atoms with those of every other seed's; empty without atoms or seeds to compare.
+
+    Cosines of nearest atoms, whatever their sign, mean over both dictionaries (`sae.evaluation.stability`).
+    """
+    live = []
+    for coder, found in zip(coders, measured, strict=True):
+        if coder.atoms is None:
+            return []
+        alive = torch.tensor(found.rates) > 0
+        live.append(coder.atoms[alive & (coder.atoms.norm(dim=1) > 0)])
+    if len(live) < 2 or any(len(atoms) == 0 for atoms in live):
+        return []
+    pairs = dict(zip(itertools.combinations(range(len(live)), 2), stability(live).pairs, strict=True))
+    return [sum(v for pair, v in pairs.items() if i in pair) / (len(live) - 1) for i in range(len(live))]
+
+
+def control_rows(
+    tour: Tour, ground: Ground, made: Callable[[int], Mapping[str, Coder]], *, seeds: Sequence[int], family: str
+) -> list[Row]:
+    """Rows of codes that were not trained: `made` gives them by name for a seed."""
+    coders = [made(seed) for seed in seeds]
+    rows = []
+    for name in coders[0]:
+        measured = [measure(by_name[name], ground, seed=seed) for seed, by_name in zip(seeds, coders, strict=True)]
+        for _ in seeds:
+            tour.step(name, kept=False)
+        likeness = seeds_likeness([by_name[name] for by_name in coders], measured) if len(seeds) > 1 else []
+        rows.append(Row(ground.tier, ground.data, name, family, measured, likeness))
+    return rows
+
+
+def _folder_name(tier: str, name: str) -> str:
+    return f"{tier}-{name}"
