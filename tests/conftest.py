@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+# read when torch is loaded, here and in subprocesses: threads that wait by spinning slow a shared machine down tenfold
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 WORDS = (
     "the river ran past a mill where grain was ground while children watched wheels turn and birds flew over green "
     "fields towards hills that hid an old stone town built by people who traded salt iron wool with ships from far "
