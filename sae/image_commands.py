@@ -15,7 +15,7 @@ from sae.image_config import ImageEvalConfig, ImageTrainConfig
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTrain:
-    """Train an autoencoder on images and evaluate it on held-out ones."""
+    """Train an autoencoder on images."""
 
     config: ImageTrainConfig
     json: Json = False
