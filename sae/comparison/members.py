@@ -9,16 +9,19 @@ import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from sae.chapter.base import Setting, trained
 from sae.comparison.coders import Coder, coder_of
 from sae.comparison.grounds import Ground
 from sae.comparison.measures import Measured, measure
-from sae.comparison.plan import Member
+from sae.comparison.plan import Member, RowMember
+from sae.comparison.rows import RowsConfig, trained_rows
 from sae.comparison.table import Row
-from sae.config import to_json
+from sae.config import OptimConfig, to_json
 from sae.evaluation.stability import stability
 from sae.files import publish_json, read_json
 from sae.image_runs import ImageRun
@@ -76,6 +79,42 @@ def image_rows(
     return rows, runs
 
 
+def rows_on_rows(
+    tour: Tour, ground: Ground, train: Tensor, provenance: dict[str, Any], members: Sequence[RowMember], **how: Any
+) -> list[Row]:
+    """Train and measure sparse autoencoders on activations: a row each.
+
+    Args:
+        tour: whom to tell.
+        ground: what they are held against.
+        train: rows they learn from [n, D]; the ground may hold fewer.
+        provenance: where these come from.
+        members: who.
+        how: `epochs`, and `batch` rows a step.
+    """
+    rows = []
+    for member in members:
+        coders, measured = [], []
+        for seed in tour.setting.seeds:
+            safe = "".join(c if c.isalnum() or c in "-." else "-" for c in ground.data)
+            config = RowsConfig(
+                out=tour.setting.out / "runs" / f"{safe}-{member.name}-{seed}",
+                source=ground.data,
+                sae=member.sae,
+                optim=OptimConfig(batch=how["batch"]),
+                epochs=how["epochs"],
+                seed=seed,
+                device="cpu",
+            )
+            run = trained_rows(config, train, provenance, tell=tour.setting.tell)
+            coders.append(coder_of(run.model, ground.train, seconds=run.seconds))
+            measured.append(kept_or_measured(tour, config.out, coders[-1], ground, seed=seed))
+        settings = {**to_json(member.sae), **how, "rows": len(train)}
+        likeness = seeds_likeness(coders, measured)
+        rows.append(Row(ground.tier, ground.data, member.name, member.family, measured, likeness, settings))
+    return rows
+
+
 def kept_or_measured(tour: Tour, folder: Path, coder: Coder, ground: Ground, *, seed: int) -> Measured:
     """What is kept beside a run if it was measured on the same ground, else measured now and kept."""
     asked = {
@@ -115,15 +154,13 @@ def seeds_likeness(coders: Sequence[Coder], measured: Sequence[Measured]) -> lis
 
 
 def control_rows(
-    tour: Tour, ground: Ground, made: Callable[[int], Mapping[str, Coder]], *, seeds: Sequence[int], family: str
+    ground: Ground, made: Callable[[int], Mapping[str, Coder]], *, seeds: Sequence[int], family: str
 ) -> list[Row]:
     """Rows of codes that were not trained: `made` gives them by name for a seed."""
     coders = [made(seed) for seed in seeds]
     rows = []
     for name in coders[0]:
         measured = [measure(by_name[name], ground, seed=seed) for seed, by_name in zip(seeds, coders, strict=True)]
-        for _ in seeds:
-            tour.step(name, kept=False)
         likeness = seeds_likeness([by_name[name] for by_name in coders], measured) if len(seeds) > 1 else []
         rows.append(Row(ground.tier, ground.data, name, family, measured, likeness))
     return rows

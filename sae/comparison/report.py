@@ -15,14 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from sae.chapter.base import Setting
-from sae.comparison.controls import pca_controls, random_controls
-from sae.comparison.grounds import Ground, pixel_ground, planted_ground
-from sae.comparison.members import Tour, control_rows, image_rows
-from sae.comparison.plan import FULL, QUICK, SMALLER, pixel_members, planted_members
-from sae.comparison.table import Row, record, table
-from sae.fields import check
+from sae.comparison.page import write_page
+from sae.comparison.plan import FULL, QUICK, SMALLER
+from sae.comparison.table import brief, record
+from sae.comparison.tiers import Tier, run_tiers
+from sae.fields import ConfigError, check
 from sae.files import publish_json
-from sae.pictures.page import Page
 from sae.training.run_folder import run_lock
 
 PAGE, RECORD = "comparison.html", "comparison.json"
@@ -37,10 +35,13 @@ class Comparison:
     data: str = "digits"
     """Images of the pixel tier."""
     seeds: int = 5
+    """Seeds of every training, from 0 on."""
     quick: bool = False
+    """Few models and epochs."""
     language_run: str | None = None
     """A language model's run whose activations are read; by default the demo model's."""
     tell: Callable[[str], None] = field(default=lambda text: None)
+    """Where progress is said."""
 
     def __post_init__(self) -> None:
         check(self.seeds >= 2, "seeds", self.seeds, "at least 2: intervals and cosines are over seeds")
@@ -50,53 +51,57 @@ def compare(asked: Comparison) -> dict[str, Any]:
     """Run the comparison, or what is left of it, and write its page.
 
     Returns:
-        JSON values: the table, and where page and record are.
+        JSON values: the table in brief, what was left out and why, and where page and record are.
 
     Raises:
         ConfigError, DataError: a setting or data set cannot be used.
         Interrupted: SIGINT or SIGTERM; what is finished is kept.
     """
+    if asked.out.exists() and not asked.out.is_dir():
+        raise ConfigError(f"--out {asked.out}: is a file; expected a folder")
     asked.out.mkdir(parents=True, exist_ok=True)
     with run_lock(asked.out):
-        return _compare_locked(asked)
+        begun = time.perf_counter()
+        setting = Setting(
+            out=asked.out,
+            data=SMALLER.get(asked.data, asked.data),
+            seeds=tuple(range(asked.seeds)),
+            quick=asked.quick,
+            tell=asked.tell,
+        )
+        scale = QUICK if asked.quick else FULL
+        tiers, left_out = run_tiers(setting, scale, asked.language_run)
+        seconds = round(time.perf_counter() - begun, 1)
+        settings = {
+            "data": setting.data,
+            "seeds": list(setting.seeds),
+            "quick": asked.quick,
+            "language_run": asked.language_run,
+            "scale": scale._asdict(),
+        }
+        write_page(asked.out / PAGE, tiers, left_out, settings, seconds)
+        publish_json(asked.out / RECORD, _record(tiers, left_out, settings, seconds))
+    return {
+        "table": brief([row for tier in tiers for row in tier.rows]),
+        "left_out": left_out or None,
+        "page": str(asked.out / PAGE),
+        "record": str(asked.out / RECORD),
+        "seconds": seconds,
+    }
 
 
-def _compare_locked(asked: Comparison) -> dict[str, Any]:
-    begun = time.perf_counter()
-    setting = Setting(
-        out=asked.out,
-        data=SMALLER.get(asked.data, asked.data),
-        seeds=tuple(range(asked.seeds)),
-        quick=asked.quick,
-        tell=asked.tell,
-    )
-    scale = QUICK if asked.quick else FULL
-    planted, pixels = planted_members(quick=asked.quick), pixel_members(quick=asked.quick)
-    tour = Tour(setting, asked.seeds * (len(planted) + len(pixels) + 4) + 6)
-    grounds = [planted_ground(scale), pixel_ground(setting.data, scale)]
-    rows: list[Row] = []
-    for ground, members in zip(grounds, (planted, pixels), strict=True):
-        limit = len(ground.train)
-        epochs = scale.planted_epochs if ground.atoms is not None else scale.epochs(limit)
-        found, _ = image_rows(tour, ground, members, epochs=epochs, limit=limit)
-        rows += found + _controls(tour, ground, quick=asked.quick)
-    page = Page("Sparse and image autoencoders on common ground", f"{setting.data}, {asked.seeds} seeds")
-    page.section("The table")
-    page.table(table(rows))
-    page.write(asked.out / PAGE)
-    publish_json(asked.out / RECORD, {"rows": record(rows), "seconds": round(time.perf_counter() - begun, 1)})
-    return {"table": table(rows), "page": str(asked.out / PAGE), "record": str(asked.out / RECORD)}
-
-
-def _controls(tour: Tour, ground: Ground, *, quick: bool) -> list[Row]:
-    seeds = tour.setting.seeds
-    k, width, dense = (8, 64, 16) if quick else (8, 256, 32)
-    random = control_rows(
-        tour,
-        ground,
-        lambda seed: random_controls(ground, width=width, k=k, dense=dense, seed=seed),
-        seeds=seeds,
-        family="control",
-    )
-    pca = control_rows(tour, ground, lambda seed: pca_controls(ground, (8, dense)), seeds=seeds[:1], family="PCA")
-    return pca + random
+def _record(tiers: list[Tier], left_out: dict[str, str], settings: dict[str, Any], seconds: float) -> dict[str, Any]:
+    grounds = [
+        {
+            "tier": tier.ground.tier,
+            "data": tier.ground.data,
+            "train_rows": len(tier.ground.train),
+            "heldout_rows": len(tier.ground.heldout),
+            "dimensions": tier.ground.train.shape[1],
+            "matched_bits": [b if b == b else None for b in tier.ground.budgets],
+            "pca_curve": [list(point) for point in tier.ground.pca],
+        }
+        for tier in tiers
+    ]
+    rows = record([row for tier in tiers for row in tier.rows])
+    return {"settings": settings, "grounds": grounds, "left_out": left_out, "rows": rows, "seconds": seconds}

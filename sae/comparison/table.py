@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from sae.chapter.measure import Spread, over_seeds
+from sae.chapter.measure import Spread, over_seeds, plain
 from sae.comparison.measures import Measured
+from sae.evaluation.bootstrap import Interval
+from sae.tables import number
 
 COLUMNS = {
     "fvu": "FVU",
@@ -66,7 +68,25 @@ class Row(NamedTuple):
 def table(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Rows for people, with one heading a column; means carry their intervals."""
     return [
-        {"tier": row.tier, "model": row.name, **{head: row.spread(name) for name, head in COLUMNS.items()}}
+        {"tier": row.tier, "model": row.name, **{head: plain(row.spread(name)) for name, head in COLUMNS.items()}}
+        for row in rows
+    ]
+
+
+BRIEF = ("fvu", "bits", "fvu_low", "l0", "dead", "disentanglement", "modularity", "mcc", "probe_5", "stability")
+"""Measures that the terminal shows; the page and the record have all."""
+
+
+def brief(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """The table for a terminal: mean ± half its interval."""
+
+    def shown(value: Spread | None) -> str:
+        if isinstance(value, Interval):
+            return f"{value.value:.3g} ± {value.high - value.value:.2g}"
+        return number(value)
+
+    return [
+        {"tier": row.tier, "model": row.name, **{COLUMNS[name]: shown(row.spread(name)) for name in BRIEF}}
         for row in rows
     ]
 
@@ -80,7 +100,7 @@ def record(rows: Sequence[Row]) -> list[dict[str, Any]]:
             "model": row.name,
             "family": row.family,
             "settings": row.settings,
-            "means": {name: row.spread(name) for name in COLUMNS},
+            "means": {name: plain(row.spread(name)) for name in COLUMNS},
             "seeds": [seed.values for seed in row.seeds],
             "curves": [seed.curve for seed in row.seeds],
             "firing_rates": [seed.rates for seed in row.seeds],

@@ -1,0 +1,118 @@
+"""The three tiers one after the other: planted atoms, pixels, activations.
+
+tiers, left_out = run_tiers(setting, QUICK, language_run=None)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from sae.chapter.base import Setting
+from sae.comparison.coders import coder_of
+from sae.comparison.controls import ceiling_and_floor, pca_controls, random_controls
+from sae.comparison.grounds import Ground, ground_of, pixel_ground, planted_ground
+from sae.comparison.language import LanguageRows, LeftOut, language_rows
+from sae.comparison.measures import measure
+from sae.comparison.members import Tour, control_rows, image_rows, rows_on_rows
+from sae.comparison.plan import PLANTED_K, PLANTED_WIDTH, Scale, pixel_members, planted_members, row_members
+from sae.comparison.table import Row
+from sae.image_runs import ImageRun
+
+READ_BY_SAES = ("ae", "vae")  # whose stems the third tier reads
+IMAGE_K, LANGUAGE_K = 8, 32
+LANGUAGE_BATCH, IMAGE_BATCH = 1024, 128
+SMALL_PCA, DENSE = 8, 32  # components of the two rows of PCA, and latents of the random projection
+HISTOGRAM_ROWS = 12_000  # training rows of a language model that medians and histograms of codes come from
+
+
+class Tier(NamedTuple):
+    """One tier's rows."""
+
+    ground: Ground
+    rows: list[Row]
+    runs: Mapping[str, Sequence[ImageRun]]
+    """Runs on images by the row's name, seed by seed; empty for activations."""
+
+
+def run_tiers(setting: Setting, scale: Scale, language_run: str | None) -> tuple[list[Tier], dict[str, str]]:
+    """Train and measure everybody.
+
+    Returns:
+        The tiers, and what was left out with the reason.
+    """
+    quick = setting.quick
+    scratch = setting.out / "runs" / "harvest"
+    # first, since it alone can want what is not there
+    language = language_rows(language_run, tokens=scale.tokens, quick=quick, scratch=scratch)
+    planted, pixels = planted_members(quick=quick), pixel_members(quick=quick)
+    readers = READ_BY_SAES[: 1 if quick else None]
+    count = len(planted) + len(pixels) + len(readers) * len(row_members(1, k=1, quick=quick))
+    count += len(row_members(1, k=1, quick=quick)) * isinstance(language, LanguageRows)
+    tour = Tour(setting, count * len(setting.seeds))
+    tiers = [_planted(tour, scale), _pixels(tour, scale)]
+    tiers += [_on_encoder(tour, tiers[1], variant, scale) for variant in readers]
+    if isinstance(language, LeftOut):
+        return tiers, {"language-model activations": language.reason}
+    return [*tiers, _on_language_model(tour, language, scale)], {}
+
+
+def _planted(tour: Tour, scale: Scale) -> Tier:
+    ground = planted_ground(scale)
+    members = planted_members(quick=tour.setting.quick)
+    rows, runs = image_rows(tour, ground, members, epochs=scale.planted_epochs, limit=scale.planted)
+    rows += _controls(tour, ground, width=PLANTED_WIDTH, k=PLANTED_K, dense=PLANTED_WIDTH)
+    return Tier(ground, rows, runs)
+
+
+def _pixels(tour: Tour, scale: Scale) -> Tier:
+    ground = pixel_ground(tour.setting.data, scale)
+    members = pixel_members(quick=tour.setting.quick)
+    epochs = scale.epochs(len(ground.train))
+    rows, runs = image_rows(tour, ground, members, epochs=epochs, limit=scale.images)
+    width = 64 if tour.setting.quick else 256
+    rows += _controls(tour, ground, width=width, k=IMAGE_K, dense=DENSE)
+    named = next(run for name, run in runs.items() if name.startswith("topk"))[0]
+    coder = coder_of(named.model, ground.train)
+    ends = ceiling_and_floor(coder.encode(ground.heldout), coder.encode(ground.train), ground, seed=0)
+    rows += [Row(ground.tier, ground.data, name, "control", [found]) for name, found in ends.items()]
+    return Tier(ground, rows, runs)
+
+
+def _controls(tour: Tour, ground: Ground, *, width: int, k: int, dense: int) -> list[Row]:
+    """Encoders as drawn, a row each over all seeds, and PCA."""
+    pca = control_rows(ground, lambda seed: pca_controls(ground, (SMALL_PCA, dense)), seeds=(0,), family="PCA")
+    random = control_rows(
+        ground,
+        lambda seed: random_controls(ground, width=width, k=k, dense=dense, seed=seed),
+        seeds=tour.setting.seeds,
+        family="control",
+    )
+    return pca + random
+
+
+def _on_encoder(tour: Tour, pixels: Tier, variant: str, scale: Scale) -> Tier:
+    """Sparse autoencoders on what the stem of the widest model of a variant gives, of seed 0."""
+    named = [name for name in pixels.runs if name.startswith(f"{variant}-")][-1]
+    run, ground = pixels.runs[named][0], pixels.ground
+    train, held = (run.model.embed(x).detach() for x in (ground.train, ground.heldout))
+    data = f"{ground.data}, {named}'s stem"
+    own = ground_of("encoder activations", data, train, held, labels=ground.labels, known=ground.known)
+    members = row_members(train.shape[1], k=IMAGE_K, quick=tour.setting.quick)
+    provenance = {"name": data, "encoder": run.record["autoencoder"]["sha256"], "images": run.record["data"]}
+    how = {"epochs": scale.epochs(len(train)), "batch": IMAGE_BATCH}
+    rows = rows_on_rows(tour, own, train, provenance, members, **how)
+    rows += control_rows(own, lambda seed: pca_controls(own, (SMALL_PCA, DENSE)), seeds=(0,), family="PCA")
+    return Tier(own, rows, {})
+
+
+def _on_language_model(tour: Tour, language: LanguageRows, scale: Scale) -> Tier:
+    ground = ground_of("language-model activations", language.source, language.train[:HISTOGRAM_ROWS], language.heldout)
+    members = row_members(language.train.shape[1], k=LANGUAGE_K, quick=tour.setting.quick)
+    how = {"epochs": scale.token_epochs, "batch": min(LANGUAGE_BATCH, len(language.train) // 8)}
+    rows = rows_on_rows(tour, ground, language.train, language.provenance, members, **how)
+    if language.model is not None:
+        coder = coder_of(language.model, ground.train)
+        rows.append(Row(ground.tier, ground.data, "the run named", "given", [measure(coder, ground)]))
+    rows += control_rows(ground, lambda seed: pca_controls(ground, (DENSE,)), seeds=(0,), family="PCA")
+    return Tier(ground, rows, {})
