@@ -1,0 +1,186 @@
+"""The generative models that the chapter compares, trained on one set of images, and how samples are measured."""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sae import draws
+from sae.chapter.base import Setting, trained
+from sae.chapter.latent_space_judge import Judge
+from sae.evaluation.generation import GeneratorScore, score_generator
+from sae.generate.base import Sampler
+from sae.generate.denoisers import ConvolutionalDenoiser, MLPDenoiser
+from sae.generate.diffusion import DiffusionConfig, train_diffusion
+from sae.generate.gan import GANConfig, train_gan
+from sae.generate.latent import FromPrior, train_latent_diffusion
+from sae.generate.prior import PriorConfig, train_prior
+from sae.generate.vaegan import VAEGANConfig, train_vaegan
+from sae.image_config import VisionConfig
+from sae.image_runs import ImageRun
+from sae.models.heads import ConvolutionalHead
+from sae.models.stems import ConvolutionalStem
+from sae.models.vision import recipe_of
+
+SAMPLED = 0  # what random draws are for
+WARM = 16  # samples drawn before time is taken
+
+
+class Sizes(NamedTuple):
+    """How large everything is; passes and steps."""
+
+    limit: int | None
+    """Training images."""
+    channels: tuple[int, ...]
+    """Of all convolutional stems and heads: VAE, GAN and VAE-GAN have one and the same decoder."""
+    latents: int
+    atoms: int
+    vae_epochs: int
+    vqvae_epochs: int
+    gan: GANConfig
+    vaegan: VAEGANConfig
+    diffusion: DiffusionConfig
+    latent: DiffusionConfig
+    prior: PriorConfig
+
+
+QUICK = Sizes(
+    limit=256,
+    channels=(8, 16),
+    latents=8,
+    atoms=16,
+    vae_epochs=3,
+    vqvae_epochs=3,
+    gan=GANConfig(latents=8, steps=20, lr=1e-3),
+    vaegan=VAEGANConfig(steps=20),
+    diffusion=DiffusionConfig(steps=30, times=100, sampling=10),
+    latent=DiffusionConfig(steps=30, times=100, sampling=10),
+    prior=PriorConfig(hidden=32, embedding=8, steps=30),
+)
+SMALL = Sizes(
+    limit=None,
+    channels=(16, 32),
+    latents=16,
+    atoms=64,
+    vae_epochs=100,
+    vqvae_epochs=60,
+    gan=GANConfig(steps=2000, lr=1e-3),
+    vaegan=VAEGANConfig(steps=1500, lr=1e-3),
+    diffusion=DiffusionConfig(steps=1500),
+    latent=DiffusionConfig(steps=1000),
+    prior=PriorConfig(steps=400),
+)
+"""For images of up to 16 x 16."""
+FULL = SMALL._replace(
+    vae_epochs=30,
+    vqvae_epochs=20,
+    gan=GANConfig(steps=1500, lr=1e-3),
+    vaegan=VAEGANConfig(steps=1200, lr=1e-3),
+    diffusion=DiffusionConfig(steps=1200, batch=64, sampling=25),
+    latent=DiffusionConfig(steps=1200),
+)
+SMALL_SIDE = 16  # up to which a diffusion's network is an MLP
+
+
+class Measured(NamedTuple):
+    """What one seed of one family gave."""
+
+    score: GeneratorScore
+    seconds: float
+    """Of training, all parts."""
+    per_second: float
+    """Samples."""
+    evaluations: int
+    parameters: int
+    encodes: bool
+
+
+def score(judge: Judge, samples: Tensor) -> GeneratorScore:
+    """All measures of samples [n, D] against the held-out images, in the judge's features."""
+    real = judge.held
+    # what is not finite has no class; the score says so
+    classes = judge.classes(samples) if samples.isfinite().all() else real.labels
+    return score_generator(judge.features(real.x), judge.features(samples), real.labels, classes)
+
+
+def measure(judge: Judge, model: Sampler, seed: int) -> Measured:
+    """Score as many samples as there are held-out images, and how fast they come."""
+    count = len(judge.held.x)
+    model.sample(WARM, draws.generator(seed, SAMPLED))
+    begun = time.perf_counter()
+    samples = model.sample(count, draws.generator(seed, SAMPLED))
+    seconds = time.perf_counter() - begun
+    facts = (model.seconds, count / seconds, model.evaluations, model.parameters, model.encodes)
+    return Measured(score(judge, samples), *facts)
+
+
+def sizes_of(setting: Setting, shape: tuple[int, int, int]) -> Sizes:
+    """The sizes for images of a shape."""
+    if setting.quick:
+        return QUICK
+    return SMALL if max(shape[1:]) <= SMALL_SIDE else FULL
+
+
+def variational(setting: Setting, data: str, shape: tuple[int, int, int], seed: int) -> ImageRun:
+    """The VAE's run."""
+    sizes = sizes_of(setting, shape)
+    return trained(
+        setting,
+        "generative-vae",
+        variational_settings(sizes),
+        data=data,
+        epochs=sizes.vae_epochs,
+        limit=sizes.limit,
+        seed=seed,
+    )
+
+
+def variational_settings(sizes: Sizes) -> VisionConfig:
+    """Of the VAE, and of the VAE inside a VAE-GAN."""
+    convolutional = {"stem": "convolutional", "head": "convolutional", "channels": sizes.channels}
+    return VisionConfig(variant="vae", width=sizes.latents, **convolutional)
+
+
+def families(setting: Setting, data: str, shape: tuple[int, int, int], seed: int) -> dict[str, Sampler]:
+    """Every family's model of one seed, trained on the same images."""
+    sizes = sizes_of(setting, shape)
+    run = variational(setting, data, shape, seed)
+    x = run.images("train").all()
+
+    def stem() -> ConvolutionalStem:
+        return ConvolutionalStem(shape, sizes.channels)
+
+    head = ConvolutionalHead(shape, sizes.channels, True, True)
+    small = max(shape[1:]) <= SMALL_SIDE
+    found: dict[str, Sampler] = {"VAE": FromPrior(run)}
+    setting.tell(f"GAN, seed {seed}")
+    found["GAN"] = train_gan(x, stem(), head, sizes.gan, seed=seed)
+    setting.tell(f"diffusion, seed {seed}")
+    network = (lambda: MLPDenoiser(x.shape[1])) if small else (lambda: ConvolutionalDenoiser(shape, 24))
+    found["diffusion"] = train_diffusion(x, network, sizes.diffusion, seed=seed)
+    setting.tell(f"latent diffusion, seed {seed}")
+    found["latent diffusion"] = train_latent_diffusion(run, sizes.latent, seed=seed, hidden=128)
+    setting.tell(f"VAE-GAN, seed {seed}")
+    model = recipe_of(variational_settings(sizes), shape, len(x)).model
+    found["VAE-GAN"] = train_vaegan(x, model, stem(), sizes.vaegan, seed=seed)
+    channels = sizes.channels[:1] if small else sizes.channels
+    quantised = trained(
+        setting,
+        "generative-vqvae",
+        VisionConfig(variant="vqvae", width=sizes.atoms, code_dim=16, channels=channels),
+        data=data,
+        epochs=sizes.vqvae_epochs,
+        limit=sizes.limit,
+        seed=seed,
+    )
+    setting.tell(f"prior of codes, seed {seed}")
+    found["VQ-VAE + prior"] = train_prior(quantised, sizes.prior, seed=seed)
+    return found
+
+
+def drawn(model: Sampler, n: int) -> Tensor:
+    """Samples for a picture: the first ones, not the best."""
+    return model.sample(n, torch.Generator().manual_seed(0))
