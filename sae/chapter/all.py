@@ -1,5 +1,13 @@
-"""Makes every experiment known, in the chapter's order. A new file of experiments is a name here."""
+"""Makes every experiment known. A new file of experiments is a name here."""
 
 from sae.chapter import (
-    undercomplete,  # noqa: F401
+    anomaly,
+    collapse,
+    denoising,
+    overcomplete,
+    reduction,
+    sparse,
+    undercomplete,
 )
+
+__all__ = ["anomaly", "collapse", "denoising", "overcomplete", "reduction", "sparse", "undercomplete"]

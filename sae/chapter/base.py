@@ -57,7 +57,7 @@ class Finding(NamedTuple):
     text: str
     """The claim and what was measured, in a few sentences."""
     numbers: dict[str, Any]
-    """JSON values."""
+    """JSON values, and intervals."""
     tables: Sequence[Sequence[Mapping[str, Any]]] = ()
     pictures: Sequence[Picture] = ()
 

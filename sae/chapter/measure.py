@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,12 +14,13 @@ from torch import Tensor
 from sae.config import ConfigError
 from sae.data.images import ImageSet
 from sae.evaluation.baselines import PCA
+from sae.evaluation.bootstrap import Interval
 from sae.evaluation.reconstruction import fvu_of
 from sae.image_config import ImageDataConfig
 from sae.image_runs import ImageRun, decode_dense, dense_codes, open_split
 
-Spread = float | dict[str, float]
-"""A mean over seeds: {"value", "low", "high"}, or a plain number where there is one seed."""
+Spread = Interval | float
+"""A mean over seeds with its interval, or a plain number where there is one seed."""
 
 
 class Images(NamedTuple):
@@ -58,12 +59,21 @@ def over_seeds(values: Sequence[float]) -> Spread:
     if len(values) < 2:
         return mean
     half = float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
-    return {"value": mean, "low": mean - half, "high": mean + half}
+    return Interval(mean, mean - half, mean + half)
 
 
 def mean_of(spread: Spread) -> float:
     """The mean that `over_seeds` gave."""
-    return spread["value"] if isinstance(spread, dict) else spread
+    return spread.value if isinstance(spread, Interval) else spread
+
+
+def plain(values: Any) -> Any:
+    """Findings as JSON values: intervals, mappings and sequences all the way down."""
+    if isinstance(values, Interval):
+        return values.to_json()
+    if isinstance(values, Mapping):
+        return {str(name): plain(value) for name, value in values.items()}
+    return [plain(value) for value in values] if isinstance(values, list | tuple) else values
 
 
 def fvu(x: Tensor, x_hat: Tensor) -> float:

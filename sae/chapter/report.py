@@ -16,6 +16,7 @@ from typing import Any
 
 import sae.chapter.all  # noqa: F401  makes the experiments known
 from sae.chapter.base import EXPERIMENTS, Experiment, Finding, Setting
+from sae.chapter.measure import plain
 from sae.config import ConfigError, unknown_choice
 from sae.files import check_folder, publish_file, publish_folder, publish_json, read_json
 from sae.pictures.page import Page
@@ -79,7 +80,12 @@ def _chosen(only: Sequence[str]) -> list[str]:
     for name in only:
         if name not in EXPERIMENTS:
             raise unknown_choice("--only", name, EXPERIMENTS)
-    return [name for name in EXPERIMENTS if not only or name in only]
+    return [name for name in in_order() if not only or name in only]
+
+
+def in_order() -> list[str]:
+    """Names of all experiments, by their rows in docs/images.md."""
+    return sorted(EXPERIMENTS, key=lambda name: EXPERIMENTS[name].rows)
 
 
 def _run_one(setting: Setting, name: str) -> dict[str, Any]:
@@ -126,7 +132,7 @@ def _keep(setting: Setting, name: str, finding: Finding, seconds: float) -> None
     page = ChapterPage(record.title)
     page.text(finding.text)
     for table in finding.tables:
-        page.table(table)
+        page.table(plain(table))
     for picture in finding.pictures:
         page.figure(picture.figure, picture.caption, vector=picture.vector)
     with publish_folder(_folder(setting, name)) as folder:
@@ -140,16 +146,15 @@ def _head(setting: Setting, name: str, record: Experiment, seconds: float) -> di
 
 
 def _values(finding: Finding) -> dict[str, Any]:
-    tables = [[dict(row) for row in table] for table in finding.tables]
     captions = [picture.caption for picture in finding.pictures]
-    return {"text": finding.text, "numbers": finding.numbers, "tables": tables, "pictures": captions}
+    return plain({"text": finding.text, "numbers": finding.numbers, "tables": finding.tables, "pictures": captions})
 
 
 def _write_page(setting: Setting) -> None:
-    """Everything that is finished with this setting, in the chapter's order."""
+    """Everything that is finished with this setting, in order."""
     about = f"{setting.data}, {len(setting.seeds)} seed{'s' if len(setting.seeds) > 1 else ''}"
     page = ChapterPage("Autoencoders and representation learning", about + (", quick" if setting.quick else ""))
-    findings = {name: found for name in EXPERIMENTS if (found := _kept(setting, name)) is not None}
+    findings = {name: found for name in in_order() if (found := _kept(setting, name)) is not None}
     for name, found in findings.items():
         page.kept_section(found["title"], (_folder(setting, name) / SECTION).read_text(encoding="utf-8"))
     publish_json(setting.out / FINDINGS, findings)

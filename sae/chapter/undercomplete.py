@@ -8,6 +8,7 @@ import torch
 
 from sae.chapter.base import Finding, Picture, Setting, experiment, trained
 from sae.chapter.measure import fvu, mean_of, over_seeds, pca_reconstruction, reconstructed, split_images
+from sae.chapter.networks import OPTIM
 from sae.config import OptimConfig
 from sae.evaluation.baselines import PCA
 from sae.image_config import VisionConfig
@@ -25,7 +26,8 @@ def undercomplete(setting: Setting) -> Finding:
     """784-256-64-256-784, squared error (the chapter's figure)."""
     _, held = split_images(setting.data)
     vision = VisionConfig(variant="ae", width=64, hidden=(256,))
-    runs = [trained(setting, "ae", vision, epochs=setting.pick(60, 8), seed=seed) for seed in setting.seeds]
+    epochs = setting.pick(40, 8)
+    runs = [trained(setting, "chapter", vision, epochs=epochs, optim=OPTIM, seed=seed) for seed in setting.seeds]
     found = over_seeds([fvu(held.x, reconstructed(run, held.x)) for run in runs])
     parameters = sum(p.numel() for p in runs[0].model.parameters())
     steps, losses = loss_curve(runs[0])
@@ -62,8 +64,8 @@ def linear_is_pca(setting: Setting) -> Finding:
     train, held = split_images(setting.data)
     pca = PCA.fit([train.x])
     vision = VisionConfig(variant="linear", width=LINEAR_K)
-    optim = OptimConfig(lr=setting.pick(2e-3, 5e-3), decay=0.5)
-    epochs = setting.pick(60, 60)
+    optim = OptimConfig(lr=5e-3, decay=0.5)
+    epochs = setting.pick(60, 40)
     runs = [trained(setting, "linear", vision, epochs=epochs, optim=optim, seed=seed) for seed in setting.seeds]
     rows, numbers = [], {}
     for name, images in (("training", train), ("held-out", held)):

@@ -1,0 +1,261 @@
+"""The chapter's experiments on plain, denoising, sparse and collapsing autoencoders, small: digits, few epochs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from sae import cli
+from sae.chapter import report
+from sae.chapter.base import EXPERIMENTS, Experiment, Finding, Setting, experiment, trained
+from sae.chapter.measure import fvu, mean_of, over_seeds, pca_reconstruction, psnr
+from sae.config import ConfigError
+from sae.evaluation.baselines import PCA
+from sae.image_config import VisionConfig
+from sae.models.vision import recipe_of
+from sae.progress import Interrupted
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
+    return Setting(out=tmp_path_factory.mktemp("chapter"), data="digits", seeds=(0,), quick=True)
+
+
+def found(setting: Setting, name: str) -> Finding:
+    finding = EXPERIMENTS[name].run(setting)
+    assert finding.text
+    assert finding.tables
+    json.dumps(report.plain(finding.numbers), allow_nan=False)
+    return finding
+
+
+def test_the_chapters_network_has_its_parameters() -> None:
+    vision = VisionConfig(variant="ae", width=64, hidden=(256,))
+    model = recipe_of(vision, (1, 28, 28), 4000).model
+    assert sum(p.numel() for p in model.parameters()) == 435_536
+
+
+def test_the_undercomplete_network_learns_and_counts_its_own_parameters(setting: Setting) -> None:
+    numbers = found(setting, "undercomplete").numbers
+    d = 64
+    assert numbers["parameters"] == d * 256 + 256 + 256 * 64 + 64 + 64 * 256 + 256 + 256 * d + d
+    assert mean_of(numbers["fvu"]) < 0.5
+    first, last = numbers["loss"]
+    assert last < first / 3
+
+
+def test_a_linear_autoencoder_reaches_pca(setting: Setting) -> None:
+    numbers = found(setting, "linear_is_pca").numbers
+    assert 1 - 1e-6 <= numbers["training"]["ratio"] < 1.01
+    assert mean_of(numbers["overlap"]) > 0.99
+
+
+def test_two_latents_leave_less_error_than_two_components(setting: Setting) -> None:
+    numbers = found(setting, "reduction").numbers
+    two = numbers["fvu"][0]
+    assert two["latents"] == 2
+    assert two["less by"] > 0.1
+    assert mean_of(numbers["trustworthiness"]["the autoencoder"]) > mean_of(numbers["trustworthiness"]["PCA"])
+
+
+def test_without_a_penalty_an_overcomplete_autoencoder_copies_noise_and_all(setting: Setting) -> None:
+    measured = found(setting, "overcomplete").numbers["measured"]
+    free, noise = measured["no penalty"], measured["noise"]
+    assert mean_of(free["FVU"]) < 0.05
+    assert mean_of(free["noise kept"]) > 0.8
+    assert mean_of(noise["noise kept"]) < 0.4
+    assert mean_of(measured["TopK"]["L0"]) == 16
+    assert mean_of(free["FVU"]) < min(mean_of(measured[name]["FVU"]) for name in ("noise", "L1", "TopK"))
+
+
+def test_denoising_gains_at_its_level_and_beyond_it(setting: Setting) -> None:
+    numbers = found(setting, "denoising").numbers
+    for kind in ("gaussian", "masking", "salt_and_pepper"):
+        curve = numbers[kind]
+        trained_at = curve["levels"].index(curve["trained_at"])
+        assert curve["gains"][trained_at] > 1
+        assert curve["gains"][-1] > curve["gains"][trained_at]
+    gaussian = numbers["gaussian"]["psnr"]
+    assert mean_of(gaussian["trained at 0.3"][-1]) > mean_of(gaussian["plain autoencoder"][-1])
+    only = numbers["corrupted_only"]
+    assert mean_of(only["only corrupted pixels"]["other pixels"]) < mean_of(only["all pixels"]["other pixels"])
+
+
+def test_more_active_latents_leave_less_error(setting: Setting) -> None:
+    few, many = found(setting, "l1").numbers["curve"]
+    for name in ("L1", "TopK"):
+        assert mean_of(few[f"{name} L0"]) == pytest.approx(few["asked for"], rel=0.25)
+        assert mean_of(many[f"{name} FVU"]) < mean_of(few[f"{name} FVU"])
+    assert mean_of(few["TopK FVU"]) < mean_of(few["L1 FVU"])
+
+
+def test_latents_held_to_a_rate_have_it(setting: Setting) -> None:
+    numbers = found(setting, "rate").numbers
+    assert mean_of(numbers["held to the rate"]["median rate"]) == pytest.approx(0.05, rel=0.2)
+    assert mean_of(numbers["held to the rate"]["within 0.025 and 0.1"]) > 0.8
+    assert mean_of(numbers["free"]["median rate"]) > 0.2
+
+
+def test_selecting_codes_train_on_pixels_by_the_fused_steps(setting: Setting) -> None:
+    numbers = found(setting, "selection").numbers
+    assert set(numbers) == {"topk", "batchtopk", "jumprelu"}
+    for row in numbers.values():
+        assert row["route"] == "fused"
+        assert mean_of(row["L0"]) == pytest.approx(16, rel=0.2)
+        assert mean_of(row["FVU"]) < 0.3
+
+
+def test_free_bits_bring_latents_back(setting: Setting) -> None:
+    numbers = found(setting, "collapse").numbers
+    assert mean_of(numbers["free bits"]["KL (nats)"]) > mean_of(numbers["as it is"]["KL (nats)"])
+    assert mean_of(numbers["free bits"]["active latents"]) >= mean_of(numbers["as it is"]["active latents"])
+
+
+def test_images_of_other_classes_are_less_likely(setting: Setting) -> None:
+    numbers = found(setting, "anomaly").numbers
+    assert mean_of(numbers["mean"]["auroc"]) > 0.93
+    assert mean_of(numbers["failure"]["auroc"]) < mean_of(numbers["mean"]["auroc"])
+
+
+def test_learned_features_beat_an_untrained_encoders(setting: Setting) -> None:
+    accuracy = found(setting, "features").numbers["accuracy"]
+    assert mean_of(accuracy["autoencoder"]["all"]) > mean_of(accuracy["random encoder"]["all"])
+    assert mean_of(accuracy["autoencoder"]["10"]) > 0.3
+
+
+def test_clusters_of_codes_agree_with_classes(setting: Setting) -> None:
+    table = found(setting, "clusters").numbers["clusters"]
+    assert mean_of(table["autoencoder"]["nmi"]) > mean_of(table["random encoder"]["nmi"])
+
+
+def test_means_over_seeds_carry_students_interval() -> None:
+    # t(.975, 2) = 4.3027, standard error 1/sqrt(3)
+    spread = over_seeds([1.0, 2.0, 3.0])
+    assert not isinstance(spread, float)
+    assert spread == pytest.approx((2.0, 2 - 4.3027 / 3**0.5, 2 + 4.3027 / 3**0.5), abs=1e-4)
+    assert over_seeds([0.5]) == 0.5
+
+
+def test_fvu_and_psnr_are_their_definitions() -> None:
+    x = torch.rand(50, 6, generator=torch.Generator().manual_seed(0))
+    noise = 0.1 * torch.randn(50, 6, generator=torch.Generator().manual_seed(1))
+    expected = noise.square().sum() / (x - x.mean(0)).square().sum()
+    assert fvu(x, x + noise) == pytest.approx(expected.item(), rel=1e-4)
+    assert psnr(x, x + 0.1) == pytest.approx(20, abs=1e-3)
+    pca = PCA.fit([x])
+    assert fvu(x, pca_reconstruction(pca, x, 6)) < 1e-9
+
+
+class Said(NamedTuple):
+    """What a command printed, and its status."""
+
+    status: int
+    out: str
+    err: str
+
+
+def said(capfd: pytest.CaptureFixture[str], *arguments: object) -> Said:
+    status = 0
+    try:
+        cli.main(["image", "chapter", *map(str, arguments)])
+    except SystemExit as stopped:
+        status = int(stopped.code or 0)
+    return Said(status, *capfd.readouterr())
+
+
+@pytest.fixture
+def two_experiments(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Only two experiments, one of which fails; the list notes which were run."""
+    ran: list[str] = []
+
+    def good(setting: Setting) -> Finding:
+        ran.append("good")
+        return Finding(text="It holds.", numbers={"value": over_seeds([1.0, 2.0])}, tables=[[{"a": 1}]])
+
+    def bad(setting: Setting) -> Finding:
+        ran.append("bad")
+        raise ConfigError("no such thing")
+
+    for name in list(EXPERIMENTS):
+        monkeypatch.delitem(EXPERIMENTS, name)
+    monkeypatch.setitem(EXPERIMENTS, "bad", Experiment(bad, (1,), "A claim that fails"))
+    monkeypatch.setitem(EXPERIMENTS, "good", Experiment(good, (2,), "A claim that holds"))
+    return ran
+
+
+def test_a_failed_experiment_is_named_and_loses_no_other(
+    tmp_path: Path, two_experiments: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    outcome = said(capfd, "--out", tmp_path / "c", "--data", "digits", "--json")
+    result = json.loads(outcome.out)
+    assert outcome.status == 1
+    assert result["failed"] == "bad"
+    assert [row["state"] for row in result["experiments"]] == ["failed", "done"]
+    assert "no such thing" in result["experiments"][0]["reason"]
+    page = (tmp_path / "c" / "chapter.html").read_text()
+    assert "A claim that holds" in page
+    assert "It holds." in page
+    findings: dict[str, Any] = json.loads((tmp_path / "c" / "findings.json").read_text())
+    assert set(findings) == {"good"}
+    assert set(findings["good"]["numbers"]["value"]) == {"value", "low", "high"}
+
+
+def test_finished_experiments_are_kept_and_failed_ones_tried_again(
+    tmp_path: Path, two_experiments: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(2):
+        outcome = said(capfd, "--out", tmp_path / "c", "--data", "digits", "--json")
+    assert two_experiments == ["bad", "good", "bad"]
+    assert [row["state"] for row in json.loads(outcome.out)["experiments"]] == ["failed", "kept"]
+    said(capfd, "--out", tmp_path / "c", "--data", "digits", "--only", "good", "--seeds", "2")
+    assert two_experiments[3:] == ["good"], "other seeds are another experiment"
+
+
+def test_a_stop_says_how_to_go_on(
+    tmp_path: Path, two_experiments: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(setting: Setting) -> Finding:
+        raise Interrupted(2, "continue a run that the user never started")
+
+    monkeypatch.setitem(EXPERIMENTS, "bad", Experiment(stopped, (3,), "A claim that takes long"))
+    outcome = said(capfd, "--out", tmp_path / "c", "--data", "digits")
+    assert outcome.status == 130
+    assert "the same command goes on" in outcome.err
+    assert two_experiments == ["good"]
+    assert (tmp_path / "c" / "chapter.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "parts"),
+    [
+        (["--only", "liner_is_pca"], ["--only", "liner_is_pca", "linear_is_pca"]),
+        (["--seeds", "0"], ["--seeds 0", "at least 1"]),
+    ],
+)
+def test_wrong_flags_are_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], flags: list[str], parts: list[str]
+) -> None:
+    outcome = said(capfd, "--out", tmp_path / "c", *flags)
+    assert outcome.status == 2
+    assert all(part in outcome.err for part in parts)
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_name_is_registered_once() -> None:
+    with pytest.raises(ConfigError, match="linear_is_pca"):
+        experiment("linear_is_pca", rows=(2,), title="again")(lambda setting: Finding("", {}))
+
+
+def test_a_run_of_other_settings_is_not_taken_for_the_asked_one(tmp_path: Path) -> None:
+    setting = Setting(out=tmp_path, data="digits", quick=True)
+    vision = VisionConfig(variant="linear", width=2, k=1)
+    first = trained(setting, "small", vision, epochs=1, limit=200)
+    weights = (first.folder / "sae.safetensors").stat().st_mtime_ns
+    assert trained(setting, "small", vision, epochs=1, limit=200).folder == first.folder
+    assert (first.folder / "sae.safetensors").stat().st_mtime_ns == weights
+    with pytest.raises(ConfigError, match="epochs 1, now 2"):
+        trained(setting, "small", vision, epochs=2, limit=200)
