@@ -84,7 +84,9 @@ def write_rates(material: Material, page: Page) -> None:
         "Rates",
         f"The penalty asks every latent for a mean value of ρ = {rho:g}; the median latent has {np.median(rates):.3f}.",
     )
-    edges = np.linspace(0, max(0.25, 2 * rho, float(rates.max())), 51)
+    top = max(3 * rho, float(rates.max()))
+    width = max(rho / 10, top / 100)
+    edges = np.arange(-0.5, top / width + 1) * width  # ρ is in the middle of a bin
     figure = draw_histograms(
         {"latents": rates}, x="Mean value over images", y="Latents", bins=edges, at={f"ρ = {rho:g}": rho}, counts=True
     )

@@ -58,7 +58,13 @@ def write_denoising(material: Material, page: Page) -> None:
     }
     figure = draw_lines(curves, f"Level of {kind} noise", "PSNR (dB)", at={"trained": level})
     page.figure(figure, "Where the upper line is the denoised one, denoising helps.", vector=True)
-    page.table(measured)
+    names = {
+        "level": "Level",
+        "noisy_psnr": "PSNR, noisy (dB)",
+        "denoised_psnr": "PSNR, denoised (dB)",
+        "gain": "Gain (dB)",
+    }
+    page.table([{name: row[key] for key, name in names.items()} for row in measured])
 
 
 def write_spectra(material: Material, page: Page) -> None:

@@ -18,9 +18,9 @@ MEANINGS = {
     "relative_error": ("Relative error", "squared error over squared pixels"),
     "l0": ("L0", "latents other than zero, an image"),
     "dead": ("Dead", "share of the latents that never fired"),
-    "baselines.pca_fvu": ("FVU of PCA", "with as many components as a code has numbers"),
-    "baselines.pca_components": ("Components of it", ""),
-    "baselines.pca_components_for_same_fvu": ("Components for the same FVU", "as many PCA needs"),
+    "baselines.pca_fvu": ("FVU of PCA", "with as many components as the next row says"),
+    "baselines.pca_components": ("PCA components", "as many as a code has numbers"),
+    "baselines.pca_components_for_same_fvu": ("PCA components for the same FVU", "as many as PCA needs"),
     "bounds.nll": ("-log p(x|z)", "nats an image, one draw"),
     "bounds.kl": ("KL from the prior", "nats an image"),
     "bounds.elbo": ("ELBO", "nats an image, below log p(x)"),
@@ -62,7 +62,7 @@ def write_loss(material: Material, page: Page) -> None:
         name.replace("_", " "): Curve(seen, [line["parts"][name] for line in lines], "-") for name in lines[0]["parts"]
     }
     if len(parts) > 1:
-        _draw(page, parts, f"{unit} an image", "Its terms, before their weights.")
+        _draw(page, parts, "Term, an image", "Its terms, before their weights.")
     fvu = {"training batches": Curve(seen, [line["fvu"] for line in lines], "-")}
     held = _at(material.numbers, "fvu")
     if held is not None:
