@@ -60,9 +60,10 @@ def generative_families(setting: Setting) -> Finding:
         "before the output of one classifier of the labelled training images, the same for all, "
         f"{judge.accuracy:.1%} right on held-out images; {len(heldout)} samples against as many "
         "held-out images. A Fréchet distance depends on the features and the number of samples: compare within this "
-        "page. Classes are what the classifier calls a sample; one is hit from a tenth of its share on. A seed fails "
-        "if samples are not finite, fewer than half of the classes are hit, or they are no nearer to the data than one "
-        "constant sample. VAE, GAN and VAE-GAN have the same decoder. These are small networks on few images: the "
+        "page. High frequencies: their share of the samples' power over their share of the images'. Classes are what "
+        "the classifier calls a sample; one is hit from a tenth of its share on. A seed fails if samples are not "
+        "finite, fewer than half of the classes are hit, or they are no nearer to the data than one constant sample. "
+        "VAE, GAN and VAE-GAN have the same decoder. These are small networks on few images: the "
         f"verdicts are on them, not on the families at large. {_words(says)}"
     )
     pictures = [
@@ -131,10 +132,10 @@ def _words(says: list[dict[str, str]]) -> str:
 def _samples(models: Mapping[str, Sampler], heldout: Tensor, shape: tuple[int, int, int]) -> Figure:
     rows = {"held-out": heldout[: 2 * SHOWN]}
     rows |= {name: drawn(model, 2 * SHOWN) for name, model in models.items()}
-    # two rows each
     split: dict[str, Tensor] = {}
-    for name, images in rows.items():
-        split |= {name: images[:SHOWN], f"{name} ": images[SHOWN:]}
+    for i, (name, images) in enumerate(rows.items(), 1):
+        # the second row's name is blank, and another blank for every model
+        split |= {name: images[:SHOWN], " " * i: images[SHOWN:]}
     return draw_rows(split, shape)
 
 

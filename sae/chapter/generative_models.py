@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from sae import draws
 from sae.chapter.base import Setting, trained
 from sae.chapter.latent_space_judge import Judge
 from sae.evaluation.generation import GeneratorScore, score_generator
+from sae.evaluation.spectra import radial_spectrum
 from sae.generate.base import Sampler
 from sae.generate.denoisers import ConvolutionalDenoiser, MLPDenoiser
 from sae.generate.diffusion import DiffusionConfig, train_diffusion
@@ -21,8 +23,8 @@ from sae.generate.prior import PriorConfig, train_prior
 from sae.generate.vaegan import VAEGANConfig, train_vaegan
 from sae.image_config import VisionConfig
 from sae.image_runs import ImageRun
-from sae.models.heads import ConvolutionalHead
-from sae.models.stems import ConvolutionalStem
+from sae.models.heads import ConvolutionalHead, Head, MLPHead
+from sae.models.stems import ConvolutionalStem, MLPStem, Stem
 from sae.models.vision import recipe_of
 
 SAMPLED = 0  # what random draws are for
@@ -34,8 +36,10 @@ class Sizes(NamedTuple):
 
     limit: int | None
     """Training images."""
+    hidden: tuple[int, ...]
+    """Of stem and head of VAE, GAN and VAE-GAN, which have one and the same decoder; none for convolutional ones."""
     channels: tuple[int, ...]
-    """Of all convolutional stems and heads: VAE, GAN and VAE-GAN have one and the same decoder."""
+    """Of convolutional stems and heads."""
     latents: int
     atoms: int
     vae_epochs: int
@@ -49,6 +53,7 @@ class Sizes(NamedTuple):
 
 QUICK = Sizes(
     limit=256,
+    hidden=(),
     channels=(8, 16),
     latents=8,
     atoms=16,
@@ -62,6 +67,7 @@ QUICK = Sizes(
 )
 SMALL = Sizes(
     limit=None,
+    hidden=(),
     channels=(16, 32),
     latents=16,
     atoms=64,
@@ -75,10 +81,11 @@ SMALL = Sizes(
 )
 """For images of up to 16 x 16."""
 FULL = SMALL._replace(
-    vae_epochs=30,
-    vqvae_epochs=20,
-    gan=GANConfig(steps=1500, lr=1e-3),
-    vaegan=VAEGANConfig(steps=1200, lr=1e-3),
+    hidden=(256,),
+    vae_epochs=60,
+    vqvae_epochs=15,
+    gan=GANConfig(steps=3000),
+    vaegan=VAEGANConfig(steps=2500),
     diffusion=DiffusionConfig(steps=1200, batch=64, sampling=25),
     latent=DiffusionConfig(steps=1200),
 )
@@ -89,6 +96,9 @@ class Measured(NamedTuple):
     """What one seed of one family gave."""
 
     score: GeneratorScore
+    sharpness: float | None
+    """Share of power at high spatial frequencies, over the same share of held-out images: below 1 is blur, above 1
+    noise; None for samples that are not finite, or without any contrast."""
     seconds: float
     """Of training, all parts."""
     per_second: float
@@ -114,7 +124,15 @@ def measure(judge: Judge, model: Sampler, seed: int) -> Measured:
     samples = model.sample(count, draws.generator(seed, SAMPLED))
     seconds = time.perf_counter() - begun
     facts = (model.seconds, count / seconds, model.evaluations, model.parameters, model.encodes)
-    return Measured(score(judge, samples), *facts)
+    return Measured(score(judge, samples), sharpness(judge, samples), *facts)
+
+
+def sharpness(judge: Judge, samples: Tensor) -> float | None:
+    """See `Measured`."""
+    if not samples.isfinite().all() or not samples.std() > 0:
+        return None
+    held, made = (radial_spectrum(x.view(-1, *judge.held.shape)).high_share for x in (judge.held.x, samples))
+    return made / held
 
 
 def sizes_of(setting: Setting, shape: tuple[int, int, int]) -> Sizes:
@@ -140,8 +158,22 @@ def variational(setting: Setting, data: str, shape: tuple[int, int, int], seed: 
 
 def variational_settings(sizes: Sizes) -> VisionConfig:
     """Of the VAE, and of the VAE inside a VAE-GAN."""
-    convolutional = {"stem": "convolutional", "head": "convolutional", "channels": sizes.channels}
-    return VisionConfig(variant="vae", width=sizes.latents, **convolutional)
+    if sizes.hidden:
+        return VisionConfig(variant="vae", width=sizes.latents, hidden=sizes.hidden)
+    kind = "convolutional"
+    return VisionConfig(variant="vae", width=sizes.latents, stem=kind, head=kind, channels=sizes.channels)
+
+
+def make_stem(sizes: Sizes, shape: tuple[int, int, int]) -> Stem:
+    """A discriminator's stem, as the VAE has it."""
+    return MLPStem(math.prod(shape), sizes.hidden) if sizes.hidden else ConvolutionalStem(shape, sizes.channels)
+
+
+def make_head(sizes: Sizes, shape: tuple[int, int, int]) -> Head:
+    """The GAN's head, as the VAE has it."""
+    if sizes.hidden:
+        return MLPHead(math.prod(shape), sizes.hidden[::-1], True)
+    return ConvolutionalHead(shape, sizes.channels, True, True)
 
 
 def families(setting: Setting, data: str, shape: tuple[int, int, int], seed: int) -> dict[str, Sampler]:
@@ -150,14 +182,10 @@ def families(setting: Setting, data: str, shape: tuple[int, int, int], seed: int
     run = variational(setting, data, shape, seed)
     x = run.images("train").all()
 
-    def stem() -> ConvolutionalStem:
-        return ConvolutionalStem(shape, sizes.channels)
-
-    head = ConvolutionalHead(shape, sizes.channels, True, True)
     small = max(shape[1:]) <= SMALL_SIDE
     found: dict[str, Sampler] = {"VAE": FromPrior(run)}
     setting.tell(f"GAN, seed {seed}")
-    found["GAN"] = train_gan(x, stem(), head, sizes.gan, seed=seed)
+    found["GAN"] = train_gan(x, make_stem(sizes, shape), make_head(sizes, shape), sizes.gan, seed=seed)
     setting.tell(f"diffusion, seed {seed}")
     network = (lambda: MLPDenoiser(x.shape[1])) if small else (lambda: ConvolutionalDenoiser(shape, 24))
     found["diffusion"] = train_diffusion(x, network, sizes.diffusion, seed=seed)
@@ -165,7 +193,7 @@ def families(setting: Setting, data: str, shape: tuple[int, int, int], seed: int
     found["latent diffusion"] = train_latent_diffusion(run, sizes.latent, seed=seed, hidden=128)
     setting.tell(f"VAE-GAN, seed {seed}")
     model = recipe_of(variational_settings(sizes), shape, len(x)).model
-    found["VAE-GAN"] = train_vaegan(x, model, stem(), sizes.vaegan, seed=seed)
+    found["VAE-GAN"] = train_vaegan(x, model, make_stem(sizes, shape), sizes.vaegan, seed=seed)
     channels = sizes.channels[:1] if small else sizes.channels
     quantised = trained(
         setting,

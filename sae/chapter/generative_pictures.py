@@ -18,7 +18,7 @@ def draw_scores(found: Mapping[str, Sequence[Measured]], floor: float) -> Figure
             if m.score.frechet is not None:
                 axis.plot(m.score.frechet.distance, place, "x" if m.score.failure else "o", color="C3", alpha=0.7)
     axis.axvline(floor, linestyle="--", color="0.5")
-    axis.set_xscale("log")
+    axis.set_xlim(left=0)
     axis.set_yticks(range(len(found)), list(found))
     axis.invert_yaxis()
     axis.set_xlabel("Fréchet distance, left is better")
@@ -31,8 +31,11 @@ def draw_steps(found: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
     axis = figure.subplots()
     for name, points in found.items():
         axis.plot([p["evaluations"] for p in points], [p["frechet"] for p in points], "o-", label=name)
+    calls = sorted({int(p["evaluations"]) for points in found.values() for p in points})
     axis.set_xscale("log")
-    axis.set_yscale("log")
+    axis.set_xticks(calls, [str(n) for n in calls])
+    axis.minorticks_off()
+    axis.set_ylim(bottom=0)
     axis.set_xlabel("network calls a sample")
     axis.set_ylabel("Fréchet distance")
     axis.legend()
