@@ -164,7 +164,8 @@ def said(capfd: pytest.CaptureFixture[str], *arguments: object) -> Said:
         cli.main(["image", "chapter", *map(str, arguments)])
     except SystemExit as stopped:
         status = int(stopped.code or 0)
-    return Said(status, *capfd.readouterr())
+    printed = capfd.readouterr()
+    return Said(status, str(printed.out), str(printed.err))
 
 
 @pytest.fixture

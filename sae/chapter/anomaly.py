@@ -24,7 +24,7 @@ COMPONENTS = 16
 DRAWS = 16  # of the importance-weighted bound
 CHUNK = 256  # images whose bound is taken at a time
 VISION = VisionConfig(variant="vae", width=16, hidden=(256,), likelihood="gaussian", variance=0.02)
-FEW_IMAGES = OptimConfig(batch=32, decay=0.5)
+FEW_IMAGES = OptimConfig(lr=2e-3, batch=32, decay=0.5)
 """A class is a tenth of the images: smaller batches, so that there are steps enough."""
 EASY = "1"
 """A digit that any of these models draws well, whether it has seen it or not."""
@@ -96,7 +96,7 @@ def failure(setting: Setting, train: Images, held: Images) -> tuple[dict[str, An
 def _run(setting: Setting, normal: str, seed: int) -> ImageRun:
     one = not normal.startswith("!")
     # the others are nine times as many images an epoch
-    epochs = setting.pick(100 if one else 20, 40 if one else 10)
+    epochs = setting.pick(50 if one else 15, 40 if one else 10)
     folder = f"anomaly-{normal.replace('!', 'not-')}"
     return trained(setting, folder, VISION, epochs=epochs, optim=FEW_IMAGES, only_label=normal, seed=seed)
 
