@@ -37,7 +37,8 @@ def run_sweep(out: Path, members: Sequence[TrainConfig], evaluation: EvalConfig)
     """
     shared = [dataclasses.replace(member, store=member.store or out / "store") for member in members]
     unfinished = [config for config in shared if not is_finished(config.out)]
-    sweep([dataclasses.replace(config, resume=(config.out / CONFIG).is_file()) for config in unfinished])
+    if unfinished:
+        sweep([dataclasses.replace(config, resume=(config.out / CONFIG).is_file()) for config in unfinished])
     reports = evaluate_all([config.out for config in shared], evaluation)
     rows = [_row(config, report) for config, report in zip(shared, reports, strict=True)]
     pca = {r["site"]: r["baselines"] for r in reports if r["baselines"] and "target_site" not in r}

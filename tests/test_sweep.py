@@ -76,6 +76,9 @@ def test_the_same_command_again_trains_what_is_missing(
     assert (out / "batchtopk" / "sae.safetensors").read_bytes() == (
         swept / "batchtopk" / "sae.safetensors"
     ).read_bytes()
+    (out / "comparison.json").unlink()
+    main(arguments(tiny_model, corpus, out, "topk,batchtopk"))
+    assert (out / "comparison.json").is_file(), "where nothing is missing it compares"
 
 
 def test_every_combination_of_the_grid_is_a_member(tiny_model: Path, corpus: Path, tmp_path: Path) -> None:
