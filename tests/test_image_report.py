@@ -17,6 +17,8 @@ import torch
 
 from conftest import run_sae
 from sae.config import ConfigError, OptimConfig
+from sae.evaluation.bootstrap import Interval
+from sae.files import CorruptError
 from sae.image_config import ImageDataConfig, ImageTrainConfig, VisionConfig
 from sae.image_runs import ImageRun, dense_codes, open_image_run
 from sae.pictures.atoms import codebook_images, contributions
@@ -31,6 +33,7 @@ from sae.pictures.latents import (
     traversals,
     typical,
 )
+from sae.pictures.lines import Curve, draw_lines
 from sae.reports.codes import traversal_values, traversed
 from sae.reports.image import image_report
 from sae.reports.material import Material
@@ -221,8 +224,10 @@ def test_the_command_writes_the_page_where_it_is_told(image_run: Any, tmp_path: 
 
 
 def test_a_folder_that_is_no_image_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=str(tmp_path)):
+    with pytest.raises(CorruptError, match=str(tmp_path)):
         image_report(tmp_path)
+    with pytest.raises(ConfigError, match="no such run folder"):
+        image_report(tmp_path / "missing")
 
 
 def test_tiles_hold_the_images_pixel_for_pixel_with_white_between() -> None:
@@ -260,6 +265,22 @@ def test_rows_of_grey_and_of_coloured_images_stand_in_one_picture() -> None:
     assert [label.get_text() for label in axis.get_xticklabels()] == ["a", "b", "c"]
     shown = np.asarray(axis.get_images()[0].get_array())
     assert np.allclose(shown[:4, :4, 0], grey[0].view(4, 4))
+
+
+def test_logarithmic_axes_are_labelled_with_plain_numbers() -> None:
+    figure = draw_lines({"FVU": Curve([0, 1, 2], [0.9, 0.4, 0.12])}, "step", "FVU", log_y=True)
+    figure.canvas.draw()
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels(which="both") if label.get_text()]
+    assert {"0.2", "0.5"} <= set(labels)
+    assert not any("^" in label for label in labels)
+
+
+def test_intervals_are_drawn_as_bands_from_low_to_high() -> None:
+    curve = Curve([1, 2], [Interval(3.0, 2.0, 5.0), {"value": 4.0, "low": 3.5, "high": 4.5}])
+    axis = draw_lines({"a": curve}, "k", "FVU").axes[0]
+    corners = {tuple(point) for point in axis.collections[0].get_paths()[0].vertices.tolist()}
+    assert {(1.0, 2.0), (1.0, 5.0), (2.0, 3.5), (2.0, 4.5)} <= corners
+    assert axis.lines[0].get_ydata().tolist() == [3.0, 4.0]
 
 
 def test_traversals_come_in_the_order_of_their_kl_and_change_one_latent(image_run: Any) -> None:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from sae.evaluation.bootstrap import Interval
-from sae.pictures.style import GREY, SMALL, chart, colour, legend
+from sae.pictures.style import GREY, SMALL, chart, colour, legend, plain_numbers
 from sae.tables import number
 
 
@@ -35,7 +35,7 @@ def draw_bars(
         reference: a name and a number that get a vertical line.
     """
     figure, axis = chart(7.0, 0.42 * len(values) + 1.1, x=label, title=title)
-    ends = []
+    ends: list[float] = []
     for place, value in enumerate(values.values()):
         low, high = (value.low, value.high) if isinstance(value, Interval) else (None, None)
         middle = value.value if isinstance(value, Interval) else value
@@ -56,6 +56,7 @@ def draw_bars(
     axis.grid(False, axis="y")
     if log:
         axis.set_xscale("log")
+        plain_numbers(axis.xaxis, ends)
     axis.margins(x=0.14)  # room for the numbers
     if reference is not None:
         axis.axvline(reference[1], color=GREY, linestyle="--", linewidth=1.2, label=reference[0])
@@ -95,6 +96,7 @@ def draw_ranked(
             axis.bar(places[of_kind], numbers[order][of_kind], width=share, color=colour(kind), label=name or None)
     if log:
         axis.set_yscale("log")
+        plain_numbers(axis.yaxis, numbers[numbers > 0].tolist())
     if len(numbers) <= 16:
         axis.set_xticks(places, [str(i) for i in order])
     else:

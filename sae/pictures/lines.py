@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from sae.evaluation.bootstrap import Interval
-from sae.pictures.style import GREY, MARKERS, SMALL, STYLES, chart, colour, legend
+from sae.pictures.style import GREY, MARKERS, SMALL, STYLES, chart, colour, legend, plain_numbers
 
 
 class Curve(NamedTuple):
@@ -75,8 +75,11 @@ def draw_lines(
         if len(ticks) <= 8:
             axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             axis.xaxis.set_minor_locator(NullLocator())
+        else:
+            plain_numbers(axis.xaxis, ticks)
     if log_y:
         axis.set_yscale("log")
+        plain_numbers(axis.yaxis, [_part(v, "value") for curve in curves.values() for v in curve.y])
     for name, place in (at or {}).items():
         axis.axvline(place, color=GREY, linewidth=1, linestyle=(0, (2, 2)))
         axis.annotate(name, (place, 1.0), xycoords=("data", "axes fraction"), xytext=(0, 2), ha="center", va="bottom",

@@ -5,10 +5,14 @@ figure, axis = chart(6, 3, x="Images seen", y="Loss (nats an image)")
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's (2008), without the yellow that is too pale for lines on white."""
@@ -41,6 +45,14 @@ def quiet(axis: Axes, *, x: str = "", y: str = "", title: str = "") -> None:
         axis.spines[side].set_visible(False)
     axis.grid(True, color="#dddddd", linewidth=0.6)
     axis.set_axisbelow(True)
+
+
+def plain_numbers(axis: Axis, values: Sequence[float]) -> None:
+    """Label a logarithmic axis with numbers as people write them, few enough to read, for these positive values."""
+    narrow = math.log10(max(values) / min(values)) < 2
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow else (1,)))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def legend(figure: Figure, axis: Axes, *, title: str = "") -> None:

@@ -79,14 +79,14 @@ def write_spectra(material: Material, page: Page) -> None:
     shares = ", ".join(f"{name} {spectrum.high_share:.3f}" for name, spectrum in found.items())
     page.section(
         "Spectra",
-        "Blur is missing power at high frequencies; a checkerboard is power on the lattice of strided upsampling. "
-        f"Share of the power beyond 0.25 cycles a pixel: {shares}.",
+        f"Blur is missing power at high frequencies. Share of the power beyond 0.25 cycles a pixel: {shares}.",
     )
     page.figure(draw_spectra(found), "Mean power over directions, images and channels.", vector=True)
     # a head that is no convolution has no strides
     if isinstance(material.model.head, ConvolutionalHead | TwoLevelHead):
         boards = checkerboards_of(sets, material.shape, STRIDE)
-        page.figure(draw_checkerboards(boards, STRIDE), "Checkerboard: read it beside the data's own.", vector=True)
+        caption = "A checkerboard is a pattern that all images share, repeated every 2 pixels; the data have some, too."
+        page.figure(draw_checkerboards(boards, STRIDE), caption, vector=True)
 
 
 def write_anomalies(material: Material, page: Page) -> None:

@@ -92,11 +92,13 @@ def write_arithmetic(material: Material, page: Page) -> None:
 
 
 def examples(material: Material) -> list[Example]:
-    """Sums over neighbouring labels, each with the first image of the label that is taken away."""
+    """Sums over labels next to each other, each with the first image of the label that is taken away."""
     if material.labels is None:
         return []
     there = np.unique(material.labels).tolist()
-    found = zip(there[1::2], there[::2], strict=False)
+    if len(there) < 2:
+        return []
+    found = zip(there[1:] + there[:1], there, strict=True)
     return [Example(a, b, int(np.flatnonzero(material.labels == b)[0])) for a, b in found][:EXAMPLES]
 
 
