@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +21,7 @@ from sae.evaluation.baselines import PCA
 from sae.image_config import VisionConfig
 from sae.models.vision import recipe_of
 from sae.progress import Interrupted
+from sae.training.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -260,3 +264,24 @@ def test_a_run_of_other_settings_is_not_taken_for_the_asked_one(tmp_path: Path) 
     assert (first.folder / "sae.safetensors").stat().st_mtime_ns == weights
     with pytest.raises(ConfigError, match="epochs 1, now 2"):
         trained(setting, "small", vision, epochs=2, limit=200)
+
+
+def test_a_stopped_run_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vision = VisionConfig(variant="linear", width=2, k=1)
+    whole, halves = (Setting(out=tmp_path / name, data="digits", quick=True) for name in ("whole", "halves"))
+    step = Trainer.step
+
+    def then_stop(self: Trainer, *batch: Any) -> None:
+        step(self, *batch)
+        if self.taken == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Trainer, "step", then_stop)
+    with pytest.raises(Interrupted):
+        trained(halves, "small", vision, epochs=2)
+    monkeypatch.undo()
+    told: list[str] = []
+    second = trained(dataclasses.replace(halves, tell=told.append), "small", vision, epochs=2)
+    assert told == ["going on with small-digits-0"]
+    first = trained(whole, "small", vision, epochs=2)
+    assert second.model.dictionary.W.equal(first.model.dictionary.W)
