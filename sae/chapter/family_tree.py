@@ -160,7 +160,7 @@ def family_tree(setting: Setting) -> Finding:
 
 def draw_tree() -> Figure:
     """Nodes from left to right in their order, an arrow from every parent."""
-    figure = Figure(figsize=(10.0, 4.2))
+    figure = Figure(figsize=(12.0, 4.2))
     axis = figure.subplots()
     # a lane a branch, so that no arrow crosses a name
     lanes = {node.name: lane for node, lane in zip(TREE, (3, 4, 2, 3, 5, 4, 4, 3, 2), strict=True)}
@@ -171,9 +171,9 @@ def draw_tree() -> Figure:
                 "",
                 place[node.name],
                 place[parent],
-                arrowprops={"arrowstyle": "->", "shrinkA": 16, "shrinkB": 16, "color": "0.5"},
+                arrowprops={"arrowstyle": "->", "shrinkA": 32, "shrinkB": 32, "color": "0.5"},
             )
-        words = node.title.replace(": ", "\n").replace(" for ", "\nfor ").replace(" a", "\na")
+        words = node.title.replace(": ", "\n").replace(" for ", "\nfor ").replace(" autoencoder", "\nautoencoder")
         axis.annotate(words, place[node.name], ha="center", va="center", fontsize=8)
     axis.set_xlim(-0.6, len(TREE) - 0.4)
     axis.set_ylim(1.5, 5.5)

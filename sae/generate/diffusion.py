@@ -191,7 +191,6 @@ def train_diffusion(
     *,
     seed: int,
     pixels: bool = True,
-    watch: Callable[[int, float], None] | None = None,
 ) -> Diffusion:
     """Train a network to tell the noise: E ||ε - ε̂(x_t, t)||², t uniform (Ho et al. 2020, eq. 14).
 
@@ -202,7 +201,6 @@ def train_diffusion(
         seed: of every random draw.
         pixels: the rows are pixels in [0, 1], brought to [-1, 1]; else they are standardised dimension by dimension.
             Samples are held within the largest number that this gives.
-        watch: is told the step and its loss.
 
     Raises:
         ConfigError: fewer rows than a batch.
@@ -222,6 +220,4 @@ def train_diffusion(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if watch is not None:
-            watch(step, loss.item())
     return Diffusion(network, config, centre, scale, rows.abs().max().item(), time.perf_counter() - begun)

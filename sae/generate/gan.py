@@ -7,7 +7,6 @@ gan.sample(64, torch.Generator().manual_seed(0))
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -94,7 +93,6 @@ def train_gan(
     config: GANConfig,
     *,
     seed: int,
-    watch: Callable[[int, float, float], None] | None = None,
 ) -> GAN:
     """Train on x [N, D], the two sides in turn, a step each.
 
@@ -106,7 +104,6 @@ def train_gan(
         head: the generator's, initialised here.
         config: the settings.
         seed: of every random draw.
-        watch: is told the step, the discriminator's loss and the generator's.
 
     Raises:
         ConfigError: fewer samples than a batch.
@@ -116,7 +113,7 @@ def train_gan(
     making = torch.optim.Adam(maker.parameters(), lr=config.lr, betas=betas)
     judging = torch.optim.Adam(critic.parameters(), lr=config.lr, betas=betas)
     begun = time.perf_counter()
-    for step, (real, noise) in enumerate(minibatches(x, batch=config.batch, steps=config.steps, seed=seed)):
+    for real, noise in minibatches(x, batch=config.batch, steps=config.steps, seed=seed):
         fake = maker(torch.randn(len(real), config.latents, generator=noise))
         judged = critic(torch.cat([real, fake.detach()]))
         loss = game.critic(*judged.chunk(2))
@@ -127,6 +124,4 @@ def train_gan(
         making.zero_grad()
         wanted.backward()
         making.step()
-        if watch is not None:
-            watch(step, loss.item(), wanted.item())
     return GAN(maker, critic, time.perf_counter() - begun)

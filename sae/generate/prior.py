@@ -7,7 +7,6 @@ prior.sample(64, torch.Generator().manual_seed(0))
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -157,10 +156,8 @@ class PriorOfCodes:
         return decode_indices(self.run.model, self.prior.draw(n, generator))
 
 
-def train_prior(
-    run: ImageRun, config: PriorConfig, *, seed: int, watch: Callable[[int, float], None] | None = None
-) -> PriorOfCodes:
-    """Fit a prior to the codes of the run's training images; `watch` is told the step and its loss.
+def train_prior(run: ImageRun, config: PriorConfig, *, seed: int) -> PriorOfCodes:
+    """Fit a prior to the codes of the run's training images.
 
     Raises:
         ConfigError: the run has no codebook, or fewer images than a batch.
@@ -181,8 +178,6 @@ def train_prior(
         nn.utils.clip_grad_norm_(prior.parameters(), CLIP)
         optimizer.step()
         losses.append(loss.item())
-        if watch is not None:
-            watch(step, losses[-1])
     last = losses[-max(1, len(codes) // config.batch) :]
     return PriorOfCodes(run, prior, sum(last) / len(last), time.perf_counter() - begun)
 

@@ -7,7 +7,6 @@ hybrid.sample(64, torch.Generator().manual_seed(0)); hybrid.reconstruct(x)
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -49,17 +48,6 @@ class VAEGANConfig:
         check(0 <= self.beta1 < 1, "beta1", self.beta1, "0 to below 1")
 
 
-class Losses(NamedTuple):
-    """One step's, means over the batch, nats a sample."""
-
-    kl: float
-    features: float
-    """-log p(D_l(x) | z)."""
-    game: float
-    """What the decoder pays to be told apart."""
-    critic: float
-
-
 @dataclass(frozen=True, eq=False)
 class VAEGAN:
     """A trained VAE-GAN; see `sae.generate.base.Sampler`."""
@@ -91,7 +79,6 @@ def train_vaegan(
     config: VAEGANConfig,
     *,
     seed: int,
-    watch: Callable[[int, Losses], None] | None = None,
 ) -> VAEGAN:
     """Train on x [N, D]: the discriminator, then encoder and decoder, a step each (the paper's algorithm 1).
 
@@ -105,7 +92,6 @@ def train_vaegan(
         stem: the discriminator's, initialised here; its output are the features that are compared.
         config: the settings.
         seed: of every random draw.
-        watch: is told the step and its losses.
 
     Raises:
         ConfigError: another code than a Gaussian one, or fewer samples than a batch.
@@ -121,7 +107,7 @@ def train_vaegan(
     coding = torch.optim.Adam([*encoder, *decoder], lr=config.lr, betas=betas)
     judging = torch.optim.Adam(critic.parameters(), lr=config.lr, betas=betas)
     begun = time.perf_counter()
-    for step, (real, noise) in enumerate(minibatches(x, batch=config.batch, steps=config.steps, seed=seed)):
+    for real, noise in minibatches(x, batch=config.batch, steps=config.steps, seed=seed):
         made = _make(model, model.code, real, noise)
         both = torch.cat([made.reconstruction, made.drawn])
         judged = critic(torch.cat([real, both.detach()]))
@@ -138,8 +124,6 @@ def train_vaegan(
         (made.kl + unlike).backward(inputs=encoder, retain_graph=True)
         (config.gamma * unlike + game).backward(inputs=decoder)
         coding.step()
-        if watch is not None:
-            watch(step, Losses(made.kl.item(), unlike.item(), game.item(), lost.item()))
     return VAEGAN(model, critic, time.perf_counter() - begun)
 
 
