@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sae.chapter.base import Picture
 from sae.chapter.measure import mean_of
+from sae.comparison.courses import Moment
 from sae.comparison.grounds import Ground, Known
 from sae.comparison.measures import PROBED
 from sae.comparison.table import Row
@@ -24,7 +25,9 @@ from sae.pictures.lines import Curve, draw_lines
 
 LATENTS = 14  # rows of the factor x latent matrix
 ATOMS = 36  # of a sheet
+FLOOR = 1e-3  # least firing rate drawn
 CONTROLS = ("control", "PCA")
+ENDS = ("true factors", "shuffled labels")
 
 
 def is_sparse(row: Row) -> bool:
@@ -44,9 +47,14 @@ def rate_pictures(rows: Sequence[Row], ground: Ground) -> list[Picture]:
         chosen = [row for row in models(rows) if is_sparse(row) == sparse]
         if not chosen:
             continue
-        curves = {"PCA": _line(hull(ground.pca))}
-        for family in dict.fromkeys(row.family for row in chosen):
-            curves[family] = _line(hull(p for row in chosen if row.family == family for p in mean_curve(row)))
+        lines = {
+            family: _line(hull(p for row in chosen if row.family == family for p in mean_curve(row)))
+            for family in dict.fromkeys(row.family for row in chosen)
+        }
+        lines = {family: line for family, line in lines.items() if line.x}
+        floor = min((min(line.y) for line in lines.values()), default=0.0)
+        # PCA goes on to any fidelity; what no model reaches is left out
+        curves = {"PCA": _line([p for p in hull(ground.pca) if p.fvu > floor / 2]), **lines}
         figure = draw_lines(curves, "bits a sample", "FVU, held out", log_y=True, title=title, size=(7.4, 3.8))
         pictures.append(
             Picture(
@@ -67,7 +75,10 @@ def mean_curve(row: Row) -> list[RatePoint]:
 
 
 def _line(points: Sequence[RatePoint]) -> Curve:
-    shown = [point for point in points if point.fvu < 0.98]
+    """A hull, up to where finer quantisers gain less than a hundredth of what is left."""
+    least = min((point.fvu for point in points), default=0.0)
+    enough = next((point.bits for point in points if point.fvu <= 1.01 * least), 0.0)
+    shown = [point for point in points if point.fvu < 0.98 and point.bits <= enough]
     return Curve([p.bits for p in shown], [p.fvu for p in shown], "-")
 
 
@@ -140,20 +151,29 @@ def _by_factor(matrix: np.ndarray) -> list[int]:
     return sorted(top.tolist(), key=lambda i: (int(matrix[i].argmax()), -float(matrix[i].max())))
 
 
-def probe_picture(rows: Sequence[Row]) -> Picture | None:
-    """Accuracy of probes against the number of latents: of every family, the model with the largest at the most."""
-    curves: dict[str, Curve] = {}
-    for family in dict.fromkeys(row.family for row in rows):
-        mine = [row for row in rows if row.family == family and row.spread(f"probe_{PROBED[-1]}") is not None]
-        if mine:
-            best = max(mine, key=lambda row: mean_of(row.spread(f"probe_{PROBED[-1]}") or 0.0))
-            curves[best.name] = Curve(PROBED, [best.spread(f"probe_{k}") for k in PROBED])
-    if not curves:
-        return None
-    figure = draw_lines(
-        curves, "latents a class", "balanced accuracy, one class against the rest", log_x=True, size=(7.8, 4.4)
-    )
-    return Picture(figure, "Linear probes on few latents, chosen by class-mean difference; .5 is chance.", True)
+def probe_pictures(rows: Sequence[Row]) -> list[Picture]:
+    """Accuracy of probes against the number of latents: of every family, the model with the largest at the most.
+
+    Dense and sparse models apart, controls in both.
+    """
+    most = f"probe_{PROBED[-1]}"
+    pictures = []
+    for title, sparse in (("Image autoencoders", False), ("Sparse autoencoders", True)):
+        chosen = [row for row in models(rows) if is_sparse(row) == sparse]
+        curves: dict[str, Curve] = {}
+        for family in dict.fromkeys(row.family for row in (*chosen, *(row for row in rows if row.family in CONTROLS))):
+            mine = [row for row in rows if row.family == family and row.spread(most) is not None]
+            mine = [row for row in mine if row.name not in ENDS]
+            if mine:
+                best = max(mine, key=lambda row: mean_of(row.spread(most) or 0.0))
+                curves[best.name] = Curve(PROBED, [best.spread(f"probe_{k}") for k in PROBED])
+        if not chosen or not curves:
+            continue
+        x, y = "latents a class", "balanced accuracy, one class against the rest"
+        figure = draw_lines(curves, x, y, log_x=True, title=title, size=(7.8, 4.4))
+        text = f"{title}: linear probes on few latents, chosen by class-mean difference; .5 is chance."
+        pictures.append(Picture(figure, text, True))
+    return pictures
 
 
 def atom_pictures(found: Mapping[str, tuple[Row, Tensor]], shape: Sequence[int], fvu: float) -> list[Picture]:
@@ -161,8 +181,8 @@ def atom_pictures(found: Mapping[str, tuple[Row, Tensor]], shape: Sequence[int],
     pictures = []
     for name, (row, atoms) in found.items():
         rates = torch.tensor(row.seeds[0].rates)
-        energy = rates * atoms.square().sum(1) if is_sparse(row) else atoms.square().sum(1)
-        order = energy.argsort(descending=True)[:ATOMS]
+        weight = rates if is_sparse(row) else atoms.norm(dim=1)
+        order = weight.argsort(descending=True)[:ATOMS]
         figure = draw_atoms(atoms[order], shape, columns=12)
         own = mean_of(row.spread("fvu") or float("nan"))
         pictures.append(
@@ -173,22 +193,34 @@ def atom_pictures(found: Mapping[str, tuple[Row, Tensor]], shape: Sequence[int],
     return pictures
 
 
-def training_pictures(courses: Mapping[str, Sequence[Mapping[str, float]]], widths: Mapping[str, int]) -> list[Picture]:
-    """Firing over time, from the metrics of the trainings: mean firing rate L0 / F, and the share of dead latents."""
-    rate, dead = {}, {}
-    for name, lines in courses.items():
-        seen = [line["images"] for line in lines]
-        rate[name] = Curve(seen, [line["l0"] / widths[name] for line in lines], "-")
-        dead[name] = Curve(seen, [line["dead"] for line in lines], "-")
-    return [
-        Picture(
-            draw_lines(rate, "images seen", "mean firing rate L0 / F", log_y=True),
-            "Mean firing rate of the latents over training, seed 0, in training form.",
-            True,
-        ),
-        Picture(
-            draw_lines(dead, "images seen", "share of latents dead"),
-            "Dead latents over training: none of the last tenth of the run's images fired them.",
-            True,
-        ),
-    ]
+def firing_pictures(courses: Mapping[str, Sequence[Moment]]) -> list[Picture]:
+    """Firing rates over time: of every model, quantiles over its latents along the training."""
+    pictures = []
+    for name, moments in courses.items():
+        seen = [moment.images for moment in moments]
+        levels = {"busiest": 1.0, "90th percentile": 0.9, "median": 0.5, "10th percentile": 0.1}
+        curves = {
+            label: Curve(seen, [max(moment.rates.quantile(q).item(), FLOOR) for moment in moments], "-o")
+            for label, q in levels.items()
+        }
+        silent = [100 * (moment.rates == 0).double().mean().item() for moment in moments]
+        figure = draw_lines(curves, "images seen", "share of held-out images", log_y=True, title=name)
+        pictures.append(
+            Picture(
+                figure,
+                f"{name}, seed 0: how often latents fire over training, in the saved form (rates under {FLOOR} are "
+                f"drawn at it). Latents that never fire: {silent[0]:.1f}% at first, {silent[-1]:.1f}% at the end.",
+                True,
+            )
+        )
+    return pictures
+
+
+def training_picture(courses: Mapping[str, Sequence[Mapping[str, float]]], widths: Mapping[str, int]) -> Picture:
+    """Mean firing rate L0 / F of every sparse family over its training, from the metrics that trainings write."""
+    curves = {
+        name: Curve([line["images"] for line in lines], [line["l0"] / widths[name] for line in lines], "-")
+        for name, lines in courses.items()
+    }
+    figure = draw_lines(curves, "images seen", "mean firing rate L0 / F", log_y=True, size=(7.4, 3.6))
+    return Picture(figure, "Mean firing rate of the latents over training, seed 0, in training form.", True)

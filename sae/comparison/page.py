@@ -17,12 +17,13 @@ from sae.comparison.figures import (
     atom_pictures,
     disentanglement_picture,
     factor_pictures,
+    firing_pictures,
     is_sparse,
     models,
-    probe_picture,
+    probe_pictures,
     rate_pictures,
     sparsity_picture,
-    training_pictures,
+    training_picture,
 )
 from sae.comparison.grounds import MATCHED
 from sae.comparison.measures import SLACK
@@ -91,7 +92,7 @@ def write_page(
     if pixels.ground.known is not None:
         _show(page, factor_pictures(pixels.rows, pixels.ground.known))
     page.section("Probes on few latents")
-    _show(page, [probe_picture(pixels.rows)])
+    _show(page, probe_pictures(pixels.rows))
     page.section("Atoms at equal FVU")
     _show(page, _sheets(pixels))
     page.section("Firing over training")
@@ -154,13 +155,18 @@ def _fvu(row: Row) -> float:
 
 
 def _courses(tier: Tier) -> list[Picture]:
-    """Firing over time of the first model of every sparse family."""
+    """Firing over time: latents of the runs that were followed, and the mean of the first of every sparse family."""
+    pictures = firing_pictures(tier.courses)
     first: dict[str, ImageRun] = {}
+    families: set[str] = set()
     for row in models(tier.rows):
-        if is_sparse(row) and not any(name.startswith(f"{row.family}-") for name in first):
+        if is_sparse(row) and row.family not in families:
+            families.add(row.family)
             first[row.name] = tier.runs[row.name][0]
-    courses = {name: _lines(run.folder / METRICS) for name, run in first.items()}
-    return training_pictures(courses, {name: run.model.width for name, run in first.items()}) if courses else []
+    if first:
+        courses = {name: _lines(run.folder / METRICS) for name, run in first.items()}
+        pictures.append(training_picture(courses, {name: run.model.width for name, run in first.items()}))
+    return pictures
 
 
 def _lines(path: Path) -> list[dict[str, float]]:

@@ -5,6 +5,7 @@ pixel_members(quick=False)[0].vision
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from sae.config import SAEConfig
@@ -55,7 +56,7 @@ FULL = Scale(
 QUICK = Scale(
     images=600,
     heldout=300,
-    passes=6_000,
+    passes=12_000,
     planted=600,
     planted_passes=9_000,
     tokens=6_000,
@@ -80,8 +81,8 @@ class RowMember(NamedTuple):
     sae: SAEConfig
 
 
-def pixel_members(*, quick: bool) -> list[Member]:
-    """Every family on the pixels; several widths, k and beta of most."""
+def pixel_members(shape: Sequence[int], *, quick: bool) -> list[Member]:
+    """Every family on pixels of the shape [C, H, W]; several widths, k and beta of most."""
     if quick:
         return [
             _member("ae", width=16),
@@ -100,7 +101,7 @@ def pixel_members(*, quick: bool) -> list[Member]:
         *(_member("beta_vae", width=16, beta=beta) for beta in (2.0, 4.0, 8.0)),
         _member("capacity_vae", width=16, capacity=15.0),
         _member("beta_tcvae", width=16),
-        _member("vqvae", width=32, code_dim=16, channels=(16, 32)),
+        _member("vqvae", width=32, code_dim=16, channels=narrow_channels(shape)),
         *(_member("topk", width=width, k=k) for width in (64, 128) for k in (4, 8, 16)),
         *(_member(variant, width=256, k=k) for variant in sparse for k in (8, 16)),
         _member("topk", width=256, k=4),
@@ -131,6 +132,17 @@ def row_members(dim: int, *, k: int, quick: bool) -> list[RowMember]:
     variants = ("topk",) if quick else ("topk", "batchtopk", "jumprelu")
     width = 2 * dim
     return [RowMember(f"{v}-w{width}-k{k}", v, SAEConfig(variant=v, width=width, k=k)) for v in variants]
+
+
+def narrow_channels(shape: Sequence[int]) -> tuple[int, ...]:
+    """Channels of a codebook's convolutions: 32 at the last, and half as many a layer before; the map is 4 x 4 or so.
+
+    The usual 32, 64, 128 take twenty times as long here as any other model does.
+    """
+    layers, side = 0, min(shape[1:])
+    while side % 2 == 0 and side > 4:
+        layers, side = layers + 1, side // 2
+    return tuple(32 >> (layers - 1 - layer) for layer in range(layers))
 
 
 def _member(variant: str, *, width: int, k: int | None = None, **more: Any) -> Member:

@@ -21,6 +21,7 @@ from sae.comparison.table import brief, record
 from sae.comparison.tiers import Tier, run_tiers
 from sae.fields import ConfigError, check
 from sae.files import publish_json
+from sae.progress import Interrupted
 from sae.training.run_folder import run_lock
 
 PAGE, RECORD = "comparison.html", "comparison.json"
@@ -70,7 +71,11 @@ def compare(asked: Comparison) -> dict[str, Any]:
             tell=asked.tell,
         )
         scale = QUICK if asked.quick else FULL
-        tiers, left_out = run_tiers(setting, scale, asked.language_run)
+        try:
+            tiers, left_out = run_tiers(setting, scale, asked.language_run)
+        except Interrupted as stopped:
+            again = "the same command goes on; finished runs and their measures are kept"
+            raise Interrupted(stopped.exit_status - 128, again) from None
         seconds = round(time.perf_counter() - begun, 1)
         settings = {
             "data": setting.data,

@@ -11,15 +11,17 @@ from typing import NamedTuple
 from sae.chapter.base import Setting
 from sae.comparison.coders import coder_of
 from sae.comparison.controls import ceiling_and_floor, pca_controls, random_controls
+from sae.comparison.courses import Moment, firing_over_time
 from sae.comparison.grounds import Ground, ground_of, pixel_ground, planted_ground
 from sae.comparison.language import LanguageRows, LeftOut, language_rows
 from sae.comparison.measures import measure
 from sae.comparison.members import Tour, control_rows, image_rows, rows_on_rows
-from sae.comparison.plan import PLANTED_K, PLANTED_WIDTH, Scale, pixel_members, planted_members, row_members
+from sae.comparison.plan import PLANTED_K, PLANTED_WIDTH, Member, Scale, pixel_members, planted_members, row_members
 from sae.comparison.table import Row
 from sae.image_runs import ImageRun
 
 READ_BY_SAES = ("ae", "vae")  # whose stems the third tier reads
+FOLLOWED = ("topk", "relu")  # whose firing is followed through a training: the last setting of each
 IMAGE_K, LANGUAGE_K = 8, 32
 LANGUAGE_BATCH, IMAGE_BATCH = 1024, 128
 SMALL_PCA, DENSE = 8, 32  # components of the two rows of PCA, and latents of the random projection
@@ -33,6 +35,8 @@ class Tier(NamedTuple):
     rows: list[Row]
     runs: Mapping[str, Sequence[ImageRun]]
     """Runs on images by the row's name, seed by seed; empty for activations."""
+    courses: Mapping[str, Sequence[Moment]]
+    """Firing along a training, by name."""
 
 
 def run_tiers(setting: Setting, scale: Scale, language_run: str | None) -> tuple[list[Tier], dict[str, str]]:
@@ -45,29 +49,33 @@ def run_tiers(setting: Setting, scale: Scale, language_run: str | None) -> tuple
     scratch = setting.out / "runs" / "harvest"
     # first, since it alone can want what is not there
     language = language_rows(language_run, tokens=scale.tokens, quick=quick, scratch=scratch)
-    planted, pixels = planted_members(quick=quick), pixel_members(quick=quick)
+    planted, pixels = planted_ground(scale), pixel_ground(setting.data, scale)
     readers = READ_BY_SAES[: 1 if quick else None]
-    count = len(planted) + len(pixels) + len(readers) * len(row_members(1, k=1, quick=quick))
+    count = len(planted_members(quick=quick)) + len(_pixel_members(pixels, quick=quick))
+    count += len(readers) * len(row_members(1, k=1, quick=quick))
     count += len(row_members(1, k=1, quick=quick)) * isinstance(language, LanguageRows)
     tour = Tour(setting, count * len(setting.seeds))
-    tiers = [_planted(tour, scale), _pixels(tour, scale)]
+    tiers = [_planted(tour, planted, scale), _pixels(tour, pixels, scale)]
     tiers += [_on_encoder(tour, tiers[1], variant, scale) for variant in readers]
     if isinstance(language, LeftOut):
         return tiers, {"language-model activations": language.reason}
     return [*tiers, _on_language_model(tour, language, scale)], {}
 
 
-def _planted(tour: Tour, scale: Scale) -> Tier:
-    ground = planted_ground(scale)
+def _planted(tour: Tour, ground: Ground, scale: Scale) -> Tier:
     members = planted_members(quick=tour.setting.quick)
     rows, runs = image_rows(tour, ground, members, epochs=scale.planted_epochs, limit=scale.planted)
     rows += _controls(tour, ground, width=PLANTED_WIDTH, k=PLANTED_K, dense=PLANTED_WIDTH)
-    return Tier(ground, rows, runs)
+    return Tier(ground, rows, runs, {})
 
 
-def _pixels(tour: Tour, scale: Scale) -> Tier:
-    ground = pixel_ground(tour.setting.data, scale)
-    members = pixel_members(quick=tour.setting.quick)
+def _pixel_members(ground: Ground, *, quick: bool) -> list[Member]:
+    assert ground.shape is not None
+    return pixel_members(ground.shape, quick=quick)
+
+
+def _pixels(tour: Tour, ground: Ground, scale: Scale) -> Tier:
+    members = _pixel_members(ground, quick=tour.setting.quick)
     epochs = scale.epochs(len(ground.train))
     rows, runs = image_rows(tour, ground, members, epochs=epochs, limit=scale.images)
     width = 64 if tour.setting.quick else 256
@@ -76,7 +84,13 @@ def _pixels(tour: Tour, scale: Scale) -> Tier:
     coder = coder_of(named.model, ground.train)
     ends = ceiling_and_floor(coder.encode(ground.heldout), coder.encode(ground.train), ground, seed=0)
     rows += [Row(ground.tier, ground.data, name, "control", [found]) for name, found in ends.items()]
-    return Tier(ground, rows, runs)
+    followed = FOLLOWED[: 1 if tour.setting.quick else None]
+    courses = {
+        member.name: firing_over_time(tour.setting, ground, member, epochs=epochs, limit=scale.images)
+        for variant in followed
+        for member in [m for m in members if m.family == variant][-1:]
+    }
+    return Tier(ground, rows, runs, courses)
 
 
 def _controls(tour: Tour, ground: Ground, *, width: int, k: int, dense: int) -> list[Row]:
@@ -103,7 +117,7 @@ def _on_encoder(tour: Tour, pixels: Tier, variant: str, scale: Scale) -> Tier:
     how = {"epochs": scale.epochs(len(train)), "batch": IMAGE_BATCH}
     rows = rows_on_rows(tour, own, train, provenance, members, **how)
     rows += control_rows(own, lambda seed: pca_controls(own, (SMALL_PCA, DENSE)), seeds=(0,), family="PCA")
-    return Tier(own, rows, {})
+    return Tier(own, rows, {}, {})
 
 
 def _on_language_model(tour: Tour, language: LanguageRows, scale: Scale) -> Tier:
@@ -115,4 +129,4 @@ def _on_language_model(tour: Tour, language: LanguageRows, scale: Scale) -> Tier
         coder = coder_of(language.model, ground.train)
         rows.append(Row(ground.tier, ground.data, "the run named", "given", [measure(coder, ground)]))
     rows += control_rows(ground, lambda seed: pca_controls(ground, (DENSE,)), seeds=(0,), family="PCA")
-    return Tier(ground, rows, {})
+    return Tier(ground, rows, {}, {})
