@@ -131,13 +131,14 @@ def interpolation(setting: Setting) -> Finding:
         }
         for name in images
     ]
-    line, _, blend = table
+    line, arc, blend = table
     text = (
         f"Half-way between two held-out images of different classes, the decoded mean of their codes is "
-        f"{line['nearest image, middle']:.3f} from the nearest training image (root mean squared, a pixel) and the "
-        f"blend of their pixels {blend['nearest image, middle']:.3f}; at the ends it is "
-        f"{line['nearest image, ends']:.3f} and {blend['nearest image, ends']:.3f}. A classifier of the real images "
-        f"gives the middle {line['confidence, middle']:.2f} and {blend['confidence, middle']:.2f} to its best class."
+        f"{line['nearest image, middle']:.3f} from the nearest training image (root mean squared, a pixel), and the "
+        f"blend of their pixels {blend['nearest image, middle']:.3f}; decoded images are smooth, and nearer at the "
+        f"ends already ({line['nearest image, ends']:.3f} and {blend['nearest image, ends']:.3f}). A classifier of "
+        f"the real images gives its best class {line['confidence, middle']:.2f} on the line's middle, "
+        f"{arc['confidence, middle']:.2f} on the arc's and {blend['confidence, middle']:.2f} on the blend."
     )
     shown = [
         Picture(

@@ -71,7 +71,7 @@ def check_kl(model: Autoencoder, x: Tensor, *, draws: int, generator: torch.Gene
 
 
 def check_gradient(
-    model: Autoencoder, config: VisionConfig, x: Tensor, *, seed: int, step: float = 0.02
+    model: Autoencoder, config: VisionConfig, x: Tensor, *, seed: int, step: float = 0.005
 ) -> GradientCheck:
     """The gradient through the draw beside central differences of width 2 `step`, with the same noise throughout."""
     with torch.no_grad():

@@ -69,7 +69,7 @@ def importance_weighted(setting: Setting) -> Finding:
         run = vae(setting, seed)
         found = _by_draws(run, heldout(run, setting.pick(1000, 100)), ks)
         rows.append(found)
-        table.append({"seed": seed, **{_column(name): interval.to_json() for name, interval in found.items()}})
+        table.append({"seed": seed, **{_column(name): interval for name, interval in found.items()}})
     names = list(rows[0])
     mean = {name: over_seeds([row[name].value for row in rows]) for name in names}
     table.append({"seed": "mean over seeds", **{_column(name): mean[name] for name in names}})
@@ -78,7 +78,7 @@ def importance_weighted(setting: Setting) -> Finding:
     numbers = {
         **values,
         "decoded": {str(k): k for k in ks},
-        "rises": {name: interval.to_json() for name, interval in steps.items()},
+        "rises": steps,
         "falls": sum(row[name].high < 0 for row in rows for name in steps),
     }
     last = ks[-1]

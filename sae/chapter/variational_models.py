@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from sae.chapter.base import Setting, trained
+from sae.config import OptimConfig
 from sae.image_config import VisionConfig
 from sae.image_runs import ImageRun
 from sae.training.logging import METRICS
 
 LATENTS = 16
-QUICK_EPOCHS = 40
-EPOCHS = 60
+EPOCHS, QUICK_EPOCHS = 40, 20
 
 
 def vae(setting: Setting, seed: int = 0, *, width: int = LATENTS, **settings: Any) -> ImageRun:
@@ -35,7 +35,9 @@ def _usual(setting: Setting, variant: str, seed: int, width: int, settings: dict
     said = "".join(f"-{value}" for value in settings.values())
     vision = VisionConfig(variant=variant, width=width, k=min(8, width), **settings)
     epochs = setting.pick(EPOCHS, QUICK_EPOCHS)
-    return trained(setting, f"{variant}-{width}{said}", vision, epochs=epochs, seed=seed)
+    # on 4,000 digits worth 3 nats more than batches of 128 at 1e-3, in the same time
+    optim = OptimConfig(lr=2e-3, batch=64)
+    return trained(setting, f"{variant}-{width}{said}", vision, epochs=epochs, optim=optim, seed=seed)
 
 
 def heldout(run: ImageRun, limit: int) -> Tensor:

@@ -1,0 +1,77 @@
+"""A vector-quantised autoencoder: how much of its codebook is used, and what keeps it in use."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from sae.chapter.base import Finding, Picture, Setting, experiment, trained
+from sae.chapter.measure import fvu, mean_of, over_seeds, reconstructed
+from sae.chapter.variational_models import heldout
+from sae.config import OptimConfig
+from sae.evaluation.images import codebook_use
+from sae.image_config import VisionConfig
+from sae.image_runs import ImageRun
+from sae.pictures.bars import draw_ranked
+from sae.pictures.grids import draw_rows
+
+SHOWN = 12
+WAYS: dict[str, dict[str, Any]] = {
+    "moving averages, resets": {},
+    "moving averages": {"resets": False},
+    "gradient, resets": {"momentum": 0.0},
+    "gradient": {"momentum": 0.0, "resets": False},
+}
+
+
+def quantised_run(setting: Setting, name: str, seed: int, **settings: Any) -> ImageRun:
+    """A VQ-VAE with a small convolutional network."""
+    channels = setting.pick((16, 32), (16,))
+    atoms = setting.pick(128, 32)
+    vision = VisionConfig(variant="vqvae", width=atoms, code_dim=16, channels=channels, **settings)
+    safe = "vqvae-" + name.replace(",", "").replace(" ", "-")
+    return trained(setting, safe, vision, epochs=setting.pick(20, 6), seed=seed, optim=OptimConfig(lr=2e-3, batch=64))
+
+
+@experiment("codebook", rows=(22,), title="A codebook stays in use by moving averages and resets")
+def codebook(setting: Setting) -> Finding:
+    """Perplexity of the codebook with and without moving averages, with and without resets of forgotten atoms."""
+    seeds = setting.pick(setting.seeds, setting.seeds[:1])
+    table, shares = [], {}
+    for name, settings in WAYS.items():
+        runs = [quantised_run(setting, name, seed, **settings) for seed in seeds]
+        x = heldout(runs[0], 1000)
+        use = [codebook_use(run, x) for run in runs]
+        shares[name] = np.array(use[0]["shares"])
+        table.append(
+            {
+                "codebook learns by": name,
+                "perplexity": over_seeds([one["perplexity"] for one in use]),
+                "of": use[0]["atoms"],
+                "atoms never used": over_seeds([float((np.array(one["shares"]) == 0).sum()) for one in use]),
+                "FVU": over_seeds([fvu(x, reconstructed(run, x)) for run in runs]),
+            }
+        )
+    perplexity = {str(row["codebook learns by"]): row["perplexity"] for row in table}
+    best, plain = (mean_of(perplexity[name]) for name in ("moving averages, resets", "gradient"))
+    atoms = table[0]["of"]
+    run = quantised_run(setting, "moving averages, resets", seeds[0])
+    x = heldout(run, SHOWN)
+    text = (
+        f"Held-out images use a codebook of {atoms} as evenly as if {best:.0f} atoms were in use with moving averages "
+        f"and resets, and as if {plain:.0f} were where it learns by gradient alone. An image of {x.shape[1]} pixels is "
+        f"{run.model.positions} atoms, at most {run.model.positions * np.log2(atoms):.0f} bits."
+    )
+    shown = [
+        Picture(
+            draw_ranked(share, label="share of all places", rank=f"atom, by its use ({name})"),
+            f"Use of the codebook's atoms on held-out images: {name}.",
+            vector=True,
+        )
+        for name, share in shares.items()
+        if name in ("moving averages, resets", "gradient")
+    ]
+    rows = {"held-out": x, "reconstructed": reconstructed(run, x)}
+    shown.append(Picture(draw_rows(rows, run.shape), "Held-out images through the codebook."))
+    return Finding(text, {"perplexity": perplexity, "atoms": atoms}, [table], shown)

@@ -1,0 +1,227 @@
+"""The chapter's second half: exact checks of its formulas, and every experiment in its quick form."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from sae.chapter import (  # noqa: F401  makes the experiments known
+    convolutional,
+    convolutional_spectra,
+    latent_space,
+    latent_space_arithmetic,
+    quantised,
+    variational,
+    variational_beta,
+    variational_bounds,
+)
+from sae.chapter.base import EXPERIMENTS, Finding, Setting
+from sae.chapter.convolutional import CHAPTER_SHAPE, convolutional_vae, stages, untrained
+from sae.chapter.latent_space import different_pairs, mixture_draws
+from sae.chapter.variational import check_gradient, check_kl, gradient_estimates
+from sae.chapter.variational_bounds import importance_bound
+from sae.image_config import VisionConfig
+from sae.models.autoencoder import Autoencoder
+
+SHAPE = (1, 4, 4)
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
+    return Setting(out=tmp_path_factory.mktemp("chapter"), data="digits", seeds=(0, 1), quick=True)
+
+
+def found(setting: Setting, name: str) -> Finding:
+    """The experiment's finding, whose pictures can be drawn."""
+    finding = EXPERIMENTS[name].run(setting)
+    for i, picture in enumerate(finding.pictures):
+        path = Path(setting.out) / f"{name}-{i}.png"
+        picture.figure.savefig(path, dpi=40)
+        assert picture.caption
+    assert finding.text
+    return finding
+
+
+def small_vae(**settings: object) -> tuple[Autoencoder, VisionConfig, torch.Tensor]:
+    """An untrained one whose posteriors are not the prior, and images."""
+    config = VisionConfig(variant="vae", width=3, k=3, hidden=(8,), **settings)  # type: ignore[arg-type]
+    model = untrained(config, SHAPE, 0)
+    with torch.no_grad():
+        model.W_enc.mul_(8)
+    return model, config, torch.rand(6, 16, generator=torch.Generator().manual_seed(0))
+
+
+def test_closed_form_divergence_is_what_monte_carlo_gives() -> None:
+    model, _, x = small_vae()
+    check = check_kl(model, x, draws=4000, generator=torch.Generator().manual_seed(1))
+    assert check.closed.min() > 0.1
+    assert check.scores.abs().max() < 4
+    # and the errors are small enough to tell
+    assert (check.error < 0.05 * check.closed).all()
+
+
+def test_gradient_goes_through_the_draw() -> None:
+    model, _, x = small_vae()
+    config = VisionConfig(variant="vae", likelihood="bernoulli", output="sigmoid")
+    check = check_gradient(model, config, x, seed=0)
+    assert check.error < 0.02
+    assert check.automatic[:, 3:].norm() > 0, "the log-variances get none"
+
+
+def test_score_function_has_the_same_mean_and_a_larger_variance() -> None:
+    model, _, x = small_vae()
+    config = VisionConfig(variant="vae", likelihood="bernoulli", output="sigmoid")
+    estimates = gradient_estimates(model, config, x[0], samples=20_000, generator=torch.Generator().manual_seed(0))
+    path = estimates["pathwise"]
+    for name in ("score function", "score, baseline"):
+        other = estimates[name]
+        error = ((path.var(0) + other.var(0)) / len(path)).sqrt()
+        assert ((path.mean(0) - other.mean(0)).abs() < 4.5 * error).all(), name
+        assert other.var(0).sum() > 3 * path.var(0).sum(), name
+    assert estimates["score, baseline"].var(0).sum() < estimates["score function"].var(0).sum()
+
+
+@pytest.mark.parametrize("samples", [1, 5, 64])
+def test_bound_takes_exactly_so_many_draws_in_chunks_as_well(samples: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _, x = small_vae()
+    config = VisionConfig(variant="vae", likelihood="bernoulli", output="sigmoid")
+    for numbers in (x.numel(), 7 * x.numel(), 20_000_000):
+        monkeypatch.setattr("sae.evaluation.variational.CHUNK_NUMBERS", numbers)
+        bound = importance_bound(model, config, x, samples=samples, generator=torch.Generator().manual_seed(samples))
+        assert bound.decoded == samples
+        assert bound.values.shape == (len(x),)
+
+
+def test_bound_without_a_draw_is_refused() -> None:
+    model, config, x = small_vae()
+    with pytest.raises(ValueError, match="samples 0"):
+        importance_bound(model, config, x, samples=0, generator=torch.Generator())
+
+
+def test_bound_reaches_a_likelihood_that_is_known() -> None:
+    """A linear decoder under a Gaussian: x ~ N(b, W Wᵀ + σ² I)."""
+    config = VisionConfig(
+        variant="vae", width=2, k=2, stem="none", head="mlp", hidden=(), output="linear", likelihood="gaussian"
+    )
+    model = untrained(config, SHAPE, 0)
+    with torch.no_grad():
+        model.W_enc[2:].zero_()
+    W, b = model.dictionary.W.detach(), model.dictionary.b.detach()
+    x = torch.randn(8, 16, generator=torch.Generator().manual_seed(2))
+    covariance = W.T @ W + 0.5 * torch.eye(16)
+    exact = torch.distributions.MultivariateNormal(b, covariance).log_prob(x).double()
+    bounds = [
+        importance_bound(model, config, x, samples=k, generator=torch.Generator().manual_seed(k)).values
+        for k in (1, 64, 4096)
+    ]
+    gaps = [(exact - bound).mean().item() for bound in bounds]
+    assert gaps[0] > gaps[1] > gaps[2] > -0.02
+    assert gaps[2] < 0.1
+
+
+def test_stages_are_the_chapters() -> None:
+    rows = stages(untrained(convolutional_vae(upsampling=False), CHAPTER_SHAPE, 0), CHAPTER_SHAPE)
+    shapes = [shape for _, shape in rows]
+    assert shapes == [
+        [3, 64, 64], [32, 32, 32], [64, 16, 16], [128, 8, 8], [8192], [16, 16],
+        [128, 8, 8], [64, 16, 16], [32, 32, 32], [3, 64, 64],
+    ]  # fmt: skip
+    kinds = [name for name, _ in rows]
+    assert kinds[1:4] == ["Conv2d, kernel 4, stride 2, padding 1"] * 3
+    assert kinds[-3:] == ["ConvTranspose2d, kernel 4, stride 2, padding 1"] * 3
+    with pytest.raises(ValueError, match="convolutional"):
+        stages(small_vae()[0], SHAPE)
+
+
+def test_mixture_follows_its_codes_and_pairs_differ() -> None:
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.tensor([[-9.0, 0.0], [9.0, 0.0]])
+    codes = centres[torch.arange(400) % 2] + torch.randn(400, 2, generator=generator)
+    drawn = mixture_draws(codes, 300, 2, 0)
+    assert (drawn[:, 0].abs() > 4).all(), "a draw fell into the gap"
+    labels = torch.arange(10) // 5
+    first, second = different_pairs(labels, 20)
+    assert all(labels[i] != labels[j] for i, j in zip(first, second, strict=True))
+    with pytest.raises(ValueError, match="two classes"):
+        different_pairs(torch.zeros(4, dtype=torch.int64), 1)
+
+
+def test_reparameterisation(setting: Setting) -> None:
+    numbers = found(setting, "reparameterisation").numbers
+    assert numbers["kl_closed"] == pytest.approx(numbers["kl_monte_carlo"], rel=0.03)
+    assert numbers["kl_inside_95"] > 0.8
+    assert numbers["gradient_relative_error"] < 0.05
+    assert numbers["variance_ratio"]["score function"] > numbers["variance_ratio"]["score, baseline"] > 3
+
+
+def test_squared_error_is_a_gaussian(setting: Setting) -> None:
+    numbers = found(setting, "squared_error_and_kl").numbers
+    assert numbers["constant"] == pytest.approx(32 * math.log(math.pi))
+    assert numbers["largest_loss_difference"] < 1e-3
+    assert numbers["largest_weight_difference"] < 1e-4
+
+
+def test_bound_does_not_fall(setting: Setting) -> None:
+    finding = found(setting, "importance_weighted")
+    assert finding.numbers["falls"] == 0
+    assert [row["seed"] for row in finding.tables[0]] == [0, 1, "mean over seeds"]
+
+
+def test_gaps(setting: Setting) -> None:
+    distance = found(setting, "gaps").numbers["frechet"]
+    assert distance["VAE, N(0, 1)"] < distance["AE, N(0, 1)"]
+    assert distance["AE, mixture"] < distance["AE, one Gaussian"] < distance["AE, N(0, 1)"]
+    assert distance["held-out images"] < min(v for name, v in distance.items() if name != "held-out images")
+
+
+def test_interpolation(setting: Setting) -> None:
+    finding = found(setting, "interpolation")
+    line, _, blend = finding.tables[0]
+    assert line["nearest image, ends"] < line["nearest image, middle"]
+    assert blend["confidence, middle"] < blend["confidence, ends"]
+    assert len(finding.pictures) == 5
+
+
+def test_arithmetic(setting: Setting) -> None:
+    rates = found(setting, "latent_arithmetic").numbers["flip_rates"]
+    assert rates["VAE's codes"] > 0.5
+    assert rates["VAE's codes, random direction"] < 0.2
+
+
+def test_blur(setting: Setting) -> None:
+    kept = found(setting, "blur").numbers["kept"]
+    assert kept["VAE, reconstructions"] < kept["AE, reconstructions"] < 1
+
+
+def test_checkerboards(setting: Setting) -> None:
+    numbers = found(setting, "checkerboards").numbers
+    assert numbers["untrained_ratio"] > 20
+    assert numbers["trained_ratio"] > 20
+
+
+def test_convolutional_vae(setting: Setting) -> None:
+    finding = found(setting, "convolutional_vae")
+    assert finding.numbers["images"] == 256
+    assert finding.tables[0][0] == {"stage": "image", "shape": "3 x 64 x 64"}
+
+
+def test_codebook(setting: Setting) -> None:
+    numbers = found(setting, "codebook").numbers
+    assert all(1 < value <= numbers["atoms"] for value in numbers["perplexity"].values())
+
+
+def test_beta_sweep(setting: Setting) -> None:
+    numbers = found(setting, "beta_sweep").numbers
+    assert {"capacity, 4 nats", "β-TCVAE, β = 10", "true factors", "shuffled labels"} < set(numbers)
+    assert numbers["true factors"]["DCI-D"] > 0.7 > 0.3 > numbers["shuffled labels"]["DCI-D"]
+    assert numbers["β-VAE, β = 4"]["KL (nats)"] < numbers["β-VAE, β = 1"]["KL (nats)"]
+
+
+def test_traversals(setting: Setting) -> None:
+    finding = found(setting, "traversals")
+    kl = finding.numbers["kl"]
+    assert kl == sorted(kl, reverse=True)
+    assert len(finding.tables[0]) == len(kl)
