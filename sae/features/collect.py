@@ -1,4 +1,4 @@
-"""`sae features`: one pass over a corpus that collects every latent's statistics and examples.
+"""`sae features`: one pass over a corpus, or over images, that collects every latent's statistics and examples.
 
 report = collect("runs/demo", CollectConfig(tokens=1_000_000))
 FeatureStore("runs/demo").record(17)
@@ -23,7 +23,6 @@ import torch
 from filelock import FileLock, Timeout
 
 from sae.config import CollectConfig, ConfigError
-from sae.data.packing import first_token
 from sae.device import pick_device
 from sae.features import windows
 from sae.features.buffers import NAMES
@@ -31,13 +30,12 @@ from sae.features.collection import Collection
 from sae.features.lens import Lens
 from sae.features.ranks import Ranks
 from sae.features.restore import restore
-from sae.features.source import LiveSource, Mark, Source, Step, StoredSource, open_store
 from sae.features.store import read_info
+from sae.features.subject import Mark, Step, Subject
 from sae.features.text import Vocabulary
 from sae.features.writer import FORMAT, STORE, write_store
-from sae.harvest.language_model import LanguageModel
+from sae.image_runs import kind_of
 from sae.progress import Progress, StopSignal
-from sae.runs import Run, open_run
 
 LOCK = "features.lock"
 PLACE = ("dataset", "text_field", "split", "store", "seed", "tokens")
@@ -58,14 +56,26 @@ def collect(run: str | Path, config: CollectConfig | None = None) -> dict[str, A
     """
     config = config or CollectConfig()
     with Ranks.of_process() as ranks:
-        opened = open_run(run, device=pick_device(config.device))
-        if opened.folder != Path(run).expanduser():
+        subject = open_subject(run, config)
+        if subject.folder != Path(run).expanduser():
             raise ConfigError(
                 f"{run}: features are written into the run's folder, and this one lies on the hub; fetch it first: "
                 f"hf download {run} --local-dir DIR"
             )
-        with _lock(opened.folder) if ranks.first else contextlib.nullcontext():
-            return _Collecting(opened, config, ranks).work()
+        with _lock(subject.folder) if ranks.first else contextlib.nullcontext():
+            return _Collecting(subject, config, ranks).work()
+
+
+def open_subject(run: str | Path, config: CollectConfig) -> Subject:
+    """The run with what its features are collected over; a new kind of run is another case here."""
+    device = pick_device(config.device)
+    if kind_of(run) == "image":
+        from sae.features.image_subject import ImageSubject
+
+        return ImageSubject(run, config, device)
+    from sae.features.text_subject import TextSubject  # brings a language model's packages, which images do without
+
+    return TextSubject(run, config, device)
 
 
 @contextlib.contextmanager
@@ -84,49 +94,48 @@ def _lock(folder: Path) -> Iterator[None]:
 class _Collecting:
     """One pass."""
 
-    def __init__(self, run: Run, config: CollectConfig, ranks: Ranks) -> None:
-        self.run, self.config, self.ranks = run, config, ranks
+    def __init__(self, subject: Subject, config: CollectConfig, ranks: Ranks) -> None:
+        self.subject, self.config, self.ranks = subject, config, ranks
         self.begun = time.perf_counter()
-        self.device = next(run.model.parameters()).device
-        self.path = run.folder / STORE
+        self.device = next(subject.model.parameters()).device
+        self.path = subject.folder / STORE
         before = read_info(self.path) if self.path.exists() else None
         self.revision = before["revision"] if before else 0
-        self.identity = self._identity()
+        self.identity = subject.identity()
         self.mark: Mark = [0, 0]
         self.open_document: int | None = None
         self.seen = 0
         """Tokens of text gone by, those left out included."""
-        self.collection = Collection(run.model.width, config.seed, self.device)
+        self.collection = Collection(subject.model.width, config.seed, self.device)
         if config.resume:
             self._check_resume(before)
             assert before is not None
             self.mark, self.seen, self.open_document = before["mark"], before["seen"], before["open_document"]
             if ranks.first:
-                self.collection = restore(run.folder, self.device)
-        self.finished_before = bool(config.resume and before and before["finished"] and self.seen >= config.tokens)
+                self.collection = restore(subject.folder, self.device)
+        self.finished_before = bool(config.resume and before and before["finished"] and self.seen >= subject.limit)
 
     def work(self) -> dict[str, Any]:
         """Go through the corpus; see `collect`."""
         if self.ranks.first:
-            for path in self.run.folder.glob(".partial-*features*"):  # of a writer that was killed
+            for path in self.subject.folder.glob(".partial-*features*"):  # of a writer that was killed
                 path.unlink(missing_ok=True)
         with StopSignal() as stop, Progress() as progress:
             if not self.finished_before:
-                lm = self.run.load_language_model(self.device)
-                self._pass(lm, stop, progress)
+                self._pass(stop, progress)
         return self._report()
 
-    def _pass(self, lm: LanguageModel, stop: StopSignal, progress: Progress) -> None:
-        vocabulary = Vocabulary.of(lm.tokenizer)
+    def _pass(self, stop: StopSignal, progress: Progress) -> None:
+        limit, vocabulary = self.subject.limit, self.subject.vocabulary()
         written, cost = time.perf_counter(), 0.0
-        with progress.bar("Collecting", self.config.tokens, "tokens") as bar:
-            bar.skip(min(self.seen, self.config.tokens))
-            for number, step in enumerate(self._steps(lm)):
+        with progress.bar("Collecting", limit, "tokens") as bar:
+            bar.skip(min(self.seen, limit))
+            for number, step in enumerate(self._steps()):
                 if number % self.ranks.world == self.ranks.rank:
                     self._take(step)
                 self.seen += step.tokens
                 self.mark, self.open_document = step.after, step.open_document
-                bar.advance(min(step.tokens, max(0, self.config.tokens - self.seen + step.tokens)))
+                bar.advance(min(step.tokens, max(0, limit - self.seen + step.tokens)))
                 if (number + 1) % self.ranks.world:
                     continue
                 due = time.perf_counter() - written > max(self.config.save_every, SHARE * cost)
@@ -139,33 +148,25 @@ class _Collecting:
                     begun = time.perf_counter()
                     self._publish(vocabulary, finished=False)
                     written, cost = time.perf_counter(), time.perf_counter() - begun
-            if self.seen < self.config.tokens:
-                progress.say(f"The data set is used up: it gave {self.seen:,} of {self.config.tokens:,} tokens.")
-        self._finish(lm, vocabulary, progress)
+            if self.seen < limit:
+                progress.say(f"The data set is used up: it gave {self.seen:,} of {limit:,} tokens.")
+        self._finish(vocabulary, progress)
 
-    def _steps(self, lm: LanguageModel) -> Iterator[Step]:
-        source = self._source(lm)
+    def _steps(self) -> Iterator[Step]:
+        source = self.subject.source()
         seen = self.seen
-        if seen >= self.config.tokens:
+        if seen >= self.subject.limit:
             return
         for step in source.steps(self.mark):
             yield step
             seen += step.tokens
-            if seen >= self.config.tokens:
+            if seen >= self.subject.limit:
                 return
-
-    def _source(self, lm: LanguageModel) -> Source:
-        if self.config.store is not None:
-            store = open_store(self.config.store, self.run)
-            names = [site.name for site in self.run.inputs]
-            return StoredSource(store, names, lm.special, first_token(lm.tokenizer))
-        settings = self.run.settings(self.config.dataset, self.config.text_field)
-        return LiveSource(self.run.harvest(lm, split=self.config.split, settings=settings))
 
     def _take(self, step: Step) -> None:
         read = step.read()
         with torch.no_grad():
-            codes = self.run.model.encode(self.run.inputs_of(read.rows).to(self.device))
+            codes = self.subject.model.encode(self.subject.inputs_of(read.rows).to(self.device))
         self.collection.add(codes, read.tokens, read.text)
         for kind, count in read.left_out.items():
             self.collection.leave_out(kind, count)
@@ -176,38 +177,26 @@ class _Collecting:
         if not self.ranks.first:
             return
         self.revision += 1
-        norms = self.run.model.dictionary.W.detach().float().norm(dim=1).cpu().numpy()
-        write_store(self.run.folder, self.collection, vocabulary, self._info(finished), norms, nearest)
+        norms = self.subject.model.dictionary.W.detach().float().norm(dim=1).cpu().numpy()
+        write_store(self.subject.folder, self.collection, vocabulary, self._info(finished), norms, nearest)
 
-    def _finish(self, lm: LanguageModel, vocabulary: Vocabulary, progress: Progress) -> None:
+    def _finish(self, vocabulary: Vocabulary, progress: Progress) -> None:
         nearest = None
         if self.ranks.first:
-            lens = Lens(self.run.folder, self.identity["weights"])
+            lens = Lens(self.subject.folder, self.identity["weights"])
             progress.say("Writing the features.")
-            lens.prepare_logits(lm.model)
+            self.subject.prepare(lens)
             nearest = lens.nearest_cosines()
         self._publish(vocabulary, finished=True, nearest=nearest)
-
-    def _identity(self) -> dict[str, Any]:
-        """What must be the same for a pass to go on."""
-        run, config = self.run, self.config
-        settings = run.settings(config.dataset, config.text_field)
-        return {
-            "weights": run.record["autoencoder"]["sha256"],
-            "dataset": settings.dataset,
-            "split": None if config.store else config.split,
-            "store": str(config.store.absolute()) if config.store else None,
-            "seed": config.seed,
-        }
 
     def _how_to_resume(self) -> str:
         given = dataclasses.asdict(self.config)
         flags = [f"--{name.replace('_', '-')} {given[name]}" for name in PLACE if given[name] != DEFAULTS[name]]
-        return " ".join(["sae features", str(self.run.folder), "--resume", *flags])
+        return " ".join(["sae features", str(self.subject.folder), "--resume", *flags])
 
     def _check_resume(self, before: dict[str, Any] | None) -> None:
         if before is None:
-            raise ConfigError(f"--resume: {self.run.folder} has no features to go on with; leave --resume out")
+            raise ConfigError(f"--resume: {self.subject.folder} has no features to go on with; leave --resume out")
         for name, value in self.identity.items():
             if before.get(name) != value:
                 raise ConfigError(
@@ -216,18 +205,16 @@ class _Collecting:
                 )
 
     def _info(self, finished: bool) -> dict[str, Any]:
-        collection, config = self.collection, self.run.config
+        collection = self.collection
         return {
             "format": FORMAT,
-            "kind": "language",
-            "model": config.harvest.model,
-            "site": "+".join(site.name for site in self.run.inputs),
+            **self.subject.info(),
             "width": collection.width,
             "tokens": collection.tokens,
             "documents": len(collection.documents),
             "left_out": collection.left_out,
             "finished": finished,
-            "progress": 1.0 if finished else min(1.0, self.seen / self.config.tokens),
+            "progress": 1.0 if finished else min(1.0, self.seen / self.subject.limit),
             "window": [windows.BACK, windows.AHEAD],
             "slots": {name: collection.buffers[name].slots for name in NAMES},
             "collected_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -244,7 +231,7 @@ class _Collecting:
         info = read_info(self.path)
         return self.ranks.share(
             {
-                "run": str(self.run.folder),
+                "run": str(self.subject.folder),
                 "tokens": info["tokens"],
                 "left_out": info["left_out"],
                 "documents": info["documents"],

@@ -31,6 +31,7 @@ from sae.features.naming import name_of
 from sae.features.opinion import describe
 from sae.features.scoring import auroc, judge, mean_interval
 from sae.features.store import FeatureStore
+from sae.features.subject import check_language
 from sae.files import publish_json
 from sae.harvest.language_model import ModelError
 from sae.models.saved import locate_run
@@ -64,9 +65,10 @@ def explain(run: str | Path, config: ExplainConfig | None = None) -> dict[str, A
 
     Raises:
         FeatureError: no features there, or a latent that the run has not.
-        ConfigError, ModelError, ExplainerError: the explainer cannot be used.
+        ConfigError, ModelError, ExplainerError: the run is one on images, or the explainer cannot be used.
     """
     config = config or ExplainConfig()
+    check_language(run, "naming latents from text")
     folder = locate_run(run)
     store = FeatureStore(folder)
     begun = time.perf_counter()

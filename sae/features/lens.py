@@ -20,7 +20,7 @@ import sqlite3
 import threading
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -29,9 +29,11 @@ from torch import Tensor, nn
 from sae.features.database import Blobs, open_read_only
 from sae.features.keys import FeatureError
 from sae.files import CorruptError
-from sae.harvest.blocks import SiteError, find_blocks
+from sae.image_runs import kind_of
 from sae.models.saved import load
-from sae.runs import open_run
+
+if TYPE_CHECKING:
+    from sae.runs import Run
 
 FILE = "features.lens.sqlite"
 REMEDY = "it may be deleted: results are computed again"
@@ -128,6 +130,8 @@ class Lens:
     def unembedding(self) -> Tensor:
         """See `unembedding_of`, of the run's language model, which is loaded for it once."""
         if self._unembedding is None:
+            if kind_of(self.folder) != "language":
+                raise UndefinedError("logits are not defined here: a run on images has no language model")
             run = open_run(self.folder)
             lm = run.load_language_model(torch.device("cpu"))
             self._unembedding = unembedding_of(lm.model, run.model.dim_out)
@@ -181,12 +185,21 @@ class Lens:
             connection.close()
 
 
+def open_run(folder: Path) -> Run:
+    """See `sae.runs.open_run`; imported late, because it brings packages that runs on images do without."""
+    from sae import runs
+
+    return runs.open_run(folder)
+
+
 def unembedding_of(model: nn.Module, width: int) -> Tensor:
     """U diag(γ), float32 [V, d], centred over d where the final norm centres: the lens is its product with an atom.
 
     Raises:
         UndefinedError: the model has no head, or one that does not read vectors of `width`.
     """
+    from sae.harvest.blocks import SiteError, find_blocks  # late, as `open_run`
+
     try:
         blocks = find_blocks(model)
     except SiteError as error:

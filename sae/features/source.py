@@ -1,4 +1,4 @@
-"""Where codes come from: live text through the language model, or activations that were stored.
+"""Where codes of text come from: live text through the language model, or activations that were stored.
 
 Both give the same steps in the same order, each made of whole segments, with a mark from which to go on. Places are
 positions in the document: what an earlier segment of the same document held counts.
@@ -6,56 +6,20 @@ positions in the document: what an earlier segment of the same document held cou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import torch
 
 from sae.config import ConfigError
 from sae.data.packing import Cursor, first_token
 from sae.features.collection import Tokens
+from sae.features.subject import Mark, Read, Step
 from sae.files import read_json
 from sae.harvest.store import DiskStore
 from sae.harvest.stream import BOS, KINDS, ORDINARY, SINK, SPECIAL, Harvest, Rows
 from sae.runs import Run
-
-Mark = list[int]
-"""Where to go on, as JSON values."""
-
-
-class Read(NamedTuple):
-    """What the steps of a source give when they are worked on."""
-
-    rows: Rows
-    """The tokens to collect from."""
-    tokens: Tokens
-    """Where they stand."""
-    text: Tokens
-    """All tokens of their segments that are known, for showing."""
-    left_out: dict[str, int]
-    """Tokens left out, by kind."""
-
-
-class Step:
-    """One piece of the work: cheap to come by, so that processes can share the steps out; `read` does the work."""
-
-    def __init__(self, tokens: int, after: Mark, open_document: int | None, read: Callable[[], Read]) -> None:
-        self.tokens = tokens
-        """Tokens of text in it, those left out included."""
-        self.after = after
-        """From where the next step goes on."""
-        self.open_document = open_document
-        """The document that goes on in the next step, or None."""
-        self.read = read
-
-
-class Source(Protocol):
-    """A stream of steps."""
-
-    def steps(self, mark: Mark) -> Iterator[Step]:
-        """Steps from a mark on; [0, 0] is the beginning."""
-        ...
 
 
 class LiveSource:

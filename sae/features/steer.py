@@ -28,6 +28,7 @@ from sae.features.inject import OVERFLOW, Places, SteerError, Steering
 from sae.features.keys import FeatureError
 from sae.features.prompt import prompt_ids, vocabulary_of
 from sae.features.store import FeatureStore
+from sae.features.subject import check_language
 from sae.harvest.language_model import LanguageModel
 from sae.runs import Run, open_run
 
@@ -122,6 +123,7 @@ def steer_run(run: str | Path, config: SteerConfig) -> dict[str, Any]:
     Raises:
         ConfigError, CorruptError, ModelError: the run or its model cannot be used; and what `steer` raises.
     """
+    check_language(run, "steering")
     device = pick_device(config.device)
     opened = open_run(run, device=device)
     scales = config.scale if len(config.scale) == len(config.latent) else config.scale * len(config.latent)

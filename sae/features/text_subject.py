@@ -1,0 +1,74 @@
+"""Text as the subject of a pass: the language model's activations, live or stored."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sae.config import CollectConfig
+from sae.data.packing import first_token
+from sae.features.lens import Lens
+from sae.features.source import LiveSource, StoredSource, open_store
+from sae.features.subject import Source
+from sae.features.text import Vocabulary
+from sae.harvest.language_model import LanguageModel
+from sae.harvest.stream import Rows
+from sae.runs import open_run
+
+
+class TextSubject:
+    """A run on a language model's activations; see `Subject`.
+
+    Raises:
+        ConfigError, CorruptError, ModelError, SiteError: the run, its model or a setting cannot be used.
+    """
+
+    def __init__(self, run: str | Path, config: CollectConfig, device: torch.device) -> None:
+        self.run, self.config, self.device = open_run(run, device=device), config, device
+        self.folder, self.model, self.limit = self.run.folder, self.run.model, config.tokens
+
+    @cached_property
+    def lm(self) -> LanguageModel:
+        """The language model, loaded when it is first needed."""
+        return self.run.load_language_model(self.device)
+
+    def identity(self) -> dict[str, Any]:
+        """See `Subject`."""
+        config = self.config
+        return {
+            "weights": self.run.record["autoencoder"]["sha256"],
+            "dataset": self.run.settings(config.dataset, config.text_field).dataset,
+            "split": None if config.store else config.split,
+            "store": str(config.store.absolute()) if config.store else None,
+            "seed": config.seed,
+        }
+
+    def info(self) -> dict[str, Any]:
+        """See `Subject`."""
+        site = "+".join(site.name for site in self.run.inputs)
+        return {"kind": "language", "model": self.run.config.harvest.model, "site": site}
+
+    def vocabulary(self) -> Vocabulary:
+        """See `Subject`; the tokenizer's."""
+        return Vocabulary.of(self.lm.tokenizer)
+
+    def source(self) -> Source:
+        """See `Subject`."""
+        if self.config.store is not None:
+            store = open_store(self.config.store, self.run)
+            names = [site.name for site in self.run.inputs]
+            return StoredSource(store, names, self.lm.special, first_token(self.lm.tokenizer))
+        settings = self.run.settings(self.config.dataset, self.config.text_field)
+        return LiveSource(self.run.harvest(self.lm, split=self.config.split, settings=settings))
+
+    def inputs_of(self, rows: Rows) -> Tensor:
+        """See `Subject`."""
+        return self.run.inputs_of(rows)
+
+    def prepare(self, lens: Lens) -> None:
+        """See `Subject`; the logit lens."""
+        lens.prepare_logits(self.lm.model)
