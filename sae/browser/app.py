@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import Response
 
-from sae.browser import lists, models
+from sae.browser import images, lists, models
 from sae.browser.answers import Answer
 from sae.browser.context import Context, RequestError
 from sae.browser.guard import HOSTS, Guard
@@ -40,6 +40,7 @@ def create_app(folders: Sequence[Path], *, token: str, device: Device = "auto") 
         run.info()  # reads the stores now, so that the first page does not wait for it
     lists.add_routes(app, context)
     models.add_routes(app, context)
+    images.add_routes(app, context)
 
     files = page_files()
 

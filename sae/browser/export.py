@@ -4,7 +4,8 @@
 
 A page on file:// may neither fetch nor import, so the modules are joined into one classic script (`bundle`) and the
 records lie in scripts of `PER_SHARD` latents. The same shards lie once more, packed, in `data/records.bin`: a host that
-answers range requests is asked for those, which are a quarter smaller.
+answers range requests is asked for those, which are a quarter smaller. Of a run on images, the images of the examples
+and the atoms are PNG files.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 from sae.browser.bundle import bundle
 from sae.browser.lists import full_record, with_briefs
 from sae.browser.opened import BrowsedRun, View
+from sae.browser.pictures import Pictures
 from sae.config import ConfigError
 from sae.features.keys import FeatureError
 from sae.files import publish_folder
@@ -29,7 +31,9 @@ from sae.progress import Progress
 STATIC = Path(__file__).resolve().parent / "static"
 PER_SHARD = 16
 # as the server's, but for the headers that only a server can send
-POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; connect-src 'self'; base-uri 'none'"
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; base-uri 'none'"
+)
 
 
 def export_static(run: Path, out: Path, *, latents: Sequence[int] | None = None) -> dict[str, Any]:
@@ -92,10 +96,14 @@ def _write_data(folder: Path, run: BrowsedRun, view: View, latents: list[int], a
     rows = [view.listing.row(latent, view.marks) for latent in latents]
     logits: list[str] = []
     offsets = [0]
+    documents: set[int] = set()
+    atoms = set(latents)
     with open(folder / "records.bin", "xb") as packed:
         for number, start in enumerate(range(0, len(latents), PER_SHARD)):
             shard = [exported_record(run, view, latent) for latent in latents[start : start + PER_SHARD]]
             logits += [_top_tokens(record) for record in shard]
+            documents.update(example["document"] for each in shard for example in each["record"]["examples"])
+            atoms.update(item["latent"] for each in shard for item in (*each["neighbours"], *each["coactive"]))
             # no time of day in the header: the same run gives the same bytes
             data = gzip.compress(_json(shard), mtime=0)
             packed.write(data)
@@ -116,6 +124,18 @@ def _write_data(folder: Path, run: BrowsedRun, view: View, latents: list[int], a
         "offsets": offsets,
     }
     (folder / "index.js").write_bytes(b"globalThis.SPARSIGHT=" + _json(index) + b";\n")
+    if (pictures := run.pictures()) is not None:
+        _write_pictures(folder, pictures, documents, {latent: view.strength(latent) for latent in atoms})
+
+
+def _write_pictures(folder: Path, pictures: Pictures, documents: set[int], strengths: dict[int, float]) -> None:
+    """The images of examples, and atoms at these strengths, those of linked latents among them."""
+    for name in ("images", "atoms"):
+        (folder / name).mkdir()
+    for document in documents:
+        (folder / "images" / f"{document}.png").write_bytes(pictures.image(document))
+    for latent, strength in strengths.items():
+        (folder / "atoms" / f"{latent}.png").write_bytes(pictures.atom(latent, strength))
 
 
 def exported_record(run: BrowsedRun, view: View, latent: int) -> dict[str, Any]:

@@ -27,8 +27,9 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
-    "Cache-Control": "no-store",
 }
+CACHE = "no-store"
+"""Unless a route says that its answer never changes."""
 
 
 class Guard:
@@ -55,6 +56,7 @@ class Guard:
                 added = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     added[name] = value
+                added.setdefault("Cache-Control", CACHE)
                 if brings_token:
                     added["Set-Cookie"] = f"{self.cookie}={self.token}; Path=/; HttpOnly; SameSite=Strict"
             await send(message)

@@ -170,7 +170,10 @@ def match(run: BrowsedRun, latent: int, index: int, other: BrowsedRun) -> dict[s
         view = other.view()
     except FeatureError as error:
         return {**found, "reason": str(error)}
-    mine, theirs = run.view().store.lens.atoms()[latent], view.store.lens.atoms()
+    here = run.view()
+    if view.store.info["kind"] != here.store.info["kind"]:
+        return {**found, "reason": "it reads something else: one of the two runs is on images"}
+    mine, theirs = here.store.lens.atoms()[latent], view.store.lens.atoms()
     if len(mine) != theirs.shape[1]:
         return {**found, "reason": f"its atoms have {theirs.shape[1]} dimensions, these {len(mine)}"}
     nearest = (theirs @ mine).topk(min(MATCHES, len(theirs)))

@@ -13,6 +13,7 @@ from sae.browser.answers import Answer
 from sae.browser.context import Context
 from sae.features.prompt import examine
 from sae.features.steer import Intervention, steer
+from sae.features.subject import check_language
 
 Text = Annotated[str, Field(min_length=1, max_length=20_000)]
 
@@ -50,6 +51,7 @@ def add_routes(app: FastAPI, context: Context) -> None:
     @app.post("/api/runs/{index}/prompt")
     async def prompt(index: int, body: Prompt) -> Response:
         run = context.run(index)
+        check_language(run.folder, "a prompt")
         found = await context.worker.do(run.folder, partial(examine, text=body.text))
         view = run.view()
         latents = {entry["latent"] for row in found["latents"] for entry in row}
@@ -59,6 +61,7 @@ def add_routes(app: FastAPI, context: Context) -> None:
     @app.post("/api/runs/{index}/steer")
     async def steered(index: int, body: Steer) -> Response:
         run = context.run(index)
+        check_language(run.folder, "steering")
         store = run.view().store
         pushes = [Intervention(push.latent, push.mode, push.strength) for push in body.interventions]
         settings = {"tokens": body.tokens, "temperature": body.temperature, "seed": body.seed, "store": store}

@@ -15,10 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sae.browser.listing import Listing, Marks
+from sae.browser.pictures import Pictures
 from sae.features.annotations import Annotations
 from sae.features.keys import FeatureError
 from sae.features.store import FeatureStore
 from sae.files import CorruptError, read_json
+from sae.image_runs import kind_of
 
 CURVE_POINTS = 2000
 
@@ -29,6 +31,10 @@ class View(NamedTuple):
     store: FeatureStore
     listing: Listing
     marks: Marks
+
+    def strength(self, latent: int) -> float:
+        """At which a latent's atom is shown: its largest activation, or one where it never fired."""
+        return float(self.store.scalars["max"][latent]) or 1.0
 
 
 class BrowsedRun:
@@ -41,6 +47,7 @@ class BrowsedRun:
         self._store: FeatureStore | None = None
         self._listing: Listing | None = None
         self._marks = Marks()
+        self._pictures: Pictures | None = None
         self._seen: dict[str, tuple[float, int] | None] = {}
 
     def view(self) -> View:
@@ -69,13 +76,28 @@ class BrowsedRun:
 
     def info(self) -> dict[str, Any]:
         """What the page's header and every poll need; "features" is None until something was collected."""
+        head = {"name": self.name, "folder": str(self.folder), "kind": kind_of(self.folder)}
         try:
             view = self.view()
         except (FeatureError, CorruptError) as error:
-            return {"name": self.name, "folder": str(self.folder), "features": None, "reason": str(error)}
+            return {**head, "features": None, "reason": str(error)}
         alive = int((view.listing.column("count") > 0).sum())
-        features = {"kind": "language", **view.store.info, "alive": alive, "marks": view.marks.revision}
-        return {"name": self.name, "folder": str(self.folder), "features": features, "reason": None}
+        features = {**view.store.info, "alive": alive, "marks": view.marks.revision}
+        return {**head, "features": features, "reason": None}
+
+    def pictures(self) -> Pictures | None:
+        """What can be drawn of the images that were collected; None for a run on text.
+
+        Raises:
+            FeatureError: nothing was collected, or the images are no longer the same.
+        """
+        with self._lock:
+            info = self.view().store.info
+            if info["kind"] != "image":
+                return None
+            if self._pictures is None or self._pictures.revision != info["revision"]:
+                self._pictures = Pictures(self.folder, info)
+            return self._pictures
 
     def annotate(self, latent: int, **changes: Any) -> dict[str, Any]:
         """Set label, bookmark or note of a latent; gives what now holds."""

@@ -7,6 +7,7 @@ import { Examples } from "./examples.js";
 import { Histogram } from "./histogram.js";
 import { Facts, Logits } from "./latent.js";
 import { useApp, useLoaded, useSource } from "./app_state.js";
+import { Atom } from "./pictures.js";
 
 export function Compare({ route }) {
   const { runs } = useApp();
@@ -36,9 +37,10 @@ function Column({ run, latent, route, several }) {
     </header>
     ${error && html`<p class="error" role="alert">${error}</p>`}
     ${record &&
-    html`<${Facts} record=${record} features=${features} />
-      <${Histogram} record=${record} tokens=${features.tokens} small />
-      <${Logits} run=${run} latent=${latent} revision=${features.revision} rows=${5} />
-      <${Examples} record=${record} run=${run} kind=${features.kind} limit=${5} />`}
+    html`${features.kind === "image" && html`<${Atom} run=${run} latent=${latent} />`}
+      <${Facts} record=${record} features=${features} />
+      <${Histogram} record=${record} features=${features} small />
+      ${features.kind === "language" && html`<${Logits} run=${run} latent=${latent} revision=${features.revision} rows=${5} />`}
+      <${Examples} record=${record} run=${run} limit=${5} />`}
   </article>`;
 }

@@ -3,30 +3,37 @@
 import { html, useEffect, useRef, useState } from "./view.js";
 import { count, number, percent } from "./format.js";
 import { Strip, keepTabStop, moveOverTokens } from "./tokens.js";
-import { useSource } from "./app_state.js";
+import { useApp, useSource } from "./app_state.js";
+import { wordsOf } from "./kinds.js";
+import { ImageExample } from "./pictures.js";
 
 const CONTEXTS = [
   ["short", 8, "Short"],
   ["whole", null, "Window"],
 ];
-const FIRST = 4;
-const FIRST_OF_TOP = 8;
 
-// What draws the inside of one example, by the run's kind.
-const RENDERERS = { language: TokenExample };
+// What draws one example, by the run's kind, and how many are shown at first: of a band, and of the strongest.
+const RENDERERS = {
+  language: { Example: TokenExample, first: 4, strongest: 8 },
+  image: { Example: ImageExample, first: 10, strongest: 20 },
+};
 
-export function Examples({ record, run, kind, range, limit }) {
+export function Examples({ record, run, range, limit }) {
+  const { features } = useApp().runs[run];
+  const { kind } = features;
+  const { first, strongest } = RENDERERS[kind];
   const [context, setContext] = useState("whole");
   const [open, setOpen] = useState({});
   const group = useRef();
   useEffect(() => setOpen({}), [record.latent]);
   useEffect(() => keepTabStop(group.current));
   const around = CONTEXTS.find(([name]) => name === context)[1];
-  const sections = range ? [brushed(record, range)] : banded(record);
+  const sections = range ? [brushed(record, range)] : banded(record, strongest, wordsOf(features));
   return html`<section class="examples" data-testid="examples" ref=${group} onKeyDown=${moveOverTokens}>
     <div class="section-head">
       <h3>Examples</h3>
-      <div class="segmented" role="radiogroup" aria-label="How much text around the peak">
+      ${kind === "language" &&
+      html`<div class="segmented" role="radiogroup" aria-label="How much text around the peak">
         ${CONTEXTS.map(
           ([name, , title]) =>
             html`<button
@@ -39,7 +46,7 @@ export function Examples({ record, run, kind, range, limit }) {
               ${title}
             </button>`,
         )}
-      </div>
+      </div>`}
     </div>
     ${sections.map(
       (section) =>
@@ -50,7 +57,7 @@ export function Examples({ record, run, kind, range, limit }) {
           run=${run}
           kind=${kind}
           around=${around}
-          first=${limit ?? (section.testid === "band-top" || range ? FIRST_OF_TOP : FIRST)}
+          first=${limit ?? (section.testid === "band-top" || range ? strongest : first)}
           all=${open[section.title]}
           onAll=${() => setOpen({ ...open, [section.title]: !open[section.title] })}
         />`,
@@ -59,17 +66,17 @@ export function Examples({ record, run, kind, range, limit }) {
 }
 
 // The strongest examples, then the quantile bands without those already shown.
-export function banded(record) {
+export function banded(record, strongest, words) {
   const top = record.examples.filter((e) => e.band === "top").sort((a, b) => b.value - a.value);
-  const seen = new Set(top.slice(0, FIRST_OF_TOP).map(identity));
+  const seen = new Set(top.slice(0, strongest).map(identity));
   const bands = record.bands.map((band, i) => ({
     title: `${number(band.low)} to ${number(band.high)}`,
-    note: `${percent(band.share)} of firing tokens`,
+    note: `${percent(band.share)} of firing ${words.units}`,
     testid: `band-${i}`,
     examples: unique(band.examples.map((j) => record.examples[j])).filter((e) => !seen.has(identity(e))),
   }));
-  const strongest = { title: "Strongest", note: "one a document", testid: "band-top", examples: unique(top) };
-  return [strongest, ...bands].filter((section) => section.examples.length);
+  const best = { title: "Strongest", note: words.one, testid: "band-top", examples: unique(top) };
+  return [best, ...bands].filter((section) => section.examples.length);
 }
 
 // All known examples whose peak lies in the brushed range.
@@ -93,17 +100,19 @@ function unique(examples) {
 function Band({ section, record, run, kind, around, first, all, onAll }) {
   const shown = all ? section.examples : section.examples.slice(0, first);
   const rest = section.examples.length - first;
-  const Example = RENDERERS[kind] ?? TokenExample;
+  const { Example } = RENDERERS[kind];
   return html`<div class="band" data-testid=${section.testid}>
     <h4>
       ${section.title}
       <span class="muted">${section.note}</span>
     </h4>
     ${!shown.length && html`<p class="muted">No stored example lies in this range.</p>`}
-    ${shown.map(
-      (example) =>
-        html`<${Example} key=${identity(example)} example=${example} max=${record.max} run=${run} around=${around} />`,
-    )}
+    <div class=${`shown ${kind}`}>
+      ${shown.map(
+        (example) =>
+          html`<${Example} key=${identity(example)} example=${example} max=${record.max} run=${run} around=${around} />`,
+      )}
+    </div>
     ${rest > 0 &&
     html`<button class="quiet" data-testid="show-all" onClick=${onAll}>
       ${all ? "Show fewer" : `Show ${count(rest)} more`}

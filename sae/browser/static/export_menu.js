@@ -43,7 +43,7 @@ export function ExportMenu({ run, query, total, pins }) {
         : html`<p class="muted">A static page of more than ${count(LARGEST_PAGE)} latents is written by the command below.</p>`}
       <p class="muted">Everything, from a terminal:</p>
       <code class="command">sae export ${runs[run].folder} --to static --out DIR</code>
-      <code class="command">sae export ${runs[run].folder} --to neuronpedia --out DIR</code>
+      ${runs[run].kind === "language" && html`<code class="command">sae export ${runs[run].folder} --to neuronpedia --out DIR</code>`}
     </div>`}
   </div>`;
 }

@@ -3,10 +3,11 @@
 import { html, useEffect, useRef } from "./view.js";
 import { focusToken } from "./tokens.js";
 
+// What only runs on text have is marked so.
 const KEYS = [
   ["j  k", "next and previous latent of the table"],
   ["n  p", "next and previous example"],
-  ["← → ↑ ↓", "over the tokens of the examples"],
+  ["← → ↑ ↓", "over the tokens of the examples", "language"],
   ["/", "search"],
   ["l", "label the latent"],
   ["b", "bookmark it"],
@@ -40,9 +41,10 @@ function moveExample(by) {
   const next = all[at < 0 ? (by > 0 ? 0 : all.length - 1) : Math.max(0, Math.min(all.length - 1, at + by))];
   const token = next.querySelector(".tok.peak") ?? next.querySelector(".tok");
   if (token) focusToken(group, token);
+  else next.focus();
 }
 
-export function Help({ open, onClose }) {
+export function Help({ open, kind, onClose }) {
   const dialog = useRef();
   useEffect(() => {
     if (open && !dialog.current.open) dialog.current.showModal();
@@ -54,7 +56,7 @@ export function Help({ open, onClose }) {
       <button class="quiet" data-testid="help-close" onClick=${onClose}>Close</button>
     </div>
     <dl class="keys">
-      ${KEYS.map(
+      ${KEYS.filter(([, , only]) => !only || only === kind).map(
         ([key, what]) =>
           html`<div key=${key}>
             <dt>${key.split("  ").map((k) => html`<kbd key=${k}>${k}</kbd> `)}</dt>
@@ -63,10 +65,12 @@ export function Help({ open, onClose }) {
       )}
     </dl>
     <h2>What the colours say</h2>
-    <p>
-      A token's background is the latent's activation there, ${[1, 4, 7, 10].map((a, i) => html`<span key=${a} class=${`tok a${a}`}>${["weak", "to", "its", "maximum"][i]}</span> `)}
-      and the token of an example's peak is <span class="tok a8 peak">bold and outlined</span>. Signed numbers are ${" "}
-      <span class="plus">+blue</span> or <span class="minus">−orange</span>, always with their sign.
-    </p>
+    ${kind === "image"
+      ? html`<p>An atom's picture is white where the latent changes nothing. A frame in an example is the place of the feature map where it fires.</p>`
+      : html`<p>
+          A token's background is the latent's activation there, ${[1, 4, 7, 10].map((a, i) => html`<span key=${a} class=${`tok a${a}`}>${["weak", "to", "its", "maximum"][i]}</span> `)}
+          and the token of an example's peak is <span class="tok a8 peak">bold and outlined</span>.
+        </p>`}
+    <p>Signed numbers are <span class="plus">+blue</span> or <span class="minus">−orange</span>, always with their sign.</p>
   </dialog>`;
 }

@@ -2,11 +2,14 @@
 
 import { html, useEffect, useLayoutEffect, useRef, useState } from "./view.js";
 import { count, number, percent } from "./format.js";
+import { wordsOf } from "./kinds.js";
 
 const H = 150;
 const PAD = { left: 44, right: 18, top: 8, bottom: 24 };
 
-export function Histogram({ record, tokens, range, onRange, small = false }) {
+export function Histogram({ record, features, range, onRange, small = false }) {
+  const { tokens } = features;
+  const { units } = wordsOf(features);
   const svg = useRef();
   const [drag, setDrag] = useState(null);
   // drawn in pixels of the screen, so that its text has the same size everywhere
@@ -21,7 +24,7 @@ export function Histogram({ record, tokens, range, onRange, small = false }) {
   const { bins, silent } = binned(record.histogram);
   useEffect(() => setDrag(null), [record.latent]);
   if (!bins.length)
-    return html`<div class="histogram" data-testid="histogram"><p class="muted">It never fired on ${count(tokens)} tokens.</p></div>`;
+    return html`<div class="histogram" data-testid="histogram"><p class="muted">It never fired on ${count(tokens)} ${units}.</p></div>`;
   const low = Math.log2(bins[0].low);
   const high = Math.log2(bins.at(-1).high);
   const most = Math.log10(Math.max(...bins.map((b) => b.count)) + 1);
@@ -77,7 +80,7 @@ export function Histogram({ record, tokens, range, onRange, small = false }) {
             y=${y(bin.count)}
             height=${Math.max(bin.count ? 1 : 0, height - PAD.bottom - y(bin.count))}
           >
-            <title>${number(bin.low)} to ${number(bin.high)}: ${count(bin.count)} tokens</title>
+            <title>${number(bin.low)} to ${number(bin.high)}: ${count(bin.count)} ${units}</title>
           </rect>`,
       )}
       ${valueTicks(low, high, W / 80).map(
@@ -94,7 +97,7 @@ export function Histogram({ record, tokens, range, onRange, small = false }) {
       />`}
     </svg>
     <p class="under" data-testid="zero-mass">
-      Silent on <b>${percent(silent / tokens)}</b> of ${count(tokens)} tokens; fires on ${count(total)}.
+      Silent on <b>${percent(silent / tokens)}</b> of ${count(tokens)} ${units}; fires on ${count(total)}.
       ${onRange &&
       (range
         ? html` <button class="quiet" data-testid="clear-range" onClick=${() => onRange(null)}>Clear the range</button>`

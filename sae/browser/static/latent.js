@@ -6,6 +6,8 @@ import { go, link, pinsOf, togglePin } from "./route.js";
 import { Examples } from "./examples.js";
 import { Histogram } from "./histogram.js";
 import { useApp, useLoaded, useSource } from "./app_state.js";
+import { wordsOf } from "./kinds.js";
+import { Atom, Thumb } from "./pictures.js";
 
 export function Latent({ run, latent, info, route, keys }) {
   const source = useSource();
@@ -18,14 +20,17 @@ export function Latent({ run, latent, info, route, keys }) {
   if (!record) return html`<p class="muted pad">Loading…</p>`;
   return html`<article class=${loaded.loading ? "latent stale" : "latent"} data-testid="latent" data-latent=${record.latent}>
     <${Heading} key=${record.latent} run=${run} record=${record} route=${route} keys=${keys} />
-    <${Facts} record=${record} features=${features} />
+    <div class="overview">
+      ${features.kind === "image" && html`<${Atom} run=${run} latent=${record.latent} />`}
+      <${Facts} record=${record} features=${features} />
+    </div>
     <div class="columns">
       <div class="reading">
-        <${Histogram} record=${record} tokens=${features.tokens} range=${range} onRange=${setRange} />
-        <${Examples} record=${record} run=${run} kind=${features.kind} range=${range} />
+        <${Histogram} record=${record} features=${features} range=${range} onRange=${setRange} />
+        <${Examples} record=${record} run=${run} range=${range} />
       </div>
       <aside class="relations">
-        <${Logits} run=${run} latent=${record.latent} revision=${features.revision} />
+        ${features.kind === "language" && html`<${Logits} run=${run} latent=${record.latent} revision=${features.revision} />`}
         <${Related} run=${run} latent=${record.latent} what="neighbours" measure="cosine" title="Nearest atoms" revision=${features.revision} />
         <${Related} run=${run} latent=${record.latent} what="coactive" measure="jaccard" title="Fires together with" revision=${features.revision} />
         <${Matches} run=${run} latent=${record.latent} route=${route} />
@@ -36,7 +41,7 @@ export function Latent({ run, latent, info, route, keys }) {
 
 function Heading({ run, record, route, keys }) {
   const source = useSource();
-  const { say, refresh } = useApp();
+  const { say, refresh, runs } = useApp();
   const [editing, setEditing] = useState(false);
   const [shown, setShown] = useState(record.annotation);
   useEffect(() => setShown(record.annotation), [record]);
@@ -76,6 +81,7 @@ function Heading({ run, record, route, keys }) {
         <button data-testid="label" title="Label (l)" onClick=${() => setEditing(true)}>Label</button>`}
       <button data-testid="pin" aria-pressed=${pinned} title="Pin to compare (c)" onClick=${pin}>${pinned ? "Pinned" : "Pin"}</button>
       ${source.live &&
+      runs[run].kind === "language" &&
       html`<a class="button" data-testid="steer-this" href=${link({ page: "steer", params: { push: `${record.latent}:add:1` } })}>Steer</a>`}
     </div>
     ${editing && html`<${LabelForm} shown=${shown} onDone=${() => setEditing(false)} onSave=${annotate} />`}
@@ -128,11 +134,12 @@ function LabelForm({ shown, onDone, onSave }) {
 
 export function Facts({ record, features }) {
   const { row } = record;
+  const { units, diversity } = wordsOf(features);
   const facts = [
-    ["Density", oneIn(record.density), `${percent(record.density)} of ${count(features.tokens)} tokens`, "density"],
+    ["Density", oneIn(record.density), `${percent(record.density)} of ${count(features.tokens)} ${units}`, "density"],
     ["Max", number(record.max), "largest activation", "max"],
     ["Mean", number(record.mean), "mean activation where it fires", "mean"],
-    ["Entropy", number(row.entropy), "bits, of the tokens it fires on", "entropy"],
+    ["Entropy", number(row.entropy), `bits, of the ${diversity} it fires on`, "entropy"],
     ["Norm", number(row.norm), "of its atom", "norm"],
   ];
   return html`<dl class="facts">
@@ -183,17 +190,19 @@ function Related({ run, latent, what, measure, title, revision }) {
     ${error && html`<p class="muted">${error}</p>`}
     ${!value && !error && html`<p class="muted">Computing…</p>`}
     ${value && !value.length && html`<p class="muted">None found.</p>`}
-    ${value && html`<${LatentLinks} items=${value} measure=${measure} />`}
+    ${value && html`<${LatentLinks} items=${value} measure=${measure} here=${run} />`}
   </section>`;
 }
 
-export function LatentLinks({ items, measure, run }) {
+// Links to latents of another run, or of the one at hand (`here`).
+export function LatentLinks({ items, measure, run, here }) {
   return html`<ol class="links">
     ${items.map(
       (item) =>
         html`<li key=${item.latent}>
           <a href=${link({ page: "latents", latent: item.latent, params: run == null ? {} : { run } })} data-testid="latent-link">
-            <span class="id">#${item.latent}</span> <span class="what" dir="auto"><${Brief} item=${item} /></span>
+            <span class="id">#${item.latent}</span> <${Thumb} run=${run ?? here} latent=${item.latent} />
+            <span class="what" dir="auto"><${Brief} item=${item} /></span>
           </a>
           <span class="num">${signed(item[measure])}</span>
         </li>`,

@@ -6,6 +6,8 @@ import { COLUMNS, Table, liveCount, useRows } from "./table.js";
 import { ExportMenu } from "./export_menu.js";
 import { Latent } from "./latent.js";
 import { useApp, useSource } from "./app_state.js";
+import { wordsOf } from "./kinds.js";
+import { Thumb } from "./pictures.js";
 
 const NARROW = ["latent", "name", "density"];
 const RANGES = COLUMNS.filter((column) => !["latent", "name"].includes(column.name));
@@ -42,7 +44,13 @@ export function Latents({ route, run, info, keys }) {
   }
   keys.current = { ...keys.current, j: () => step(1), k: () => step(-1) };
 
-  const columns = useMemo(() => chosenColumns(wide, query), [wide, query.sort, query.filter]);
+  const columns = useMemo(() => chosenColumns(wide, query).map((column) => dressed(column, run, features)), [
+    wide,
+    query.sort,
+    query.filter,
+    run,
+    features.revision,
+  ]);
   const open = (latent, index) => {
     setPlace(index);
     go({ latent, params: { view: "" } });
@@ -73,6 +81,13 @@ function chosenColumns(wide, query) {
   return COLUMNS.filter((column) => NARROW.includes(column.name) || column.name === extra);
 }
 
+// The column of names as the run's kind has it: headed by what stands for a name, with pictures of atoms.
+function dressed(column, run, features) {
+  if (column.name !== "name") return column;
+  const show = (row) => html`<${Thumb} run=${run} latent=${row.latent} />${column.show(row)}`;
+  return { ...column, title: wordsOf(features).named, show };
+}
+
 function Filters({ query, rows, run, wide, features }) {
   const [open, setOpen] = useState(false);
   const { pins } = useApp();
@@ -90,8 +105,8 @@ function Filters({ query, rows, run, wide, features }) {
       <input
         type="search"
         ref=${text}
-        placeholder="Filter by name, label, token"
-        aria-label="Filter by name, label or strongest token"
+        placeholder=${`Filter by ${wordsOf(features).find}`}
+        aria-label=${`Filter by ${wordsOf(features).find}`}
         data-testid="filter-text"
         onInput=${(event) => typed(event.currentTarget.value)}
       />

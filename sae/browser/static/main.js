@@ -7,6 +7,7 @@ import { AppState } from "./app_state.js";
 import { Compare } from "./compare.js";
 import { Help, useKeys } from "./help.js";
 import { HttpSource } from "./source_http.js";
+import { wordsOf } from "./kinds.js";
 import { Latents } from "./latents.js";
 import { Prompt } from "./prompt.js";
 import { Collection, Report } from "./report.js";
@@ -55,7 +56,7 @@ function App({ source, first }) {
     ${info.features && !info.features.finished && html`<${Progress} features=${info.features} />`}
     ${message && html`<p class="message" role="alert" data-testid="message">${message} <button class="quiet" onClick=${() => say(null)}>Dismiss</button></p>`}
     <${Page} route=${route} run=${run} info=${info} keys=${keys} source=${source} />
-    <${Help} open=${help} onClose=${() => setHelp(false)} />
+    <${Help} open=${help} kind=${info.kind} onClose=${() => setHelp(false)} />
     <${TokenTip} />
   <//>`;
 }
@@ -67,8 +68,9 @@ function Page({ route, run, info, keys, source }) {
     return html`<main class="page"><section class="card"><h2>Nothing to show yet</h2><${Collection} info=${info} /></section></main>`;
   if (route.page === "compare") return html`<${Compare} ...${parts} />`;
   if (route.page === "search") return html`<${Search} ...${parts} />`;
-  if (route.page === "prompt" && source.live) return html`<${Prompt} key=${run} ...${parts} />`;
-  if (route.page === "steer" && source.live) return html`<${Steer} key=${run} ...${parts} />`;
+  const speaks = source.live && info.kind === "language";
+  if (route.page === "prompt" && speaks) return html`<${Prompt} key=${run} ...${parts} />`;
+  if (route.page === "steer" && speaks) return html`<${Steer} key=${run} ...${parts} />`;
   return html`<${Latents} ...${parts} />`;
 }
 
@@ -76,7 +78,7 @@ function Header({ route, run, runs, source, pins, search, onHelp }) {
   const [theme, nextTheme] = useTheme();
   const tabs = [
     ["latents", "Latents"],
-    ...(source.live ? [["prompt", "Prompt"], ["steer", "Steer"]] : []),
+    ...(source.live && runs[run].kind === "language" ? [["prompt", "Prompt"], ["steer", "Steer"]] : []),
     ["compare", pins.length ? `Compare (${pins.length})` : "Compare"],
     ["run", "Run"],
   ];
@@ -107,7 +109,7 @@ function Header({ route, run, runs, source, pins, search, onHelp }) {
       <input
         type="search"
         ref=${search}
-        placeholder="Search names, tokens, text  ( / )"
+        placeholder=${runs[run].kind === "image" ? "Search names, labels  ( / )" : "Search names, tokens, text  ( / )"}
         aria-label="Search names, labels, logit tokens and example text"
         data-testid="search"
         onKeyDown=${(event) => event.key === "Escape" && event.currentTarget.blur()}
@@ -123,7 +125,7 @@ function Header({ route, run, runs, source, pins, search, onHelp }) {
 function Progress({ features }) {
   return html`<p class="collecting" role="status" data-testid="collecting-bar">
     <progress max="1" value=${features.progress}></progress>
-    Collecting: ${number(100 * features.progress)}%, ${count(features.tokens)} tokens so far. What is shown grows with it.
+    Collecting: ${number(100 * features.progress)}%, ${count(features.tokens)} ${wordsOf(features).units} so far. What is shown grows with it.
   </p>`;
 }
 

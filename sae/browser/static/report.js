@@ -3,6 +3,7 @@
 import { html, useEffect, useRef } from "./view.js";
 import { count, number } from "./format.js";
 import { useLoaded, useSource } from "./app_state.js";
+import { wordsOf } from "./kinds.js";
 
 export function Report({ run, info }) {
   const source = useSource();
@@ -36,8 +37,8 @@ export function Collection({ info }) {
   const left = Object.entries(features.left_out ?? {}).filter(([, n]) => n > 0);
   return html`<p data-testid="collection">
     Features of <b>${count(features.width)}</b> latents, <b>${count(features.alive)}</b> of which fire, over
-    <b> ${count(features.tokens)}</b> tokens of ${count(features.documents)} documents of ${" "}<code>${features.dataset}</code>, at ${" "}<code>${features.site}</code>${" "}
-    of ${" "}<code>${features.model}</code>.
+    <b> ${count(features.tokens)}</b> ${wordsOf(features).units} ${features.kind === "language" && `of ${count(features.documents)} documents `}of ${" "}
+    <code>${features.dataset}</code>, at ${" "}<code>${features.site}</code> of ${" "}<code>${features.model}</code>.
     ${left.length > 0 && ` Left out: ${left.map(([kind, n]) => `${count(n)} ${kind}`).join(", ")}.`}
     ${!features.finished && html`<b data-testid="collecting"> Collecting: ${number(100 * features.progress)}% done.</b>`}
   </p>`;

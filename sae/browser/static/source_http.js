@@ -17,6 +17,9 @@ export class HttpSource {
   steer = (run, request) => send("POST", `api/runs/${run}/steer`, request);
   annotate = (run, latent, change) => send("PUT", `api/runs/${run}/latents/${latent}/annotation`, change);
 
+  imageAddress = (run, document, revision) => `api/runs/${run}/images/${document}.png?of=${revision}`;
+  atomAddress = (run, latent, revision) => `api/runs/${run}/atoms/${latent}.png?of=${revision}`;
+
   window(run, query, start, count, find, signal) {
     const params = new URLSearchParams({ ...query, start, count });
     if (find != null) params.set("find", find);

@@ -20,6 +20,8 @@ export class StaticSource {
   neighbours = async (_, latent) => (await this.whole(latent)).neighbours;
   coactive = async (_, latent) => (await this.whole(latent)).coactive;
   record = async (_, latent) => (await this.whole(latent)).record;
+  imageAddress = (_, document) => `data/images/${document}.png`;
+  atomAddress = (_, latent) => `data/atoms/${latent}.png`;
 
   async window(_, query, start, count, find) {
     const chosen = queryRows(this.data, query);

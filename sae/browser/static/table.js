@@ -12,11 +12,11 @@ const TALLEST = 30_000_000;
 
 export const COLUMNS = [
   { name: "latent", title: "Latent", width: "58px", show: (row) => row.latent },
-  { name: "name", title: "Name or token", about: "its label, its name, or the token it fires on most", width: "minmax(100px, 1fr)", show: Title, text: true },
-  { name: "density", title: "Density", width: "92px", show: (row) => oneIn(row.density), about: "share of tokens it fires on" },
+  { name: "name", title: "Name", about: "its label, its name, or what it fires on most", width: "minmax(100px, 1fr)", show: Title, text: true },
+  { name: "density", title: "Density", width: "92px", show: (row) => oneIn(row.density), about: "share of what was read that it fires on" },
   { name: "max", title: "Max", width: "64px", show: (row) => number(row.max), about: "largest activation" },
   { name: "mean", title: "Mean", width: "64px", show: (row) => number(row.mean), about: "mean activation where it fires" },
-  { name: "entropy", title: "Entropy", width: "76px", show: (row) => number(row.entropy), about: "of the tokens it fires on, in bits" },
+  { name: "entropy", title: "Entropy", width: "76px", show: (row) => number(row.entropy), about: "of what it fires on, in bits" },
   { name: "norm", title: "Norm", width: "64px", show: (row) => number(row.norm), about: "of its atom" },
   { name: "cosine", title: "Nearest", width: "78px", show: (row) => number(row.cosine), about: "largest cosine with another atom" },
   { name: "score", title: "Score", width: "64px", show: (row) => number(row.score), about: "of its name: AUROC on held-out examples" },

@@ -1,0 +1,11 @@
+// What the page says by the kind of run. An image whose code has several places counts as that many.
+
+const WORDS = {
+  language: { units: "tokens", named: "Name or token", find: "name, label, token", diversity: "tokens", one: "one a document" },
+  image: { units: "images", named: "Name or image label", find: "name, label", diversity: "labels", one: "one an image" },
+};
+
+export function wordsOf(features) {
+  const words = WORDS[features.kind];
+  return features.positions > 1 ? { ...words, units: "places of images" } : words;
+}
