@@ -27,8 +27,8 @@ ALLOWED = {
         *("image_runs", "runs"),
     },
     "generate": {"data", "modules", "models", "training", "image_runs"},
-    "features": {"data", "harvest", "modules", "models", "runs"},
-    "browser": {"data", "harvest", "modules", "models", "runs", "features"},
+    "features": {"data", "harvest", "modules", "models", "runs", "image_runs"},
+    "browser": {"data", "harvest", "modules", "models", "runs", "image_runs", "features", "pictures"},
     "interop": {"data", "harvest", "modules", "models", "runs", "features"},
 }
 HEAVY = {
