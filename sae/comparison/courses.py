@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sae.chapter.base import Setting
 from sae.comparison.grounds import Ground
+from sae.comparison.members import safe_name
 from sae.comparison.plan import Member
 from sae.config import OptimConfig
 from sae.files import check_folder, read_json
@@ -41,12 +42,11 @@ class Moment(NamedTuple):
 
 def firing_over_time(setting: Setting, ground: Ground, member: Member, *, epochs: int, limit: int) -> list[Moment]:
     """Train `member` with seed 0 and checkpoints, unless it is there, and measure each checkpoint."""
-    safe = "".join(c if c.isalnum() or c in "-." else "-" for c in ground.data)
     config = ImageTrainConfig(
         images=ImageDataConfig(data=ground.data, limit=limit),
         vision=member.vision,
         epochs=epochs,
-        out=setting.out / "runs" / f"course-{member.name}-{safe}",
+        out=setting.out / "runs" / f"course-{member.name}-{safe_name(ground.data)}",
         device="cpu",
         checkpoint_every=max(1, epochs * len(ground.train) // POINTS),
         keep_checkpoints=2 * POINTS,

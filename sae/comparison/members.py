@@ -6,6 +6,7 @@ rows = image_rows(tour, ground, members, epochs=..., limit=...)
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ from sae.files import publish_json, read_json
 from sae.image_runs import ImageRun
 
 KEPT = "comparison.json"
-FORMAT = 1  # of what is kept beside a run; a change of any measure raises it
+FORMAT = 2  # of what is kept beside a run; a change of any measure raises it
 
 
 class Tour:
@@ -62,7 +63,7 @@ def image_rows(
     rows, runs = [], {}
     for member in members:
         found = [
-            trained(tour.setting, _folder_name(ground.tier, member.name), member.vision, data=ground.data,
+            trained(tour.setting, f"{ground.tier}-{member.name}", member.vision, data=ground.data,
                     epochs=epochs, limit=limit, seed=seed)
             for seed in tour.setting.seeds
         ]  # fmt: skip
@@ -96,9 +97,8 @@ def rows_on_rows(
     for member in members:
         coders, measured = [], []
         for seed in tour.setting.seeds:
-            safe = "".join(c if c.isalnum() or c in "-." else "-" for c in ground.data)
             config = RowsConfig(
-                out=tour.setting.out / "runs" / f"{safe}-{member.name}-{seed}",
+                out=tour.setting.out / "runs" / f"{safe_name(ground.data)}-{member.name}-{seed}",
                 source=ground.data,
                 sae=member.sae,
                 optim=OptimConfig(batch=how["batch"]),
@@ -117,23 +117,29 @@ def rows_on_rows(
 
 def kept_or_measured(tour: Tour, folder: Path, coder: Coder, ground: Ground, *, seed: int) -> Measured:
     """What is kept beside a run if it was measured on the same ground, else measured now and kept."""
+    found, kept = kept_or_made(folder / KEPT, ground, seed, lambda: {"run": measure(coder, ground, seed=seed)})
+    tour.step(folder.name, kept=kept)
+    return found["run"]
+
+
+def kept_or_made(
+    path: Path, ground: Ground, seed: int, make: Callable[[], Mapping[str, Measured]]
+) -> tuple[dict[str, Measured], bool]:
+    """What `path` holds of the same ground, by name, and True; else what `make` gives, kept there, and False."""
     asked = {
         "format": FORMAT,
         "data": ground.data,
         "rows": [len(ground.train), len(ground.heldout)],
-        "budgets": list(ground.budgets),
+        "budgets": [bits if math.isfinite(bits) else None for bits in ground.budgets],
         "seed": seed,
     }
-    path = folder / KEPT
     if path.exists():
         held = read_json(path)
         if held.get("asked") == asked:
-            tour.step(folder.name, kept=True)
-            return Measured(**held["measured"])
-    measured = measure(coder, ground, seed=seed)
-    publish_json(path, {"asked": asked, "measured": measured._asdict()})
-    tour.step(folder.name, kept=False)
-    return measured
+            return {name: Measured(**found) for name, found in held["measured"].items()}, True
+    made = dict(make())
+    publish_json(path, {"asked": asked, "measured": {name: found._asdict() for name, found in made.items()}})
+    return made, False
 
 
 def seeds_likeness(coders: Sequence[Coder], measured: Sequence[Measured]) -> list[float]:
@@ -154,17 +160,29 @@ def seeds_likeness(coders: Sequence[Coder], measured: Sequence[Measured]) -> lis
 
 
 def control_rows(
-    ground: Ground, made: Callable[[int], Mapping[str, Coder]], *, seeds: Sequence[int], family: str
+    tour: Tour, ground: Ground, made: Callable[[int], Mapping[str, Coder]], *, seeds: Sequence[int], family: str
 ) -> list[Row]:
     """Rows of codes that were not trained: `made` gives them by name for a seed."""
-    coders = [made(seed) for seed in seeds]
+    coders, found = [made(seed) for seed in seeds], []
+    for seed, by_name in zip(seeds, coders, strict=True):
+
+        def measured(by_name: Mapping[str, Coder] = by_name, seed: int = seed) -> dict[str, Measured]:
+            return {name: measure(coder, ground, seed=seed) for name, coder in by_name.items()}
+
+        found.append(kept_or_made(control_path(tour, ground, family, seed), ground, seed, measured)[0])
     rows = []
     for name in coders[0]:
-        measured = [measure(by_name[name], ground, seed=seed) for seed, by_name in zip(seeds, coders, strict=True)]
-        likeness = seeds_likeness([by_name[name] for by_name in coders], measured) if len(seeds) > 1 else []
-        rows.append(Row(ground.tier, ground.data, name, family, measured, likeness))
+        mine = [by_name[name] for by_name in found]
+        likeness = seeds_likeness([by_name[name] for by_name in coders], mine) if len(seeds) > 1 else []
+        rows.append(Row(ground.tier, ground.data, name, family, mine, likeness))
     return rows
 
 
-def _folder_name(tier: str, name: str) -> str:
-    return f"{tier}-{name}"
+def control_path(tour: Tour, ground: Ground, family: str, seed: int) -> Path:
+    """Where measures of codes without a run are kept."""
+    return tour.setting.out / "controls" / f"{safe_name(ground.tier)}-{safe_name(ground.data)}-{family}-{seed}.json"
+
+
+def safe_name(name: str) -> str:
+    """A name as part of a file's."""
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name)

@@ -26,7 +26,9 @@ class Scale(NamedTuple):
     heldout: int
     """Held-out images, at most."""
     passes: int
-    """Images seen in a training of the pixel tier, all epochs together."""
+    """Images seen in a training of the pixel tier, all epochs together, at most."""
+    numbers: int
+    """Numbers seen in such a training, at most: larger images are seen less often."""
     planted: int
     """Training images of the planted tier."""
     planted_passes: int
@@ -34,9 +36,9 @@ class Scale(NamedTuple):
     """Rows of the language model's activations, held-out ones included."""
     token_epochs: int
 
-    def epochs(self, count: int) -> int:
-        """Passes over `count` pixel images."""
-        return max(2, round(self.passes / count))
+    def epochs(self, count: int, dim: int) -> int:
+        """Passes over `count` rows of `dim` numbers."""
+        return max(2, round(min(self.passes, self.numbers / dim) / count))
 
     @property
     def planted_epochs(self) -> int:
@@ -47,7 +49,8 @@ class Scale(NamedTuple):
 FULL = Scale(
     images=4000,
     heldout=2000,
-    passes=80_000,
+    passes=160_000,
+    numbers=80_000_000,
     planted=4000,
     planted_passes=120_000,
     tokens=40_000,
@@ -57,6 +60,7 @@ QUICK = Scale(
     images=600,
     heldout=300,
     passes=12_000,
+    numbers=10_000_000,
     planted=600,
     planted_passes=9_000,
     tokens=6_000,
@@ -98,7 +102,7 @@ def pixel_members(shape: Sequence[int], *, quick: bool) -> list[Member]:
         _member("denoising", width=32),
         *(_member("kl_sparse", width=width) for width in (32, 128)),
         *(_member("vae", width=width) for width in (8, 32)),
-        *(_member("beta_vae", width=16, beta=beta) for beta in (2.0, 4.0, 8.0)),
+        *(_member("beta_vae", width=16, beta=beta) for beta in (0.5, 2.0, 4.0)),
         _member("capacity_vae", width=16, capacity=15.0),
         _member("beta_tcvae", width=16),
         _member("vqvae", width=32, code_dim=16, channels=narrow_channels(shape)),

@@ -15,7 +15,7 @@ from sae.comparison.courses import Moment, firing_over_time
 from sae.comparison.grounds import Ground, ground_of, pixel_ground, planted_ground
 from sae.comparison.language import LanguageRows, LeftOut, language_rows
 from sae.comparison.measures import measure
-from sae.comparison.members import Tour, control_rows, image_rows, rows_on_rows
+from sae.comparison.members import Tour, control_path, control_rows, image_rows, kept_or_made, rows_on_rows
 from sae.comparison.plan import PLANTED_K, PLANTED_WIDTH, Member, Scale, pixel_members, planted_members, row_members
 from sae.comparison.table import Row
 from sae.image_runs import ImageRun
@@ -76,13 +76,17 @@ def _pixel_members(ground: Ground, *, quick: bool) -> list[Member]:
 
 def _pixels(tour: Tour, ground: Ground, scale: Scale) -> Tier:
     members = _pixel_members(ground, quick=tour.setting.quick)
-    epochs = scale.epochs(len(ground.train))
+    epochs = scale.epochs(*ground.train.shape)
     rows, runs = image_rows(tour, ground, members, epochs=epochs, limit=scale.images)
     width = 64 if tour.setting.quick else 256
     rows += _controls(tour, ground, width=width, k=IMAGE_K, dense=DENSE)
-    named = next(run for name, run in runs.items() if name.startswith("topk"))[0]
-    coder = coder_of(named.model, ground.train)
-    ends = ceiling_and_floor(coder.encode(ground.heldout), coder.encode(ground.train), ground, seed=0)
+    coder = coder_of(next(found for name, found in runs.items() if name.startswith("topk"))[0].model, ground.train)
+    ends, _ = kept_or_made(
+        control_path(tour, ground, "ends", 0),
+        ground,
+        0,
+        lambda: ceiling_and_floor(coder.encode(ground.heldout), coder.encode(ground.train), ground, seed=0),
+    )
     rows += [Row(ground.tier, ground.data, name, "control", [found]) for name, found in ends.items()]
     followed = FOLLOWED[: 1 if tour.setting.quick else None]
     courses = {
@@ -95,8 +99,9 @@ def _pixels(tour: Tour, ground: Ground, scale: Scale) -> Tier:
 
 def _controls(tour: Tour, ground: Ground, *, width: int, k: int, dense: int) -> list[Row]:
     """Encoders as drawn, a row each over all seeds, and PCA."""
-    pca = control_rows(ground, lambda seed: pca_controls(ground, (SMALL_PCA, dense)), seeds=(0,), family="PCA")
+    pca = control_rows(tour, ground, lambda seed: pca_controls(ground, (SMALL_PCA, dense)), seeds=(0,), family="PCA")
     random = control_rows(
+        tour,
         ground,
         lambda seed: random_controls(ground, width=width, k=k, dense=dense, seed=seed),
         seeds=tour.setting.seeds,
@@ -114,9 +119,9 @@ def _on_encoder(tour: Tour, pixels: Tier, variant: str, scale: Scale) -> Tier:
     own = ground_of("encoder activations", data, train, held, labels=ground.labels, known=ground.known)
     members = row_members(train.shape[1], k=IMAGE_K, quick=tour.setting.quick)
     provenance = {"name": data, "encoder": run.record["autoencoder"]["sha256"], "images": run.record["data"]}
-    how = {"epochs": scale.epochs(len(train)), "batch": IMAGE_BATCH}
+    how = {"epochs": scale.epochs(*train.shape), "batch": IMAGE_BATCH}
     rows = rows_on_rows(tour, own, train, provenance, members, **how)
-    rows += control_rows(own, lambda seed: pca_controls(own, (SMALL_PCA, DENSE)), seeds=(0,), family="PCA")
+    rows += control_rows(tour, own, lambda seed: pca_controls(own, (SMALL_PCA, DENSE)), seeds=(0,), family="PCA")
     return Tier(own, rows, {}, {})
 
 
@@ -128,5 +133,5 @@ def _on_language_model(tour: Tour, language: LanguageRows, scale: Scale) -> Tier
     if language.model is not None:
         coder = coder_of(language.model, ground.train)
         rows.append(Row(ground.tier, ground.data, "the run named", "given", [measure(coder, ground)]))
-    rows += control_rows(ground, lambda seed: pca_controls(ground, (DENSE,)), seeds=(0,), family="PCA")
+    rows += control_rows(tour, ground, lambda seed: pca_controls(ground, (DENSE,)), seeds=(0,), family="PCA")
     return Tier(ground, rows, {}, {})
