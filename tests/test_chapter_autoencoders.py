@@ -15,6 +15,7 @@ import torch
 from sae import cli
 from sae.chapter import report
 from sae.chapter.base import EXPERIMENTS, Experiment, Finding, Setting, experiment, trained
+from sae.chapter.collapse import LATENTS
 from sae.chapter.measure import fvu, mean_of, over_seeds, pca_reconstruction, psnr
 from sae.config import ConfigError
 from sae.evaluation.baselines import PCA
@@ -113,10 +114,12 @@ def test_selecting_codes_train_on_pixels_by_the_fused_steps(setting: Setting) ->
         assert mean_of(row["FVU"]) < 0.3
 
 
-def test_free_bits_bring_latents_back(setting: Setting) -> None:
-    numbers = found(setting, "collapse").numbers
-    assert mean_of(numbers["free bits"]["KL (nats)"]) > mean_of(numbers["as it is"]["KL (nats)"])
-    assert mean_of(numbers["free bits"]["active latents"]) >= mean_of(numbers["as it is"]["active latents"])
+def test_latents_collapse_under_a_strong_divergence_and_free_bits_bring_them_back(setting: Setting) -> None:
+    usual, collapsed, _, free = found(setting, "collapse").numbers.values()
+    assert mean_of(collapsed["KL (nats)"]) < mean_of(usual["KL (nats)"]) < mean_of(free["KL (nats)"])
+    assert mean_of(collapsed["over 0.1 nats"]) < LATENTS / 2
+    assert mean_of(free["over 0.1 nats"]) == LATENTS
+    assert mean_of(free["FVU"]) < mean_of(collapsed["FVU"])
 
 
 def test_images_of_other_classes_are_less_likely(setting: Setting) -> None:
@@ -257,7 +260,7 @@ def test_a_name_is_registered_once() -> None:
 
 def test_a_run_of_other_settings_is_not_taken_for_the_asked_one(tmp_path: Path) -> None:
     setting = Setting(out=tmp_path, data="digits", quick=True)
-    vision = VisionConfig(variant="linear", width=2, k=1)
+    vision = VisionConfig(variant="linear", width=2)
     first = trained(setting, "small", vision, epochs=1, limit=200)
     weights = (first.folder / "sae.safetensors").stat().st_mtime_ns
     assert trained(setting, "small", vision, epochs=1, limit=200).folder == first.folder
@@ -267,7 +270,7 @@ def test_a_run_of_other_settings_is_not_taken_for_the_asked_one(tmp_path: Path) 
 
 
 def test_a_stopped_run_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    vision = VisionConfig(variant="linear", width=2, k=1)
+    vision = VisionConfig(variant="linear", width=2)
     whole, halves = (Setting(out=tmp_path / name, data="digits", quick=True) for name in ("whole", "halves"))
     step = Trainer.step
 

@@ -24,14 +24,14 @@ OPTIM = OptimConfig(lr=3e-3, decay=0.5)
 
 def bottleneck(setting: Setting, k: int, seed: int = 0) -> ImageRun:
     """An autoencoder with k latents that holds on to its figures on held-out images."""
-    vision = VisionConfig(variant="ae", width=k, k=1, hidden=HIDDEN, corruption="gaussian", corruption_level=NOISE)
+    vision = VisionConfig(variant="ae", width=k, hidden=HIDDEN, corruption="gaussian", corruption_level=NOISE)
     epochs = setting.pick(60, 25)
     return trained(setting, f"bottleneck-{k}", vision, epochs=epochs, optim=OPTIM, seed=seed)
 
 
 def variational(setting: Setting, k: int, seed: int = 0) -> ImageRun:
     """Its variational sibling: the same network, a Bernoulli likelihood and the divergence from the prior."""
-    vision = VisionConfig(variant="vae", width=k, k=1, hidden=HIDDEN)
+    vision = VisionConfig(variant="vae", width=k, hidden=HIDDEN)
     epochs = setting.pick(60, 25)
     return trained(setting, f"variational-{k}", vision, epochs=epochs, optim=OPTIM, seed=seed)
 
