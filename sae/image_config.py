@@ -74,8 +74,8 @@ class VisionConfig(SAEConfig):
     """Weight of the distance from that capacity."""
     rate: float = 0.05
     """Mean value that --variant kl_sparse holds every latent to."""
-    rate_weight: float = 3.0
-    """Weight of the divergence from that rate."""
+    rate_weight: float | None = None
+    """Weight of the divergence from that rate; by default a hundredth of the number of pixels."""
     rate_momentum: float | None = None
     """Decay of a running mean of the rates; by default the batch's own mean is used."""
     corruption: Literal["auto", "none", "gaussian", "masking", "salt_and_pepper"] = "auto"
@@ -109,7 +109,7 @@ class VisionConfig(SAEConfig):
         check(self.capacity >= 0, "capacity", self.capacity, "0 or more nats")
         check(self.gamma > 0, "gamma", self.gamma, "more than 0")
         check(0 < self.rate < 1, "rate", self.rate, "between 0 and 1, both excluded")
-        check(self.rate_weight >= 0, "rate_weight", self.rate_weight, "0 or more")
+        check(self.rate_weight is None or self.rate_weight >= 0, "rate_weight", self.rate_weight, "0 or more")
         momentum = self.rate_momentum
         check(momentum is None or 0 <= momentum < 1, "rate_momentum", momentum, "0 to below 1")
         level = self.corruption_level
@@ -142,7 +142,7 @@ class ImageTrainConfig(RunConfig):
 class ImageEvalConfig:
     """One evaluation of a saved image autoencoder on held-out images."""
 
-    images: int = 10_000
+    images: int = 4_000
     """Held-out images (fewer if there are fewer)."""
     samples: int = 64
     """Draws a held-out image for the importance-weighted bound, for variational models; 0 leaves it out."""

@@ -29,6 +29,7 @@ from sae.progress import Progress
 
 CHUNK = 512
 PCA_IMAGES = 20_000  # training images on which the baseline is fitted
+LEVELS = (0.25, 0.5, 1.0, 1.5, 2.0)  # of the trained corruption at which denoising is measured
 DRAW, NOISE = range(2)  # what random numbers are drawn for
 
 
@@ -118,10 +119,10 @@ def codebook_use(run: ImageRun, x: Tensor) -> dict[str, Any]:
 
 
 def denoising(run: ImageRun, x: Tensor, seed: int) -> list[dict[str, float]]:
-    """PSNR (dB) of corrupted images and of their reconstructions, at the trained level, half of it and twice."""
+    """PSNR (dB) of corrupted images and of their reconstructions, at the trained level and at others."""
     trained = Corruption(run.vision.corruption, run.vision.corruption_level or 0.0)
     rows = []
-    for factor in (0.5, 1.0, 2.0):
+    for factor in LEVELS:
         level = trained.level * factor
         noisy = corrupt(trained.name, level, x, draws.generator(seed, round(1000 * level), NOISE)).x
         with torch.no_grad():

@@ -45,7 +45,7 @@ NAMES = (*OWN, *SPARSE)
 USUAL_CHANNELS = (32, 64, 128)
 SMALLEST_MAP = 4  # sides of the last feature map where --channels does not say otherwise
 DECODES_ITSELF = {"nested_error", "gate_error"}  # terms that go through the dictionary and know of no head
-USUAL_LR = 1e-3  # of Adam, for networks with stem and head
+USUAL_LR = 1e-3  # of Adam, for sparse codes with a stem or head
 
 
 def completed(config: VisionConfig, shape: Sequence[int]) -> VisionConfig:
@@ -68,6 +68,7 @@ def completed(config: VisionConfig, shape: Sequence[int]) -> VisionConfig:
         likelihood=_chosen(config.likelihood, "squared_error" if row is None else row.likelihood),
         corruption=_chosen(config.corruption, "none" if row is None else row.corruption),
         beta=config.beta if config.beta is not None else (1.0 if row is None else row.beta),
+        rate_weight=config.rate_weight if config.rate_weight is not None else 0.01 * math.prod(shape),
         normalise=_chosen(config.normalise, "scale" if row is None and stem == head == "none" else "none"),
     )
     _check(whole, row)
@@ -115,7 +116,7 @@ def recipe_of(config: VisionConfig, shape: Sequence[int], samples: int) -> Recip
         penalty=None if sparse is None else sparse.penalty(config),
         revival="none" if sparse is None or head is not None else language.revival_of(config, sparse),
         beta1=0.9 if sparse is None else sparse.beta1,
-        lr=None if sparse is not None and stem is None and head is None else USUAL_LR,
+        lr=row.lr if row is not None else None if stem is None and head is None else USUAL_LR,
         corruption=None if config.corruption_level is None else Corruption(config.corruption, config.corruption_level),
         rate_momentum=config.rate_momentum if config.variant == "kl_sparse" else None,
     )

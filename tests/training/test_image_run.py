@@ -263,9 +263,9 @@ def test_latents_that_stand_still_are_not_active() -> None:
 def test_a_denoising_run_is_evaluated_at_levels_it_never_saw(tmp_path: Path) -> None:
     train_images(config_of(tmp_path / "run", "denoising", epochs=40, width=32, hidden=(64,)))
     rows = evaluate_images(tmp_path / "run", ImageEvalConfig(resamples=20))["denoising"]
-    assert [row["level"] for row in rows] == [0.15, 0.3, 0.6]
-    assert rows[1]["gain"] > 1
-    assert rows[1]["noisy_psnr"] == pytest.approx(-10 * torch.tensor(0.3).square().log10().item(), abs=0.1)
+    assert [row["level"] for row in rows] == pytest.approx([0.075, 0.15, 0.3, 0.45, 0.6])
+    assert rows[2]["gain"] > 1
+    assert rows[2]["noisy_psnr"] == pytest.approx(-10 * torch.tensor(0.3).square().log10().item(), abs=0.1)
 
 
 def test_a_codebook_s_perplexity_lies_between_one_and_its_size(tmp_path: Path) -> None:

@@ -25,6 +25,8 @@ class ImageVariant:
     corruption: str = "none"
     unit_atoms: bool = False
     beta: float = 1.0
+    lr: float = 1e-3
+    """Adam's peak rate unless --lr says otherwise."""
 
 
 def weight(config: VisionConfig, pixels: int) -> float:
@@ -38,16 +40,17 @@ def divergence(config: VisionConfig, pixels: int, samples: int) -> list[Term]:
     return [Term("gaussian_kl", weight(config, pixels), {"free_bits": config.free_bits}, config.kl_warmup)]
 
 
-AE = ImageVariant(code=lambda config: Identity())
+# on mnist5k a rate of 3e-3 left less held-out error than 1e-3 and 2e-3 after 40 to 60 epochs
+AE = ImageVariant(code=lambda config: Identity(), lr=3e-3)
 
 # two matrices and nothing else: the best it can do is PCA (Baldi & Hornik 1989)
 LINEAR = ImageVariant(code=lambda config: Identity(), stem="none", head="none", output="linear", unit_atoms=True)
 
-DENOISING = ImageVariant(code=lambda config: Identity(), corruption="gaussian")
+DENOISING = ImageVariant(code=lambda config: Identity(), corruption="gaussian", lr=3e-3)
 
 KL_SPARSE = ImageVariant(
     code=lambda config: Sigmoid(),
-    terms=lambda config, pixels, samples: [Term("rate_kl", config.rate_weight, {"rate": config.rate})],
+    terms=lambda config, pixels, samples: [Term("rate_kl", config.rate_weight or 0.0, {"rate": config.rate})],
 )
 
 VAE = ImageVariant(code=lambda config: Gaussian(), terms=divergence, likelihood="bernoulli")
