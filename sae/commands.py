@@ -138,7 +138,7 @@ class Steer:
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
-    """Collect statistics and examples of every latent of a run in one pass."""
+    """Collect statistics and examples of every latent of a run, over its text or its images, in one pass."""
 
     run_folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
     """Run folder; the features are written into it."""

@@ -8,6 +8,7 @@ Every answer is JSON; a refusal is {"error": message} with a 4xx status. GET cha
 
 from __future__ import annotations
 
+import threading
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,6 +39,7 @@ def create_app(folders: Sequence[Path], *, token: str, device: Device = "auto") 
     context = Context([BrowsedRun(folder) for folder in folders], LanguageWorker(device))
     for run in context.runs:
         run.info()  # reads the stores now, so that the first page does not wait for it
+        threading.Thread(target=run.prepare, name="images", daemon=True).start()
     lists.add_routes(app, context)
     models.add_routes(app, context)
     images.add_routes(app, context)

@@ -7,6 +7,7 @@ run.report()                           # configuration, curves, evaluation
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from pathlib import Path
@@ -48,6 +49,7 @@ class BrowsedRun:
         self._listing: Listing | None = None
         self._marks = Marks()
         self._pictures: Pictures | None = None
+        self._opening = threading.Lock()
         self._seen: dict[str, tuple[float, int] | None] = {}
 
     def view(self) -> View:
@@ -91,13 +93,20 @@ class BrowsedRun:
         Raises:
             FeatureError: nothing was collected, or the images are no longer the same.
         """
-        with self._lock:
-            info = self.view().store.info
-            if info["kind"] != "image":
-                return None
+        info = self.view().store.info
+        if info["kind"] != "image":
+            return None
+        # opening images may take seconds, for which nothing else waits
+        with self._opening:
             if self._pictures is None or self._pictures.revision != info["revision"]:
                 self._pictures = Pictures(self.folder, info)
             return self._pictures
+
+    def prepare(self) -> None:
+        """Open the images of a run on images, so that a page does not wait for them."""
+        with contextlib.suppress(ValueError, OSError):  # whoever asks for an image is told
+            if (pictures := self.pictures()) is not None:
+                pictures.atom(0, 1.0)
 
     def annotate(self, latent: int, **changes: Any) -> dict[str, Any]:
         """Set label, bookmark or note of a latent; gives what now holds."""
