@@ -1,0 +1,1 @@
+"""Tests of generative models; a package, so that its conftest.py is not taken for the one above."""
