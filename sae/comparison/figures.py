@@ -185,11 +185,9 @@ def atom_pictures(found: Mapping[str, tuple[Row, Tensor]], shape: Sequence[int],
         order = weight.argsort(descending=True)[:ATOMS]
         figure = draw_atoms(atoms[order], shape, columns=12)
         own = mean_of(row.spread("fvu") or float("nan"))
-        pictures.append(
-            Picture(
-                figure, f"{name}: the {len(order)} latents that move the image most (FVU {own:.3f}, near {fvu:.3f})."
-            )
-        )
+        which = "fire most" if is_sparse(row) else "move the image most"
+        text = f"{name}: the {len(order)} latents that {which} (FVU {own:.3f}, near {fvu:.3f})."
+        pictures.append(Picture(figure, text))
     return pictures
 
 
@@ -209,7 +207,7 @@ def firing_pictures(courses: Mapping[str, Sequence[Moment]]) -> list[Picture]:
             Picture(
                 figure,
                 f"{name}, seed 0: how often latents fire over training, in the saved form (rates under {FLOOR} are "
-                f"drawn at it). Latents that never fire: {silent[0]:.1f}% at first, {silent[-1]:.1f}% at the end.",
+                f"drawn at it). Latents that never fire: {silent[0]:.1f}% at the first mark, {silent[-1]:.1f}% at the last.",
                 True,
             )
         )
