@@ -207,7 +207,7 @@ def firing_pictures(courses: Mapping[str, Sequence[Moment]]) -> list[Picture]:
             Picture(
                 figure,
                 f"{name}, seed 0: how often latents fire over training, in the saved form (rates under {FLOOR} are "
-                f"drawn at it). Latents that never fire: {silent[0]:.1f}% at the first mark, {silent[-1]:.1f}% at the last.",
+                f"drawn at it). Never firing: {silent[0]:.1f}% at the first mark, {silent[-1]:.1f}% at the last.",
                 True,
             )
         )
