@@ -345,7 +345,7 @@ class SteerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CollectConfig:
-    """One pass over a corpus that collects every latent's statistics and examples."""
+    """One pass over a corpus, or over a run's images, that collects every latent's statistics and examples."""
 
     dataset: str | None = None
     """Data set to read; by default the one the run was trained on."""
@@ -356,7 +356,7 @@ class CollectConfig:
     store: Path | None = None
     """Take stored activations of the run's sites from this folder instead of harvesting text."""
     tokens: int = 262_144
-    """Tokens to read, rounded up to whole forward passes; special and sink tokens count and are then left out."""
+    """Tokens to read, rounded up to whole forward passes; special and sink tokens count and are then left out. Of images, rows of codes."""
     save_every: float = 60.0
     """Seconds, at least, between two writings of what was collected so far."""
     resume: bool = False

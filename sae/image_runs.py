@@ -62,7 +62,8 @@ def open_image_run(run: str | Path, *, device: torch.device | str = "cpu") -> Im
 
 def kind_of(run: str | Path) -> str:
     """language or image: what a run folder was trained on."""
-    record = read_json(locate_run(run) / CONFIG)
+    path = locate_run(run) / CONFIG
+    record = read_json(path) if path.is_file() else None  # whoever opens it says what is missing
     return record.get("kind", "language") if isinstance(record, dict) else "language"
 
 

@@ -92,6 +92,8 @@ def open_run(run: str | Path, *, device: torch.device | str = "cpu") -> Run:
     folder = locate_run(run)
     model = load(folder, device=device)
     record = read_json(folder / CONFIG)
+    if record.get("kind", "language") != "language":
+        raise ConfigError(f"{run}: a run on images; expected one on a language model's activations")
     where = folder / CONFIG
     config: TrainConfig = from_json(TrainConfig, record["train"], f"{where}: train")
     source = locate_model(config.harvest.model, trust_remote_code=config.harvest.trust_remote_code)

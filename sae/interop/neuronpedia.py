@@ -19,6 +19,7 @@ import torch
 from sae.config import ConfigError
 from sae.features.keys import FeatureError
 from sae.features.store import FeatureStore
+from sae.features.subject import check_language
 from sae.files import publish_file, publish_folder, read_json
 from sae.models.saved import CONFIG, locate_run
 
@@ -75,6 +76,7 @@ def export(
         ConfigError: `out` exists, or no latent that fired is asked for.
         FeatureError: no features there, or a latent that the run has not.
     """
+    check_language(run, "an export for Neuronpedia")
     folder, out = locate_run(run), Path(out).expanduser()
     if out.exists():
         raise ConfigError(f"--out {out}: exists already; give a new folder")
