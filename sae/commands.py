@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from sae.config import CollectConfig, Device, EvalConfig, ExplainConfig, SteerConfig, TrainConfig
+from sae.config import CollectConfig, ConfigError, Device, EvalConfig, ExplainConfig, SteerConfig, TrainConfig
 
 Json = Annotated[bool, tyro.conf.arg(help="Print one JSON line on stdout, and nothing else there.")]
 
@@ -93,7 +93,10 @@ class Eval:
     def run(self) -> dict[str, Any]:
         from sae.image_runs import kind_of
 
-        if kind_of(self.run_folder) == "image":
+        kind = kind_of(self.run_folder)
+        if kind == "rows":
+            raise ConfigError(f"{self.run_folder}: trained by sae image compare; its measures are in comparison.json")
+        if kind == "image":
             from sae.evaluation.images import evaluate_images
             from sae.image_config import ImageEvalConfig
 

@@ -356,7 +356,7 @@ class CollectConfig:
     store: Path | None = None
     """Take stored activations of the run's sites from this folder instead of harvesting text."""
     tokens: int = 262_144
-    """Tokens to read, rounded up to whole forward passes; special and sink tokens count and are then left out. Of images, rows of codes."""
+    """Tokens to read, rounded up to whole forward passes (special and sink ones count and are left out), or image rows."""
     save_every: float = 60.0
     """Seconds, at least, between two writings of what was collected so far."""
     resume: bool = False

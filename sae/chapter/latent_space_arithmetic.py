@@ -40,7 +40,7 @@ def latent_arithmetic(setting: Setting) -> Finding:
     table = [
         {
             "arithmetic in": name,
-            "became the class aimed at": flipped.rates.nanmean().item(),
+            "became the class aimed at": flipped.rate,
             "RMS a pixel to the nearest image": flipped.nearest,
         }
         for name, flipped in flips.items()
@@ -61,7 +61,8 @@ def latent_arithmetic(setting: Setting) -> Finding:
             draw_heatmap(
                 flips["VAE's codes"].rates.numpy(), rows=names, columns=names, label="share", x="to b", y="from a"
             ),
-            "Share of held-out images of a class that a classifier calls the other one after the arithmetic.",
+            "Share of held-out images of a class that a classifier calls the other one after the arithmetic; on the "
+            "diagonal what is still called a where nothing is added.",
         ),
     ]
     return Finding(text, {"flip_rates": rates, "judge_accuracy": judge.accuracy}, [table], shown)
@@ -71,25 +72,31 @@ class Flips(NamedTuple):
     """What arithmetic made of held-out images."""
 
     rates: Tensor
-    """Share of the images of class a that became b, [a, b]; not a number where a is b."""
+    """Share of the images of class a that became b, [a, b]; what stayed a on the diagonal."""
     nearest: float
-    """Mean RMS difference a pixel to the nearest training image."""
+    """Mean RMS difference a pixel to the nearest training image, of images moved to another class."""
+
+    @property
+    def rate(self) -> float:
+        """Mean over pairs of different classes; classes without images do not count."""
+        return self.rates[~torch.eye(len(self.rates), dtype=torch.bool)].nanmean().item()
 
 
 def flip_rates(judge: Judge, move: Move) -> Flips:
-    """Every held-out image that the judge names rightly, moved to every other class."""
+    """Every held-out image that the judge names rightly, moved to every class, its own included."""
     labels = judge.held.labels
     known = judge.classes(judge.held.x) == labels
     classes = len(judge.held.names)
     rates = torch.full((classes, classes), torch.nan)
     distances = []
-    for a, b in itertools.permutations(range(classes), 2):
+    for a, b in itertools.product(range(classes), repeat=2):
         rows = ((labels == a) & known).nonzero().squeeze(1)
         if len(rows) == 0:
             continue
         images = move(rows, a, b)
         rates[a, b] = (judge.classes(images) == b).float().mean()
-        distances.append(judge.nearest(images[:NEAREST]).mean().item())
+        if a != b:
+            distances.append(judge.nearest(images[:NEAREST]).mean().item())
     return Flips(rates, sum(distances) / len(distances))
 
 
