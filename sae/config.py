@@ -356,7 +356,7 @@ class CollectConfig:
     store: Path | None = None
     """Take stored activations of the run's sites from this folder instead of harvesting text."""
     tokens: int = 262_144
-    """Tokens to read, rounded up to whole forward passes (special and sink ones count and are left out), or image rows."""
+    """Tokens to read, in whole forward passes (special and sink ones count and are left out), or rows of images."""
     save_every: float = 60.0
     """Seconds, at least, between two writings of what was collected so far."""
     resume: bool = False
