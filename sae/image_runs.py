@@ -28,6 +28,8 @@ class ImageRun(NamedTuple):
     """The saved autoencoder, in inference form."""
     config: ImageTrainConfig
     """What it was trained with, every `auto` written out."""
+    asked: ImageTrainConfig
+    """The settings as they were given, with every `auto`."""
     shape: tuple[int, int, int]
     """Channels, rows, columns of an image."""
 
@@ -57,7 +59,7 @@ def open_image_run(run: str | Path, *, device: torch.device | str = "cpu") -> Im
     channels, height, width = record["data"]["shape"]
     shape = (channels, height, width)
     whole = dataclasses.replace(config, vision=completed(config.vision, shape))
-    return ImageRun(folder, record, model, whole, shape)
+    return ImageRun(folder, record, model, whole, config, shape)
 
 
 def kind_of(run: str | Path) -> str:

@@ -19,6 +19,7 @@ from sae.image_config import ImageDataConfig, ImageTrainConfig, VisionConfig
 from sae.image_runs import ImageRun, open_image_run
 from sae.models.saved import CONFIG, read_description
 from sae.training.images import train_images
+from sae.training.run_folder import MAY_CHANGE_ON_RESUME, flat
 
 T = TypeVar("T")
 
@@ -141,10 +142,10 @@ def _finished(out: Path) -> bool:
 
 
 def _check_same(config: ImageTrainConfig, run: ImageRun) -> None:
-    asked, found = to_json(config), run.record["train"]
-    for name in ("images", "vision", "optim", "epochs", "only_label", "seed"):
-        if asked[name] != found[name]:
+    asked, found = flat(to_json(config)), flat(to_json(run.asked))
+    for name, value in asked.items():
+        if name not in MAY_CHANGE_ON_RESUME and found.get(name) != value:
             raise ConfigError(
-                f"{run.folder}: was trained with {name} {found[name]}, now {asked[name]}; delete the folder, or choose "
+                f"{run.folder}: was trained with {name} {found.get(name)}, now {value}; delete the folder, or choose "
                 "another --out"
             )
