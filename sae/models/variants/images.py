@@ -53,14 +53,16 @@ KL_SPARSE = ImageVariant(
     terms=lambda config, pixels, samples: [Term("rate_kl", config.rate_weight or 0.0, {"rate": config.rate})],
 )
 
-VAE = ImageVariant(code=lambda config: Gaussian(), terms=divergence, likelihood="bernoulli")
+# on mnist5k and digits 2e-3 left a better held-out bound than 1e-3
+VAE = ImageVariant(code=lambda config: Gaussian(), terms=divergence, likelihood="bernoulli", lr=2e-3)
 
-BETA_VAE = ImageVariant(code=lambda config: Gaussian(), terms=divergence, likelihood="bernoulli", beta=4.0)
+BETA_VAE = ImageVariant(code=lambda config: Gaussian(), terms=divergence, likelihood="bernoulli", beta=4.0, lr=2e-3)
 
 CAPACITY_VAE = ImageVariant(
     code=lambda config: Gaussian(),
     terms=lambda config, pixels, samples: [Term("capacity", config.gamma, {"nats": config.capacity})],
     likelihood="bernoulli",
+    lr=2e-3,
 )
 
 # KL + (β - 1) TC: the parts of eq. 2 with weights 1, β, 1 (Chen et al. 2018, eq. 4)
@@ -72,6 +74,7 @@ BETA_TCVAE = ImageVariant(
     ],
     likelihood="bernoulli",
     beta=6.0,
+    lr=2e-3,
 )
 
 
@@ -86,6 +89,7 @@ VQ_VAE = ImageVariant(
     terms=codebook_terms,
     stem="convolutional",
     head="convolutional",
+    lr=2e-3,
 )
 
 VQ_VAE_2 = ImageVariant(
@@ -93,4 +97,5 @@ VQ_VAE_2 = ImageVariant(
     terms=codebook_terms,
     stem="two_level",
     head="two_level",
+    lr=2e-3,
 )
