@@ -52,7 +52,7 @@ def make_step(code: Any = None, *, seed: int = 0, dead: list[int] | None = None,
 def with_values(values: Tensor, **changed: Any) -> Step:
     """A step whose codes [n, F'] are these, all entries listed."""
     codes = SparseCodes(values, torch.arange(values.shape[1]).expand_as(values), values.shape[1])
-    return make_step(codes=codes, listed=codes, **changed)
+    return make_step(codes=codes, listed=codes, target=torch.zeros(len(values), D), **changed)
 
 
 def gradients(step: Step, loss: Tensor) -> dict[str, Tensor]:
