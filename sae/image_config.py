@@ -42,7 +42,7 @@ class VisionConfig(SAEConfig):
     """Number of latents (of atoms, for a codebook)."""
     k: int = 8
     """Latents active an image, for variants that keep k, and on average for penalised ones."""
-    normalise: Literal["auto", "scale", "centre", "layer_norm", "whiten", "none"] = "auto"  # type: ignore[assignment]
+    normalise: Literal["auto", "scale", "centre", "layer_norm", "whiten", "none"] = "auto"
     """What is done to pixels before encoding and undone after; only for models without stem and head."""
     stem: Literal["auto", "none", "mlp", "convolutional", "two_level"] = "auto"
     """What embeds images before the linear encoder."""

@@ -108,4 +108,4 @@ def dense_codes(model: Autoencoder, x: Tensor, *, chunk: int = 1024) -> Tensor:
 def decode_dense(model: Autoencoder, codes: Tensor, *, chunk: int = 1024) -> Tensor:
     """Dense codes [N, P F] -> images [N, D], in the units of the pixels."""
     rows = [part.reshape(-1, model.width) for part in codes.split(chunk)]
-    return torch.cat([model.show(part @ model.dictionary.W + model.dictionary.b) for part in rows])
+    return torch.cat([model.show(model.dictionary.decode_dense(part)) for part in rows])

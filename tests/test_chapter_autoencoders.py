@@ -16,9 +16,10 @@ from sae import cli
 from sae.chapter import report
 from sae.chapter.base import EXPERIMENTS, Experiment, Finding, Setting, experiment, trained
 from sae.chapter.collapse import LATENTS
-from sae.chapter.measure import fvu, mean_of, over_seeds, pca_reconstruction, psnr
+from sae.chapter.measure import fvu, mean_of, over_seeds, pca_reconstruction
 from sae.config import ConfigError
 from sae.evaluation.baselines import PCA
+from sae.evaluation.images import psnr
 from sae.image_config import VisionConfig
 from sae.models.vision import recipe_of
 from sae.progress import Interrupted

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from sae import draws
 from sae.chapter.base import Finding, Picture, Setting, experiment, trained
-from sae.chapter.measure import Images, Spread, mean_of, over_seeds, psnr, reconstructed, split_images
+from sae.chapter.measure import Images, Spread, mean_of, over_seeds, reconstructed, split_images
 from sae.chapter.networks import HIDDEN, OPTIM
+from sae.evaluation.images import psnr
 from sae.image_config import VisionConfig
 from sae.image_runs import ImageRun
 from sae.modules.corruption import USUAL_LEVEL, corrupt

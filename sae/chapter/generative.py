@@ -103,7 +103,7 @@ def _numbers(found: list[Measured]) -> list[dict[str, Any]]:
             "recall": None if m.score.manifolds is None else m.score.manifolds.recall,
             "classes": None if m.score.modes is None else m.score.modes.hit,
             "failure": m.score.failure,
-            **m._replace(score=None)._asdict(),  # type: ignore[arg-type]
+            **{name: value for name, value in m._asdict().items() if name != "score"},
         }
         for m in found
     ]

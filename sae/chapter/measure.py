@@ -90,11 +90,6 @@ def fvu(x: Tensor, x_hat: Tensor) -> float:
     return fvu_of("error", sums).item()
 
 
-def psnr(x: Tensor, x_hat: Tensor) -> float:
-    """10 log10(1 / mean squared error of a pixel), dB, for pixels in [0, 1]."""
-    return -10 * (x_hat - x).square().mean().log10().item()
-
-
 def pca_codes(pca: PCA, x: Tensor, k: int) -> Tensor:
     """The first k principal components of images [n, D], [n, k]."""
     return ((x.double() - pca.mean) @ pca.components[:k].T).float()

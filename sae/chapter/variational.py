@@ -11,7 +11,7 @@ from torch import Tensor
 from sae import draws
 from sae.chapter.base import Finding, Picture, Setting, experiment
 from sae.chapter.variational_models import heldout, vae
-from sae.evaluation.variational import moments, negative_log_likelihood
+from sae.evaluation.variational import gaussian_code, moments, nll_at
 from sae.image_config import VisionConfig
 from sae.models.autoencoder import Autoencoder
 from sae.modules.divergences import gaussian_log_density, kl_per_latent
@@ -80,7 +80,7 @@ def check_gradient(
     def loss(outputs: Tensor) -> Tensor:
         listed = SparseCodes.dense(outputs)
         z = model.code.sample(listed, draws.generator(seed, NOISE)).values
-        return _nll(model, config, z, x) + kl_per_latent(*model.code.moments(listed)).sum(1)  # type: ignore[operator]
+        return nll_at(model, config, z, x) + kl_per_latent(*gaussian_code(model).moments(listed)).sum(1)
 
     outputs = start.clone().requires_grad_()
     (automatic,) = torch.autograd.grad(loss(outputs).sum(), outputs)
@@ -106,18 +106,14 @@ def gradient_estimates(
     outputs = start.expand(samples, -1).clone().requires_grad_()
     listed = SparseCodes.dense(outputs)
     z = model.code.sample(listed, generator).values
-    nll = _nll(model, config, z, x.expand(samples, -1))
+    nll = nll_at(model, config, z, x.expand(samples, -1))
     (pathwise,) = torch.autograd.grad(nll.sum(), outputs, retain_graph=True)
-    mean, log_variance = model.code.moments(listed)  # type: ignore[operator]
+    mean, log_variance = gaussian_code(model).moments(listed)
     log_q = gaussian_log_density(z.detach(), mean, log_variance).sum()
     (score,) = torch.autograd.grad(log_q, outputs)
     weight = nll.detach().unsqueeze(1)
     others = (weight.sum() - weight) / (samples - 1)
     return {"pathwise": pathwise, "score function": weight * score, "score, baseline": (weight - others) * score}
-
-
-def _nll(model: Autoencoder, config: VisionConfig, z: Tensor, x: Tensor) -> Tensor:
-    return negative_log_likelihood(config, model.outputs(z @ model.dictionary.W + model.dictionary.b), x)
 
 
 @experiment(

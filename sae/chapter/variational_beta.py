@@ -48,9 +48,9 @@ class Scored(NamedTuple):
         }
 
 
-def dsprites_run(setting: Setting, variant: str, seed: int, beta: float | None = None, **settings: float) -> ImageRun:
+def dsprites_run(setting: Setting, variant: str, seed: int, beta: float | None = None, **settings: Any) -> ImageRun:
     """A variational autoencoder of few latents on the dSprites-like set."""
-    vision = VisionConfig(variant=variant, width=LATENTS, k=LATENTS, beta=beta, hidden=(256, 128), **settings)  # type: ignore[arg-type]
+    vision = VisionConfig(variant=variant, width=LATENTS, beta=beta, hidden=(256, 128), **settings)
     return trained(
         setting,
         variant if beta is None else f"{variant}-{beta:g}",

@@ -54,7 +54,7 @@ def coder_of(model: Autoencoder, train: Tensor, *, seconds: float | None = None)
     linear = model.head is None
 
     def decode(z: Tensor) -> Tensor:
-        return model.show(z.reshape(-1, model.width) @ model.dictionary.W + model.dictionary.b)
+        return model.show(model.dictionary.decode_dense(z.reshape(-1, model.width)))
 
     def encode(x: Tensor) -> Tensor:
         return dense_codes(model, x)

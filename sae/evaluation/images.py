@@ -127,6 +127,11 @@ def denoising(run: ImageRun, x: Tensor, seed: int) -> list[dict[str, float]]:
         noisy = corrupt(trained.name, level, x, draws.generator(seed, round(1000 * level), NOISE)).x
         with torch.no_grad():
             cleaned = decode_dense(run.model, dense_codes(run.model, noisy))
-        before, after = (-10 * (y - x).square().mean().log10().item() for y in (noisy, cleaned))
+        before, after = psnr(x, noisy), psnr(x, cleaned)
         rows.append({"level": level, "noisy_psnr": before, "denoised_psnr": after, "gain": after - before})
     return rows
+
+
+def psnr(x: Tensor, x_hat: Tensor) -> float:
+    """10 log10(1 / mean squared error of a pixel), dB, for pixels in [0, 1]."""
+    return -10 * (x_hat - x).square().mean().log10().item()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sae.image_config import VisionConfig
 from sae.models.autoencoder import Autoencoder
-from sae.modules.codes import Gaussian
+from sae.modules.codes import Gaussian, drawn
 from sae.modules.divergences import gaussian_log_density, kl_per_latent
 from sae.modules.likelihoods import bernoulli_nll, gaussian_nll
 
@@ -66,7 +66,7 @@ def bounds(model: Autoencoder, config: VisionConfig, x: Tensor, *, samples: int,
         ValueError: the code is no Gaussian.
     """
     mean, log_variance = moments(model, x)
-    nll = _nll_at(model, config, _drawn(mean, log_variance, generator), x)
+    nll = nll_at(model, config, drawn(mean, log_variance, generator), x)
     kl = kl_per_latent(mean, log_variance).sum(1)
     importance = _importance(model, config, x, mean, log_variance, samples, generator) if samples else None
     return Bounds(nll, kl, -(nll + kl), importance)
@@ -79,9 +79,18 @@ def moments(model: Autoencoder, x: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: the code is no Gaussian.
     """
+    return gaussian_code(model).moments(model.select(model.embed(x)))
+
+
+def gaussian_code(model: Autoencoder) -> Gaussian:
+    """The autoencoder's code.
+
+    Raises:
+        ValueError: it is no Gaussian.
+    """
     if not isinstance(model.code, Gaussian):
         raise ValueError(f"expected a Gaussian code, got {model.code.name!r}")
-    return model.code.moments(model.select(model.embed(x)))
+    return model.code
 
 
 def activity(mean: Tensor, log_variance: Tensor) -> Activity:
@@ -89,13 +98,9 @@ def activity(mean: Tensor, log_variance: Tensor) -> Activity:
     return Activity(kl_per_latent(mean, log_variance).mean(0), mean.var(0))
 
 
-def _drawn(mean: Tensor, log_variance: Tensor, generator: torch.Generator) -> Tensor:
-    noise = torch.randn(mean.shape, generator=generator, device=generator.device).to(mean.device)
-    return mean + (0.5 * log_variance).exp() * noise
-
-
-def _nll_at(model: Autoencoder, config: VisionConfig, z: Tensor, x: Tensor) -> Tensor:
-    return negative_log_likelihood(config, model.outputs(z @ model.dictionary.W + model.dictionary.b), x)
+def nll_at(model: Autoencoder, config: VisionConfig, z: Tensor, x: Tensor) -> Tensor:
+    """-log p(x|z) [N] at latents z [N, F], nats; differentiable in z."""
+    return negative_log_likelihood(config, model.outputs(model.dictionary.decode_dense(z)), x)
 
 
 def _importance(
@@ -114,9 +119,9 @@ def _importance(
     for start in range(0, samples, at_once):
         n = min(at_once, samples - start)
         m, v = mean.repeat(n, 1), log_variance.repeat(n, 1)
-        z = _drawn(m, v, generator)
+        z = drawn(m, v, generator)
         log_prior = gaussian_log_density(z, zero, zero).sum(1)
         log_q = gaussian_log_density(z, m, v).sum(1)
-        weights = -_nll_at(model, config, z, x.repeat(n, 1)) + log_prior - log_q
+        weights = -nll_at(model, config, z, x.repeat(n, 1)) + log_prior - log_q
         total = torch.logaddexp(total, weights.double().cpu().view(n, -1).logsumexp(0))
     return total - math.log(samples)

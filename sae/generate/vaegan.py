@@ -140,6 +140,6 @@ def _make(model: Autoencoder, code: Gaussian, x: Tensor, generator: torch.Genera
     listed = model.select(model.embed(x))
     z = code.sample(listed, generator).values
     prior = torch.randn(z.shape, generator=generator)
-    decoded = torch.cat([z, prior]) @ model.dictionary.W + model.dictionary.b
+    decoded = model.dictionary.decode_dense(torch.cat([z, prior]))
     reconstruction, drawn = model.show(decoded).chunk(2)
     return _Made(reconstruction, drawn, kl_per_latent(*code.moments(listed)).sum(1).mean())

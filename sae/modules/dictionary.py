@@ -40,8 +40,12 @@ class Dictionary(nn.Module):
     def decode(self, codes: SparseCodes) -> Tensor:
         """Codes of N tokens -> reconstruction [N, d]; a plain product where every latent is listed."""
         if codes.in_order:
-            return torch.addmm(self.b.to(codes.values.dtype), codes.values, self.W.to(codes.values.dtype))
+            return self.decode_dense(codes.values)
         return sparse_decode(codes, self.W.to(codes.values.dtype), self.b)
+
+    def decode_dense(self, values: Tensor) -> Tensor:
+        """Dense codes [N, F] -> reconstruction [N, d]."""
+        return torch.addmm(self.b.to(values.dtype), values, self.W.to(values.dtype))
 
     @torch.no_grad()
     def note_fired(self, codes: SparseCodes) -> None:

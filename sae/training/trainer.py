@@ -205,7 +205,8 @@ class Trainer:
         )
         taken = self.route.take(x, target, now)
         self.model.code.constrain()
-        self.model.code.learn(taken.embedded, taken.codes, self.model.dictionary, self._draws(BEGINNING, "cpu"))
+        if self.model.code.learns:
+            self.model.code.learn(taken.embedded, taken.codes, self.model.dictionary, self._draws(BEGINNING, "cpu"))
         if self.running is not None and self.recipe.rate_momentum is not None:
             self.running.lerp_(taken.codes.to_dense().mean(0), 1 - self.recipe.rate_momentum if self.taken else 1.0)
         self._note(taken, target)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -30,7 +30,7 @@ class Kind(NamedTuple):
     """A named set: how it is made from the seed and its options, and the options' types."""
 
     make: Callable[..., ImageSet]
-    options: dict[str, type] = {}  # noqa: RUF012
+    options: Mapping[str, type] = {}
 
 
 NAMED = {
@@ -103,7 +103,7 @@ def _open_whole(name: str, seed: int) -> tuple[ImageSet, bool]:
     raise unknown_choice("image set", base, [*NAMED, "folder:PATH", "OWNER/NAME[:CONFIG] of the hub"])
 
 
-def _options(base: str, query: str, known: dict[str, type]) -> dict[str, Any]:
+def _options(base: str, query: str, known: Mapping[str, type]) -> dict[str, Any]:
     """The options behind the `?` of a name, each in its type."""
     options: dict[str, Any] = {}
     for item in filter(None, query.split("&")):

@@ -3,7 +3,7 @@
 from sae.modules.codes.base import CODES, Code, make_code, register
 from sae.modules.codes.dense import Identity, ReLU, Sigmoid
 from sae.modules.codes.gated import Gated
-from sae.modules.codes.gaussian import Gaussian
+from sae.modules.codes.gaussian import Gaussian, drawn
 from sae.modules.codes.jumprelu import JumpReLU
 from sae.modules.codes.pursuit import MatchingPursuit
 from sae.modules.codes.quantised import Quantised
@@ -22,6 +22,7 @@ __all__ = [
     "ReLU",
     "Sigmoid",
     "TopK",
+    "drawn",
     "make_code",
     "register",
 ]

@@ -40,6 +40,8 @@ class Code(nn.Module):
     """Learning rate of the code's own parameters, in multiples of the others'."""
     settles = False
     """Whether the form that is saved is another, settled on inputs."""
+    learns = False
+    """Whether `learn` does anything."""
     stochastic = False
     """Whether `sample` draws."""
     plain = False

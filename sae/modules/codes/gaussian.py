@@ -39,10 +39,14 @@ class Gaussian(Code):
 
     def sample(self, listed: SparseCodes, generator: torch.Generator) -> SparseCodes:
         """See `Code`; gradients go through the draw to mean and variance, ε being the noise."""
-        mean, log_variance = self.moments(listed)
-        noise = torch.randn(mean.shape, generator=generator, device=mean.device)
-        return SparseCodes.dense(mean + (0.5 * log_variance).exp() * noise)
+        return SparseCodes.dense(drawn(*self.moments(listed), generator))
 
     def rescaled(self, factors: Tensor) -> None:
         """See `Code`; the prior fixes the scale."""
         del factors
+
+
+def drawn(mean: Tensor, log_variance: Tensor, generator: torch.Generator) -> Tensor:
+    """μ + σ ε, ε ~ N(0, 1) of the generator, entry by entry; gradients go to mean and variance."""
+    noise = torch.randn(mean.shape, generator=generator, device=generator.device).to(mean.device)
+    return mean + (0.5 * log_variance).exp() * noise

@@ -29,6 +29,7 @@ class Quantised(Code):
     name = "quantised"
     tied = True
     biased = False
+    learns = True
     count: Tensor
     sum: Tensor
 
