@@ -18,11 +18,15 @@ class ImageTrain:
     """Train an autoencoder on images."""
 
     config: ImageTrainConfig
+    dry_run: bool = False
+    """Print shapes, steps, memory, disk and time; keep no training, write nothing."""
     json: Json = False
 
     def run(self) -> dict[str, Any]:
-        from sae.training.images import train_images
+        from sae.training.images import estimate_images, plan_images, train_images
 
+        if self.dry_run:
+            return estimate_images(plan_images(self.config))
         return summary(train_images(self.config))
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 import torch
 from matplotlib.figure import Figure
@@ -10,9 +13,9 @@ from torch import Tensor
 from sae.chapter.base import Finding, Picture, Setting, experiment
 from sae.chapter.convolutional import CHAPTER_SHAPE, convolutional_vae, room_run, untrained
 from sae.chapter.latent_space import prior_draws
-from sae.chapter.measure import reconstructed
+from sae.chapter.measure import Spread, mean_of, over_seeds, reconstructed
 from sae.chapter.variational_models import ae, heldout, vae
-from sae.evaluation.spectra import Checkerboard, power
+from sae.evaluation.spectra import power
 from sae.image_runs import ImageRun, decode_dense
 from sae.pictures.grids import draw_tiles
 from sae.pictures.lines import Curve, draw_lines
@@ -22,6 +25,7 @@ STRIDE = 2  # of every stage of the decoders
 FLOOR = 1e-8  # of the largest power, under which the picture shows nothing
 KINDS = {"transposed": False, "upsampled": True}
 """Decoders by whether they double and convolve, in place of a transposed convolution."""
+WHAT = ("samples", "reconstructions", "errors")
 
 
 def random_decoders(count: int, seeds: int) -> dict[str, Tensor]:
@@ -37,65 +41,79 @@ def random_decoders(count: int, seeds: int) -> dict[str, Tensor]:
 @experiment("checkerboards", rows=(18,), title="Transposed convolutions leave checkerboards, upsampling does not")
 def checkerboards(setting: Setting) -> Finding:
     """Two decoders, before training and while it goes on; the measure is blind to anything but the stride's lattice."""
-    seeds, count = setting.pick(5, 2), setting.pick(100, 30)
+    drawn, count = setting.pick(5, 2), setting.pick(100, 30)
     before = {
-        kind: float(np.mean([checkerboards_of({kind: one}, CHAPTER_SHAPE, STRIDE)[kind].phases for one in images]))
-        for kind, images in random_decoders(count, seeds).items()
+        kind: over_seeds([checkerboards_of({kind: one}, CHAPTER_SHAPE, STRIDE)[kind].phases for one in images])
+        for kind, images in random_decoders(count, drawn).items()
     }
     lengths = setting.pick((1, 2, 4, 8), (1, 2))
     size, limit = setting.pick(32, 16), setting.pick(2000, 256)
     runs = {
-        kind: [room_run(setting, upsampling=up, epochs=n, size=size, limit=limit) for n in lengths]
+        kind: {
+            epochs: [
+                room_run(setting, upsampling=up, epochs=epochs, size=size, limit=limit, seed=seed)
+                for seed in setting.seeds
+            ]
+            for epochs in lengths
+        }
         for kind, up in KINDS.items()
     }
-    x = heldout(runs["transposed"][0], setting.pick(500, 100))
-    shape = runs["transposed"][0].shape
-    after = {kind: [_boards(run, x) for run in of_kind] for kind, of_kind in runs.items()}
-    last = {f"{kind}, {what}": after[kind][-1][what] for what in ("samples", "reconstructions") for kind in KINDS}
-    last["data"] = checkerboards_of({"data": x}, shape, STRIDE)["data"]
-    table = [
-        {"images": "random decoders", **before, "ratio": before["transposed"] / before["upsampled"]},
-        *(
-            {"images": f"{what} after {n} epochs", **(found := {k: after[k][i][what].phases for k in KINDS}),
-             "ratio": found["transposed"] / found["upsampled"]}
-            for i, n in enumerate(lengths)
-            for what in ("samples", "reconstructions", "errors")
-        ),
-    ]  # fmt: skip
-    curves = {
-        f"{kind}, {what}": Curve(list(lengths), [board[what].phases for board in boards])
-        for kind, boards in after.items()
-        for what in ("samples", "reconstructions")
+    last = {kind: of_kind[lengths[-1]] for kind, of_kind in runs.items()}
+    x, shape = heldout(last["transposed"][0], setting.pick(500, 100)), last["transposed"][0].shape
+    after = {
+        kind: {epochs: _phases(of_length, x) for epochs, of_length in of_kind.items()} for kind, of_kind in runs.items()
     }
-    errors = {kind: boards[-1]["errors"].phases for kind, boards in after.items()}
+    table = [
+        _compared("random decoders", before),
+        *(
+            _compared(f"{what} after {epochs} epochs", {kind: after[kind][epochs][what] for kind in KINDS})
+            for epochs in lengths
+            for what in WHAT
+        ),
+    ]
+    ends = {what: _compared(what, {kind: after[kind][lengths[-1]][what] for kind in KINDS}) for what in WHAT}
     numbers = {
         "untrained": before,
-        "untrained_ratio": before["transposed"] / before["upsampled"],
-        "trained": {name: board.phases for name, board in last.items()},
-        "trained_ratio": last["transposed, samples"].phases / last["upsampled, samples"].phases,
-        "errors": errors,
-        "error_ratio": errors["transposed"] / errors["upsampled"],
+        "untrained_ratio": table[0]["ratio"],
+        "trained_ratio": ends["samples"]["ratio"],
+        "error_ratio": ends["errors"]["ratio"],
         "table": table,
     }
+    data = checkerboards_of({"data": x}, shape, STRIDE)["data"]
     text = (
-        f"Of the variance of images from random decoders, {before['transposed']:.3f} lies in a pattern of 2 x 2 pixels "
-        f"with transposed convolutions and {before['upsampled']:.5f} with upsampling, {numbers['untrained_ratio']:.0f} "
-        f"times less. After {lengths[-1]} epochs it is {numbers['trained']['transposed, samples']:.5f} and "
-        f"{numbers['trained']['upsampled, samples']:.5f} of samples ({numbers['trained_ratio']:.1f} times), and "
-        f"{errors['transposed']:.6f} and {errors['upsampled']:.6f} of what "
-        f"reconstructions get wrong ({numbers['error_ratio']:.1f} times)."
+        f"Of the variance of images from random decoders, {mean_of(before['transposed']):.3f} lies in a pattern of 2 x "
+        f"2 pixels with transposed convolutions and {mean_of(before['upsampled']):.5f} with upsampling, "
+        f"{numbers['untrained_ratio']:.0f} times less. Means of {len(setting.seeds)} seeds after {lengths[-1]} epochs: "
+        + "; ".join(
+            f"of {what} {mean_of(row['transposed']):.1e} and {mean_of(row['upsampled']):.1e} ({row['ratio']:.1f} times)"
+            for what, row in ends.items()
+        )
+        + f". White noise of as many pixels has {data.phases_of_noise:.1e}."
     )
+    curves = {
+        f"{kind}, {what}": Curve(list(lengths), [after[kind][epochs][what] for epochs in lengths])
+        for kind in KINDS
+        for what in ("samples", "reconstructions")
+    }
+    boards = {
+        f"{kind}, {what}": images
+        for kind, of_kind in last.items()
+        for what, images in _images(of_kind[0], x).items()
+        if what != "errors"
+    }
     shown = [
         Picture(
-            draw_checkerboards(last, STRIDE), "After training: samples, reconstructions, and the data.", vector=True
-        ),
-        Picture(
-            draw_lines(curves, "epochs", "share of variance in the 2 x 2 pattern", log_x=True, log_y=True),
-            "While training goes on: each point is a run of that many epochs.",
+            draw_checkerboards({**checkerboards_of(boards, shape, STRIDE), "data": data}, STRIDE),
+            "After training, seed 0: samples, reconstructions, and the data.",
             vector=True,
         ),
         Picture(
-            draw_planes({kind: runs[kind][-1] for kind in KINDS}, len(x)),
+            draw_lines(curves, "epochs", "share of variance in the 2 x 2 pattern", log_x=True, log_y=True),
+            "While training goes on: each point is runs of that many epochs, mean and 95% interval over seeds.",
+            vector=True,
+        ),
+        Picture(
+            draw_planes({kind: of_kind[0] for kind, of_kind in last.items()}, len(x)),
             "Log power of samples by frequency across and down, zero in the middle: transposed left, upsampled right. "
             "A checkerboard is what is bright at the border.",
         ),
@@ -103,10 +121,21 @@ def checkerboards(setting: Setting) -> Finding:
     return Finding(text, numbers, [table], shown)
 
 
-def _boards(run: ImageRun, x: Tensor) -> dict[str, Checkerboard]:
+def _compared(images: str, phases: Mapping[str, Spread]) -> dict[str, Any]:
+    """A row of the table: both kinds of decoders, and how many times less the second has."""
+    ratio = mean_of(phases["transposed"]) / mean_of(phases["upsampled"])
+    return {"images": images, **phases, "ratio": ratio}
+
+
+def _phases(runs: Sequence[ImageRun], x: Tensor) -> dict[str, Spread]:
+    """Over runs of several seeds: the share of variance in the lattice's pattern, by what is looked at."""
+    found = [checkerboards_of(_images(run, x), run.shape, STRIDE) for run in runs]
+    return {what: over_seeds([boards[what].phases for boards in found]) for what in WHAT}
+
+
+def _images(run: ImageRun, x: Tensor) -> dict[str, Tensor]:
     rebuilt = reconstructed(run, x)
-    sets = {"samples": _samples(run, len(x)), "reconstructions": rebuilt, "errors": rebuilt - x}
-    return checkerboards_of(sets, run.shape, STRIDE)
+    return {"samples": _samples(run, len(x)), "reconstructions": rebuilt, "errors": rebuilt - x}
 
 
 def _samples(run: ImageRun, count: int) -> Tensor:

@@ -97,7 +97,7 @@ class ConvolutionalHead(Head):
         maps = []
         for layer in self.layers:
             x = torch.relu(x)
-            x = layer(nn.functional.interpolate(x, scale_factor=STRIDE) if self.upsampling else x)
+            x = doubled(layer, x) if isinstance(layer, nn.Conv2d) else layer(x)
             maps.append(x)
         return maps
 
@@ -109,6 +109,18 @@ class ConvolutionalHead(Head):
         """See `Head`."""
         names = ("name", "shape", "channels", "squash", "upsampling", "rows")
         return {name: getattr(self, name) for name in names}
+
+
+def doubled(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """`layer` (kernel 3, padding 1) of x [N, C, H, W] doubled to its nearest neighbours, [N, C', 2H, 2W].
+
+    Both at once are one transposed convolution of kernel 4, stride 2 and padding 1: those taps of the kernel that read
+    the same pixel of x are added up, w'[t] = w[2 - t] + w[3 - t] along either axis (0 outside). It takes 4 products an
+    output and channel in place of 9, and no doubled map is written.
+    """
+    taps = nn.functional.pad(layer.weight.flip(2, 3), (1, 1, 1, 1))
+    summed = nn.functional.avg_pool2d(taps, 2, stride=1, divisor_override=1).transpose(0, 1)
+    return nn.functional.conv_transpose2d(x, summed, layer.bias, STRIDE, PADDING)
 
 
 class TwoLevelHead(Head):

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 import torch
@@ -32,6 +34,7 @@ from sae.training.trainer import Trainer
 USUAL_BATCH = 128
 HELD_BYTES = 512 << 20  # sets up to this size are kept in memory; larger ones are rendered batch by batch
 AHEAD = 4  # batches rendered while others are trained on
+UNTIMED, TIMED = 3, 7  # steps by which a run's time is estimated: the first ones compile and allocate
 
 
 class ImageTrainResult(NamedTuple):
@@ -65,6 +68,11 @@ class ImageBatches:
             raise ConfigError(f"--batch {batch}: {images.name} has only {images.count} training images")
         self.steps = self.per_epoch * epochs
         self._held = images.all() if 4 * images.count * images.dim <= HELD_BYTES else None
+
+    @property
+    def held_bytes(self) -> int:
+        """Of images kept in memory; 0 where they are rendered batch by batch."""
+        return 0 if self._held is None else self._held.nbytes
 
     def iterate(self, state: dict[str, Any] | None) -> Iterator[Batch]:
         """Batches from the beginning, or from after the batch that carried `state`."""
@@ -128,7 +136,36 @@ def train_images(config: ImageTrainConfig) -> ImageTrainResult:
         return _train_locked(plan, stop, progress)
 
 
-def _train_locked(plan: ImagePlan, stop: StopSignal, progress: Progress) -> ImageTrainResult:
+def estimate_images(plan: ImagePlan) -> dict[str, Any]:
+    """Shapes, steps, memory, disk and time of a run; the time by a few steps that are taken and thrown away."""
+    batches, trainer = _parts(plan)
+    inputs = [batch.input for batch in islice(batches.iterate(None), UNTIMED + TIMED)]
+    trainer.initialise(inputs, inputs)
+    parameters = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    taken = []
+    for x in inputs:
+        begun = time.perf_counter()
+        trainer.step(x, x)
+        taken.append(time.perf_counter() - begun)
+    seconds = median(taken[UNTIMED:] or taken)
+    checkpoints = plan.config.keep_checkpoints + 1
+    return {
+        "data": plan.images.name,
+        "images": plan.images.count,
+        "input": [plan.batch, *plan.images.shape],
+        "dictionary": list(trainer.model.dictionary.W.shape),
+        "parameters": parameters,
+        "steps": batches.steps,
+        "route": trainer.route.name,
+        "memory_bytes": {"weights_gradients_moments": 16 * parameters, "images": batches.held_bytes},
+        "disk_bytes": {"run": 4 * parameters * (1 + 3 * checkpoints)},
+        "seconds": {"training": round(seconds * batches.steps, 1)},
+        "device": str(plan.device),
+    }
+
+
+def _parts(plan: ImagePlan) -> tuple[ImageBatches, Trainer]:
+    """What a run is made of."""
     config = plan.config
     batches = ImageBatches(plan.images, batch=plan.batch, epochs=config.epochs, seed=config.seed)
     rows = batches.steps * plan.batch * plan.recipe.model.positions
@@ -141,6 +178,12 @@ def _train_locked(plan: ImagePlan, stop: StopSignal, progress: Progress) -> Imag
         device=plan.device,
         seed=config.seed,
     )
+    return batches, trainer
+
+
+def _train_locked(plan: ImagePlan, stop: StopSignal, progress: Progress) -> ImageTrainResult:
+    config = plan.config
+    batches, trainer = _parts(plan)
     progress.say(f"Training {batches.steps:,} steps of {plan.batch:,} images, {trainer.route.name} route.")
     begun = time.perf_counter()
     hint = f"continue with: sae image train --resume --out {config.out}"

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import sae
 from sae.config import ConfigError, OptimConfig
 from sae.files import publish_json
 from sae.image_config import VisionConfig
 from sae.image_runs import decode_dense, dense_codes
-from sae.models.heads import HEADS, ConvolutionalHead
+from sae.models.heads import HEADS, ConvolutionalHead, doubled
 from sae.models.saved import save_weights
 from sae.models.stems import STEMS, ConvolutionalStem
 from sae.models.vision import NAMES, OWN, completed, recipe_of
@@ -140,6 +140,17 @@ def test_the_convolutional_autoencoder_has_the_chapter_s_stages() -> None:
     back = [tuple(stage.shape[1:]) for stage in model.head.stages(torch.zeros(2, model.head.dim))]
     assert back == [(64, 16, 16), (32, 32, 32), (3, 64, 64)]
     assert {layer.kernel_size + layer.stride + layer.padding for layer in model.stem.layers} == {(4, 4, 2, 2, 1, 1)}
+
+
+def test_doubling_and_a_convolution_are_one_transposed_convolution() -> None:
+    torch.manual_seed(0)
+    layer, x = nn.Conv2d(3, 5, 3, padding=1).double(), torch.randn(2, 3, 4, 6).double().requires_grad_()
+    plainly = layer(nn.functional.interpolate(x, scale_factor=2))
+    at_once = doubled(layer, x)
+    torch.testing.assert_close(at_once, plainly)
+    read = [*layer.parameters(), x]
+    expected, found = (torch.autograd.grad(y.pow(3).sum(), read) for y in (plainly, at_once))
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 64, 64), (1, 8, 8)])

@@ -23,7 +23,7 @@ from sae.image_config import ImageDataConfig, ImageEvalConfig, ImageTrainConfig,
 from sae.image_runs import decode_dense, dense_codes, open_image_run
 from sae.modules.divergences import kl_per_latent
 from sae.progress import Interrupted
-from sae.training.images import ImageBatches, train_images
+from sae.training.images import ImageBatches, estimate_images, plan_images, train_images
 from sae.training.trainer import Trainer
 
 
@@ -274,3 +274,26 @@ def test_a_codebook_s_perplexity_lies_between_one_and_its_size(tmp_path: Path) -
     assert 1 < report["codebook"]["perplexity"] <= report["codebook"]["atoms"] == 10
     assert sum(report["codebook"]["shares"]) == pytest.approx(1)
     assert report["l0"]["value"] == 16, "one atom for each of 4 x 4 places"
+
+
+def test_a_dry_run_tells_what_the_run_then_is_and_writes_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    config = ImageTrainConfig(
+        images=ImageDataConfig(data="digits"),
+        vision=VisionConfig(variant="vae", width=4),
+        epochs=2,
+        out=out,
+        device="cpu",
+    )
+    planned = estimate_images(plan_images(config))
+    assert not out.exists()
+    done = train_images(config)
+    assert [planned[name] for name in ("images", "parameters", "steps", "route")] == [
+        done.images,
+        done.parameters,
+        done.steps,
+        done.route,
+    ]
+    assert planned["dictionary"] == [4, 256]
+    assert planned["memory_bytes"]["images"] == 4 * 64 * done.images
+    assert planned["seconds"]["training"] > 0
