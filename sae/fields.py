@@ -6,8 +6,11 @@ import dataclasses
 import difflib
 import types
 import typing
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
+
+T = TypeVar("T")
 
 
 class ConfigError(ValueError):
@@ -42,6 +45,19 @@ def unknown_choice(what: str, given: str, known: typing.Iterable[str]) -> Config
     near = difflib.get_close_matches(given, known, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return ConfigError(f"{what} {given!r} is unknown{hint} (known: {', '.join(known)})")
+
+
+def built(what: str, known: Mapping[str, Callable[..., T]], description: Mapping[str, Any]) -> T:
+    """What a `describe()` told of, built again: the entry of `known` of that `name`, called with all the rest.
+
+    Raises:
+        ConfigError: the name is unknown.
+    """
+    settings = dict(description)
+    name = settings.pop("name")
+    if name not in known:
+        raise unknown_choice(what, name, known)
+    return known[name](**settings)
 
 
 def check(good: bool, name: str, value: Any, expected: str) -> None:

@@ -12,31 +12,18 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from sae.config import unknown_choice
-from sae.models.stems import KERNEL, PADDING, STRIDE, layered, map_shape, start_layers
+from sae.fields import built
+from sae.models.stems import KERNEL, PADDING, STRIDE, Network, layered, map_shape
 
 
-class Head(nn.Module):
-    """What every head offers."""
+class Head(Network):
+    """What turns rows of the dictionary's output into samples."""
 
-    name: str
-    dim: int
-    """Width of the rows it reads, the dictionary's d."""
-    positions: int = 1
-    """Rows a sample, P."""
     squash: bool
 
     def forward(self, decoded: Tensor) -> Tensor:
         """The dictionary's output [N P, d] -> outputs [N, D]: logits where `squash`."""
         raise NotImplementedError
-
-    def describe(self) -> dict[str, Any]:
-        """What `make_head` needs to build it again, as JSON values."""
-        raise NotImplementedError
-
-    def initialise(self, generator: torch.Generator) -> None:
-        """Every layer as PyTorch starts it, drawn from `generator`."""
-        start_layers(self, generator)
 
 
 class MLPHead(Head):
@@ -119,8 +106,9 @@ def doubled(layer: nn.Conv2d, x: Tensor) -> Tensor:
     output and channel in place of 9, and no doubled map is written.
     """
     taps = nn.functional.pad(layer.weight.flip(2, 3), (1, 1, 1, 1))
-    summed = nn.functional.avg_pool2d(taps, 2, stride=1, divisor_override=1).transpose(0, 1)
-    return nn.functional.conv_transpose2d(x, summed, layer.bias, STRIDE, PADDING)
+    taps = taps[:, :, 1:] + taps[:, :, :-1]
+    taps = taps[..., 1:] + taps[..., :-1]
+    return nn.functional.conv_transpose2d(x, taps.transpose(0, 1), layer.bias, STRIDE, PADDING)
 
 
 class TwoLevelHead(Head):
@@ -158,8 +146,4 @@ def make_head(description: dict[str, Any]) -> Head:
     Raises:
         ConfigError: the name is unknown.
     """
-    settings = dict(description)
-    name = settings.pop("name")
-    if name not in HEADS:
-        raise unknown_choice("--head", name, HEADS)
-    return HEADS[name](**settings)
+    return built("--head", HEADS, description)

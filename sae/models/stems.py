@@ -13,32 +13,40 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from sae.config import ConfigError, unknown_choice
+from sae.config import ConfigError
+from sae.fields import built
 from sae.modules.dictionary import start_linear
 
 KERNEL, STRIDE, PADDING = 4, 2, 1  # halves or doubles a side exactly
 
 
-class Stem(nn.Module):
-    """What every stem offers."""
+class Network(nn.Module):
+    """What stems and heads share: a network between samples and rows of the dictionary's width."""
 
     name: str
     dim: int
-    """Width of what it gives, d."""
+    """Width of the rows, d."""
     positions: int = 1
     """Rows a sample, P."""
+
+    def describe(self) -> dict[str, Any]:
+        """What builds it again, by its table, as JSON values."""
+        raise NotImplementedError
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """Every linear and convolutional layer as PyTorch starts it, drawn from `generator`."""
+        for layer in self.modules():
+            if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+                # a transposed convolution's weight is [in, out, kernel, kernel], and PyTorch takes its second axis too
+                start_linear(layer.weight, layer.bias, fan_in=layer.weight[0].numel(), generator=generator)
+
+
+class Stem(Network):
+    """What embeds samples."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Samples [N, D] -> rows [N P, d]."""
         raise NotImplementedError
-
-    def describe(self) -> dict[str, Any]:
-        """What `make_stem` needs to build it again, as JSON values."""
-        raise NotImplementedError
-
-    def initialise(self, generator: torch.Generator) -> None:
-        """Every layer as PyTorch starts it, drawn from `generator`."""
-        start_layers(self, generator)
 
 
 class MLPStem(Stem):
@@ -138,11 +146,7 @@ def make_stem(description: dict[str, Any]) -> Stem:
     Raises:
         ConfigError: the name is unknown.
     """
-    settings = dict(description)
-    name = settings.pop("name")
-    if name not in STEMS:
-        raise unknown_choice("--stem", name, STEMS)
-    return STEMS[name](**settings)
+    return built("--stem", STEMS, description)
 
 
 def map_shape(shape: Sequence[int], channels: Sequence[int]) -> list[int]:
@@ -162,11 +166,3 @@ def map_shape(shape: Sequence[int], channels: Sequence[int]) -> list[int]:
 def layered(widths: Sequence[int]) -> nn.ModuleList:
     """Linear layers from each width to the next."""
     return nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
-
-
-def start_layers(module: nn.Module, generator: torch.Generator) -> None:
-    """Every linear and convolutional layer as PyTorch starts it, drawn from `generator`."""
-    for layer in module.modules():
-        if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
-            # a transposed convolution's weight is [in, out, kernel, kernel], and PyTorch takes its second axis too
-            start_linear(layer.weight, layer.bias, fan_in=layer.weight[0].numel(), generator=generator)

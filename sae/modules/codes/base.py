@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from sae.config import ConfigError, unknown_choice
+from sae.config import ConfigError
+from sae.fields import built
 from sae.modules.dictionary import Dictionary
 from sae_kernels import SparseCodes, threshold_encode
 
@@ -120,11 +121,7 @@ def make_code(description: dict[str, Any]) -> Code:
     Raises:
         ConfigError: the name is unknown.
     """
-    settings = dict(description)
-    name = settings.pop("name")
-    if name not in CODES:
-        raise unknown_choice("code", name, CODES)
-    return CODES[name](**settings)
+    return built("code", CODES, description)
 
 
 def dense(x: Tensor, W_enc: Tensor, b_enc: Tensor, b_pre: Tensor | None) -> SparseCodes:
