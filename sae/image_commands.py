@@ -75,7 +75,7 @@ class ImageChapter:
     only: str = ""
     """Experiments to run, with commas; by default all."""
     seeds: int | None = None
-    """Seeds that every claim rests on; by default 3, and 1 with --quick."""
+    """Seeds of every claim, but of those that say they rest on others; by default 3, and 1 with --quick."""
     quick: bool = False
     """Few epochs: shows that everything runs, not that the claims hold."""
     json: Json = False
@@ -102,8 +102,8 @@ class ImageCompare:
 
     out: Path
     """Folder of the page (comparison.html), of comparison.json, and of the runs."""
-    data: str = "digits"
-    """Images of the pixel tier: digits, mnist5k, dsprites (drawn at 32x32 unless it names a size), or another set."""
+    data: str = "dsprites"
+    """Images of the pixel tier: dsprites (drawn at 32x32 unless it names a size), digits, mnist5k, or another set."""
     seeds: int | None = None
     """Seeds of every training; by default 5, and 2 with --quick."""
     language_run: str | None = None

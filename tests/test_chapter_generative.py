@@ -109,7 +109,7 @@ def test_the_tree_has_the_chapters_nodes_and_every_parent_is_older() -> None:
 
 
 @pytest.mark.parametrize("line", COMMANDS)
-def test_every_command_line_of_the_tree_can_be_run(line: str) -> None:
+def test_every_command_line_of_the_tree_parses_and_fits_together(line: str) -> None:
     """It parses, its settings go together, and its experiments exist."""
     program, *arguments = shlex.split(line)
     assert program == "sae"

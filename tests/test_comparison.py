@@ -83,7 +83,7 @@ def test_intervals_hold_the_mean_of_their_seeds(rows: list[dict[str, Any]]) -> N
 def test_controls_behave(rows: list[dict[str, Any]]) -> None:
     truth, chance = of(rows, "pixels", "true factors"), of(rows, "pixels", "shuffled labels")
     for name in ("disentanglement", "completeness", "informativeness", "modularity", "mig", "probe_full"):
-        assert truth[name] > 0.9, name
+        assert truth[name] > 0.8, name
     assert chance["probe_full"] < 0.25  # of ten classes
     for latents in (1, 5, 16):
         assert 0.4 < chance[f"probe_{latents}"] < 0.6

@@ -7,17 +7,20 @@ def linear_is_pca(setting: Setting) -> Finding: ...
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from matplotlib.figure import Figure
 
 from sae.config import ConfigError, OptimConfig, to_json
+from sae.files import read_json
 from sae.image_config import ImageDataConfig, ImageTrainConfig, VisionConfig
-from sae.image_runs import ImageRun, open_image_run
-from sae.models.saved import CONFIG, read_description
+from sae.image_runs import ImageRun, open_image_run, open_split, with_labels
+from sae.models.saved import CONFIG
 from sae.training.images import train_images
 from sae.training.run_folder import MAY_CHANGE_ON_RESUME, flat
 
@@ -70,15 +73,17 @@ class Experiment(NamedTuple):
     rows: tuple[int, ...]
     """Rows of docs/images.md."""
     title: str
+    seeds: str
+    """Which seeds it rests on, where these are not those of the page."""
 
 
 EXPERIMENTS: dict[str, Experiment] = {}
 
 
 def experiment(
-    name: str, *, rows: tuple[int, ...], title: str
+    name: str, *, rows: tuple[int, ...], title: str, seeds: str = ""
 ) -> Callable[[Callable[[Setting], Finding]], Callable[[Setting], Finding]]:
-    """Decorator: makes a function known as the experiment of that name.
+    """Decorator: makes a function known as the experiment of that name; `seeds` as in `Experiment`.
 
     Raises:
         ConfigError: the name is taken.
@@ -87,7 +92,7 @@ def experiment(
     def register(function: Callable[[Setting], Finding]) -> Callable[[Setting], Finding]:
         if name in EXPERIMENTS:
             raise ConfigError(f"experiment {name!r} is registered already")
-        EXPERIMENTS[name] = Experiment(function, rows, title)
+        EXPERIMENTS[name] = Experiment(function, rows, title, seeds)
         return function
 
     return register
@@ -108,7 +113,7 @@ def trained(
     """The run `runs/<name>-<data>-<seed>`, trained now unless it is there; its settings must be the same.
 
     Raises:
-        ConfigError: the run that is there has other settings.
+        ConfigError: the run that is there has other settings, or other images under the same name.
     """
     chosen = data or setting.data
     safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in chosen)
@@ -123,29 +128,39 @@ def trained(
         out=out,
         device="cpu",
     )
-    if not _finished(out):
-        # one that was stopped left its settings and perhaps a checkpoint
-        begun = (out / CONFIG).is_file()
-        setting.tell(f"{'going on with' if begun else 'training'} {out.name}")
+    return train_once(config, setting.tell)
+
+
+def train_once(config: ImageTrainConfig, tell: Callable[[str], None]) -> ImageRun:
+    """The run in `config.out`: trained now, or gone on with, unless it is finished.
+
+    Raises:
+        ConfigError: the run that is there has other settings, or other images under the same name.
+    """
+    begun = (config.out / CONFIG).is_file()
+    if begun:
+        _check_same(config)
+    if not begun or not read_json(config.out / CONFIG)["autoencoder"]:
+        tell(f"{'going on with' if begun else 'training'} {config.out.name}")
         train_images(dataclasses.replace(config, resume=begun))
-    run = open_image_run(out)
-    _check_same(config, run)
-    return run
+    return open_image_run(config.out)
 
 
-def _finished(out: Path) -> bool:
-    try:
-        read_description(out)
-    except (ConfigError, OSError):
-        return False
-    return True
-
-
-def _check_same(config: ImageTrainConfig, run: ImageRun) -> None:
-    asked, found = flat(to_json(config)), flat(to_json(run.asked))
+def _check_same(config: ImageTrainConfig) -> None:
+    record = read_json(config.out / CONFIG)
+    asked, found = flat(to_json(config)), flat(record["train"])
+    asked |= {"data": training_data(config.images, config.only_label)}
+    found |= {"data": record["data"]}
     for name, value in asked.items():
         if name not in MAY_CHANGE_ON_RESUME and found.get(name) != value:
             raise ConfigError(
-                f"{run.folder}: was trained with {name} {found.get(name)}, now {value}; delete the folder, or choose "
+                f"{config.out}: was trained with {name} {found.get(name)}, now {value}; delete the folder, or choose "
                 "another --out"
             )
+
+
+@lru_cache
+def training_data(images: ImageDataConfig, only_label: str | None = None) -> dict[str, Any]:
+    """Where training images come from, as a run's config.json says it; looked up once a process."""
+    provenance = with_labels(open_split(images, "train"), only_label).provenance
+    return json.loads(json.dumps(provenance))

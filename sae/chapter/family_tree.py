@@ -129,7 +129,8 @@ def markdown() -> str:
         "# Family tree of autoencoders",
         "",
         "Each of them is a line in one table over the same parts (corruption, stem, encoder, code, dictionary, head,",
-        "loss terms). The command lines train it on data that come with the installation.",
+        "loss terms), or a model over the latents of one. The command lines train them, on data that are drawn or come",
+        "in a Python package; the last one fetches the demo's language model and text.",
         "",
         "```mermaid",
         "graph TD",
@@ -153,7 +154,10 @@ def family_tree(setting: Setting) -> Finding:
         for node in TREE
         for command in node.commands
     ]
-    text = "Every autoencoder of the chapter's tree is a setting of one model; the command lines train it."
+    text = (
+        "Every autoencoder of the chapter's tree is a setting of one model, latent diffusion a model over the latents "
+        "of one; the command lines train them."
+    )
     numbers = {"nodes": len(TREE), "commands": len(table)}
     return Finding(text, numbers, [table], [Picture(draw_tree(), "Who came from whom, by year.", True)])
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -15,12 +15,13 @@ from sae.chapter.generative_models import (
     Measured,
     drawn,
     families,
+    images_seen,
     measure,
     score,
     sizes_of,
     variational,
 )
-from sae.chapter.generative_pictures import draw_scores, draw_steps
+from sae.chapter.generative_pictures import draw_scores
 from sae.chapter.generative_verdicts import Numbers, summary, verdicts
 from sae.chapter.latent_space_judge import Judge, judge_of
 from sae.generate.base import Sampler
@@ -30,6 +31,7 @@ from sae.generate.vaegan import VAEGAN
 from sae.image_config import VisionConfig
 from sae.image_runs import decode_dense, dense_codes
 from sae.pictures.grids import draw_rows
+from sae.pictures.lines import Curve, draw_lines
 from sae.tables import number
 
 SHOWN = 16  # images a row of a picture
@@ -51,7 +53,8 @@ def generative_families(setting: Setting) -> Finding:
         first = first or models
         for name, model in models.items():
             scores.setdefault(name, []).append(measure(judge, model, seed))
-    rows, numbers = summary(scores), {name: _numbers(found) for name, found in scores.items()}
+    seen = images_seen(sizes, len(judge.train.x) if sizes.limit is None else sizes.limit)
+    rows, numbers = summary(scores, seen), {name: _numbers(found) for name, found in scores.items()}
     floor, constant = _references(judge)
     steps = _by_steps(judge, first, sizes.diffusion.times)
     says = verdicts({name: Numbers.of(found) for name, found in scores.items()})
@@ -63,14 +66,19 @@ def generative_families(setting: Setting) -> Finding:
         "page. High frequencies: their share of the samples' power over their share of the images'. Classes are what "
         "the classifier calls a sample; one is hit from a tenth of its share on. A seed fails if samples are not "
         "finite, fewer than half of the classes are hit, or they are no nearer to the data than one constant sample. "
-        "VAE, GAN and VAE-GAN have the same decoder. These are small networks on few images: the "
-        f"verdicts are on them, not on the families at large. {_words(says)}"
+        f"VAE, GAN and VAE-GAN have the same decoder of {sizes.latents} latents; how many training images each family "
+        "sees differs and stands in the table. These are small networks on few images: the verdicts are on them, not "
+        f"on the families at large. {_words(says)}"
     )
     pictures = [
         Picture(_samples(first, heldout, shape), "The first samples of seed 0, held-out images above: none is chosen."),
         Picture(_reconstructions(setting, data, judge, first), "Held-out images through VAE and VAE-GAN."),
         Picture(draw_scores(scores, floor["Fréchet"]), "Distance of every seed; dashed: training images.", True),
-        Picture(draw_steps(steps), "Distance by network calls a sample, diffusion of seed 0.", True),
+        Picture(
+            draw_lines(_curves(steps), "network calls a sample", "Fréchet distance", log_x=True),
+            "Distance by network calls a sample, diffusion of seed 0.",
+            True,
+        ),
     ]
     references = {"training images": floor, "one constant sample": constant}
     kept = {"families": numbers, "references": references, "steps": steps, "verdicts": says}
@@ -123,10 +131,16 @@ def _by_steps(judge: Judge, models: Mapping[str, Sampler], times: int) -> dict[s
     return found
 
 
+def _curves(steps: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, Curve]:
+    return {name: Curve([p["evaluations"] for p in ps], [p["frechet"] for p in ps]) for name, ps in steps.items()}
+
+
 def _words(says: list[dict[str, str]]) -> str:
     agreed = [row["property"] for row in says if row["agrees"] == "yes"]
-    others = [row["property"] for row in says if row["agrees"] != "yes"]
-    return f"As the chapter has it: {', '.join(agreed) or 'nothing'}; not so: {', '.join(others) or 'nothing'}."
+    others = [row["property"] for row in says if row["agrees"] == "no"]
+    undecided = [row["property"] for row in says if row["agrees"] not in ("yes", "no")]
+    words = f"As the chapter has it: {', '.join(agreed) or 'nothing'}; not so: {', '.join(others) or 'nothing'}"
+    return f"{words}; not told by one seed: {', '.join(undecided)}." if undecided else f"{words}."
 
 
 def _samples(models: Mapping[str, Sampler], heldout: Tensor, shape: tuple[int, int, int]) -> Figure:
@@ -148,7 +162,7 @@ def _reconstructions(setting: Setting, data: str, judge: Judge, models: Mapping[
     return draw_rows(rows, judge.held.shape)
 
 
-@experiment("vqvae2_samples", rows=(23,), title="VQ-VAE-2: samples by a prior over two levels of codes")
+@experiment("vqvae2_samples", rows=(23,), title="VQ-VAE-2: samples by a prior over two levels of codes", seeds="0")
 def vqvae2_samples(setting: Setting) -> Finding:
     """Two levels of codes, a prior over both, and what samples are without one."""
     data = "digits" if setting.quick else setting.data
@@ -171,13 +185,20 @@ def vqvae2_samples(setting: Setting) -> Finding:
     # every position's codes as often as in the data, but without regard to each other
     shuffled = torch.stack([c[torch.randperm(len(c), generator=generator)] for c in codes.T], 1)
     alone = decode_indices(run.model, shuffled[: len(judge.held.x)])
-    written = decode_indices(run.model, code_indices(run.model, judge.held.x))
+    held = code_indices(run.model, judge.held.x)
+    written = decode_indices(run.model, held)
     samples = {"reconstructed": written, "prior": model.sample(len(judge.held.x), generator), "independent": alone}
     distances = {name: _distance(judge, images) for name, images in samples.items()}
-    nats = {"prior": model.nats, "independent": _entropy(codes, sizes.atoms), "uniform": _uniform(codes, sizes.atoms)}
+    with torch.no_grad():
+        prior = model.prior.nats(held).mean().item()
+    nats = {
+        "prior": prior,
+        "independent": _independent(codes, held, sizes.atoms),
+        "uniform": _uniform(held, sizes.atoms),
+    }
     text = (
-        f"{data}: {codes.shape[1]} codes an image, coarse level first, of {sizes.atoms} atoms. On training codes the "
-        f"prior takes {nats['prior']:.1f} nats an image (its last epoch), each position's own frequencies "
+        f"{data}: {codes.shape[1]} codes an image, coarse level first, of {sizes.atoms} atoms. A held-out "
+        f"image's codes take {nats['prior']:.1f} nats by the prior, by each position's own frequencies "
         f"{nats['independent']:.1f}, even odds {nats['uniform']:.1f}. Fréchet distance in the classifier's features: "
         + ", ".join(f"{name} {number(value)}" for name, value in distances.items())
         + "."
@@ -195,12 +216,15 @@ def _distance(judge: Judge, samples: Tensor) -> float | None:
     return None if found is None else found.distance
 
 
-def _entropy(codes: Tensor, atoms: int) -> float:
-    """Sum over positions of the entropy of its codes [N, P], nats."""
-    counts = torch.nn.functional.one_hot(codes, atoms).sum(0).numpy()
-    odds = counts / counts.sum(1, keepdims=True)
-    return float(-(odds * np.log(np.where(odds > 0, odds, 1))).sum())
+def _independent(codes: Tensor, held: Tensor, atoms: int) -> float:
+    """-log of the frequencies that codes [N, P] have at each position, of codes held out [M, P]: mean, nats a sample.
+
+    Every atom counts once more than it was seen.
+    """
+    counts = torch.nn.functional.one_hot(codes, atoms).sum(0).double() + 1
+    odds = counts / counts.sum(1, keepdim=True)
+    return -odds.log()[torch.arange(held.shape[1]), held].sum(1).mean().item()
 
 
 def _uniform(codes: Tensor, atoms: int) -> float:
-    return codes.shape[1] * float(np.log(atoms))
+    return codes.shape[1] * math.log(atoms)

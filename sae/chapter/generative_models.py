@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -59,7 +60,7 @@ QUICK = Sizes(
     atoms=16,
     vae_epochs=3,
     vqvae_epochs=3,
-    gan=GANConfig(latents=8, steps=20, lr=1e-3),
+    gan=GANConfig(steps=20, lr=1e-3),
     vaegan=VAEGANConfig(steps=20),
     diffusion=DiffusionConfig(steps=30, times=100, sampling=10),
     latent=DiffusionConfig(steps=30, times=100, sampling=10),
@@ -185,7 +186,9 @@ def families(setting: Setting, data: str, shape: tuple[int, int, int], seed: int
     small = max(shape[1:]) <= SMALL_SIDE
     found: dict[str, Sampler] = {"VAE": FromPrior(run)}
     setting.tell(f"GAN, seed {seed}")
-    found["GAN"] = train_gan(x, make_stem(sizes, shape), make_head(sizes, shape), sizes.gan, seed=seed)
+    found["GAN"] = train_gan(
+        x, make_stem(sizes, shape), make_head(sizes, shape), replace(sizes.gan, latents=sizes.latents), seed=seed
+    )
     setting.tell(f"diffusion, seed {seed}")
     network = (lambda: MLPDenoiser(x.shape[1])) if small else (lambda: ConvolutionalDenoiser(shape, 24))
     found["diffusion"] = train_diffusion(x, network, sizes.diffusion, seed=seed)
@@ -207,6 +210,23 @@ def families(setting: Setting, data: str, shape: tuple[int, int, int], seed: int
     setting.tell(f"prior of codes, seed {seed}")
     found["VQ-VAE + prior"] = train_prior(quantised, sizes.prior, seed=seed)
     return found
+
+
+def images_seen(sizes: Sizes, count: int) -> dict[str, int]:
+    """Training images that every family sees, each as often as it sees it; `count` is one epoch's."""
+    vae, vqvae = sizes.vae_epochs * count, sizes.vqvae_epochs * count
+    own = {
+        name: config.steps * config.batch
+        for name, config in {
+            "GAN": sizes.gan,
+            "diffusion": sizes.diffusion,
+            "latent diffusion": sizes.latent,
+            "VAE-GAN": sizes.vaegan,
+            "VQ-VAE + prior": sizes.prior,
+        }.items()
+    }
+    before = {"latent diffusion": vae, "VQ-VAE + prior": vqvae}
+    return {"VAE": vae, **{name: seen + before.get(name, 0) for name, seen in own.items()}}
 
 
 def drawn(model: Sampler, n: int) -> Tensor:

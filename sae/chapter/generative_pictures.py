@@ -23,20 +23,3 @@ def draw_scores(found: Mapping[str, Sequence[Measured]], floor: float) -> Figure
     axis.invert_yaxis()
     axis.set_xlabel("Fréchet distance, left is better")
     return figure
-
-
-def draw_steps(found: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
-    """Fréchet distance by network calls a sample."""
-    figure = Figure(figsize=(5.0, 3.0))
-    axis = figure.subplots()
-    for name, points in found.items():
-        axis.plot([p["evaluations"] for p in points], [p["frechet"] for p in points], "o-", label=name)
-    calls = sorted({int(p["evaluations"]) for points in found.values() for p in points})
-    axis.set_xscale("log")
-    axis.set_xticks(calls, [str(n) for n in calls])
-    axis.minorticks_off()
-    axis.set_ylim(bottom=0)
-    axis.set_xlabel("network calls a sample")
-    axis.set_ylabel("Fréchet distance")
-    axis.legend()
-    return figure

@@ -117,8 +117,8 @@ def verdicts(found: Mapping[str, Numbers]) -> list[dict[str, str]]:
     ]
 
 
-def summary(found: Mapping[str, Sequence[Measured]]) -> list[dict[str, Any]]:
-    """A table: every family over its seeds, means with their intervals."""
+def summary(found: Mapping[str, Sequence[Measured]], seen: Mapping[str, int]) -> list[dict[str, Any]]:
+    """A table: every family over its seeds, means with their intervals, and the training images that it has seen."""
     rows = []
     for name, seeds in found.items():
         scores = [m.score for m in seeds]
@@ -135,6 +135,7 @@ def summary(found: Mapping[str, Sequence[Measured]]) -> list[dict[str, Any]]:
                 "calls a sample": seeds[0].evaluations,
                 "samples/s": _range([m.per_second for m in seeds]),
                 "parameters": seeds[0].parameters,
+                "images seen": seen[name],
                 "training s": _mean([m.seconds for m in seeds]),
                 "failed": f"{sum(bool(s.failure) for s in scores)} of {len(scores)}",
                 "encoder": seeds[0].encodes,

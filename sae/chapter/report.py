@@ -15,16 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import sae.chapter.all  # noqa: F401  makes the experiments known
-from sae.chapter.base import EXPERIMENTS, Experiment, Finding, Setting
+from sae.chapter.base import EXPERIMENTS, Experiment, Finding, Setting, training_data
 from sae.chapter.measure import plain
 from sae.config import ConfigError, unknown_choice
 from sae.files import check_folder, publish_file, publish_folder, publish_json, read_json
+from sae.image_config import ImageDataConfig
 from sae.pictures.page import Page
 from sae.progress import Interrupted
 from sae.training.run_folder import run_lock
 
 PAGE, FINDINGS = "chapter.html", "findings.json"
 FINDING, SECTION = "finding.json", "section.html"
+FORMAT = 2  # of what is kept of an experiment; a change of any measure raises it
 
 
 class ChapterPage(Page):
@@ -92,9 +94,9 @@ def _run_one(setting: Setting, name: str) -> dict[str, Any]:
     """A row of the result: done (now), kept (done earlier) or failed, with the reason."""
     row = {"experiment": name, "rows": ", ".join(map(str, EXPERIMENTS[name].rows))}
     begun = time.perf_counter()
-    if _kept(setting, name) is not None:
-        return {**row, "state": "kept", "seconds": None, "reason": None}
     try:
+        if _kept(setting, name) is not None:
+            return {**row, "state": "kept", "seconds": None, "reason": None}
         finding = EXPERIMENTS[name].run(setting)
         _keep(setting, name, finding, time.perf_counter() - begun)
     except Interrupted as stopped:
@@ -114,7 +116,12 @@ def _folder(setting: Setting, name: str) -> Path:
 
 def _asked(setting: Setting) -> dict[str, Any]:
     """What a kept experiment must have been run with."""
-    return {"data": setting.data, "seeds": list(setting.seeds), "quick": setting.quick}
+    return {
+        "format": FORMAT,
+        "data": training_data(ImageDataConfig(data=setting.data)),
+        "seeds": list(setting.seeds),
+        "quick": setting.quick,
+    }
 
 
 def _kept(setting: Setting, name: str) -> dict[str, Any] | None:
@@ -130,6 +137,8 @@ def _kept(setting: Setting, name: str) -> dict[str, Any] | None:
 def _keep(setting: Setting, name: str, finding: Finding, seconds: float) -> None:
     record = EXPERIMENTS[name]
     page = ChapterPage(record.title)
+    if record.seeds:
+        page.text(f"Seeds: {record.seeds}.")
     page.text(finding.text)
     for table in finding.tables:
         page.table(plain(table))

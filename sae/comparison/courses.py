@@ -5,7 +5,6 @@ points = firing_over_time(setting, ground, member, epochs=20, limit=4000)
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sae.chapter.base import Setting
+from sae.chapter.base import Setting, train_once
 from sae.comparison.grounds import Ground
 from sae.comparison.members import safe_name
 from sae.comparison.plan import Member
@@ -22,10 +21,8 @@ from sae.files import check_folder, read_json
 from sae.image_config import ImageDataConfig, ImageTrainConfig
 from sae.image_runs import dense_codes
 from sae.models.autoencoder import Autoencoder
-from sae.models.saved import CONFIG
 from sae.models.vision import recipe_of
 from sae.training.checkpoint import steps_in
-from sae.training.images import train_images
 from sae.training.trainer import Trainer
 
 POINTS = 10  # checkpoints along a run
@@ -51,11 +48,7 @@ def firing_over_time(setting: Setting, ground: Ground, member: Member, *, epochs
         checkpoint_every=max(1, epochs * len(ground.train) // POINTS),
         keep_checkpoints=2 * POINTS,
     )
-    begun = (config.out / CONFIG).is_file()
-    if not begun or not read_json(config.out / CONFIG)["autoencoder"]:
-        setting.tell(f"{'going on with' if begun else 'training'} {config.out.name}")
-        train_images(dataclasses.replace(config, resume=begun))
-    batch = read_json(config.out / CONFIG)["training"]["batch"]
+    batch = train_once(config, setting.tell).record["training"]["batch"]
     moments = []
     for folder in steps_in(config.out / "checkpoints"):
         check_folder(folder)

@@ -6,8 +6,10 @@ ground.train, ground.heldout, ground.factors
 
 from __future__ import annotations
 
+import hashlib
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,12 +20,12 @@ from sae.evaluation.rate_curve import RatePoint, bits_at
 from sae.image_config import ImageDataConfig
 from sae.image_runs import open_split
 
-JUDGED = 2000  # rows on which disentanglement is measured
+JUDGED = 2000  # held-out rows on which disentanglement is measured, at most
 MATCHED = (0.3, 0.1)  # FVU of PCA whose bits are the budgets at which everyone is compared
 
 
 class Known(NamedTuple):
-    """What is known of the rows that are judged: `JUDGED` of them, held-out ones first."""
+    """What is known of the rows that are judged: the first `JUDGED` held-out ones."""
 
     values: Tensor
     """int64 [n, K]: index of every factor's value; of labels, an indicator for every class."""
@@ -45,6 +47,8 @@ class Ground(NamedTuple):
     """float32 [m, D]."""
     pca: list[RatePoint]
     """The rate-distortion curve of all principal components."""
+    digest: str
+    """SHA-256 of both, by which measures that are kept are known to be of these rows."""
     budgets: tuple[float, ...]
     """Bits a sample at which PCA's FVU is each of `MATCHED`; NaN where it does not get there."""
     shape: tuple[int, int, int] | None = None
@@ -55,16 +59,19 @@ class Ground(NamedTuple):
     atoms: Tensor | None = None
     """True directions [G, D]."""
 
-    def judged(self, heldout: Tensor, train: Tensor) -> Tensor:
-        """Of codes of the held-out and the training rows, those of the rows that `known` speaks of."""
-        return torch.cat([heldout, train])[:JUDGED]
-
 
 def ground_of(tier: str, data: str, train: Tensor, heldout: Tensor, **known: object) -> Ground:
     """A ground with PCA's curve, which fixes the budgets."""
     curve = pca_rate_distortion(train, heldout)
     budgets = tuple(bits_at(curve, fvu) for fvu in MATCHED)
-    return Ground(tier, data, train, heldout, curve, budgets, **known)  # pyright: ignore[reportArgumentType]
+    return Ground(tier, data, train, heldout, curve, _digest(train, heldout), budgets, **known)  # pyright: ignore[reportArgumentType]
+
+
+def _digest(*parts: Tensor) -> str:
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(np.ascontiguousarray(part.numpy()).data)
+    return found.hexdigest()
 
 
 def pixel_ground(data: str, scale: Scale) -> Ground:
@@ -79,7 +86,7 @@ def pixel_ground(data: str, scale: Scale) -> Ground:
         heldout.all(),
         shape=train.shape,
         labels=labels,
-        known=known_of(train, heldout),
+        known=known_of(heldout),
     )
 
 
@@ -90,16 +97,16 @@ def planted_ground(scale: Scale) -> Ground:
     return ground_of("planted", PLANTED, train.all(), heldout.all(), shape=train.shape, atoms=train.atoms)
 
 
-def known_of(train: ImageSet, heldout: ImageSet) -> Known | None:
+def known_of(heldout: ImageSet) -> Known | None:
     """Factors, or class indicators, of the rows that are judged."""
-    if train.factors is not None and train.factor_values is not None and heldout.factor_values is not None:
-        parts = [s.factor_values(torch.arange(s.count)) for s in (heldout, train) if s.factor_values is not None]
-        return Known(torch.cat(parts)[:JUDGED], train.factors.names, indicators=False)
-    if train.labels is None or heldout.labels is None:
+    if heldout.factors is not None and heldout.factor_values is not None:
+        values = heldout.factor_values(torch.arange(min(JUDGED, heldout.count)))
+        return Known(values, heldout.factors.names, indicators=False)
+    if heldout.labels is None:
         return None
-    labels = torch.cat([heldout.labels, train.labels])[:JUDGED]
+    labels = heldout.labels[:JUDGED]
     classes = labels.unique()
     if len(classes) < 2:
         return None
-    names = tuple(train.label_names[c] if train.label_names else str(c) for c in classes.tolist())
+    names = tuple(heldout.label_names[c] if heldout.label_names else str(c) for c in classes.tolist())
     return Known((labels[:, None] == classes).long(), names, indicators=True)

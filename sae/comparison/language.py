@@ -108,7 +108,8 @@ def _of_run(run: Run, tokens: int) -> LanguageRows:
     train = _collected(run, run.harvest(lm, split="train"), tokens - held)
     heldout = _collected(run, run.harvest(lm, split="heldout"), held)
     source = f"{run.config.harvest.model}, {', '.join(site.name for site in run.inputs)}"
-    provenance = {"run": str(run.folder), "train": len(train), "heldout": len(heldout)}
+    weights = run.record["autoencoder"]["sha256"]
+    provenance = {"run": str(run.folder), "weights": weights, "train": len(train), "heldout": len(heldout)}
     return LanguageRows(source, train, heldout, provenance, None if run.model.transcodes else run.model)
 
 

@@ -72,7 +72,7 @@ def measure(coder: Coder, ground: Ground, *, seed: int = 0) -> Measured:
         "seconds": coder.seconds,
         "mcc": _mcc(coder, ground),
     }
-    scores, importance = _disentangled(train, held, ground, seed)
+    scores, importance = _disentangled(held, ground, seed)
     rates = (held != 0).double().mean(0)
     return Measured(
         values | scores | _probed(train, held, ground),
@@ -89,13 +89,11 @@ def _mcc(coder: Coder, ground: Ground) -> float | None:
     return match(coder.atoms, ground.atoms).cosines.abs().sum().item() / len(ground.atoms)
 
 
-def _disentangled(
-    train: Tensor, held: Tensor, ground: Ground, seed: int
-) -> tuple[dict[str, float | None], list[list[float]]]:
+def _disentangled(held: Tensor, ground: Ground, seed: int) -> tuple[dict[str, float | None], list[list[float]]]:
     names = ("disentanglement", "completeness", "informativeness", "modularity", "mig")
     if ground.known is None:
         return dict.fromkeys(names), []
-    codes = ground.judged(held, train)
+    codes = held[: len(ground.known.values)]
     # one kind of trees for all, dense or sparse: values of two kinds differ
     found = disentanglement(codes, ground.known.values, trees="extra", seed=seed)
     live = (codes.amax(0) > codes.amin(0)).numpy()

@@ -5,7 +5,6 @@ rows = image_rows(tour, ground, members, epochs=..., limit=...)
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +27,7 @@ from sae.files import publish_json, read_json
 from sae.image_runs import ImageRun
 
 KEPT = "comparison.json"
-FORMAT = 2  # of what is kept beside a run; a change of any measure raises it
+FORMAT = 3  # of what is kept beside a run; a change of any measure raises it
 
 
 class Tour:
@@ -128,8 +127,7 @@ def kept_or_made(
     """What `path` holds of the same ground, by name, and True; else what `make` gives, kept there, and False."""
     asked = {
         "format": FORMAT,
-        "data": ground.data,
-        "rows": [len(ground.train), len(ground.heldout)],
+        "rows": ground.digest,
         "budgets": [bits if math.isfinite(bits) else None for bits in ground.budgets],
         "seed": seed,
     }
@@ -142,21 +140,20 @@ def kept_or_made(
     return made, False
 
 
-def seeds_likeness(coders: Sequence[Coder], measured: Sequence[Measured]) -> list[float]:
-    """Mean cosine of each seed's live atoms with those of every other seed's; empty without atoms or seeds to compare.
+def seeds_likeness(coders: Sequence[Coder], measured: Sequence[Measured]) -> tuple[float, ...]:
+    """Cosine of every pair of seeds' live atoms; empty without atoms or seeds to compare.
 
     Cosines of nearest atoms, whatever their sign, mean over both dictionaries (`sae.evaluation.stability`).
     """
     live = []
     for coder, found in zip(coders, measured, strict=True):
         if coder.atoms is None:
-            return []
+            return ()
         alive = torch.tensor(found.rates) > 0
         live.append(coder.atoms[alive & (coder.atoms.norm(dim=1) > 0)])
     if len(live) < 2 or any(len(atoms) == 0 for atoms in live):
-        return []
-    pairs = dict(zip(itertools.combinations(range(len(live)), 2), stability(live).pairs, strict=True))
-    return [sum(v for pair, v in pairs.items() if i in pair) / (len(live) - 1) for i in range(len(live))]
+        return ()
+    return stability(live).pairs
 
 
 def control_rows(
@@ -173,7 +170,7 @@ def control_rows(
     rows = []
     for name in coders[0]:
         mine = [by_name[name] for by_name in found]
-        likeness = seeds_likeness([by_name[name] for by_name in coders], mine) if len(seeds) > 1 else []
+        likeness = seeds_likeness([by_name[name] for by_name in coders], mine)
         rows.append(Row(ground.tier, ground.data, name, family, mine, likeness))
     return rows
 

@@ -49,8 +49,9 @@ COLUMNS_TEXT = (
     "accuracy over classes. MCC: mean |cos| of the true atoms to latents paired with them one to one."
 )
 INTERVAL_TEXT = (
-    "Numbers are means over seeds with the 95% interval of Student's t; the data and their split are the same for all "
-    "seeds. PCA has no seed and no interval. Seconds an epoch are of this machine as busy as it was."
+    "Numbers are means over seeds with the 95% interval of Student's t (of the seeds' cosine, by a jackknife over "
+    "seeds, since pairs share them); the data and their split are the same for all seeds. PCA has no seed and no "
+    "interval. Seconds an epoch are of this machine as busy as it was."
 )
 LEADING_TEXT = (
     "DCI-D and modularity lead among the measures of disentanglement, on live latents: they ask whether a latent means "

@@ -33,7 +33,7 @@ class Comparison:
 
     out: Path
     """Folder of the page, of comparison.json, and of the runs."""
-    data: str = "digits"
+    data: str = "dsprites"
     """Images of the pixel tier."""
     seeds: int = 5
     """Seeds of every training, from 0 on."""

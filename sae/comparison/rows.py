@@ -6,7 +6,7 @@ run = trained_rows(RowsConfig(out=..., source="ae-w32, stem", sae=..., epochs=20
 from __future__ import annotations
 
 import dataclasses
-import time
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from sae.data.images import ImageSet
 from sae.files import publish_json, read_json
 from sae.models.autoencoder import Autoencoder
 from sae.models.language import recipe_of
-from sae.models.saved import CONFIG, WEIGHTS, load
+from sae.models.saved import CONFIG, load
 from sae.progress import Progress, StopSignal
 from sae.training.images import USUAL_BATCH, ImageBatches
 from sae.training.loop import take_steps
@@ -60,19 +60,26 @@ def trained_rows(
         tell: where progress is said.
 
     Raises:
-        ConfigError: the run that is there has other settings.
+        ConfigError: the run that is there has other settings, or learns from other rows.
     """
+    provenance = json.loads(json.dumps(provenance))  # as it is read back
     begun = (config.out / CONFIG).is_file()
+    if begun:
+        _check_same(config, provenance)
     if not begun or not read_json(config.out / CONFIG)["autoencoder"]:
         tell(f"{'going on with' if begun else 'training'} {config.out.name}")
         _train(dataclasses.replace(config, resume=begun), rows, provenance)
     record = read_json(config.out / CONFIG)
-    asked = to_json(config)
-    for name in ("source", "sae", "optim", "epochs", "seed"):
-        if record["train"][name] != asked[name] or not (config.out / WEIGHTS).is_file():
-            found = record["train"][name]
-            raise ConfigError(f"{config.out}: was trained with {name} {found}, now {asked[name]}; delete the folder")
     return RowsRun(load(config.out), record["training"]["seconds"] / config.epochs)
+
+
+def _check_same(config: RowsConfig, provenance: dict[str, Any]) -> None:
+    record = read_json(config.out / CONFIG)
+    asked, found = {**to_json(config), "data": provenance}, {**record["train"], "data": record["data"]}
+    for name in ("source", "sae", "optim", "epochs", "seed", "data"):
+        if found[name] != asked[name]:
+            was = f"was trained with {name} {found[name]}, now {asked[name]}"
+            raise ConfigError(f"{config.out}: {was}; delete the folder, or choose another --out")
 
 
 def _train(config: RowsConfig, rows: Tensor, provenance: dict[str, Any]) -> None:
@@ -94,6 +101,5 @@ def _train(config: RowsConfig, rows: Tensor, provenance: dict[str, Any]) -> None
         if not config.resume:
             publish_json(config.out / CONFIG, new_record(config, kind="rows", data=provenance))
         hint = "the same command goes on; finished runs are kept"
-        began = time.perf_counter()
         take_steps(config, trainer, batches, batch, stop, progress, hint=hint, unit="rows")
-        finish_record(config, trainer, batch=batch, seconds=time.perf_counter() - began)
+        finish_record(config, trainer, batch=batch)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from sae.chapter.measure import Spread, over_seeds, plain
 from sae.comparison.measures import Measured
 from sae.evaluation.bootstrap import Interval
+from sae.evaluation.stability import over_pairs
 from sae.tables import number
 
 COLUMNS = {
@@ -51,15 +52,14 @@ class Row(NamedTuple):
     seeds: Sequence[Measured]
     """One a seed; a code without a seed has one."""
     stability: Sequence[float] = ()
-    """Mean cosine of each seed's dictionary with those of all others; none for a single seed."""
+    """Cosine of the dictionaries of every pair of seeds; none for a single seed."""
     settings: dict[str, Any] | None = None
     """What a trained model was made with."""
 
     def spread(self, measure: str) -> Spread | None:
         """Mean over seeds with its interval; None where a seed has no such value."""
         if measure == "stability":
-            # two seeds share their one cosine: no spread can be told
-            return over_seeds(self.stability) if len(self.stability) > 2 else next(iter(self.stability), None)
+            return over_pairs(self.stability) if self.stability else None
         values = [seed.values.get(measure) for seed in self.seeds]
         known = [value for value in values if value is not None]
         return over_seeds(known) if values and len(known) == len(values) else None
@@ -104,7 +104,7 @@ def record(rows: Sequence[Row]) -> list[dict[str, Any]]:
             "seeds": [seed.values for seed in row.seeds],
             "curves": [seed.curve for seed in row.seeds],
             "firing_rates": [seed.rates for seed in row.seeds],
-            "stability_by_seed": list(row.stability),
+            "stability_by_pair": list(row.stability),
         }
         for row in rows
     ]

@@ -6,14 +6,17 @@ stability([run.dictionary.W for run in runs]).best
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy import stats
 from scipy.integrate import quad
 from scipy.special import betainc
 from torch import Tensor
 
+from sae.evaluation.bootstrap import Interval
 from sae.evaluation.synthetic.metrics import RECOVERED, cosines, match
 from sae.fields import ConfigError
 
@@ -60,6 +63,26 @@ def stability(dictionaries: Sequence[Tensor]) -> Stability:
         by_chance.append(of_random / (rows + columns))
     means = (float(np.mean(values)) for values in (best, one_to_one, matched, by_chance))
     return Stability(*means, pairs=tuple(best))
+
+
+def over_pairs(pairs: Sequence[float]) -> Interval | float:
+    """Mean over all pairs of n runs with a 95% interval over runs; of fewer than three runs, the mean alone.
+
+    Every run is in n - 1 pairs, so pairs are not independent, and a spread over them is too narrow. Each run is left
+    out in turn with all its pairs (the jackknife of a U-statistic: Arvesen 1969), SE² = (n - 1)/n Σ (θ₋ᵢ - mean θ₋)²,
+    and Student's t has n - 1 degrees of freedom.
+
+    Args:
+        pairs: in the order (0, 1), (0, 2), ..., (1, 2), ...
+    """
+    mean, n = float(np.mean(pairs)), round((1 + math.sqrt(1 + 8 * len(pairs))) / 2)
+    if n < 3:
+        return mean
+    runs = list(itertools.combinations(range(n), 2))
+    without = [float(np.mean([p for run, p in zip(runs, pairs, strict=True) if i not in run])) for i in range(n)]
+    error = math.sqrt((n - 1) * np.var(without))
+    half = float(stats.t.ppf(0.975, n - 1)) * error
+    return Interval(mean, mean - half, mean + half)
 
 
 def random_best(count: int, dim: int) -> float:

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from sae import draws
 from sae.fields import ConfigError
-from sae.generate.base import seeded
+from sae.generate.base import CRITIC, LAYERS, seeded
 from sae.models.stems import Stem
 
 
@@ -30,8 +31,8 @@ class Discriminator(nn.Module):
         if stem.positions != 1:
             raise ConfigError(f"stem: expected one row a sample, got {stem.positions}")
         self.stem = stem
-        stem.initialise(torch.Generator().manual_seed(seed))
-        self.out = seeded(lambda: nn.Linear(stem.dim, 1), seed)
+        stem.initialise(draws.generator(seed, CRITIC))
+        self.out = seeded(lambda: nn.Linear(stem.dim, 1), seed, CRITIC, LAYERS)
 
     def features(self, x: Tensor) -> Tensor:
         """Samples [N, D] -> features [N, d]."""

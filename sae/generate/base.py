@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sae import draws
 from sae.fields import ConfigError
 
-BATCHES, NOISE = range(2)  # what a step's random draws are for: each use has its own
+BATCHES, NOISE, MAKER, CRITIC, LAYERS = range(5)  # what random draws are for: each use has its own
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
@@ -66,10 +66,10 @@ def minibatches(x: Tensor, *, batch: int, steps: int, seed: int) -> Iterator[tup
         yield x[order[place * batch : (place + 1) * batch]], draws.generator(seed, step, NOISE)
 
 
-def seeded(make: Callable[[], AnyModule], seed: int) -> AnyModule:
-    """The module that `make` gives, its start drawn from the seed alone; PyTorch's own generator stays as it was."""
+def seeded(make: Callable[[], AnyModule], *key: int) -> AnyModule:
+    """The module that `make` gives, its start drawn from the key alone; PyTorch's own generator stays as it was."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(draws.generator(*key).initial_seed())
         return make()
 
 

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from sae import draws
 from sae.fields import ConfigError
-from sae.generate.base import minibatches, seeded, set_rate
-from sae.models.stems import Stem
+from sae.generate.base import LAYERS, MAKER, minibatches, seeded, set_rate
+from sae.models.stems import Stem, layered
 from sae.training.schedules import course
 
 CHUNK = 1024  # samples at a time
@@ -31,8 +32,9 @@ class Classifier(nn.Module):
         if stem.positions != 1:
             raise ConfigError(f"stem: expected one row a sample, got {stem.positions}")
         self.stem = stem
-        stem.initialise(torch.Generator().manual_seed(seed))
-        self.layers = seeded(lambda: nn.ModuleList([nn.Linear(stem.dim, width), nn.Linear(width, classes)]), seed)
+        stem.initialise(draws.generator(seed, MAKER))
+        sizes = (stem.dim, width, classes)
+        self.layers = seeded(lambda: layered(sizes), seed, LAYERS)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Samples [N, D] -> features [N, d] and logits [N, C]."""

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from sae import draws
 from sae.fields import ConfigError, check, unknown_choice
 from sae.generate.adversarial import GAMES, Discriminator
-from sae.generate.base import count, minibatches, seeded
+from sae.generate.base import LAYERS, MAKER, count, minibatches, seeded
 from sae.models.heads import Head
 from sae.models.stems import Stem
 
@@ -56,8 +57,8 @@ class Generator(nn.Module):
         if head.positions != 1:
             raise ConfigError(f"head: expected one row a sample, got {head.positions}")
         self.latents, self.head = latents, head
-        head.initialise(torch.Generator().manual_seed(seed))
-        self.linear = seeded(lambda: nn.Linear(latents, head.dim), seed)
+        head.initialise(draws.generator(seed, MAKER))
+        self.linear = seeded(lambda: nn.Linear(latents, head.dim), seed, MAKER, LAYERS)
 
     def forward(self, z: Tensor) -> Tensor:
         """Noise [N, latents] -> samples [N, D]."""
@@ -108,7 +109,7 @@ def train_gan(
     Raises:
         ConfigError: fewer samples than a batch.
     """
-    maker, critic = Generator(config.latents, head, seed), Discriminator(stem, seed + 1)
+    maker, critic = Generator(config.latents, head, seed), Discriminator(stem, seed)
     game, betas = GAMES[config.loss], (config.beta1, 0.999)
     making = torch.optim.Adam(maker.parameters(), lr=config.lr, betas=betas)
     judging = torch.optim.Adam(critic.parameters(), lr=config.lr, betas=betas)

@@ -76,6 +76,10 @@ class CodePrior(nn.Module):
         padded = torch.cat([codes, codes.new_full((len(codes), 1), self.atoms)], 1)
         return self.out(self.gru(self._read(padded, slice(None)))[0])
 
+    def nats(self, codes: Tensor) -> Tensor:
+        """-log p(c) of codes int64 [N, P], nats a sample [N]."""
+        return cross_entropy(self(codes).transpose(1, 2), codes, reduction="none").sum(1)
+
     @torch.no_grad()
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
         """n draws, int64 [n, P]."""
@@ -130,8 +134,6 @@ class PriorOfCodes:
 
     run: ImageRun
     prior: CodePrior
-    nats: float
-    """Training loss of the last epoch, -log p(c) a sample."""
     prior_seconds: float
     encodes: bool = True
 
@@ -168,18 +170,14 @@ def train_prior(run: ImageRun, config: PriorConfig, *, seed: int) -> PriorOfCode
     prior = seeded(lambda: CodePrior(run.model.width, table, config), seed)
     optimizer = torch.optim.Adam(prior.parameters(), lr=config.lr)
     begun = time.perf_counter()
-    losses = []
     for step, (rows, _) in enumerate(minibatches(codes, batch=config.batch, steps=config.steps, seed=seed)):
-        logits = prior(rows)
-        loss = cross_entropy(logits.flatten(0, 1), rows.flatten(), reduction="sum") / len(rows)
+        loss = prior.nats(rows).mean()
         set_rate(optimizer, config.lr * course(step, config.steps, warmup=0.05, decay=0.5))
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(prior.parameters(), CLIP)
         optimizer.step()
-        losses.append(loss.item())
-    last = losses[-max(1, len(codes) // config.batch) :]
-    return PriorOfCodes(run, prior, sum(last) / len(last), time.perf_counter() - begun)
+    return PriorOfCodes(run, prior, time.perf_counter() - begun)
 
 
 @torch.no_grad()

@@ -99,7 +99,7 @@ def train_vaegan(
     if not isinstance(model.code, Gaussian):
         raise ConfigError(f"model: expected a Gaussian code (--variant vae), got {model.code.name!r}")
     model.initialise(torch.Generator().manual_seed(seed))
-    critic = Discriminator(stem, seed + 1)
+    critic = Discriminator(stem, seed)
     decoder = [*model.dictionary.parameters(), *([] if model.head is None else model.head.parameters())]
     inside = {id(p) for p in decoder}
     encoder = [p for p in model.parameters() if id(p) not in inside]

@@ -21,7 +21,7 @@ from sae.files import (
     save_tensors,
 )
 
-FORMAT = 1
+FORMAT = 2
 
 
 class Checkpoint(NamedTuple):

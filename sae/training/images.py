@@ -189,7 +189,7 @@ def _train_locked(plan: ImagePlan, stop: StopSignal, progress: Progress) -> Imag
     hint = f"continue with: sae image train --resume --out {config.out}"
     last = take_steps(config, trainer, batches, plan.batch, stop, progress, hint=hint, unit="images")
     seconds = time.perf_counter() - begun
-    finish_record(config, trainer, batch=plan.batch, seconds=seconds)
+    finish_record(config, trainer, batch=plan.batch)
     return ImageTrainResult(
         out=config.out,
         variant=config.vision.variant,

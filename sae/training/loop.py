@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from itertools import chain, islice
 from typing import Any
@@ -38,12 +39,14 @@ def take_steps(
     Returns:
         The last line of the metrics.
     """
-    folder = config.out / "checkpoints"
+    folder, begun = config.out / "checkpoints", time.perf_counter()
     state, stream = _start(config, trainer, batches, progress)
+    earlier = trainer.seconds
     saved = trainer.taken if state is not None else None  # the newest checkpoint's step
 
     def save() -> None:
         nonlocal saved
+        trainer.seconds = earlier + time.perf_counter() - begun
         # after a step that was not finite, noticed late on a GPU, the data is ahead of the weights: keep the old one
         if state is not None and state["step"] == trainer.taken != saved:
             save_checkpoint(folder, trainer.taken, *trainer.state(), state, keep=config.keep_checkpoints)
@@ -71,6 +74,7 @@ def take_steps(
         raise
     finally:
         log.close()
+    trainer.seconds = earlier + time.perf_counter() - begun
     return log.last
 
 

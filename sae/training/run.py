@@ -113,7 +113,7 @@ def fit(
     own = {site.name for site in plan.sites}  # a harvest that feeds other runs too knows more
     limits = {name: limit for name, limit in (harvest.norm_limits or {}).items() if name in own}
     known = {"norm_limits": limits, "isolation": harvest.isolation}
-    finish_record(config, trainer, batch=plan.batch, seconds=trained - begun, harvest=known)
+    finish_record(config, trainer, batch=plan.batch, harvest=known)
     return TrainResult(
         out=config.out,
         steps=batches.steps,

@@ -140,7 +140,7 @@ def new_record(config: RunConfig, *, kind: str, data: dict[str, Any]) -> dict[st
     }
 
 
-def finish_record(config: RunConfig, trainer: Trainer, *, batch: int, seconds: float, **more: Any) -> None:
+def finish_record(config: RunConfig, trainer: Trainer, *, batch: int, **more: Any) -> None:
     """Save the trained autoencoder and complete config.json: the run is finished."""
     record = read_record(config.out)
     record["autoencoder"] = save_weights(config.out, trainer.finished(), trainer.probe)
@@ -148,7 +148,7 @@ def finish_record(config: RunConfig, trainer: Trainer, *, batch: int, seconds: f
         "lr": trainer.peak,
         "steps": trainer.steps,
         "batch": batch,
-        "seconds": seconds,
+        "seconds": trainer.seconds,
         "route": trainer.route.name,
         "form": trainer.model.code.describe(),
     }

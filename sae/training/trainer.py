@@ -106,6 +106,7 @@ class Trainer:
         self.compute = getattr(torch, compute)
         self.inputs = self.targets = identity(self.model.dim)
         self.taken = 0
+        self.seconds = 0.0  # of training so far, in all processes; whoever takes the steps measures it
         self.dead = torch.zeros(0, dtype=torch.int64, device=device)
         self.probe = torch.zeros(0, self.model.dim)
         self.optimizer = make_optimizer(self.model, optim, recipe.beta1 if optim.beta1 is None else optim.beta1)
@@ -321,7 +322,7 @@ class Trainer:
         tensors |= {f"recent.{i}": rows for i, rows in enumerate(self._recent)}
         if self.running is not None:
             tensors["running"] = self.running
-        values: dict[str, Any] = {"taken": self.taken}
+        values: dict[str, Any] = {"taken": self.taken, "seconds": self.seconds}
         if self.sparsity is not None:
             more, values["sparsity"] = self.sparsity.state()
             tensors |= {f"sparsity.{name}": t for name, t in more.items()}
@@ -348,7 +349,7 @@ class Trainer:
             self.running.copy_(tensors["running"])
         recent = part("recent")
         self._recent = [recent[str(i)] for i in range(len(recent))]
-        self.taken = values["taken"]
+        self.taken, self.seconds = values["taken"], values["seconds"]
         if self.sparsity is not None:
             self.sparsity.restore(part("sparsity"), values["sparsity"])
 

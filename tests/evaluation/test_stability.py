@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
+from scipy import stats
 
-from sae.evaluation.stability import random_best, stability
+from sae.evaluation.stability import over_pairs, random_best, stability
 from sae.evaluation.synthetic.metrics import match
 from sae.fields import ConfigError
 
@@ -19,7 +22,7 @@ def atoms(count: int, dim: int, seed: int = 0) -> torch.Tensor:
 def test_a_permuted_sign_flipped_scaled_copy_is_the_same_dictionary() -> None:
     first = atoms(20, 12)
     factors = torch.linspace(-3, 3, 20, dtype=torch.float64)[:, None]
-    result = stability([first, (factors * first)[torch.randperm(20)]])
+    result = stability([first, (factors * first)[torch.randperm(20, generator=torch.Generator().manual_seed(0))]])
     assert result[:3] == pytest.approx((1, 1, 1))
     assert result.best > result.best_of_random + 0.2
 
@@ -90,3 +93,15 @@ def test_what_cannot_be_compared_is_refused(given: list[torch.Tensor], words: st
 def test_refusals_are_ours() -> None:
     with pytest.raises(ConfigError):
         stability([])
+
+
+def test_the_interval_over_pairs_is_exact_where_every_seed_adds_its_share() -> None:
+    # pairs a_i + a_j have the mean 2 mean(a), whose standard error is that of a mean of n independent numbers
+    shares = [0.1, 0.25, 0.2, 0.4, 0.3]
+    found = over_pairs([a + b for a, b in itertools.combinations(shares, 2)])
+    half = stats.t.ppf(0.975, 4) * 2 * np.std(shares, ddof=1) / math.sqrt(5)
+    assert found == pytest.approx((0.5, 0.5 - half, 0.5 + half))
+
+
+def test_two_runs_have_one_pair_and_no_interval() -> None:
+    assert over_pairs([0.7]) == 0.7

@@ -9,7 +9,7 @@ import torch
 
 from sae.fields import ConfigError
 from sae.generate.adversarial import GAMES, Discriminator
-from sae.generate.gan import GANConfig, train_gan
+from sae.generate.gan import GANConfig, Generator, train_gan
 from sae.models.heads import ConvolutionalHead, MLPHead
 from sae.models.stems import ConvolutionalStem, MLPStem
 
@@ -81,3 +81,14 @@ def test_what_does_not_fit_is_refused() -> None:
         train_gan(torch.rand(8, 4), MLPStem(4, [4]), MLPHead(4, [4], True), GANConfig(), seed=0)
     with pytest.raises(ConfigError, match="expected one row a sample, got 4"):
         Discriminator(ConvolutionalStem((1, 4, 4), [4], rows=3), 0)
+
+
+def test_parts_of_one_seed_start_from_different_draws() -> None:
+    stems = [MLPStem(64, (8,)) for _ in range(2)]
+    maker, critic = Generator(8, MLPHead(64, (8,), True), seed=0), Discriminator(stems[0], seed=0)
+    other = Discriminator(stems[1], seed=1)
+    starts = [part.flatten()[:8] for part in (maker.linear.weight, maker.head.layers[0].weight, critic.out.weight,
+              stems[0].layers[0].weight, other.out.weight, stems[1].layers[0].weight)]  # fmt: skip
+    # a start is uniform up to a bound of its own: signs tell whether two streams are one
+    signs = {tuple((start > 0).tolist()) for start in starts}
+    assert len(signs) == len(starts)
