@@ -14,9 +14,14 @@ import torch
 
 from sae import cli
 from sae.chapter import report
+from sae.chapter.anomaly import failure_said
 from sae.chapter.base import EXPERIMENTS, Experiment, Finding, Setting, experiment, trained
-from sae.chapter.collapse import LATENTS
-from sae.chapter.measure import fvu, mean_of, over_seeds, pca_reconstruction
+from sae.chapter.collapse import LATENTS, collapse_said
+from sae.chapter.denoising import Gains, gains_said
+from sae.chapter.measure import Spread, fvu, mean_of, over_seeds, pca_reconstruction, side
+from sae.chapter.overcomplete import COPIES, copying_said
+from sae.chapter.reduction import less_said, reduced
+from sae.chapter.sparse import same_l0_said
 from sae.config import ConfigError
 from sae.evaluation.baselines import PCA
 from sae.evaluation.images import psnr
@@ -58,6 +63,7 @@ def test_a_linear_autoencoder_reaches_pca(setting: Setting) -> None:
     numbers = found(setting, "linear_is_pca").numbers
     assert 1 - 1e-6 <= numbers["training"]["ratio"] < 1.01
     assert mean_of(numbers["overlap"]) > 0.99
+    assert mean_of(numbers["nearest_component"]) < 0.99
 
 
 def test_two_latents_leave_less_error_than_two_components(setting: Setting) -> None:
@@ -68,14 +74,31 @@ def test_two_latents_leave_less_error_than_two_components(setting: Setting) -> N
     assert mean_of(numbers["trustworthiness"]["the autoencoder"]) > mean_of(numbers["trustworthiness"]["PCA"])
 
 
+def test_sizes_that_reduce_nothing_are_left_out_and_signs_choose_the_word() -> None:
+    assert reduced((2, 10, 32, 64), 64) == [2, 10, 32]
+    assert less_said({2: 0.2, 10: 0.46, 32: -0.05}) == "less at 2 (by 20%) and 10 (by 46%); more at 32 (by 5%) latents"
+    assert less_said({2: -0.1}) == "more at 2 (by 10%) latents"
+
+
 def test_without_a_penalty_an_overcomplete_autoencoder_copies_noise_and_all(setting: Setting) -> None:
     measured = found(setting, "overcomplete").numbers["measured"]
     free, noise = measured["no penalty"], measured["noise"]
-    assert mean_of(free["FVU"]) < 0.05
+    assert mean_of(free["FVU"]) < COPIES
     assert mean_of(free["noise kept"]) > 0.8
     assert mean_of(noise["noise kept"]) < 0.4
     assert mean_of(measured["TopK"]["L0"]) == 16
     assert mean_of(free["FVU"]) < min(mean_of(measured[name]["FVU"]) for name in ("noise", "L1", "TopK"))
+
+
+def test_an_autoencoder_copies_only_below_the_threshold_and_cures_are_named_by_what_they_do() -> None:
+    free = {"FVU": 0.001, "noise kept": 0.9, "best latent": 0.7}
+    noise = {"FVU": 0.1, "noise kept": 0.1, "best latent": 0.6}
+    sparse = {"FVU": 0.2, "noise kept": 1.3, "best latent": 0.8}
+    said = copying_said({"no penalty": [free], "noise": [noise], "L1": [sparse]})
+    assert "the autoencoder copies: FVU 0.0010" in said
+    assert "Less noise comes out with noise (10%), no less with L1 (130%)" in said
+    assert "better with L1 (80%), no better that the seeds show with noise (60%)" in said
+    assert "does not copy" in copying_said({"no penalty": [{**free, "FVU": 0.12}], "noise": [noise]})
 
 
 def test_denoising_gains_at_its_level_and_beyond_it(setting: Setting) -> None:
@@ -91,12 +114,30 @@ def test_denoising_gains_at_its_level_and_beyond_it(setting: Setting) -> None:
     assert mean_of(only["only corrupted pixels"]["other pixels"]) < mean_of(only["all pixels"]["other pixels"])
 
 
+def test_losses_of_denoising_are_told() -> None:
+    good, bad = Gains(0.3, 5.0, (0.1, 1.0), (0.6, 8.0), 2.0), Gains(0.2, 5.0, (0.05, -1.0), (0.4, 8.0), -0.5)
+    assert gains_said({"gaussian": good}).endswith("There is a gain at every one of these levels, seen or not.")
+    said = gains_said({"gaussian": good, "masking": bad})
+    assert said.endswith(
+        "There is no gain at the weakest unseen level for masking; over the plain autoencoder for masking."
+    )
+    assert "-1.0 at 0.05" in said
+
+
 def test_more_active_latents_leave_less_error(setting: Setting) -> None:
     few, many = found(setting, "l1").numbers["curve"]
     for name in ("L1", "TopK"):
         assert mean_of(few[f"{name} L0"]) == pytest.approx(few["asked for"], rel=0.25)
         assert mean_of(many[f"{name} FVU"]) < mean_of(few[f"{name} FVU"])
     assert mean_of(few["TopK FVU"]) < mean_of(few["L1 FVU"])
+
+
+def test_topk_and_the_penalty_are_compared_at_one_number_of_latents() -> None:
+    # FVU 1 / L0, which is straight in the logarithms: at 8 latents exactly .125
+    l1 = [(5.0, 1 / 5), (20.0, 1 / 20)]
+    assert "0.100 and 0.125 at 8.0 latents. TopK leaves less at 1 of 1" in same_l0_said(l1, [(4.0, 0.1), (8.0, 0.1)])
+    assert "TopK leaves less at 0 of 1" in same_l0_said(l1, [(8.0, 0.13)])
+    assert same_l0_said(l1, [(4.0, 0.1)]).startswith("None")
 
 
 def test_latents_held_to_a_rate_have_it(setting: Setting) -> None:
@@ -118,8 +159,9 @@ def test_selecting_codes_train_on_pixels_by_the_fused_steps(setting: Setting) ->
 def test_latents_collapse_under_a_strong_divergence_and_free_bits_bring_them_back(setting: Setting) -> None:
     usual, collapsed, _, free = found(setting, "collapse").numbers.values()
     assert mean_of(collapsed["KL (nats)"]) < mean_of(usual["KL (nats)"]) < mean_of(free["KL (nats)"])
-    assert mean_of(collapsed["over 0.1 nats"]) < LATENTS / 2
-    assert mean_of(free["over 0.1 nats"]) == LATENTS
+    assert mean_of(collapsed["active latents"]) < LATENTS / 2
+    assert mean_of(free["active latents"]) > mean_of(collapsed["active latents"])
+    assert mean_of(free["over 0.1 nats"]) == LATENTS, "which is so by construction"
     assert mean_of(free["FVU"]) < mean_of(collapsed["FVU"])
 
 
@@ -127,6 +169,27 @@ def test_images_of_other_classes_are_less_likely(setting: Setting) -> None:
     numbers = found(setting, "anomaly").numbers
     assert mean_of(numbers["mean"]["auroc"]) > 0.93
     assert mean_of(numbers["failure"]["auroc"]) < mean_of(numbers["mean"]["auroc"])
+
+
+def test_anomalies_fail_below_a_half_alone() -> None:
+    def said(auroc: Spread) -> str:
+        return failure_said({"auroc": auroc, "pca_auroc": 0.6}, {"auroc": 0.95, "pca_auroc": 0.9})
+
+    assert "the score is the right way round" in said(0.749)
+    assert "more than 16 principal components" in said(0.749)
+    assert "the score fails" in said(0.3)
+    assert "no more than 16 principal components" in said(0.3)
+    assert "does not tell them apart" in said(over_seeds([0.4, 0.6]))
+
+
+def test_a_cure_of_collapse_must_help() -> None:
+    def row(active: float, left: float) -> dict[str, Any]:
+        return {"active latents": active, "over 0.1 nats": 32.0, "FVU": left}
+
+    said = collapse_said([row(20, 0.1), row(5, 0.5), row(5, 0.6), row(9, 0.4)])
+    assert "5.0 active, FVU 0.600, which does not help" in said
+    assert "9.0 active, FVU 0.400, which helps." in said
+    assert "helps by one of the two" in collapse_said([row(20, 0.1), row(5, 0.5), row(5, 0.6), row(5, 0.4)])
 
 
 def test_learned_features_beat_an_untrained_encoders(setting: Setting) -> None:
@@ -146,6 +209,7 @@ def test_means_over_seeds_carry_students_interval() -> None:
     assert not isinstance(spread, float)
     assert spread == pytest.approx((2.0, 2 - 4.3027 / 3**0.5, 2 + 4.3027 / 3**0.5), abs=1e-4)
     assert over_seeds([0.5]) == 0.5
+    assert [side(over_seeds(values)) for values in ([1.0, 1.1], [-1.0, 2.0], [-1.0, -1.1], [0.0])] == [1, 0, -1, 0]
 
 
 def test_fvu_and_psnr_are_their_definitions() -> None:
@@ -191,8 +255,8 @@ def two_experiments(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     for name in list(EXPERIMENTS):
         monkeypatch.delitem(EXPERIMENTS, name)
-    monkeypatch.setitem(EXPERIMENTS, "bad", Experiment(bad, (1,), "A claim that fails"))
-    monkeypatch.setitem(EXPERIMENTS, "good", Experiment(good, (2,), "A claim that holds"))
+    monkeypatch.setitem(EXPERIMENTS, "bad", Experiment(bad, (1,), "A claim that fails", ""))
+    monkeypatch.setitem(EXPERIMENTS, "good", Experiment(good, (2,), "A claim that holds", ""))
     return ran
 
 
@@ -230,7 +294,7 @@ def test_a_stop_says_how_to_go_on(
     def stopped(setting: Setting) -> Finding:
         raise Interrupted(2, "continue a run that the user never started")
 
-    monkeypatch.setitem(EXPERIMENTS, "bad", Experiment(stopped, (3,), "A claim that takes long"))
+    monkeypatch.setitem(EXPERIMENTS, "bad", Experiment(stopped, (3,), "A claim that takes long", ""))
     outcome = said(capfd, "--out", tmp_path / "c", "--data", "digits")
     assert outcome.status == 130
     assert "the same command goes on" in outcome.err

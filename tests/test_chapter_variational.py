@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,10 +20,25 @@ from sae.chapter import (  # noqa: F401  makes the experiments known
     variational_bounds,
 )
 from sae.chapter.base import EXPERIMENTS, Finding, Setting
-from sae.chapter.convolutional import CHAPTER_SHAPE, convolutional_vae, stages, untrained
-from sae.chapter.latent_space import different_pairs, mixture_draws
+from sae.chapter.convolutional import CHAPTER_SHAPE, convolutional_vae, stages
+from sae.chapter.convolutional_spectra import blur_said, power_beyond, times
+from sae.chapter.latent_space import (
+    AE_REBUILT,
+    GAUSSIAN,
+    REAL,
+    VAE_PRIOR,
+    VAE_REBUILT,
+    different_pairs,
+    gaps_said,
+    interpolation_said,
+    mixture_draws,
+)
+from sae.chapter.latent_space_arithmetic import OWN, RANDOM, Flips, arithmetic_said
+from sae.chapter.networks import untrained
+from sae.chapter.quantised import use_said
 from sae.chapter.variational import check_gradient, check_kl, gradient_estimates
-from sae.chapter.variational_bounds import importance_bound
+from sae.chapter.variational_bounds import importance_bound, rises_said
+from sae.evaluation.bootstrap import Interval
 from sae.image_config import VisionConfig
 from sae.models.autoencoder import Autoencoder
 
@@ -167,14 +183,46 @@ def test_squared_error_is_a_gaussian(setting: Setting) -> None:
 def test_bound_does_not_fall(setting: Setting) -> None:
     finding = found(setting, "importance_weighted")
     assert finding.numbers["falls"] == 0
+    assert finding.numbers["certain"] > 0
     assert [row["seed"] for row in finding.tables[0]] == [0, 1, "mean over seeds"]
 
 
 def test_gaps(setting: Setting) -> None:
     distance = found(setting, "gaps").numbers["frechet"]
-    assert distance["VAE, N(0, 1)"] < distance["AE, N(0, 1)"]
-    assert distance["AE, mixture"] < distance["AE, one Gaussian"] < distance["AE, N(0, 1)"]
-    assert distance["held-out images"] < min(v for name, v in distance.items() if name != "held-out images")
+    assert distance[VAE_PRIOR] < distance["AE, N(0, 1)"]
+    assert distance["AE, mixture"] < distance[GAUSSIAN] < distance["AE, N(0, 1)"]
+    assert distance[AE_REBUILT] < distance[GAUSSIAN]
+    assert distance[REAL] < min(distance[name] for name in (GAUSSIAN, VAE_PRIOR))
+
+
+def test_gaps_are_what_drawing_adds_beyond_other_images() -> None:
+    def said(gaussian: list[float], prior: list[float]) -> str:
+        ones = [1.0] * len(prior)
+        return gaps_said({GAUSSIAN: gaussian, VAE_PRIOR: prior, AE_REBUILT: ones, VAE_REBUILT: ones, REAL: ones})
+
+    assert "drawing adds 4.0 for the autoencoder, which has gaps, and 0.5 for the VAE, which has none" in said(
+        [5], [1.5]
+    )
+    assert "more than other images add); the autoencoder's is more." in said([5], [1.5])
+    assert said([5], [1.5]).endswith("holds here.")
+    both = said([3], [5])
+    assert "nearer than those of the VAE's prior" in both
+    assert "the VAE's is more." in both
+    assert both.endswith("does not hold here.")
+    assert "the seeds do not tell whose is more" in said([3, 5], [5, 3])
+    assert "which has none that the seeds show" in said([0, 9], [9, 9])
+
+
+def test_interpolation_is_told_as_it_came_out() -> None:
+    def row(path: str, ends: float, middle: float, confidence: float) -> dict[str, Any]:
+        distances = {"nearest image, ends": ends, "nearest image, middle": middle}
+        return {"path": path, **distances, "confidence, ends": 1.0, "confidence, middle": confidence}
+
+    near, far = row("line", 0.1, 0.12, 0.9), row("blend", 0.15, 0.2, 0.6)
+    assert ", nearer than the blend" in interpolation_said(near, near, far)
+    said = interpolation_said(far, far, near)
+    for word in ("no nearer than the blend", "leads the codes no less far from", "the line loses no less of it"):
+        assert word in said
 
 
 def test_interpolation(setting: Setting) -> None:
@@ -185,10 +233,60 @@ def test_interpolation(setting: Setting) -> None:
     assert len(finding.pictures) == 5
 
 
+def test_arithmetic_is_told_beside_its_control() -> None:
+    def said(own: tuple[float, float], random: tuple[float, float]) -> str:
+        flips = {OWN: own, "autoencoder's codes": own, "pixels": (0.5, 0.15), RANDOM: random}
+        tensors = {name: (torch.full((2, 2), rate), near) for name, (rate, near) in flips.items()}
+        return arithmetic_said({name: Flips(*found) for name, found in tensors.items()})
+
+    good = said((0.8, 0.1), (0.01, 0.2))
+    assert "more often than by the control" in good
+    assert "farther than the arithmetic's" in good
+    bad = said((0.1, 0.2), (0.2, 0.1))
+    assert "no more often than by the control" in bad
+    assert "no farther than the arithmetic's" in bad
+    assert "arrive no more often than the same sum of pixels" in bad
+    assert "0.150 from the nearest training image, no farther from it" in bad
+
+
 def test_arithmetic(setting: Setting) -> None:
     rates = found(setting, "latent_arithmetic").numbers["flip_rates"]
     assert rates["VAE's codes"] > 0.5
     assert rates["VAE's codes, random direction"] < 0.2
+
+
+def test_rises_are_counted_by_their_intervals() -> None:
+    rises = [Interval(1.0, 0.5, 1.5), Interval(0.1, -0.1, 0.3), Interval(-1.0, -2.0, -0.5)]
+    assert "rose in 1 of 3 steps and fell in 1" in rises_said(rises)
+    assert "least surely is -1.00 nats [-2.00, -0.50]" in rises_said(rises)
+
+
+def test_codebook_is_told_by_all_four_ways() -> None:
+    names = ("moving averages, resets", "moving averages", "gradient, resets", "gradient")
+    for values, concluded in (
+        ((90, 50, 88, 40), ": resets, then moving averages in place of the gradient."),
+        ((90, 88, 50, 40), ": moving averages in place of the gradient, then resets."),
+        ((90, 50, 95, 60), ": resets."),
+        ((40, 50, 60, 70), ": neither, that the seeds show."),
+    ):
+        assert use_said({name: [value] for name, value in zip(names, values, strict=True)}, 128).endswith(concluded)
+    unsure = use_said({name: [0.0, 9.0] if name == names[0] else [5.0, 5.0] for name in names}, 128)
+    assert unsure.endswith("neither, that the seeds show.")
+
+
+def test_power_beyond_the_cutoff_counts_corners_and_words_follow_it() -> None:
+    i = torch.arange(8)
+    corner = (1 - 2 * ((i[:, None] + i) % 2)).float()  # half a cycle both ways: outside of all rings
+    slow = torch.cos(2 * torch.pi * i / 8).expand(8, 8)
+    assert power_beyond((corner + slow).view(1, 64), (1, 8, 8)) == pytest.approx(64)
+    assert power_beyond(slow.reshape(1, 64), (1, 8, 8)) == pytest.approx(0, abs=1e-9)
+    kept = {"data": 1.0, "AE, reconstructions": 0.9, "VAE, reconstructions": 0.5, "VAE, samples": 0.6}
+    assert ", less than by the autoencoder" in blur_said(kept)
+    sharp = blur_said({**kept, "VAE, reconstructions": 1.2})
+    assert ", no less than by the autoencoder" in sharp
+    assert "Smoother than the data: AE, reconstructions; VAE, samples." in sharp
+    assert times(540.0) == "540 times less"
+    assert times(0.5) == "2.0 times more"
 
 
 def test_blur(setting: Setting) -> None:
@@ -200,6 +298,7 @@ def test_checkerboards(setting: Setting) -> None:
     numbers = found(setting, "checkerboards").numbers
     assert numbers["untrained_ratio"] > 20
     assert numbers["trained_ratio"] > 20
+    assert numbers["lattice"][0]["ratio"] > 20
 
 
 def test_convolutional_vae(setting: Setting) -> None:

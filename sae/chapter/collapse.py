@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from sae.chapter.base import Finding, Picture, Setting, experiment, trained
 from sae.chapter.measure import fvu, mean_of, over_seeds, reconstructed, split_images
 from sae.chapter.networks import HIDDEN, OPTIM
-from sae.evaluation.variational import Activity, activity, moments
+from sae.evaluation.variational import ACTIVE_VARIANCE, Activity, activity, moments
 from sae.image_config import VisionConfig
 from sae.image_runs import ImageRun
 from sae.pictures.bars import draw_ranked
@@ -22,8 +23,8 @@ FREE_BITS = 0.25
 WARMUP = 0.5
 """Share of the steps over which the divergence's weight rises."""
 CARRIES = 0.1
-"""Nats of a latent's mean KL from which on it is said to carry something. The variance of the mean that the literature
-looks at (.01) is passed by latents that only tremble."""
+"""Nats of a latent's mean KL that are shown beside the active units: free bits above it are met at no cost, whether
+the latent says anything of the image or not, so it does not tell whether they cure."""
 STRONG = 4.0
 """Weight of the divergence under which most latents give up."""
 USUAL = VisionConfig(variant="vae", width=LATENTS, hidden=HIDDEN)
@@ -51,22 +52,42 @@ def collapse(setting: Setting) -> Finding:
         rows.append(
             {
                 "VAE": name,
-                f"over {CARRIES} nats": over_seeds([float((a.kl > CARRIES).sum()) for a in found]),
                 "active latents": over_seeds([float(a.active) for a in found]),
+                f"over {CARRIES} nats": over_seeds([float((a.kl > CARRIES).sum()) for a in found]),
                 "KL (nats)": over_seeds([a.kl.sum().item() for a in found]),
                 "FVU": over_seeds([fvu(held.x, reconstructed(run, held.x)) for run in runs]),
             }
         )
         pictures.append(_bars(found[0], name))
-    usual, collapsed, warm, free = (mean_of(row[f"over {CARRIES} nats"]) for row in rows)
     return Finding(
-        text=f"Of {LATENTS} latents the VAE uses {usual:.1f} (a mean KL of over {CARRIES} nats); with the "
-        f"divergence {STRONG:g} times as dear, {collapsed:.1f}: the others stay at the prior, whatever the image. "
-        f"With the weight rising over the first half of the steps it uses {warm:.1f}, with "
-        f"{FREE_BITS} nats a latent free of charge {free:.1f}.",
+        text=collapse_said(rows),
         numbers={row["VAE"]: {name: value for name, value in row.items() if name != "VAE"} for row in rows},
         tables=[rows],
         pictures=pictures,
+    )
+
+
+def collapse_said(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Active units and error of the four cases, and what the two cures did to both."""
+    active, carrying, left = (
+        [mean_of(row[name]) for row in rows] for name in ("active latents", f"over {CARRIES} nats", "FVU")
+    )
+    lost = (
+        f"the other {LATENTS - active[1]:.1f} stay where they are, whatever the image"
+        if active[1] < active[0]
+        else "no fewer"
+    )
+    cures = []
+    for name, place in (("a weight that rises over the first half of the steps", 2), ("free bits", 3)):
+        more, better = active[place] > active[1], left[place] < left[1]
+        word = {(True, True): "helps", (False, False): "does not help"}.get((more, better), "helps by one of the two")
+        cures.append(f"{name}: {active[place]:.1f} active, FVU {left[place]:.3f}, which {word}")
+    free = f", which {FREE_BITS} free nats a latent may pass at no cost" if FREE_BITS > CARRIES else ""
+    return (
+        f"Of {LATENTS} latents the VAE has {active[0]:.1f} active (the variance of the mean over images is above "
+        f"{ACTIVE_VARIANCE}) at FVU {left[0]:.3f}; with the divergence {STRONG:g} times as dear, {active[1]:.1f} at "
+        f"{left[1]:.3f}: {lost}. Against that, {'; '.join(cures)}. Mean KLs of over {CARRIES} nats{free}, have "
+        f"{carrying[0]:.1f}, {carrying[1]:.1f}, {carrying[2]:.1f} and {carrying[3]:.1f} latents."
     )
 
 
@@ -77,13 +98,13 @@ def latents_of(run: ImageRun, x: torch.Tensor) -> Activity:
 
 
 def _bars(found: Activity, name: str) -> Picture:
-    carrying = np.asarray(found.kl > CARRIES)
+    active = np.asarray(found.variance > ACTIVE_VARIANCE)
     figure = draw_ranked(
         found.kl.numpy(),
         label="KL (nats)",
         rank="latent, by its KL",
-        marked=carrying,
-        names=(f"over {CARRIES} nats", "collapsed"),
+        marked=active,
+        names=("active", "collapsed"),
         title=name,
     )
     return Picture(figure, f"Mean KL of every latent from the prior: {name}.", vector=True)

@@ -9,13 +9,13 @@ import torch
 from sae.chapter.base import Finding, Picture, Setting, experiment, trained
 from sae.chapter.latent_space import prior_draws
 from sae.chapter.measure import fvu, reconstructed
+from sae.chapter.networks import untrained
 from sae.chapter.variational_models import heldout
 from sae.image_config import VisionConfig
 from sae.image_runs import ImageRun, decode_dense, dense_codes
 from sae.models.autoencoder import Autoencoder
 from sae.models.heads import ConvolutionalHead
 from sae.models.stems import ConvolutionalStem
-from sae.models.vision import recipe_of
 from sae.pictures.grids import draw_rows
 from sae.pictures.latents import draw_interpolation
 
@@ -31,13 +31,6 @@ def convolutional_vae(*, upsampling: bool) -> VisionConfig:
         upsampling: doubling and a convolution in place of the chapter's transposed convolutions.
     """
     return VisionConfig(variant="vae", width=LATENTS, stem="convolutional", head="convolutional", upsampling=upsampling)
-
-
-def untrained(vision: VisionConfig, shape: Sequence[int], seed: int) -> Autoencoder:
-    """The configured autoencoder as it is before its first step."""
-    model = recipe_of(vision, shape, 1000).model
-    model.initialise(torch.Generator().manual_seed(seed))
-    return model.eval()
 
 
 @torch.no_grad()
@@ -75,7 +68,7 @@ def room_run(setting: Setting, *, upsampling: bool, epochs: int, size: int, limi
     return trained(setting, name, vision, data=data, epochs=epochs, limit=limit, seed=seed)
 
 
-@experiment("convolutional_vae", rows=(17,), title="A convolutional variational autoencoder")
+@experiment("convolutional_vae", rows=(17,), title="A convolutional variational autoencoder", seeds="0")
 def convolutional(setting: Setting) -> Finding:
     """The chapter's stages on 64 x 64 colour images, and what a trained one reconstructs and makes up."""
     rows = stages(untrained(convolutional_vae(upsampling=False), CHAPTER_SHAPE, 0), CHAPTER_SHAPE)
@@ -99,7 +92,8 @@ def convolutional(setting: Setting) -> Finding:
     ]
     text = (
         f"Three convolutions halve 64 x 64 to 8 x 8 while channels grow from 3 to 128, and three transposed ones lead "
-        f"back. Trained on {run.record['data']['count']:,} images for {run.config.epochs} epochs, {LATENTS} latents "
-        f"leave {error:.1%} of the variance of held-out images unexplained."
+        f"back (the table). Trained with upsampling in place of the transposed ones, on "
+        f"{run.record['data']['count']:,} images of {run.shape[1]} x {run.shape[2]} for {run.config.epochs} epochs, "
+        f"{LATENTS} latents leave {error:.1%} of the variance of held-out images unexplained."
     )
     return Finding(text, {"stages": table, "fvu": error, "images": run.record["data"]["count"]}, [table], shown)

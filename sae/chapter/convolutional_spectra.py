@@ -11,11 +11,12 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from sae.chapter.base import Finding, Picture, Setting, experiment
-from sae.chapter.convolutional import CHAPTER_SHAPE, convolutional_vae, room_run, untrained
+from sae.chapter.convolutional import CHAPTER_SHAPE, convolutional_vae, room_run
 from sae.chapter.latent_space import prior_draws
 from sae.chapter.measure import Spread, mean_of, over_seeds, reconstructed
+from sae.chapter.networks import untrained
 from sae.chapter.variational_models import ae, heldout, vae
-from sae.evaluation.spectra import power
+from sae.evaluation.spectra import Checkerboard, power
 from sae.image_runs import ImageRun, decode_dense
 from sae.pictures.grids import draw_tiles
 from sae.pictures.lines import Curve, draw_lines
@@ -25,7 +26,10 @@ STRIDE = 2  # of every stage of the decoders
 FLOOR = 1e-8  # of the largest power, under which the picture shows nothing
 KINDS = {"transposed": False, "upsampled": True}
 """Decoders by whether they double and convolve, in place of a transposed convolution."""
-WHAT = ("samples", "reconstructions", "errors")
+WHAT: tuple[str, ...] = ("samples", "reconstructions", "errors")
+MEASURES = {"phases": "variance in the 2 x 2 pattern", "lattice": "power on the lattice / off it"}
+"""Of a checkerboard, as tables call them."""
+CUTOFF = 0.25  # cycles a pixel from which on a frequency is high
 
 
 def random_decoders(count: int, seeds: int) -> dict[str, Tensor]:
@@ -38,12 +42,12 @@ def random_decoders(count: int, seeds: int) -> dict[str, Tensor]:
     return found
 
 
-@experiment("checkerboards", rows=(18,), title="Transposed convolutions leave checkerboards, upsampling does not")
+@experiment("checkerboards", rows=(18,), title="Checkerboards of transposed convolutions, before and after training")
 def checkerboards(setting: Setting) -> Finding:
-    """Two decoders, before training and while it goes on; the measure is blind to anything but the stride's lattice."""
+    """Two decoders, before training and while it goes on; the measures are blind to all but the stride's lattice."""
     drawn, count = setting.pick(5, 2), setting.pick(100, 30)
     before = {
-        kind: over_seeds([checkerboards_of({kind: one}, CHAPTER_SHAPE, STRIDE)[kind].phases for one in images])
+        kind: over_boards([checkerboards_of({kind: one}, CHAPTER_SHAPE, STRIDE)[kind] for one in images])
         for kind, images in random_decoders(count, drawn).items()
     }
     lengths = setting.pick((1, 2, 4, 8), (1, 2))
@@ -61,37 +65,40 @@ def checkerboards(setting: Setting) -> Finding:
     last = {kind: of_kind[lengths[-1]] for kind, of_kind in runs.items()}
     x, shape = heldout(last["transposed"][0], setting.pick(500, 100)), last["transposed"][0].shape
     after = {
-        kind: {epochs: _phases(of_length, x) for epochs, of_length in of_kind.items()} for kind, of_kind in runs.items()
+        kind: {epochs: _boards(of_length, x) for epochs, of_length in of_kind.items()} for kind, of_kind in runs.items()
     }
-    table = [
-        _compared("random decoders", before),
-        *(
-            _compared(f"{what} after {epochs} epochs", {kind: after[kind][epochs][what] for kind in KINDS})
-            for epochs in lengths
-            for what in WHAT
-        ),
-    ]
-    ends = {what: _compared(what, {kind: after[kind][lengths[-1]][what] for kind in KINDS}) for what in WHAT}
+
+    def rows_of(measure: str) -> list[dict[str, Any]]:
+        rows = [_compared("random decoders", {kind: before[kind][measure] for kind in KINDS})]
+        for epochs in lengths:
+            for what in WHAT:
+                found = {kind: after[kind][epochs][what][measure] for kind in KINDS}
+                rows.append(_compared(f"{what} after {epochs} epochs", found))
+        return rows
+
+    tables = {measure: rows_of(measure) for measure in MEASURES}
+    ends = {measure: dict(zip(WHAT, rows[-len(WHAT) :], strict=True)) for measure, rows in tables.items()}
+    phases, lattice = tables.values()
     numbers = {
-        "untrained": before,
-        "untrained_ratio": table[0]["ratio"],
-        "trained_ratio": ends["samples"]["ratio"],
-        "error_ratio": ends["errors"]["ratio"],
-        "table": table,
+        "untrained": {kind: before[kind]["phases"] for kind in KINDS},
+        "untrained_ratio": phases[0]["ratio"],
+        "trained_ratio": ends["phases"]["samples"]["ratio"],
+        "error_ratio": ends["phases"]["errors"]["ratio"],
+        "table": phases,
+        "lattice": lattice,
     }
     data = checkerboards_of({"data": x}, shape, STRIDE)["data"]
     text = (
-        f"Of the variance of images from random decoders, {mean_of(before['transposed']):.3f} lies in a pattern of 2 x "
-        f"2 pixels with transposed convolutions and {mean_of(before['upsampled']):.5f} with upsampling, "
-        f"{numbers['untrained_ratio']:.0f} times less. Means of {len(setting.seeds)} seeds after {lengths[-1]} epochs: "
-        + "; ".join(
-            f"of {what} {mean_of(row['transposed']):.1e} and {mean_of(row['upsampled']):.1e} ({row['ratio']:.1f} times)"
-            for what, row in ends.items()
-        )
-        + f". White noise of as many pixels has {data.phases_of_noise:.1e}."
+        f"Of the variance of images from random decoders, {mean_of(phases[0]['transposed']):.3f} lies in a pattern of "
+        f"2 x 2 pixels with transposed convolutions and {mean_of(phases[0]['upsampled']):.5f} with upsampling, "
+        f"{times(phases[0]['ratio'])}. Means of {len(setting.seeds)} seeds after {lengths[-1]} epochs: "
+        f"{_ends_said(ends['phases'])}. The data has {data.phases:.1e}, white noise of as many pixels "
+        f"{data.phases_of_noise:.1e}. Power on the lattice over power off it, which counts patterns that differ "
+        f"between images as well: {_ends_said(ends['lattice'])}; the data has {data.lattice:.1e}, white noise "
+        f"{data.lattice_of_noise:.1e}."
     )
     curves = {
-        f"{kind}, {what}": Curve(list(lengths), [after[kind][epochs][what] for epochs in lengths])
+        f"{kind}, {what}": Curve(list(lengths), [after[kind][epochs][what]["phases"] for epochs in lengths])
         for kind in KINDS
         for what in ("samples", "reconstructions")
     }
@@ -118,19 +125,42 @@ def checkerboards(setting: Setting) -> Finding:
             "A checkerboard is what is bright at the border.",
         ),
     ]
-    return Finding(text, numbers, [table], shown)
+    named = [
+        [{"measure": name, **row} for row in rows]
+        for name, rows in zip(MEASURES.values(), tables.values(), strict=True)
+    ]
+    return Finding(text, numbers, named, shown)
 
 
-def _compared(images: str, phases: Mapping[str, Spread]) -> dict[str, Any]:
-    """A row of the table: both kinds of decoders, and how many times less the second has."""
-    ratio = mean_of(phases["transposed"]) / mean_of(phases["upsampled"])
-    return {"images": images, **phases, "ratio": ratio}
+def _compared(images: str, found: Mapping[str, Spread]) -> dict[str, Any]:
+    """A row of a table: both kinds of decoders, and how many times less the second has."""
+    ratio = mean_of(found["transposed"]) / mean_of(found["upsampled"])
+    return {"images": images, **found, "ratio": ratio}
 
 
-def _phases(runs: Sequence[ImageRun], x: Tensor) -> dict[str, Spread]:
-    """Over runs of several seeds: the share of variance in the lattice's pattern, by what is looked at."""
+def times(ratio: float) -> str:
+    """How the second number is beside the first, from the first over the second."""
+    word, factor = ("less", ratio) if ratio >= 1 else ("more", 1 / ratio)
+    return f"{factor:,.0f} times {word}" if factor >= 10 else f"{factor:.1f} times {word}"
+
+
+def _ends_said(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    return "; ".join(
+        f"{what} {mean_of(row['transposed']):.1e} transposed and {mean_of(row['upsampled']):.1e} upsampled, "
+        f"{times(row['ratio'])}"
+        for what, row in rows.items()
+    )
+
+
+def over_boards(boards: Sequence[Checkerboard]) -> dict[str, Spread]:
+    """Both measures over seeds."""
+    return {measure: over_seeds([getattr(board, measure) for board in boards]) for measure in MEASURES}
+
+
+def _boards(runs: Sequence[ImageRun], x: Tensor) -> dict[str, dict[str, Spread]]:
+    """Both measures over runs of several seeds, by what is looked at."""
     found = [checkerboards_of(_images(run, x), run.shape, STRIDE) for run in runs]
-    return {what: over_seeds([boards[what].phases for boards in found]) for what in WHAT}
+    return {what: over_boards([boards[what] for boards in found]) for what in WHAT}
 
 
 def _images(run: ImageRun, x: Tensor) -> dict[str, Tensor]:
@@ -153,7 +183,14 @@ def draw_planes(runs: dict[str, ImageRun], count: int) -> Figure:
     return draw_tiles(((centred - low) / (high - low)).clamp(0, 1), (1, *shape[1:]), len(planes))
 
 
-@experiment("blur", rows=(26,), title="Reconstructions of a variational autoencoder are blurred")
+def power_beyond(images: Tensor, shape: Sequence[int]) -> float:
+    """Power of images [n, D] at all frequencies farther than the cutoff from zero, corners included."""
+    spectrum = power(images.view(-1, *shape))
+    radius = np.hypot(np.fft.fftfreq(shape[1])[:, None], np.fft.fftfreq(shape[2])[None])
+    return float(spectrum[radius > CUTOFF].sum())
+
+
+@experiment("blur", rows=(26,), title="Blur: how much of the data's high frequencies is left", seeds="0")
 def blur(setting: Setting) -> Finding:
     """Power at high spatial frequencies, of data, reconstructions and samples."""
     run, plain = vae(setting), ae(setting)
@@ -165,21 +202,28 @@ def blur(setting: Setting) -> Finding:
         "VAE, samples": decode_dense(run.model, prior_draws(len(x), run.model.width, 0)),
     }
     found = spectra_of(sets, run.shape)
-    # power above the cutoff of the share, in the units of the data's
-    high = {name: float(s.power[s.frequency > 0.25].mean()) for name, s in found.items()}
+    high = {name: power_beyond(images, run.shape) for name, images in sets.items()}
     table = [
         {
             "images": name,
-            "share beyond 0.25": s.high_share,
-            "power beyond 0.25, data = 1": high[name] / high["data"],
+            f"share beyond {CUTOFF}": s.high_share,
+            f"power beyond {CUTOFF}, data = 1": high[name] / high["data"],
         }
         for name, s in found.items()
     ]
-    kept = {row["images"]: row["power beyond 0.25, data = 1"] for row in table}
-    text = (
-        f"Beyond a quarter of a cycle a pixel, reconstructions keep {kept['VAE, reconstructions']:.0%} of the data's "
-        f"power by the VAE and {kept['AE, reconstructions']:.0%} by the autoencoder of the same size; samples of the "
-        f"VAE have {kept['VAE, samples']:.0%}. What is not certain from the code is averaged, and an average is smooth."
-    )
+    kept = {name: value / high["data"] for name, value in high.items()}
     picture = Picture(draw_spectra(found), "Power by spatial frequency, mean over directions and images.", vector=True)
-    return Finding(text, {"kept": kept, "high_share": {n: s.high_share for n, s in found.items()}}, [table], [picture])
+    shares = {name: s.high_share for name, s in found.items()}
+    return Finding(blur_said(kept), {"kept": kept, "high_share": shares}, [table], [picture])
+
+
+def blur_said(kept: Mapping[str, float]) -> str:
+    """From the power beyond the cutoff over the data's: who is smoother than the data, and than the other."""
+    own, plain, samples = (kept[name] for name in ("VAE, reconstructions", "AE, reconstructions", "VAE, samples"))
+    smoother = [name for name, value in kept.items() if value < 1 and name != "data"]
+    beside = "less" if own < plain else "no less"
+    return (
+        f"Beyond a quarter of a cycle a pixel, reconstructions have {own:.0%} of the data's power by the VAE, {beside} "
+        f"than by the autoencoder of the same size ({plain:.0%}); samples of the VAE have {samples:.0%}. Smoother than "
+        f"the data: {'; '.join(smoother) or 'none'}."
+    )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from sae import draws
 from sae.chapter.base import Finding, Picture, Setting, experiment, trained
-from sae.chapter.measure import Images, Spread, mean_of, over_seeds, reconstructed, split_images
+from sae.chapter.measure import Images, Spread, enumerated, mean_of, over_seeds, reconstructed, split_images
 from sae.chapter.networks import HIDDEN, OPTIM
 from sae.evaluation.images import psnr
 from sae.image_config import VisionConfig
@@ -27,7 +28,7 @@ LEVELS = {
 SHOWN = 10
 
 
-@experiment("denoising", rows=(5,), title="Denoising autoencoders take off noise, at unseen levels as well")
+@experiment("denoising", rows=(5,), title="Denoising autoencoders at the level they were trained at, and at others")
 def denoising(setting: Setting) -> Finding:
     """PSNR of clean images against corrupted and denoised ones, over the strength of the corruption."""
     _, held = split_images(setting.data)
@@ -45,7 +46,15 @@ def denoising(setting: Setting) -> Finding:
             mean_of(after) - before
             for before, after in zip(curves["corrupted input"], curves[f"trained at {level}"], strict=True)
         ]
-        numbers[kind] = {"levels": LEVELS[kind], "trained_at": level, "psnr": curves, "gains": gains}
+        place = LEVELS[kind].index(level)
+        over_plain = mean_of(curves[f"trained at {level}"][place]) - mean_of(curves["plain autoencoder"][place])
+        numbers[kind] = {
+            "levels": LEVELS[kind],
+            "trained_at": level,
+            "psnr": curves,
+            "gains": gains,
+            "over_plain": over_plain,
+        }
         for place, at in enumerate(LEVELS[kind]):
             values = {name: curve[place] for name, curve in curves.items()}
             known = {"corruption": kind, "level": at, "seen": at == level}
@@ -54,19 +63,55 @@ def denoising(setting: Setting) -> Finding:
         pictures += [_curve_picture(curves, kind, level), _grid(runs[0], held, kind)]
     only, table = only_where_corrupted(setting, held)
     numbers["corrupted_only"] = only
-    at_usual = {kind: numbers[kind]["gains"][LEVELS[kind].index(level)] for kind, level in USUAL_LEVEL.items()}
-    strongest = {kind: numbers[kind]["gains"][-1] for kind in LEVELS}
+    gains = {
+        kind.replace("_", " "): Gains(
+            level,
+            numbers[kind]["gains"][LEVELS[kind].index(level)],
+            (LEVELS[kind][0], numbers[kind]["gains"][0]),
+            (LEVELS[kind][-1], numbers[kind]["gains"][-1]),
+            numbers[kind]["over_plain"],
+        )
+        for kind, level in USUAL_LEVEL.items()
+    }
+    masked = {name: mean_of(values["masked pixels"]) for name, values in only.items()}
     return Finding(
-        text="Gains in PSNR over the corrupted input at the level trained at: "
-        + ", ".join(f"{kind.replace('_', ' ')} {gain:.1f} dB" for kind, gain in at_usual.items())
-        + "; at the strongest level tried, which none was trained at: "
-        + ", ".join(f"{kind.replace('_', ' ')} {gain:.1f} dB" for kind, gain in strongest.items())
-        + ". With the error counted at masked pixels alone, those are restored to "
-        f"{mean_of(only['only corrupted pixels']['masked pixels']):.1f} dB (all pixels counted: "
-        f"{mean_of(only['all pixels']['masked pixels']):.1f} dB).",
+        text=f"{gains_said(gains)} With the error counted at masked pixels alone, those are restored to "
+        f"{masked['only corrupted pixels']:.1f} dB, with all pixels counted to {masked['all pixels']:.1f} dB.",
         numbers=numbers,
         tables=[rows, table],
         pictures=pictures,
+    )
+
+
+class Gains(NamedTuple):
+    """Of one kind of corruption, dB of PSNR over the corrupted input."""
+
+    trained_at: float
+    known: float
+    """At the level trained at."""
+    weakest: tuple[float, float]
+    """The weakest level, which was not trained at, and the gain there."""
+    strongest: tuple[float, float]
+    over_plain: float
+    """At the level trained at, over the autoencoder that was trained without corruption."""
+
+
+def gains_said(gains: Mapping[str, Gains]) -> str:
+    """Gains by kind of corruption, and where there are none."""
+    each = "; ".join(
+        f"{kind} {g.known:+.1f} at {g.trained_at:g} (trained at), {g.weakest[1]:+.1f} at {g.weakest[0]:g}, "
+        f"{g.strongest[1]:+.1f} at {g.strongest[0]:g}, and {g.over_plain:+.1f} over the plain autoencoder where trained"
+        for kind, g in gains.items()
+    )
+    losses = {
+        "at the level trained at": [kind for kind, g in gains.items() if g.known <= 0],
+        "at the weakest unseen level": [kind for kind, g in gains.items() if g.weakest[1] <= 0],
+        "at the strongest unseen level": [kind for kind, g in gains.items() if g.strongest[1] <= 0],
+        "over the plain autoencoder": [kind for kind, g in gains.items() if g.over_plain <= 0],
+    }
+    none = "; ".join(f"{where} for {enumerated(kinds)}" for where, kinds in losses.items() if kinds)
+    return f"Gains in PSNR over the corrupted input, in dB: {each}. " + (
+        f"There is no gain {none}." if none else "There is a gain at every one of these levels, seen or not."
     )
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from scipy import stats
 from torch import Tensor
 
@@ -15,7 +14,7 @@ from sae.config import ConfigError
 from sae.data.images import ImageSet
 from sae.evaluation.baselines import PCA
 from sae.evaluation.bootstrap import Interval
-from sae.evaluation.reconstruction import fvu_of
+from sae.evaluation.reconstruction import fvu_of, fvu_sums
 from sae.image_config import ImageDataConfig
 from sae.image_runs import ImageRun, decode_dense, dense_codes, open_split
 
@@ -67,6 +66,23 @@ def mean_of(spread: Spread) -> float:
     return spread.value if isinstance(spread, Interval) else spread
 
 
+def side(spread: Spread) -> int:
+    """1 or -1 where all of the interval, or the plain number, lies above or below zero, and 0 where it does not."""
+    low, high = (spread.low, spread.high) if isinstance(spread, Interval) else (spread, spread)
+    return int(low > 0) - int(high < 0)
+
+
+def shifted(spread: Spread, by: float) -> Spread:
+    """The mean and its interval with a number added."""
+    return Interval(*(end + by for end in spread)) if isinstance(spread, Interval) else spread + by
+
+
+def enumerated(words: Iterable[Any]) -> str:
+    """One, two and three."""
+    *first, last = map(str, words)
+    return f"{', '.join(first)} and {last}" if first else last
+
+
 def plain(values: Any) -> Any:
     """Findings as JSON values: intervals, mappings and sequences all the way down."""
     if isinstance(values, Interval):
@@ -78,33 +94,14 @@ def plain(values: Any) -> Any:
 
 def fvu(x: Tensor, x_hat: Tensor) -> float:
     """Σ||x - x̂||² / Σ||x - mean||² of images [n, D] and any reconstruction of them."""
-    wide = x.double()
-    offset = wide - wide.mean(0)
-    sums = {
-        "error": (wide - x_hat.double()).square().sum(),
-        "square": offset.square().sum(),
-        "offset": offset.sum(0),
-        "count": torch.tensor(float(len(x))),
-        "norm_square": wide.square().sum(),
-    }
-    return fvu_of("error", sums).item()
-
-
-def pca_codes(pca: PCA, x: Tensor, k: int) -> Tensor:
-    """The first k principal components of images [n, D], [n, k]."""
-    return ((x.double() - pca.mean) @ pca.components[:k].T).float()
+    return fvu_of("error", fvu_sums(x, x_hat)).item()
 
 
 def pca_reconstruction(pca: PCA, x: Tensor, k: int) -> Tensor:
     """Images [n, D] rebuilt from k components."""
-    return (pca_codes(pca, x, k).double() @ pca.components[:k] + pca.mean).float()
+    return pca.decode(pca.codes(x, k)).float()
 
 
 def reconstructed(run: ImageRun, x: Tensor) -> Tensor:
     """Images [n, D] through the saved autoencoder, at the mean of its code."""
     return decode_dense(run.model, dense_codes(run.model, x))
-
-
-def held_fvu(run: ImageRun, x: Tensor) -> float:
-    """FVU of a run's reconstructions of images [n, D]."""
-    return fvu(x, reconstructed(run, x))

@@ -1,9 +1,11 @@
-"""The autoencoders that several experiments share: a good bottleneck of any size, and an untrained one.
+"""The autoencoders that several experiments share: the textbook's, a good bottleneck of any size, and untrained ones.
 
 run = bottleneck(setting, 10, seed=1)    # trained once, whichever experiment asks first
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,6 +14,7 @@ from sae.chapter.base import Setting, trained
 from sae.config import OptimConfig
 from sae.image_config import VisionConfig
 from sae.image_runs import ImageRun, dense_codes
+from sae.models.autoencoder import Autoencoder
 from sae.models.vision import recipe_of
 
 HIDDEN = (256,)
@@ -20,6 +23,13 @@ HIDDEN = (256,)
 NOISE = 0.1
 """Noise on training inputs, against knowing 4,000 digits by heart."""
 OPTIM = OptimConfig(lr=3e-3, decay=0.5)
+CHAPTER_LATENTS = 64
+
+
+def chapter_network(setting: Setting, seed: int = 0) -> ImageRun:
+    """The chapter's autoencoder, pixels-256-64-256-pixels, trained on clean inputs."""
+    vision = VisionConfig(variant="ae", width=CHAPTER_LATENTS, hidden=(256,))
+    return trained(setting, "chapter", vision, epochs=setting.pick(40, 8), optim=OPTIM, seed=seed)
 
 
 def bottleneck(setting: Setting, k: int, seed: int = 0) -> ImageRun:
@@ -38,6 +48,11 @@ def variational(setting: Setting, k: int, seed: int = 0) -> ImageRun:
 
 def random_codes(run: ImageRun, x: Tensor, seed: int) -> Tensor:
     """Codes of images [n, D] by a run's network as it was before its first step, [n, k]."""
-    model = recipe_of(run.vision, run.shape, len(x)).model
+    return dense_codes(untrained(run.vision, run.shape, seed), x)
+
+
+def untrained(vision: VisionConfig, shape: Sequence[int], seed: int) -> Autoencoder:
+    """The configured autoencoder for images of the shape [C, H, W], as it is before its first step."""
+    model = recipe_of(vision, shape, 1000).model  # the number of images matters to terms alone
     model.initialise(torch.Generator().manual_seed(seed))
-    return dense_codes(model.eval(), x)
+    return model.eval()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -11,15 +11,15 @@ from sae.chapter.base import Finding, Picture, Setting, experiment
 from sae.chapter.measure import (
     Images,
     Spread,
+    enumerated,
     fvu,
     mean_of,
     over_seeds,
-    pca_codes,
     pca_reconstruction,
     reconstructed,
     split_images,
 )
-from sae.chapter.networks import bottleneck, random_codes, variational
+from sae.chapter.networks import CHAPTER_LATENTS, NOISE, bottleneck, chapter_network, random_codes, variational
 from sae.evaluation.baselines import PCA
 from sae.evaluation.embedding import clusters, neighbourhoods
 from sae.evaluation.probing import few_label_probe, full_probe, nearest_probe, probing_task
@@ -42,14 +42,20 @@ def reduction(setting: Setting) -> Finding:
     train, held = split_images(setting.data)
     pca = PCA.fit([train.x])
     rows: list[dict[str, Any]] = []
-    for k in setting.pick(SIZES, SIZES[:2]):
+    for k in reduced(setting.pick(SIZES, SIZES[:2]), train.x.shape[1]):
         baseline = fvu(held.x, pca_reconstruction(pca, held.x, k))
         runs = [bottleneck(setting, k, seed) for seed in setting.seeds]
         own = over_seeds([fvu(held.x, reconstructed(run, held.x)) for run in runs])
         rows.append({"latents": k, "PCA": baseline, "autoencoder": own, "less by": 1 - mean_of(own) / baseline})
+    clean = (
+        clean_inputs(setting, held, mean_of(rows[-1]["autoencoder"]))
+        if CHAPTER_LATENTS in [row["latents"] for row in rows]
+        else None
+    )
+    trained_for = bottleneck(setting, rows[0]["latents"], setting.seeds[0]).config.epochs
+    recipe = f"{trained_for} epochs with Gaussian noise of {NOISE:g} on the inputs"
     embeddings = {name: [code(held.x) for code in codes] for name, codes in planes(setting, pca).items()}
     kept = {name: trust(held.x, found) for name, found in embeddings.items()}
-    less = ", ".join(f"{row['less by']:.0%} at {row['latents']}" for row in rows)
     k = [row["latents"] for row in rows]
     curves = {name: Curve(k, [row[name] for row in rows]) for name in ("PCA", "autoencoder")}
     points = [
@@ -67,20 +73,56 @@ def reduction(setting: Setting) -> Finding:
         for name, found in embeddings.items()
     ]
     return Finding(
-        text=f"With as many numbers an image, the autoencoder leaves less variance unexplained than PCA does: {less} "
-        "latents. In two dimensions the trustworthiness of neighbourhoods is "
+        text=f"Variance left unexplained by the autoencoder (trained for {recipe}), beside PCA with as many numbers an "
+        f"image: {less_said({row['latents']: row['less by'] for row in rows})}."
+        + ("" if clean is None else f" {clean.text}")
+        + " In two dimensions the trustworthiness of neighbourhoods is "
         + ", ".join(f"{mean_of(value):.3f} ({name})" for name, value in kept.items())
         + ".",
-        numbers={"fvu": rows, "trustworthiness": kept},
+        numbers={"fvu": rows, "trustworthiness": kept, "clean_inputs": None if clean is None else clean.fvu},
         tables=[rows, [{"two dimensions of": name, "trustworthiness": value} for name, value in kept.items()]],
         pictures=[
             Picture(
                 draw_lines(curves, "latents", "FVU, held-out images", log_x=True),
-                "Fraction of variance unexplained over the size of the bottleneck; bands: 95% over seeds.",
+                "Fraction of variance unexplained over the size of the bottleneck; bands: 95% over seeds. The "
+                f"autoencoder was trained for {recipe}.",
                 vector=True,
             ),
             *points,
         ],
+    )
+
+
+def reduced(sizes: Sequence[int], pixels: int) -> list[int]:
+    """Those of the sizes at which anything is reduced: PCA's error is zero from as many components as pixels on."""
+    return [k for k in sizes if k < pixels]
+
+
+def less_said(by: Mapping[int, float]) -> str:
+    """Shares of PCA's error by which an autoencoder's is less, by number of latents: where it is less, where not."""
+    said = []
+    for word, sign in (("less", 1), ("more", -1)):
+        at = [f"{k} (by {sign * share:.0%})" for k, share in by.items() if (share > 0) == (sign > 0)]
+        said += [f"{word} at {enumerated(at)}"] if at else []
+    return "; ".join(said) + " latents"
+
+
+class Clean(NamedTuple):
+    """The chapter's network, which was trained without noise on its inputs."""
+
+    fvu: Spread
+    text: str
+
+
+def clean_inputs(setting: Setting, held: Images, noisy: float) -> Clean:
+    """The runs of `undercomplete`, beside the FVU of those of the same size with noise."""
+    runs = [chapter_network(setting, seed) for seed in setting.seeds]
+    found = over_seeds([fvu(held.x, reconstructed(run, held.x)) for run in runs])
+    epochs = runs[0].config.epochs
+    return Clean(
+        found,
+        f"{CHAPTER_LATENTS} latents leave FVU {noisy:.3f}, and {mean_of(found):.3f} where they were trained without "
+        f"that noise for {epochs} epochs.",
     )
 
 
@@ -89,7 +131,7 @@ def planes(setting: Setting, pca: PCA) -> dict[str, list[Codes]]:
     own = [bottleneck(setting, 2, seed).model for seed in setting.seeds]
     variant = [variational(setting, 2, seed).model for seed in setting.seeds]
     return {
-        "PCA": [lambda x: pca_codes(pca, x, 2)],
+        "PCA": [lambda x: pca.codes(x, 2).float()],
         "the autoencoder": [lambda x, model=model: dense_codes(model, x) for model in own],
         "the VAE": [lambda x, model=model: dense_codes(model, x) for model in variant],
     }
@@ -107,7 +149,7 @@ def encoders(setting: Setting, train: Images) -> dict[str, list[Codes]]:
     variant = [variational(setting, FEATURES, seed) for seed in setting.seeds]
     return {
         "raw pixels": [lambda x: x],
-        f"PCA-{FEATURES}": [lambda x: pca_codes(pca, x, FEATURES)],
+        f"PCA-{FEATURES}": [lambda x: pca.codes(x, FEATURES).float()],
         "autoencoder": [lambda x, run=run: dense_codes(run.model, x) for run in own],
         "VAE": [lambda x, run=run: dense_codes(run.model, x) for run in variant],
         "random encoder": [
@@ -152,7 +194,7 @@ def features(setting: Setting) -> Finding:
     )
 
 
-@experiment("clusters", rows=(21,), title="Similar inputs lie together: clusters of codes against classes")
+@experiment("clusters", rows=(21,), title="Do similar inputs lie together? Clusters of codes against classes")
 def clustering(setting: Setting) -> Finding:
     """k-means on held-out codes, as many clusters as classes."""
     train, held = split_images(setting.data)

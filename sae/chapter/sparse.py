@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ def l0_of(run: ImageRun, images: Images) -> float:
         return run.model.encode(images.x).l0().float().mean().item()
 
 
-@experiment("l1", rows=(6,), title="An L1 penalty makes codes sparse: error against the number of active latents")
+@experiment("l1", rows=(6,), title="An L1 penalty and sparse codes: error against the number of active latents")
 def l1(setting: Setting) -> Finding:
     """FVU over L0 for the penalty sum |z_j| ||d_j||, and for TopK at the same numbers."""
     train, held = split_images(setting.data)
@@ -58,7 +59,9 @@ def l1(setting: Setting) -> Finding:
     said = "; ".join(f"{mean_of(row['L1 L0']):.1f} latents, FVU {mean_of(row['L1 FVU']):.3f}" for row in rows)
     return Finding(
         text=f"The penalty's weight sets how many of {width} latents fire in an image, and so what is lost: {said}. "
-        "TopK, which pays nothing for large values, leaves less at the same number.",
+        + same_l0_said(
+            *([(mean_of(row[f"{name} L0"]), mean_of(row[f"{name} FVU"])) for row in rows] for name in curves)
+        ),
         numbers={"width": width, "curve": rows},
         tables=[rows],
         pictures=[
@@ -68,6 +71,24 @@ def l1(setting: Setting) -> Finding:
                 vector=True,
             )
         ],
+    )
+
+
+def same_l0_said(l1: Sequence[tuple[float, float]], topk: Sequence[tuple[float, float]]) -> str:
+    """What TopK leaves beside L1 at TopK's own numbers of active latents, from points (L0, FVU) by rising L0.
+
+    L1's curve is read between its points, straight in the logarithms of both: the FVU falls as a power of L0.
+    """
+    l0, left = np.log(np.array(l1).T)
+    inside = [(at, own) for at, own in topk if l0[0] <= np.log(at) <= l0[-1]]
+    if not inside:
+        return "None of TopK's numbers of active latents lies among those of the penalty."
+    pairs = [(at, float(np.exp(np.interp(np.log(at), l0, left))), own) for at, own in inside]
+    less = sum(own < penalised for _, penalised, own in pairs)
+    said = "; ".join(f"{own:.3f} and {penalised:.3f} at {at:.1f}" for at, penalised, own in pairs)
+    return (
+        f"At TopK's own numbers, as far as the penalty's curve reaches, TopK leaves and the curve has, read between "
+        f"its points: {said} latents. TopK leaves less at {less} of {len(pairs)}."
     )
 
 

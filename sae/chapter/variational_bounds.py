@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,13 +12,14 @@ from torch import Tensor
 from sae import draws
 from sae.chapter.base import Finding, Picture, Setting, experiment
 from sae.chapter.measure import mean_of, over_seeds
-from sae.chapter.variational_models import heldout, metrics_of, vae
+from sae.chapter.variational_models import heldout, vae
 from sae.evaluation.bootstrap import GroupSums, Interval, ratio
 from sae.evaluation.variational import bounds
 from sae.image_config import VisionConfig
 from sae.image_runs import ImageRun
 from sae.models.autoencoder import Autoencoder
 from sae.pictures.lines import Curve, draw_lines
+from sae.training.logging import read_metrics
 
 DRAWS = (1, 5, 64, 512)
 RESAMPLES = 1000
@@ -59,7 +61,7 @@ def importance_bound(
     return Bound(found.importance, rows // len(x) - 1)
 
 
-@experiment("importance_weighted", rows=(11,), title="More draws tighten the bound on the likelihood")
+@experiment("importance_weighted", rows=(11,), title="What more draws do to the bound on the likelihood")
 def importance_weighted(setting: Setting) -> Finding:
     """The bound with rising numbers of draws, by seed and over seeds, with intervals over held-out images."""
     ks = setting.pick(DRAWS, DRAWS[:3])
@@ -74,19 +76,20 @@ def importance_weighted(setting: Setting) -> Finding:
     mean = {name: over_seeds([row[name].value for row in rows]) for name in names}
     table.append({"seed": "mean over seeds", **{_column(name): mean[name] for name in names}})
     steps = {name: interval for name, interval in rows[0].items() if name.startswith("rise")}
+    every = [row[name] for row in rows for name in steps]
     values = {"elbo": mean["elbo"], **{f"k{k}": mean[f"k{k}"] for k in ks}}
     numbers = {
         **values,
         "decoded": {str(k): k for k in ks},
         "rises": steps,
-        "falls": sum(row[name].high < 0 for row in rows for name in steps),
+        "certain": sum(rise.low >= 0 for rise in every),
+        "falls": sum(rise.high < 0 for rise in every),
     }
     last = ks[-1]
     text = (
         f"The ELBO of held-out images is {mean_of(mean['elbo']):.2f} nats (mean over {len(rows)} seeds); with 1 draw "
         f"the bound is {mean_of(mean['k1']):.2f}, with {last} {mean_of(mean[f'k{last}']):.2f}, every K decoding "
-        f"exactly K draws an image. No rise has an interval below zero: {numbers['falls']} of "
-        f"{len(rows) * len(steps)} fell."
+        f"exactly K draws an image. {rises_said(every)}"
     )
     curves = {f"seed {seed}": Curve(ks, [row[f"k{k}"] for k in ks]) for seed, row in zip(seeds, rows, strict=True)}
     picture = Picture(
@@ -95,6 +98,17 @@ def importance_weighted(setting: Setting) -> Finding:
         vector=True,
     )
     return Finding(text, numbers, [table], [picture])
+
+
+def rises_said(rises: Sequence[Interval]) -> str:
+    """What steps from one K to the next did, by their 95% intervals over images."""
+    up, down = sum(rise.low >= 0 for rise in rises), sum(rise.high < 0 for rise in rises)
+    least = min(rises, key=lambda rise: rise.low)
+    return (
+        f"From one K to the next the bound rose in {up} of {len(rises)} steps and fell in {down} (95% intervals over "
+        f"images on one side of zero); the step that rose least surely is {least.value:+.2f} nats "
+        f"[{least.low:.2f}, {least.high:.2f}]."
+    )
 
 
 def _column(name: str) -> str:
@@ -121,7 +135,7 @@ def _by_draws(run: ImageRun, x: Tensor, ks: tuple[int, ...]) -> dict[str, Interv
     return {name: interval for name, interval in found.items() if interval is not None}
 
 
-@experiment("squared_error_and_kl", rows=(10,), title="Squared error + KL is a Gaussian of variance 1/2")
+@experiment("squared_error_and_kl", rows=(10,), title="Squared error + KL is a Gaussian of variance 1/2", seeds="0")
 def squared_error_and_kl(setting: Setting) -> Finding:
     """Two runs, one by the textbook's loss and one by the Gaussian likelihood: one network, losses a constant apart."""
     textbook = vae(setting, likelihood="squared_error")
@@ -137,7 +151,7 @@ def squared_error_and_kl(setting: Setting) -> Finding:
             "difference": other["loss"] - one["loss"],
             "D/2 ln π": constant,
         }
-        for one, other in zip(metrics_of(textbook), metrics_of(gaussian), strict=True)
+        for one, other in zip(read_metrics(textbook.folder), read_metrics(gaussian.folder), strict=True)
     ]
     off = max(abs(row["difference"] - constant) for row in rows)
     pairs = zip(textbook.model.parameters(), gaussian.model.parameters(), strict=True)

@@ -5,7 +5,6 @@ run = vae(setting, seed=1)               # trained once, whichever experiment as
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import torch
@@ -15,7 +14,6 @@ from sae.chapter.base import Setting, trained
 from sae.config import OptimConfig
 from sae.image_config import VisionConfig
 from sae.image_runs import ImageRun
-from sae.training.logging import METRICS
 
 LATENTS = 16
 EPOCHS, QUICK_EPOCHS = 40, 20
@@ -44,8 +42,3 @@ def heldout(run: ImageRun, limit: int) -> Tensor:
     """The first held-out images [n, D]."""
     images = run.images("heldout", limit=limit)
     return images.render(torch.arange(images.count))
-
-
-def metrics_of(run: ImageRun) -> list[dict[str, Any]]:
-    """What a run logged while it trained, line by line."""
-    return [json.loads(line) for line in (run.folder / METRICS).read_text(encoding="utf-8").splitlines()]

@@ -31,8 +31,8 @@ def pca_controls(ground: Ground, sizes: Sequence[int]) -> dict[str, Coder]:
             continue
         axes = pca.components[:k]
         found[f"PCA {k}"] = Coder(
-            encode=lambda x, axes=axes: ((x.double() - pca.mean) @ axes.T).float(),
-            decode=lambda z, axes=axes: (z.double() @ axes + pca.mean).float(),
+            encode=lambda x, k=k: pca.codes(x, k).float(),
+            decode=lambda z: pca.decode(z).float(),
             gain=torch.ones(k),
             atoms=axes.float(),
             parameters=axes.numel() + len(pca.mean),

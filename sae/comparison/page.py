@@ -32,7 +32,7 @@ from sae.comparison.tiers import Tier
 from sae.image_runs import ImageRun
 from sae.pictures.page import Page
 from sae.tables import number
-from sae.training.logging import METRICS
+from sae.training.logging import read_metrics
 
 SHEETS = 4  # models whose atoms are shown
 
@@ -165,10 +165,6 @@ def _courses(tier: Tier) -> list[Picture]:
             families.add(row.family)
             first[row.name] = tier.runs[row.name][0]
     if first:
-        courses = {name: _lines(run.folder / METRICS) for name, run in first.items()}
+        courses = {name: read_metrics(run.folder) for name, run in first.items()}
         pictures.append(training_picture(courses, {name: run.model.width for name, run in first.items()}))
     return pictures
-
-
-def _lines(path: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -42,13 +42,16 @@ def detect(score: Any, anomalous: Any) -> Detected:
 
     Args:
         score: [n], such as a sample's negative log-likelihood in nats or its reconstruction error.
-        anomalous: bool [n], with at least one of each.
+        anomalous: [n], bool or 0 and 1, with at least one of each.
 
     Raises:
-        ConfigError: shapes that do not fit, scores that are not finite, or only one kind of sample.
+        ConfigError: shapes that do not fit, scores that are not finite, other labels, or only one kind of sample.
     """
     values = table(score, "score", ndim=1)
-    truth = labels(anomalous, len(values), "anomalous").astype(bool)
+    given = labels(anomalous, len(values), "anomalous")
+    if given.dtype.kind not in "biuf" or not np.isin(given, (0, 1)).all():
+        raise ConfigError(f"anomalous: expected bool, or 0 and 1, got {sorted(set(given.tolist()))[:5]}, {given.dtype}")
+    truth = given.astype(bool)
     if truth.all() or not truth.any():
         kind = "anomalous" if truth.any() else "normal"
         raise ConfigError(f"anomalous: all {len(truth)} samples are {kind}; both kinds are needed")

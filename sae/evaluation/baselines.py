@@ -41,7 +41,14 @@ class PCA:
         _, vectors = torch.linalg.eigh(covariance)
         return cls(centre + total / count, vectors.T.flip(0).contiguous())
 
+    def codes(self, x: Tensor, k: int | None = None) -> Tensor:
+        """Rows [n, d] -> v_i·(x - mean) for the first k components (None: all), float64 [n, k], on the CPU."""
+        return (x.double().cpu() - self.mean) @ self.components[:k].T
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Codes [n, k] -> x̂_k, float64 [n, d]."""
+        return z.double() @ self.components[: z.shape[1]] + self.mean
+
     def energies(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """||x - mean||² [n], and (v_i·(x - mean))² [n, d] for every component i."""
-        offset = x.double().cpu() - self.mean
-        return offset.pow(2).sum(1), (offset @ self.components.T).pow(2)
+        return (x.double().cpu() - self.mean).pow(2).sum(1), self.codes(x).pow(2)

@@ -7,6 +7,7 @@ stays bounded.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 MAX_GROUPS = 1024
+MOST_UNDEFINED = 0.025  # share of resamples without a value, as much as an interval leaves out on one side
 
 
 class Interval(NamedTuple):
@@ -22,11 +24,12 @@ class Interval(NamedTuple):
 
     value: float
     low: float
+    """NaN, as `high`, where nothing is known of the spread."""
     high: float
 
-    def to_json(self) -> dict[str, float]:
-        """As the JSON line and eval.json hold it."""
-        return self._asdict()
+    def to_json(self) -> dict[str, float | None]:
+        """As the JSON line and eval.json hold it: bounds that are not known are null."""
+        return {name: None if math.isnan(number) else number for name, number in self._asdict().items()}
 
 
 class GroupSums:
@@ -77,17 +80,20 @@ class GroupSums:
     def interval(self, metric: Callable[[dict[str, Tensor]], Tensor], *, resamples: int, seed: int) -> Interval | None:
         """`metric` of the sums with its percentile interval over resampled groups; None where it is not defined.
 
-        `metric` gets sums with a leading axis R ([R] or [R, d]) and returns [R].
+        `metric` gets sums with a leading axis R ([R] or [R, d]) and returns [R]. The bounds are NaN for a single group,
+        which has nothing to vary with, and where more than 2.5% of the resamples have no finite value.
         """
         full = torch.ones(1, self.groups, dtype=torch.float64)
         value = metric(self._weighted(full)).item()
         if not np.isfinite(value):
             return None
+        if self.groups < 2:
+            return Interval(value, math.nan, math.nan)
         draws = metric(self._weighted(resample_weights(self.groups, resamples, seed)))
-        draws = draws[torch.isfinite(draws)]
-        if draws.numel() == 0:
-            return None
-        low, high = torch.quantile(draws, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+        defined = draws[torch.isfinite(draws)]
+        if len(draws) - len(defined) > MOST_UNDEFINED * len(draws) or len(defined) == 0:
+            return Interval(value, math.nan, math.nan)
+        low, high = torch.quantile(defined, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
         return Interval(value, low, high)
 
     def _weighted(self, weights: Tensor) -> dict[str, Tensor]:

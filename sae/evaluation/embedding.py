@@ -30,7 +30,8 @@ class Clusters(NamedTuple):
     """Agreement of k-means clusters with classes; neither measure depends on how clusters are numbered."""
 
     nmi: float
-    """Mutual information over the mean of the two entropies, in [0, 1] (Strehl and Ghosh 2002)."""
+    """Mutual information over the arithmetic mean of the two entropies, in [0, 1]: scikit-learn's default, NMI_sum of
+    Vinh, Epps and Bailey 2010 (JMLR 11). Strehl and Ghosh 2002 divide by the geometric mean."""
     ari: float
     """Share of pairs on which both agree, adjusted: 1 alike, 0 on average by chance (Hubert and Arabie 1985)."""
     assigned: np.ndarray

@@ -6,6 +6,7 @@ report["fvu"]["value"], report["elbo"]["value"]
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from sae import draws
 from sae.evaluation import bootstrap
 from sae.evaluation.baselines import PCA
 from sae.evaluation.bootstrap import GroupSums, Interval, ratio
+from sae.evaluation.disentanglement.information import entropy
 from sae.evaluation.reconstruction import Reconstruction
 from sae.evaluation.variational import Bounds, activity, bounds, moments
 from sae.files import publish_json
@@ -77,14 +79,14 @@ def measure(run: ImageRun, config: ImageEvalConfig) -> dict[str, Any]:
     components = _components(run, metrics["l0"])
     report: dict[str, Any] = {
         **metrics,
-        "psnr": whole.sums.interval(lambda s: 10 * torch.log10(held.dim * s["count"] / s["error"]), **resampling),
+        "psnr": whole.sums.interval(lambda s: _decibels(s["error"] / (held.dim * s["count"])), **resampling),
         "densities": whole.densities(),
         "baselines": whole.baselines(k=min(components, held.dim), **resampling),
         "parameters": sum(p.numel() for p in run.model.parameters()),
     }
     if variational:
         bound = {name: sums.interval(ratio(name, "count"), **resampling) for name in sums.sums if name != "count"}
-        report["bounds"] = {**bound, "draws": config.samples, "bits_per_pixel": _bits(bound, held.dim)}
+        report["bounds"] = {**bound, "draws": config.samples, "bits_per_dim": _bits(bound, held.dim)}
         report["latents"] = _activity(run, held.render(torch.arange(min(held.count, 2000))))
     if isinstance(run.model.code, Quantised):
         report["codebook"] = codebook_use(run, held.render(torch.arange(min(held.count, 2000))))
@@ -100,9 +102,10 @@ def _components(run: ImageRun, l0: Interval | None) -> int:
     return max(1, round(l0.value)) if l0 is not None else run.model.width
 
 
-def _bits(bound: dict[str, Interval | None], pixels: int) -> float | None:
+def _bits(bound: dict[str, Interval | None], dim: int) -> float | None:
+    """Bits for each of an image's C·H·W numbers, by the better bound."""
     best = bound.get("importance") or bound.get("elbo")
-    return None if best is None else -best.value / pixels / torch.log(torch.tensor(2.0)).item()
+    return None if best is None else -best.value / dim / math.log(2)
 
 
 def _activity(run: ImageRun, x: Tensor) -> dict[str, Any]:
@@ -112,10 +115,9 @@ def _activity(run: ImageRun, x: Tensor) -> dict[str, Any]:
 
 def codebook_use(run: ImageRun, x: Tensor) -> dict[str, Any]:
     """How evenly atoms are chosen: exp of the entropy of their shares (van den Oord et al. 2017), and the shares."""
-    counts = torch.bincount(run.model.encode(x).indices.flatten(), minlength=run.model.width).double()
-    share = counts / counts.sum()
-    perplexity = torch.exp(-(share[share > 0] * share[share > 0].log()).sum()).item()
-    return {"perplexity": perplexity, "atoms": run.model.width, "shares": share.tolist()}
+    counts = torch.bincount(run.model.encode(x).indices.flatten().cpu(), minlength=run.model.width).numpy()
+    perplexity = math.exp(entropy(counts))
+    return {"perplexity": perplexity, "atoms": run.model.width, "shares": (counts / counts.sum()).tolist()}
 
 
 def denoising(run: ImageRun, x: Tensor, seed: int) -> list[dict[str, float]]:
@@ -134,4 +136,9 @@ def denoising(run: ImageRun, x: Tensor, seed: int) -> list[dict[str, float]]:
 
 def psnr(x: Tensor, x_hat: Tensor) -> float:
     """10 log10(1 / mean squared error of a pixel), dB, for pixels in [0, 1]."""
-    return -10 * (x_hat - x).square().mean().log10().item()
+    return _decibels((x_hat - x).square().mean()).item()
+
+
+def _decibels(error: Tensor) -> Tensor:
+    """PSNR of a mean squared error of a pixel."""
+    return -10 * error.log10()

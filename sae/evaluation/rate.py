@@ -30,7 +30,7 @@ from torch import Tensor
 from sae.evaluation.baselines import PCA
 from sae.evaluation.entropy_coding import SymbolModel
 from sae.evaluation.rate_curve import RatePoint
-from sae.evaluation.reconstruction import fvu_of
+from sae.evaluation.reconstruction import fvu_of, fvu_sums
 from sae_kernels import SparseCodes
 
 Decode: TypeAlias = Callable[[Tensor], Tensor]
@@ -117,7 +117,7 @@ def rate_distortion(
     if gain.shape != (train.width,) or not (gain.isfinite() & (gain >= 0)).all():
         raise ValueError(f"gain: expected {train.width} finite numbers >= 0, one a latent, got {tuple(gain.shape)}")
     centre = medians(train)
-    known, new, sums = _shifted(train, centre), _shifted(heldout, centre), _variance_sums(x)
+    known, new, sums = _shifted(train, centre), _shifted(heldout, centre), fvu_sums(x.cpu())
     points = []
     for step in default_steps(x) if steps is None else steps:
         model = SymbolModel(quantise(known, gain, step), known.values)
@@ -144,20 +144,17 @@ def pca_rate_distortion(
         steps: see `rate_distortion`.
     """
     pca = PCA.fit([train])
-    axes = pca.components[:components]
 
     def codes(rows: Tensor) -> SparseCodes:
-        return stack((part.double() - pca.mean) @ axes.T for part in rows.split(max(1, BLOCK // rows.shape[1])))
+        return stack(pca.codes(part, components) for part in rows.split(max(1, BLOCK // rows.shape[1])))
 
-    def decode(z: Tensor) -> Tensor:
-        return z.double() @ axes + pca.mean
-
-    return rate_distortion(codes(train), codes(x), x, decode, gain=torch.ones(len(axes)), steps=steps)
+    known = codes(train)
+    return rate_distortion(known, codes(x), x, pca.decode, gain=torch.ones(known.width), steps=steps)
 
 
 def default_steps(x: Tensor) -> list[float]:
     """Half octaves from 2 down to 1/256 of the root mean square distance of x [m, D] from its mean."""
-    deviation = (_variance_sums(x)["square"] / len(x)).sqrt().item()
+    deviation = (fvu_sums(x.cpu())["square"] / len(x)).sqrt().item()
     return [deviation * 2 ** (1 - half / 2) for half in range(19)]
 
 
@@ -239,15 +236,3 @@ def _error(codes: SparseCodes, centre: Tensor, x: Tensor, decode: Decode) -> Ten
         error += (x[done : done + len(block)].cpu().double() - out).square().sum()
         done += len(block)
     return error
-
-
-def _variance_sums(x: Tensor) -> dict[str, Tensor]:
-    """What `fvu_of` needs of x [m, D]."""
-    wide = x.detach().cpu().double()
-    offset = wide - wide.mean(0)
-    return {
-        "count": torch.tensor(float(len(x)), dtype=torch.float64),
-        "square": offset.square().sum(),
-        "offset": offset.sum(0),
-        "norm_square": wide.square().sum(),
-    }

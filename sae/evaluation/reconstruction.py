@@ -3,12 +3,16 @@
 Definitions (x what is to be reconstructed, the input or a transcoder's target, x̂ its reconstruction, mu the mean of x
 over the whole evaluation set, sums over tokens):
 
-    FVU = Σ||x - x̂||² / Σ||x - mu||²        cosine = mean cos(x, x̂)        norm ratio = mean ||x̂|| / ||x||
+    FVU = Σ||x - x̂||² / Σ||x - mu||²        cosine = mean cos(x, x̂)        norm ratio = mean ||x̂|| / ||x||, x ≠ 0
     reconstruction bias = Σ||x̂||² / Σ x·x̂    L0 = mean number of non-zero codes
+
+A latent fires where its code is not zero, of whatever sign.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -22,13 +26,42 @@ DENSITY_FLOOR = -6  # lowest edge of the density histogram, log10
 CHUNK = 8192  # rows encoded at a time
 
 
-def fvu_of(error: str, sums: dict[str, Tensor]) -> Tensor:
-    """FVU from sums: `error`, "count" n, "square" Σ||x-c||², "offset" Σ(x-c), for any fixed point c.
+def fvu_of(error: str, sums: Mapping[str, Tensor]) -> Tensor:
+    """FVU from sums as `fvu_sums` gives them, `error` being the one to divide by the variance.
 
     NaN where all x are equal up to float32 rounding (BOS tokens of one model are): there is no variance to explain.
     """
     variance = sums["square"] - sums["offset"].pow(2).sum(-1) / sums["count"]
     return torch.where(variance > 1e-9 * sums["norm_square"], sums[error] / variance, torch.nan)
+
+
+def fvu_sums(
+    x: Tensor, x_hat: Tensor | None = None, centre: Tensor | None = None, *, by_row: bool = False
+) -> dict[str, Tensor]:
+    """What `fvu_of` divides: "count" n, "square" Σ||x-c||², "offset" Σ(x-c), "norm_square" Σ||x||², "error" Σ||x-x̂||².
+
+    Sums of batches add up, as long as they are taken around one point.
+
+    Args:
+        x: what is reconstructed [n, d].
+        x_hat: reconstructions [n, d]; None leaves "error" out.
+        centre: c [d], any fixed point near the mean of x, so that the sums stay accurate; None is these rows' mean.
+        by_row: give every row's summands, [n] and [n, d], in place of their sums.
+
+    Returns:
+        float64, on the device of x.
+    """
+    wide = x.detach().double()
+    offset = wide - (wide.mean(0) if centre is None else centre.to(wide))
+    rows = {
+        "count": wide.new_ones(len(wide)),
+        "square": offset.square().sum(1),
+        "offset": offset,
+        "norm_square": wide.square().sum(1),
+    }
+    if x_hat is not None:
+        rows["error"] = (wide - x_hat.detach().to(wide)).square().sum(1)
+    return rows if by_row else {name: row.sum(0) for name, row in rows.items()}
 
 
 class Reconstruction:
@@ -59,23 +92,20 @@ class Reconstruction:
     def _add(self, x: Tensor, target: Tensor, document: Tensor) -> None:
         codes, x_hat = self.model(x)
         wide, wide_hat = target.double(), x_hat.double()
-        offset = wide - self.centre.to(x.device)
+        norms = wide.norm(dim=1)
         values = {
-            "count": torch.ones(len(x)),
-            "error": (wide - wide_hat).pow(2).sum(1),
-            "square": offset.pow(2).sum(1),
-            "offset": offset,
-            "norm_square": wide.pow(2).sum(1),
+            **fvu_sums(wide, wide_hat, self.centre, by_row=True),
             "l0": codes.l0().view(len(x), -1).sum(1),
             "cosine": torch.nn.functional.cosine_similarity(wide, wide_hat, dim=1),
-            "norm_ratio": wide_hat.norm(dim=1) / wide.norm(dim=1),
+            "norm_ratio": torch.where(norms > 0, wide_hat.norm(dim=1) / norms, 0.0),
+            "with_norm": norms > 0,
             "hat_square": wide_hat.pow(2).sum(1),
             "dot": (wide * wide_hat).sum(1),
         }
         if self.pca is not None:
             values["pca_square"], values["pca_energy"] = self.pca.energies(wide)
         order = self.sums.add(document, values)
-        fired = codes.values > 0
+        fired = codes.values != 0
         latents = codes.indices[fired].cpu()
         when = order[codes.rows()[fired].cpu() // self.model.positions]
         self.fired += torch.bincount(latents, minlength=self.model.width)
@@ -102,7 +132,7 @@ class Reconstruction:
             "l0": interval(ratio("l0", "count")),
             "dead": self.dead(),
             "cosine": interval(ratio("cosine", "count")),
-            "norm_ratio": interval(ratio("norm_ratio", "count")),
+            "norm_ratio": interval(ratio("norm_ratio", "with_norm")),
             "reconstruction_bias": interval(ratio("hat_square", "dot")),
             "relative_error": interval(ratio("error", "norm_square")),
         }
@@ -119,12 +149,14 @@ class Reconstruction:
 
             return self.sums.interval(metric, resamples=resamples, seed=seed)
 
-        curve = (full["pca_square"] - full["pca_energy"].cumsum(1)) / (full["error"] / target)
+        # the mean alone, no component, comes first
+        explained = torch.nn.functional.pad(full["pca_energy"].cumsum(1), (1, 0))
+        curve = fvu_of("left", full | {"left": full["pca_square"][:, None] - explained})
         reached = (curve[0] <= target).nonzero()
         return {
             "pca_fvu": pca_fvu(k),
             "pca_components": k,
-            "pca_components_for_same_fvu": int(reached[0]) + 1 if len(reached) else None,
+            "pca_components_for_same_fvu": int(reached[0]) if len(reached) else None,
             "mean_fvu": pca_fvu(0),
         }
 
@@ -132,21 +164,29 @@ class Reconstruction:
         """Share of latents that never fired in the tokens seen.
 
         A resample always misses latents that the whole set has, so the interval is the jackknife's (Efron & Tibshirani
-        1993, ch. 11): leaving out one group of documents kills the latents that fire in that group alone.
+        1993, ch. 11): leaving out one group of documents kills the latents that fire in that group alone. With one
+        group alone it has no bounds (NaN).
         """
         dead = (self.fired == 0).double().mean().item()
-        groups = max(self.sums.groups, 1)
+        groups = self.sums.groups
+        if groups < 2:
+            return Interval(dead, math.nan, math.nan)
         single = (self.fired > 0) & (self.sums.group(self.first) == self.sums.group(self.last))
         killed = torch.bincount(self.sums.group(self.first[single]), minlength=groups).double() / len(self.fired)
         error = ((groups - 1) / groups * (killed - killed.mean()).pow(2).sum()).sqrt().item()
         return Interval(dead, max(0.0, dead - 1.96 * error), min(1.0, dead + 1.96 * error))
 
     def densities(self) -> dict[str, Any]:
-        """Histogram of log10(firing rate): half-decade bins from 1e-6 to 1, and how many latents never fired."""
-        rate = (self.fired[self.fired > 0].double() / max(self.tokens, 1)).log10()
+        """Histogram of log10(firing rate): half-decade bins from 1e-6 to 1, and how many latents never fired.
+
+        A rate is over rows of codes, of which a sample has as many as the model has positions; lower rates than 1e-6
+        count in the first bin.
+        """
+        rows = max(self.tokens * self.model.positions, 1)
+        rate = (self.fired[self.fired > 0].double() / rows).log10()
         bins = 2 * -DENSITY_FLOOR
         edges = torch.linspace(DENSITY_FLOOR, 0, bins + 1, dtype=torch.float64)
-        counts = torch.histc(rate.clamp(DENSITY_FLOOR, 0), bins=bins, min=DENSITY_FLOOR, max=0)
+        counts = torch.histc(rate.clamp(min=DENSITY_FLOOR), bins=bins, min=DENSITY_FLOOR, max=0)
         return {
             "log10_edges": edges.tolist(),
             "latents": counts.long().tolist(),

@@ -79,9 +79,10 @@ def checkerboard(images: Any, stride: int) -> Checkerboard:
             f"stride {stride}: expected 2 or more, dividing images of {height}x{width} into several tiles; "
             "crop the images to a multiple of the stride"
         )
+    square = (x**2).mean()
     x = x - reduce(x, "n c h w -> 1 c 1 1", "mean")
+    _need_contrast((x**2).mean(), square)
     total = reduce(x**2, "n c h w -> c", "mean").sum()
-    _need_contrast(total)
     phase = reduce(x, "n c (h i) (w j) -> c i j", "mean", i=stride, j=stride)
     spectrum = power(x)
     # frequency (0, 0) is among them and has no power
@@ -113,15 +114,16 @@ def radial_spectrum(images: Any, *, cutoff: float = 0.25) -> RadialSpectrum:
 
     Args:
         images: [n, C, H, W].
-        cutoff: cycles a pixel from which on a frequency is high, between 0 and 1/2.
+        cutoff: cycles a pixel beyond which a frequency is high, between 0 and 1/2.
 
     Raises:
         ConfigError: wrong shapes, a cutoff out of range, or images without any contrast.
     """
     if not 0 < cutoff < 0.5:
         raise ConfigError(f"cutoff {cutoff}: expected cycles a pixel between 0 and 0.5, the highest along an axis")
-    spectrum = power(images)
-    _need_contrast(spectrum.sum())
+    x = table(images, "images", ndim=4)
+    spectrum = power(x)
+    _need_contrast(spectrum.mean(), (x**2).mean())
     height, width = spectrum.shape
     radius = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None])
     ring = np.rint(radius * min(height, width)).astype(int)
@@ -138,6 +140,7 @@ def radial_spectrum(images: Any, *, cutoff: float = 0.25) -> RadialSpectrum:
     )
 
 
-def _need_contrast(variance: float) -> None:
-    if not variance > 0:
+def _need_contrast(variance: float, square: float) -> None:
+    """Refuse images whose variance is rounding, beside their mean square before anything was taken off."""
+    if not variance > 1e-12 * square:
         raise ConfigError("images: every pixel of a channel has one value, so there is no power to share out")

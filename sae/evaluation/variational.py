@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sae.fields import ConfigError
 from sae.image_config import VisionConfig
 from sae.models.autoencoder import Autoencoder
 from sae.modules.codes import Gaussian, drawn
@@ -94,7 +95,13 @@ def gaussian_code(model: Autoencoder) -> Gaussian:
 
 
 def activity(mean: Tensor, log_variance: Tensor) -> Activity:
-    """What the latents carry, from the moments [N, F] of many samples."""
+    """What the latents carry, from the moments [N, F] of many samples.
+
+    Raises:
+        ConfigError: fewer than two samples, over which nothing varies.
+    """
+    if len(mean) < 2:
+        raise ConfigError(f"mean: expected the moments of two samples or more, over which they vary, got {len(mean)}")
     return Activity(kl_per_latent(mean, log_variance).mean(0), mean.var(0))
 
 

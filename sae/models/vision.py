@@ -69,8 +69,9 @@ def completed(config: VisionConfig, shape: Sequence[int]) -> VisionConfig:
         corruption=_chosen(config.corruption, "none" if row is None else row.corruption),
         beta=config.beta if config.beta is not None else (1.0 if row is None else row.beta),
         rate_weight=config.rate_weight if config.rate_weight is not None else 0.01 * math.prod(shape),
-        normalise=_chosen(config.normalise, "scale" if row is None and stem == head == "none" else "none"),
     )
+    plain = row is None and stem == head == "none" and whole.likelihood != "gaussian"
+    whole = dataclasses.replace(whole, normalise=_chosen(config.normalise, "scale" if plain else "none"))
     _check(whole, row)
     level = None if whole.corruption == "none" else whole.corruption_level or USUAL_LEVEL[whole.corruption]
     return dataclasses.replace(whole, corruption_level=level)
@@ -147,12 +148,19 @@ def _check(config: VisionConfig, row: ImageVariant | None) -> None:
     if variant in ("vqvae", "vqvae2") and config.stem not in ("convolutional", "two_level"):
         expected = "a codebook quantises the places of a feature map; expected convolutional or two_level"
         raise ConfigError(f"--stem {config.stem}: {expected}")
+    for flag, part in (("--stem", config.stem), ("--head", config.head)):
+        if part == "two_level" and variant not in ("vqvae", "vqvae2"):
+            raise ConfigError(f"{flag} two_level: lays out the rows of a codebook; expected --variant vqvae or vqvae2")
     if config.likelihood == "bernoulli" and config.output != "sigmoid":
         raise ConfigError(f"--likelihood bernoulli: needs --output sigmoid, not {config.output}")
     if config.output == "sigmoid" and config.head == "none":
         raise ConfigError("--output sigmoid: needs a head (--head mlp), whose outputs it squashes")
     if (config.stem, config.head) != ("none", "none") and config.normalise != "none":
         raise ConfigError(f"--normalise {config.normalise}: cannot be folded through a stem or head; expected none")
+    # training would take it in normalised units, evaluation in pixels, and the two are other densities
+    density = config.likelihood == "gaussian" or (row is not None and row.code(config).stochastic)
+    if density and config.normalise != "none":
+        raise ConfigError(f"--normalise {config.normalise}: a likelihood is of the pixels themselves; expected none")
     if config.corrupted_only and config.corruption in ("none", "gaussian"):
         raise ConfigError(f"--corrupted-only: --corruption {config.corruption} leaves no pixel to tell apart")
     if config.corrupted_only and config.likelihood != "squared_error":

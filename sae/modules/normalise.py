@@ -1,7 +1,8 @@
 """Input normalisation: maps fitted on the first batches, under which autoencoders of any model train alike.
 
-All but none make mean ||x||² = d. Those that act alike on every token are affine and are folded into the saved weights;
-layer norm depends on the token and stays a part of the saved autoencoder.
+scale and centre make mean ||x||² = d over the rows they are fitted on; whiten makes it the rank of their covariance
+(less a ridge's part), and layer_norm d - 1 for every token. Those that act alike on every token are affine and are
+folded into the saved weights; layer norm depends on the token and stays a part of the saved autoencoder.
 
     scale       x' = s x
     centre      x' = s (x - mean)
@@ -17,6 +18,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from sae.fields import ConfigError
 
 RIDGE = 1e-4  # added to the covariance's diagonal, in units of its mean: directions without variance are not blown up
 LAYER_NORM_EPS = 1e-5
@@ -58,22 +61,33 @@ def fit(name: str, x: Tensor, widths: Sequence[int]) -> Affine:
     """The affine map of that name for rows x [n, d] of sites of these widths, side by side, each with its own scale.
 
     `none` gives the identity, and so does `layer_norm`: its work is done token by token, by `layer_norm`.
+
+    Raises:
+        ConfigError: nothing is there to scale: rows are all zero or, where their mean is taken off, all alike.
     """
     x = x.double()
     offset = x.mean(0) if name in ("centre", "whiten") else torch.zeros_like(x[0])
+    sites = [x.shape[1]] if name == "whiten" else list(widths)
+    parts = (x - offset).split(sites, dim=1)
     if name in ("layer_norm", "none"):
         matrix = inverse = torch.ones_like(offset)
+    elif alike := [i for i, whole in enumerate(x.split(sites, dim=1)) if _rounding(parts[i], whole)]:
+        raise ConfigError(f"--normalise {name}: nothing varies in {len(x)} rows of site {alike[0]}; expected none")
     elif name == "whiten":
         covariance = (x - offset).T @ (x - offset) / len(x)
         values, vectors = torch.linalg.eigh(covariance)
         roots = (values.clamp_min(0) + RIDGE * values.mean()).sqrt()
         matrix, inverse = (vectors / roots) @ vectors.T, (vectors * roots) @ vectors.T
     else:
-        parts = (x - offset).split(list(widths), dim=1)
         scales = [(part.shape[1] / part.square().sum(1).mean()).sqrt().expand(part.shape[1]) for part in parts]
         matrix = torch.cat(scales)
         inverse = 1 / matrix
     return Affine(*(tensor.float().contiguous() for tensor in (offset, matrix, inverse)))
+
+
+def _rounding(part: Tensor, whole: Tensor) -> bool:
+    """Whether all that is left of rows, behind taking off their mean, is zero or rounding."""
+    return bool(part.square().mean() <= 1e-12 * whole.square().mean())
 
 
 class TokenStatistics(NamedTuple):

@@ -10,7 +10,8 @@ from sae.modules.losses import Step, term
 from sae_kernels import SparseCodes
 
 BLOCK = 256  # pairs among which a contrast looks for negatives
-SMALL = 0.01  # a value below which Σ f^p goes on in a straight line: its slope would grow without bound
+# a value, times its atom's norm, below which its p-th power goes on in a straight line: its slope would grow unbounded
+SMALL = 0.01
 
 
 @term("entries")
@@ -37,9 +38,9 @@ def tanh(step: Step, scale: float) -> Tensor:
 
 @term("entries")
 def lp(step: Step) -> Tensor:
-    """Σ_j f_j^p, p = `step.power` (p-annealing: Karvonen et al. 2024, section 3), [N].
+    """Σ_j (f_j ||w_j||)^p, p = `step.power` (p-annealing: Karvonen et al. 2024, section 3, there of unit atoms), [N].
 
-    Below f = 0.01 each summand is a straight line to zero.
+    Below f_j ||w_j|| = 0.01 each summand is a straight line to zero.
     """
     f, p = _weighted(step, step.codes.values), step.power
     return step.codes.per_token(torch.where(f > SMALL, f.clamp_min(SMALL).pow(p), f * SMALL ** (p - 1)))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from sae.pictures.lines import Curve, draw_lines
 from sae.pictures.page import Page
 from sae.reports.material import Material
+from sae.training.logging import read_metrics
 
 MEANINGS = {
     "fvu": ("FVU", "share of the pixels' variance that is not explained; 0 is exact, 1 is the mean image"),
@@ -25,7 +25,7 @@ MEANINGS = {
     "bounds.kl": ("KL from the prior", "nats an image"),
     "bounds.elbo": ("ELBO", "nats an image, below log p(x)"),
     "bounds.importance": ("Importance-weighted bound", "nats an image, between the ELBO and log p(x)"),
-    "bounds.bits_per_pixel": ("Bits a pixel", "of the better bound"),
+    "bounds.bits_per_dim": ("Bits a number", "of the better bound"),
     "latents.active": ("Active latents", "whose mean has a variance over 0.01"),
     "codebook.perplexity": ("Perplexity", "atoms in use, were all used alike"),
     "codebook.atoms": ("Atoms", ""),
@@ -49,10 +49,9 @@ def write_numbers(material: Material, page: Page) -> None:
 
 def write_loss(material: Material, page: Page) -> None:
     """The loss by images seen, whole and in its terms, and the training batches' FVU."""
-    path = material.run.folder / "metrics.jsonl"
-    if not path.exists():
+    lines = read_metrics(material.run.folder)
+    if not lines:
         return
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     seen = [line["images"] for line in lines]
     page.section("Training", "Means over batches, between two lines of the log.")
     unit = "Squared error" if material.vision.likelihood == "squared_error" else "Nats"

@@ -20,7 +20,7 @@ class RunLog:
 
     def __init__(self, config: RunConfig, *, resume_at: int) -> None:
         path = config.out / METRICS
-        kept = [values for values in _lines(path) if values["step"] <= resume_at]
+        kept = [values for values in read_metrics(config.out) if values["step"] <= resume_at]
         text = "".join(json.dumps(values) + "\n" for values in kept)
         publish_file(path, text.encode())
         self.last: dict[str, Any] = kept[-1] if kept else {}
@@ -57,7 +57,13 @@ def _open_wandb(config: RunConfig, *, resume: bool) -> Any:
     )
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's `metrics.jsonl` without one that a kill cut short; none where there is no such file.
+
+    Raises:
+        CorruptError: a line before the last cannot be read.
+    """
+    path = folder / METRICS
     if not path.exists():
         return []
     *whole, _ = path.read_text(encoding="utf-8").split("\n")  # a kill or a full disk can leave half a line at the end

@@ -10,19 +10,22 @@ from scipy.stats import norm
 from sae.evaluation.anomaly import detect, detect_each, over_classes
 from sae.fields import ConfigError
 
-DRAW = np.random.default_rng(0)
+
+def draws(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
 
 
 @pytest.mark.parametrize("distance", [0.0, 1.0, 2.0, -1.0])
 def test_auroc_of_two_gaussians(distance: float) -> None:
     """Φ(distance / √2) (Bamber 1975)."""
     anomalous = np.arange(40_000) % 2 == 0
-    score = DRAW.standard_normal(40_000) + distance * anomalous
+    score = draws().standard_normal(40_000) + distance * anomalous
     assert detect(score, anomalous).auroc == pytest.approx(norm.cdf(distance / np.sqrt(2)), abs=0.01)
 
 
 def test_auroc_is_the_share_of_pairs_in_order_with_ties_by_half() -> None:
-    score, anomalous = DRAW.integers(0, 6, 80).astype(float), DRAW.random(80) < 0.3
+    draw = draws()
+    score, anomalous = draw.integers(0, 6, 80).astype(float), draw.random(80) < 0.3
     gaps = score[anomalous][:, None] - score[~anomalous][None]
     assert detect(score, anomalous).auroc == pytest.approx(((np.sign(gaps) + 1) / 2).mean())
 
@@ -35,15 +38,17 @@ def test_average_precision_by_hand() -> None:
 
 
 def test_a_score_that_says_nothing_has_half_and_the_share() -> None:
-    anomalous = DRAW.random(50_000) < 0.1
-    result = detect(DRAW.random(50_000), anomalous)
+    draw = draws()
+    anomalous = draw.random(50_000) < 0.1
+    result = detect(draw.random(50_000), anomalous)
     assert result.auroc == pytest.approx(0.5, abs=0.01)
     assert result.average_precision == pytest.approx(anomalous.mean(), abs=0.01)
     assert detect(np.ones(50_000), anomalous)[:2] == pytest.approx((0.5, anomalous.mean()))
 
 
 def test_only_the_order_of_scores_counts_and_tensors_do_too() -> None:
-    score, anomalous = DRAW.standard_normal(200), DRAW.random(200) < 0.4
+    draw = draws()
+    score, anomalous = draw.standard_normal(200), draw.random(200) < 0.4
     plain = detect(score, anomalous)
     assert detect(np.exp(3 * score) + 7, anomalous) == pytest.approx(plain)
     assert detect(torch.from_numpy(score).requires_grad_(), torch.from_numpy(anomalous)) == plain
@@ -72,6 +77,12 @@ def test_the_mean_over_classes_weighs_them_alike() -> None:
     [
         (lambda: detect([1.0, 2.0], [True, True]), "all 2 samples are anomalous"),
         (lambda: detect([1.0, 2.0], [False, False]), "all 2 samples are normal"),
+        (lambda: detect([1.0, 2.0, 3.0], [7, 8, 7]), r"anomalous: expected bool, or 0 and 1, got \[7, 8\], int64"),
+        (
+            lambda: detect([1.0, 2.0], ["normal", "odd"]),
+            r"anomalous: expected bool, or 0 and 1, got \['normal', 'odd'\]",
+        ),
+        (lambda: detect([1.0, 2.0], [0.2, 0.9]), r"anomalous: expected bool, or 0 and 1, got \[0.2, 0.9\], float64"),
         (lambda: detect([1.0, np.inf], [False, True]), "score: 1 of 2 values are not finite"),
         (lambda: detect([1.0, 2.0], [True]), "anomalous: expected one for each of the 2"),
         (lambda: detect_each([1.0, 2.0], [0, 1], [5]), r"normal \[5\]: expected some of the classes \[0, 1\]"),

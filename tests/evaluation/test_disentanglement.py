@@ -12,14 +12,16 @@ import math
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import mutual_info_score
 
+from sae.evaluation.disentanglement import fixed
 from sae.evaluation.disentanglement.arrays import live_latents, split
 from sae.evaluation.disentanglement.dci import dci, dci_of
 from sae.evaluation.disentanglement.fixed import beta_vae_score, draw_from_encoder, draw_from_table, factor_vae_score
 from sae.evaluation.disentanglement.information import binned, mig_of, modularity_of, mutual_information
 from sae.evaluation.disentanglement.irs import irs, irs_of
-from sae.evaluation.disentanglement.sap import sap, sap_of
+from sae.evaluation.disentanglement.sap import _accuracies, sap, sap_of
 from sae.evaluation.disentanglement.scores import controls, disentanglement
 
 ONE_EACH = 5.0 * np.eye(5)
@@ -122,6 +124,29 @@ def test_chen2018_matches_the_closed_form_of_separate_gaussians() -> None:
     np.testing.assert_allclose(found.entropies, [math.log(4), math.log(3)])
 
 
+def test_chen2018_weighs_values_by_how_often_they_come() -> None:
+    """Value 0 in 9 of 10 samples with deviation 1, value 1 with deviation e³, far apart: I is the factor's entropy."""
+    factor = (np.arange(400) % 10 == 0).astype(int)
+    factors = np.stack([factor, np.arange(400) % 2], 1)
+    means = np.stack([1e4 * factor, np.zeros(400)], 1)
+    spread = np.stack([6.0 * factor, np.zeros(400)], 1)
+    found = mutual_information(means, factors, protocol="chen2018", log_variances=spread, samples=4000)
+    assert found.matrix[0, 0] == pytest.approx(-0.9 * math.log(0.9) - 0.1 * math.log(0.1), abs=0.06)
+
+
+def test_chen2018_finds_information_where_there_is_none_if_posteriors_are_narrow() -> None:
+    """The bias that the module's text gives figures of."""
+    factors = some_factors(500, (4, 4))
+    means = np.random.default_rng(0).normal(size=(500, 4))
+
+    def share(deviation: float) -> float:
+        spread = np.full((500, 4), 2 * math.log(deviation))
+        found = mutual_information(means, factors, protocol="chen2018", log_variances=spread)
+        return float((found.matrix / found.entropies).mean())
+
+    assert [share(deviation) for deviation in (0.1, 0.01, 0.001)] == pytest.approx([0.04, 0.28, 0.82], abs=0.03)
+
+
 def test_chen2018_sees_the_posterior_noise_that_means_hide() -> None:
     factors = some_factors(200, (2, 2))
     means, noisy = factors.astype(float), np.full((200, 2), 2 * math.log(5))
@@ -139,6 +164,9 @@ def test_protocols_refuse_what_they_cannot_read() -> None:
         mutual_information(codes, factors, log_variances=codes)
     with pytest.raises(ValueError, match="expected the codes' shape"):
         mutual_information(codes, factors, protocol="chen2018", log_variances=codes[:, :1])
+    broken = np.where(np.arange(100).reshape(50, 2) == 7, -np.inf, 0.0)
+    with pytest.raises(ValueError, match="log_variances: expected finite numbers, got 1 that are not"):
+        mutual_information(codes, factors, protocol="chen2018", log_variances=broken)
     with pytest.raises(ValueError, match="did you mean 'chen2018'"):
         mutual_information(codes, factors, protocol="chen2019")  # type: ignore[arg-type]
 
@@ -251,6 +279,16 @@ def test_sap_of_categorical_factors_tells_one_latent_from_two() -> None:
     assert sap(np.hstack([factors, factors]).astype(float), factors) == 0
 
 
+def test_sap_of_a_factor_with_one_value_in_the_fitted_half_is_no_gap() -> None:
+    factors = np.stack([np.arange(10) % 2, np.zeros(10, int)], 1)
+    fitted, held = split(10, 2000, 2000, seed=0)
+    factors[held[0], 1] = 1
+    codes = np.random.default_rng(0).normal(size=(10, 2))
+    alone = _accuracies(codes, factors[:, 1], fitted, held, seed=0)
+    assert alone.tolist() == pytest.approx([1 - 1 / len(held)] * 2)
+    assert 0 <= sap(codes, factors) <= 0.5
+
+
 def test_irs_is_that_of_the_definition() -> None:
     factors = some_factors(300, (3, 4))
     codes = np.random.default_rng(2).normal(size=(300, 2)) + factors
@@ -305,6 +343,52 @@ def test_latents_that_never_vary_have_no_vote() -> None:
     assert factor_vae_score(draw, SIZES, codes, train=300, test=300).test > 0.99
     assert factor_vae_score(draw, SIZES, codes, train=300, test=300, least_deviation=0.05).test > 0.99
     assert factor_vae_score(draw, SIZES, codes, train=300, test=300, least_deviation=9).test == 0
+
+
+@pytest.mark.parametrize("source", ["table", "encoder"])
+def test_codes_of_small_whole_numbers_do_not_wrap_around(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    factors = some_factors(2000, SIZES)
+    small = (10 * factors).astype(np.uint8)
+    if source == "table":
+        draws = [draw_from_table(codes, factors) for codes in (small, small.astype(float))]
+        assert draws[0](0, factors[:5, 0], np.random.default_rng(0)).dtype == np.float64
+    else:
+        draws = [draw_from_encoder(lambda v, kind=kind: (10 * v).astype(kind), SIZES) for kind in (np.uint8, float)]
+    points = []
+
+    class Kept(LogisticRegression):
+        """Keeps what it is fitted on; wrapped differences could be told apart as well."""
+
+        def fit(self, X, y):
+            points.append(X)
+            return super().fit(X, y)
+
+    # unscaled, as they come
+    monkeypatch.setattr(fixed, "make_pipeline", lambda _, classifier: classifier)
+    monkeypatch.setattr(fixed, "LogisticRegression", Kept)
+    assert len({beta_vae_score(draw, SIZES, train=60, test=60) for draw in draws}) == 1
+    np.testing.assert_array_equal(points[0], points[1])
+    assert points[0].max() <= 10 * max(SIZES)
+
+
+def test_beta_vae_score_does_not_depend_on_the_latents_units() -> None:
+    factors = some_factors(2000, SIZES)
+    rotation = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
+    codes = factors @ rotation
+    plain = beta_vae_score(draw_from_table(codes, factors), SIZES, train=600, test=600)
+    assert plain.test > 0.8
+    for units in ([1e-4, 1e-4, 1e-4], [1e-4, 1.0, 1e4]):
+        scaled = beta_vae_score(draw_from_table(codes * units, factors), SIZES, train=600, test=600)
+        assert scaled == pytest.approx(plain, abs=0.01)
+
+
+def test_bfloat16_codes_and_codes_of_wide_range_are_binned() -> None:
+    factors = some_factors(400, (4, 3))
+    codes = torch.tensor(factors).bfloat16()
+    assert mig_of(*mutual_information(codes, factors)) == mig_of(*mutual_information(factors, factors))
+    # of float16 the range itself overflows
+    wide = np.array([[-6e4], [0.0], [6e4]], dtype=np.float16)
+    assert binned(wide)[:, 0].tolist() == [0, 10, 19]
 
 
 def test_an_encoder_of_factors_draws_what_a_table_draws() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,31 @@ def measured(harvest: Harvest, model: Autoencoder, mean: torch.Tensor) -> dict:
     subject = downstream.Subject(model, harvest.sites, harvest.sites, mean)
     sums = downstream.measure(harvest, {"it": subject}, batches, lambda tokens: None)
     return downstream.metrics(sums["it"], **DRAWS)
+
+
+def test_kl_is_that_of_the_clean_model_from_the_spliced_one() -> None:
+    """p = (1/2, 1/4, 1/4), q = (1/4, 1/4, 1/2): the same both ways; p = (1/2, 1/2), q = (1/4, 3/4): not."""
+    turned = torch.tensor([[0.5, 0.25, 0.25]]).log(), torch.tensor([[0.25, 0.25, 0.5]]).log()
+    assert downstream._kl(*turned).item() == pytest.approx(math.log(2) / 4)
+    even, skew = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.25, 0.75]]).log()
+    assert downstream._kl(even, skew).item() == pytest.approx(0.5 * math.log(4 / 3))
+    assert downstream._kl(skew, even).item() == pytest.approx(0.25 * math.log(0.5) + 0.75 * math.log(1.5))
+
+
+def test_kl_of_a_spliced_pass_is_taken_from_the_clean_one(harvest: Harvest) -> None:
+    dim = harvest.sites[0].width
+    model = linear(dim, torch.zeros(3, dim), torch.full((dim,), 0.7))
+    contexts = next(iter(harvest.contexts(BEGINNING)))
+    subject = downstream.Subject(model, harvest.sites, harvest.sites, torch.zeros(dim))
+    sums = downstream.measure(harvest, {"it": subject}, [contexts], lambda tokens: None)["it"].sums
+    with torch.no_grad():
+        batch = downstream._Batch(harvest, contexts)
+        there = batch.target(harvest.sites)
+        spliced = batch.log_probabilities(harvest.sites, torch.full_like(there, 0.7)).double()
+    clean = batch.clean.double()
+    forward, backward = ((a.exp() * (a - b)).sum().item() for a, b in ((clean, spliced), (spliced, clean)))
+    assert sums["kl"].sum().item() == pytest.approx(forward, rel=1e-3)
+    assert backward != pytest.approx(forward, rel=1e-2)
 
 
 def test_identity_costs_nothing(harvest: Harvest) -> None:

@@ -14,6 +14,7 @@ from sae.evaluation.rate import (
     default_steps,
     medians,
     pca_rate_distortion,
+    quantise,
     rate_distortion,
     sensitivity,
     stack,
@@ -78,6 +79,14 @@ def test_bits_are_those_of_counting_by_hand() -> None:
     want = [one + silent, none + silent, two + woken + 7, escape + 7 + silent]  # 4 is the 8th number, -4 and 5 follow
     assert bits.tolist() == pytest.approx(want)
     assert unseen == 2
+
+
+def test_a_silent_symbol_stands_for_the_mean_of_its_codes_and_once_of_zero() -> None:
+    """Latent 0: small codes .2 and .4 among four zeros in all; latent 1: none; latent 2: always on."""
+    codes = torch.tensor([[0.2, 0.0, 3.0], [0.4, 0.0, 3.0], [0.0, 5.0, 3.0], [0.0, 0.0, 3.0], [7.0, 0.0, 3.0]])
+    table = stack([codes])
+    model = SymbolModel(quantise(table, torch.ones(3), 1.0), table.values)
+    assert model.zero_levels.tolist() == pytest.approx([(0.2 + 0.4) / (4 + 1), 0, 0])
 
 
 def test_symbols_beyond_the_training_range_are_not_taken_for_the_neighbours() -> None:
@@ -313,6 +322,10 @@ def test_pca_of_the_hull_is_the_baselines_pca() -> None:
     train, heldout = normal(2000, 5) * torch.arange(1, 6), normal(500, 5, seed=1) * torch.arange(1, 6)
     pca = PCA.fit([train])
     square, energy = pca.energies(heldout)
+    z = pca.codes(heldout, 2)
+    assert torch.allclose(z.square(), energy[:, :2])
+    lost = (heldout - pca.decode(z)).square().sum(1)
+    assert torch.allclose(lost, square - energy[:, :2].sum(1), atol=1e-9)
     left = (square - energy[:, :2].sum(1)).sum() / (heldout - heldout.mean(0)).square().sum()
     fine = pca_rate_distortion(train, heldout, components=2, steps=[1e-3])[0]
     assert fine.fvu == pytest.approx(left.item(), rel=1e-4)

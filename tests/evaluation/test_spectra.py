@@ -146,6 +146,8 @@ def test_a_power_law_is_a_straight_line_in_the_logarithm() -> None:
         (lambda: checkerboard(noise(2, 1, 8, 8), 1), "stride 1"),
         (lambda: checkerboard(noise(2, 1, 4, 4), 4), "stride 4.*several tiles"),
         (lambda: checkerboard(np.ones((2, 1, 4, 4)), 2), "no power"),
+        (lambda: checkerboard(np.full((3, 1, 6, 6), 0.1), 2), "no power"),
+        (lambda: radial_spectrum(np.full((3, 1, 6, 6), 0.1)), "no power"),
         (lambda: checkerboard(noise(8, 8), 2), r"images.*4 axes.*\(8, 8\)"),
         (lambda: radial_spectrum(noise(2, 1, 8, 8), cutoff=0.5), "cutoff 0.5"),
         (lambda: radial_spectrum(np.full((2, 1, 8, 8), np.nan)), "images: 128 of 128 values are not finite"),

@@ -266,6 +266,21 @@ def test_moving_averages_settle_on_the_means_of_the_rows_that_choose_an_atom() -
     assert torch.cdist(means, dictionary.W.detach()).min(1).values.max() < 0.02
 
 
+def test_counts_of_moving_averages_are_smoothed_after_laplace_and_keep_their_sum() -> None:
+    code, dictionary = codebook(width=3, momentum=0.5)
+    code.resets = False
+    code.count.copy_(torch.tensor([4.0, 2e-5, 0.0]))
+    code.sum.copy_(rows(3, D, seed=6))
+    dictionary.W.data[1:] = 1e3  # the rows choose the first
+    x = rows(6, D)
+    code.learn(x, code(x, dictionary.W, dictionary.b, None), dictionary, draws.generator(0))
+    counts = [2.0 + 3.0, 1e-5, 0.0]
+    sums = [0.5 * rows(3, D, seed=6)[0] + 0.5 * x.sum(0), *(0.5 * rows(3, D, seed=6)[1:])]
+    for atom, count, total in zip(dictionary.W.detach(), counts, sums, strict=True):
+        smoothed = (count + 1e-5) / (sum(counts) + 3e-5) * sum(counts)
+        assert torch.allclose(atom, total / smoothed, rtol=1e-4)
+
+
 def test_forgotten_atoms_are_put_on_rows() -> None:
     code, dictionary = codebook(width=4, momentum=0.8)
     x = rows(64, D)

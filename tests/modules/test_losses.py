@@ -12,7 +12,7 @@ from torch import Tensor
 from sae.config import ConfigError
 from sae.modules.codes import BatchTopK, Gated, JumpReLU, ReLU, TopK
 from sae.modules.losses import TERMS, Step, Term, find_term, term, total_loss
-from sae.modules.penalties import SMALL
+from sae.modules.penalties import BLOCK, SMALL
 from sae_kernels import SparseCodes, sparse_decode
 
 N, D, F = 12, 7, 20
@@ -101,6 +101,13 @@ def test_l1_and_tanh_are_their_formulas_weighted_by_the_atoms_norms() -> None:
         assert Term("tanh", 1.0, {"scale": 4.0}).values(step).tolist() == pytest.approx(expected, rel=1e-5)
 
 
+def test_lp_takes_the_power_of_what_an_atom_of_its_norm_adds() -> None:
+    values, norms = torch.tensor([[0.0, 0.5, 2.0], [0.004, 0.0, 3.0]]), torch.tensor([1.0, 2.0, 0.5])
+    step = with_values(values, norms=norms, power=0.5)
+    expected = [1.0 + 1.0, 0.004 * SMALL**-0.5 + 1.5**0.5]
+    assert Term("lp").values(step).tolist() == pytest.approx(expected, rel=1e-5)
+
+
 def test_lp_is_continuous_and_straight_below_its_knee() -> None:
     for p in (1.0, 0.5, 0.2):
         f = torch.tensor([[0.0, SMALL / 2, SMALL * 0.999999, SMALL * 1.000001, 0.3]], requires_grad=True)
@@ -121,6 +128,9 @@ def test_gate_l1_counts_the_gate_and_not_the_magnitude() -> None:
     step = make_step(code)
     pre = (step.x - step.b_dec) @ step.W_enc.T + step.b_enc
     assert torch.allclose(Term("gate_l1").values(step), pre.relu().sum(1), atol=1e-5)
+    norms = torch.linspace(0.5, 2.0, F)
+    weighted = Term("gate_l1").values(step._replace(norms=norms))
+    assert torch.allclose(weighted, (pre.relu() * norms).sum(1), atol=1e-4)
 
 
 def test_l0_counts_latents_and_l0_target_their_distance_from_it() -> None:
@@ -298,8 +308,24 @@ def test_pairs_that_are_no_neighbours_count_zero_and_are_no_negatives() -> None:
     assert leaf.grad[[0, 1, 4, 5]].any()
 
 
+def test_more_pairs_than_a_block_are_contrasted_block_by_block_and_keep_their_places() -> None:
+    z = torch.rand(2 * 600, 4, generator=torch.Generator().manual_seed(0))
+    adjacent = torch.arange(600) % 5 != 0  # 480 pairs: a block of 256 and one of 224
+    unit = torch.nn.functional.normalize(z.double(), dim=1)
+    first, second = unit[0::2][adjacent], unit[1::2][adjacent]
+    expected = []
+    for low, high in ((0, BLOCK), (BLOCK, 480)):
+        scores = (first[low:high] @ second[low:high].T / 0.1).exp()
+        own = scores.diagonal()
+        expected.append(-((own / scores.sum(1)).log() + (own / scores.sum(0)).log()) / 2)
+    wanted = torch.zeros(600, dtype=torch.float64)
+    wanted[adjacent] = torch.cat(expected)
+    found = CONTRAST.values(pairs_of(z, adjacent.tolist()))
+    assert torch.allclose(found.double(), wanted.repeat_interleave(2), rtol=1e-4)
+
+
 def test_contrast_without_any_neighbours_is_zero() -> None:
-    z = torch.rand(8, 6, requires_grad=True)
+    z = torch.rand(8, 6, generator=torch.Generator().manual_seed(0)).requires_grad_()
     values = CONTRAST.values(pairs_of(z, [False] * 4))
     assert values.tolist() == [0.0] * 8
     values.mean().backward()

@@ -7,12 +7,9 @@ from typing import TypeAlias
 import numpy as np
 from torch import Tensor
 
+from sae.evaluation.arrays import to_numpy
+
 Array: TypeAlias = np.ndarray | Tensor
-
-
-def as_array(values: Array) -> np.ndarray:
-    """A tensor, on any device, or an array, as an array."""
-    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
 
 
 def checked(codes: Array, factors: Array) -> tuple[np.ndarray, np.ndarray]:
@@ -22,7 +19,7 @@ def checked(codes: Array, factors: Array) -> tuple[np.ndarray, np.ndarray]:
         ValueError: other shapes or kinds, no samples, codes that aren't finite, fewer than two factors, or a factor
             with one value.
     """
-    z, v = as_array(codes), as_array(factors)
+    z, v = to_numpy(codes), to_numpy(factors)
     if z.ndim != 2 or v.ndim != 2 or len(z) != len(v) or len(z) == 0:
         raise ValueError(
             f"expected codes [n, L] and factors [n, K] of the same n > 0 samples, got {z.shape}, {v.shape}"
@@ -43,7 +40,7 @@ def checked(codes: Array, factors: Array) -> tuple[np.ndarray, np.ndarray]:
 
 def live_latents(codes: Array) -> np.ndarray:
     """Which latents ever vary over the samples, bool [L]; a latent that is zero throughout is dead."""
-    z = as_array(codes)
+    z = to_numpy(codes)
     return z.max(0) > z.min(0)
 
 

@@ -17,7 +17,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from sae.evaluation.disentanglement.arrays import Array, as_array, checked
+from sae.evaluation.arrays import to_numpy
+from sae.evaluation.disentanglement.arrays import Array, checked
 
 Draw: TypeAlias = Callable[[int, np.ndarray, np.random.Generator], np.ndarray]
 ROWS = 16_384  # codes drawn at a time
@@ -37,8 +38,8 @@ def draw_from_table(codes: Array, factors: Array) -> Draw:
 
     The draw raises ValueError for a value that no row has.
     """
-    checked(codes, factors)
-    z, v = as_array(codes), as_array(factors)
+    # values stay as they were given, by which they are asked for
+    (z, _), v = checked(codes, factors), to_numpy(factors)
     orders = [np.argsort(column, kind="stable") for column in v.T]
 
     def draw(factor: int, values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -58,7 +59,7 @@ def draw_from_encoder(encode: Callable[[np.ndarray], Array], sizes: Sequence[int
     def draw(factor: int, values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         factors = rng.integers(sizes, size=(len(values), len(sizes)))
         factors[:, factor] = values
-        return as_array(encode(factors))
+        return to_numpy(encode(factors))
 
     return draw
 
@@ -95,7 +96,7 @@ def factor_vae_score(
         ValueError: fewer than two factors, a factor of one value, or a count below 1 (`batch`: below 2).
     """
     _check(sizes, batch, train, test)
-    z = as_array(codes).astype(np.float64)
+    z = to_numpy(codes).astype(np.float64)
     variances = z.var(0, ddof=1)
     kept = np.flatnonzero((z.max(0) > z.min(0)) & (np.sqrt(variances) > least_deviation))
     if len(kept) == 0:
@@ -146,7 +147,9 @@ def beta_vae_score(
 
     def difference(factor: int, count: int, rng: np.random.Generator) -> np.ndarray:
         values = rng.integers(sizes[factor], size=count * batch)
-        gap = np.abs(draw(factor, values, rng) - draw(factor, values, rng))
+        # whole numbers without a sign would wrap around
+        first, second = (draw(factor, values, rng).astype(np.float64) for _ in range(2))
+        gap = np.abs(first - second)
         return gap.reshape(count, batch, -1).mean(1)
 
     rng = np.random.default_rng(seed)

@@ -75,6 +75,9 @@ def _squared_correlation(codes: np.ndarray, factor: np.ndarray) -> np.ndarray:
 
 
 def _accuracies(codes: np.ndarray, factor: np.ndarray, fitted: np.ndarray, held: np.ndarray, seed: int) -> np.ndarray:
+    if np.ptp(factor[fitted]) == 0:  # nothing to learn
+        return np.full(codes.shape[1], np.mean(factor[held] == factor[fitted[0]]))
+
     def accuracy(latent: np.ndarray) -> float:
         machine = LinearSVC(C=0.01, class_weight="balanced", random_state=seed)
         return machine.fit(latent[fitted, None], factor[fitted]).score(latent[held, None], factor[held])

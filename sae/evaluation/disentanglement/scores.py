@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sae.evaluation.disentanglement.arrays import Array, as_array, checked, live_latents
+from sae.evaluation.arrays import to_numpy
+from sae.evaluation.disentanglement.arrays import Array, checked, live_latents
 from sae.evaluation.disentanglement.dci import Trees, dci
 from sae.evaluation.disentanglement.information import (
     Information,
@@ -107,6 +108,6 @@ def controls(codes: Array, factors: Array, *, seed: int = 0) -> dict[str, Contro
     own best factor, stay above 0 (modularity .35 for 3 factors of 4 values), and modularity more so where factors
     differ in their number of values, the bias of I growing with it. Read those two beside their floor.
     """
-    z, v = as_array(codes), as_array(factors)
+    z, v = to_numpy(codes), to_numpy(factors)
     order = np.random.default_rng(seed).permutation(len(v))
     return {"true_factors": Control(v.astype(np.float64), v), "shuffled_labels": Control(z, v[order])}

@@ -16,7 +16,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from sae.evaluation.reconstruction import fvu_of
+from sae.evaluation.reconstruction import fvu_of, fvu_sums
 from sae.evaluation.synthetic.sampling import Sample, unit
 from sae.models.autoencoder import Autoencoder
 
@@ -153,17 +153,9 @@ class _Counts:
         self.both_matched += (fired[:, self.pairs.latents] & truth[:, self.pairs.features]).sum(0)
         self.both_best += (fired & truth[:, self.best]).sum(0)
         self.tokens += len(x)
-        x, x_hat = x.double(), x_hat.double()
         if self.centre is None:
-            self.centre = x.mean(0)
-        offset = x - self.centre
-        news = {
-            "count": torch.tensor(float(len(x)), dtype=torch.float64),
-            "error": (x - x_hat).pow(2).sum(),
-            "square": offset.pow(2).sum(),
-            "offset": offset.sum(0),
-            "norm_square": x.pow(2).sum(),
-        }
+            self.centre = x.double().mean(0)
+        news = fvu_sums(x, x_hat, self.centre)
         self.sums = {name: self.sums.get(name, 0) + value for name, value in news.items()}
 
 
