@@ -5,6 +5,7 @@ draw_lines({"PCA": Curve(k, fvu), "AE": Curve(k, [Interval(.3, .28, .33), ...])}
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -91,4 +92,5 @@ def draw_lines(
 def _part(value: Any, name: str) -> float:
     if isinstance(value, Interval):
         return getattr(value, name)
-    return value[name] if isinstance(value, Mapping) else value
+    found = value[name] if isinstance(value, Mapping) else value
+    return math.nan if found is None else found  # a bound that is not known

@@ -64,8 +64,8 @@ class Material:
 
     @cached_property
     def firing(self) -> Tensor:
-        """Share of the images in which every latent is above zero, float64 [F]."""
-        return (self.codes > 0).double().mean(0)
+        """Share of the images in which every latent is not zero, float64 [F]."""
+        return (self.codes != 0).double().mean(0)
 
     @property
     def decodes_codes(self) -> bool:

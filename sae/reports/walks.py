@@ -113,8 +113,8 @@ def write_samples(material: Material, page: Page) -> None:
         return
     page.section(
         "Samples",
-        "This autoencoder has no prior: codes drawn from N(0, 1) fall between and beside the codes of images. A "
-        "mixture of Gaussians fitted to the codes finds where they lie.",
+        "This autoencoder has no prior: nothing makes its codes lie as N(0, 1) does. A mixture of Gaussians fitted to "
+        "the codes is drawn from beside it.",
     )
     _draw(material, page, z, "Codes from N(0, 1), which nothing made fit.")
     _draw(material, page, from_mixture(material.codes, SAMPLES), "Codes from the fitted mixture.")
