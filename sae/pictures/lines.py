@@ -74,7 +74,7 @@ def draw_lines(
         axis.set_xscale("log")
         ticks = sorted({value for curve in curves.values() for value in curve.x})
         if len(ticks) <= 8:
-            axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+            axis.set_xticks(ticks, [f"{tick:.4g}" for tick in ticks])
             axis.xaxis.set_minor_locator(NullLocator())
         else:
             plain_numbers(axis.xaxis, ticks)
