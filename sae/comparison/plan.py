@@ -87,9 +87,11 @@ class RowMember(NamedTuple):
 
 def pixel_members(shape: Sequence[int], *, quick: bool) -> list[Member]:
     """Every family on pixels of the shape [C, H, W]; several widths, k and beta of most."""
+    # as the variational ones are scored; squared error behind a sigmoid leaves sparse pictures black
+    nats: dict[str, Any] = {"likelihood": "bernoulli"}
     if quick:
         return [
-            _member("ae", width=16),
+            _member("ae", width=16, **nats),
             _member("linear", width=16),
             _member("vae", width=16),
             *(_member("topk", width=64, k=k) for k in (4, 8)),
@@ -97,15 +99,15 @@ def pixel_members(shape: Sequence[int], *, quick: bool) -> list[Member]:
         ]
     sparse = ("relu", "p_anneal", "gated", "topk", "batchtopk", "matryoshka", "jumprelu")
     return [
-        *(_member("ae", width=width) for width in (8, 32)),
+        *(_member("ae", width=width, **nats) for width in (8, 32)),
         *(_member("linear", width=width) for width in (8, 32)),
-        _member("denoising", width=32),
-        *(_member("kl_sparse", width=width) for width in (32, 128)),
+        _member("denoising", width=32, **nats),
+        *(_member("kl_sparse", width=width, **nats) for width in (32, 128)),
         *(_member("vae", width=width) for width in (8, 32)),
         *(_member("beta_vae", width=16, beta=beta) for beta in (0.5, 2.0, 4.0)),
         _member("capacity_vae", width=16, capacity=15.0),
         _member("beta_tcvae", width=16),
-        _member("vqvae", width=32, code_dim=16, channels=narrow_channels(shape)),
+        _member("vqvae", width=32, code_dim=16, channels=narrow_channels(shape), **nats),
         *(_member("topk", width=width, k=k) for width in (64, 128) for k in (4, 8, 16)),
         *(_member(variant, width=256, k=k) for variant in sparse for k in (8, 16)),
         _member("topk", width=256, k=4),

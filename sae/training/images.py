@@ -34,6 +34,7 @@ from sae.training.trainer import Trainer
 USUAL_BATCH = 128
 HELD_BYTES = 512 << 20  # sets up to this size are kept in memory; larger ones are rendered batch by batch
 AHEAD = 4  # batches rendered while others are trained on
+HINT = "Try a lower --lr or a longer --warmup; for dark or sparse images, --likelihood bernoulli or --output linear."
 UNTIMED, TIMED = 3, 7  # steps by which a run's time is estimated: the first ones compile and allocate
 
 
@@ -190,6 +191,8 @@ def _train_locked(plan: ImagePlan, stop: StopSignal, progress: Progress) -> Imag
     last = take_steps(config, trainer, batches, plan.batch, stop, progress, hint=hint, unit="images")
     seconds = time.perf_counter() - begun
     finish_record(config, trainer, batch=plan.batch)
+    if last["fvu"] > 1:
+        progress.say(f"FVU {last['fvu']:.2f}: worse than the mean image. {HINT}")
     return ImageTrainResult(
         out=config.out,
         variant=config.vision.variant,
