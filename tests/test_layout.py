@@ -20,7 +20,7 @@ ALLOWED = {
     "training": {"data", "harvest", "modules", "models", "image_runs"},
     "evaluation": {"data", "harvest", "modules", "models", "runs", "image_runs"},
     "pictures": {"data", "modules", "models", "evaluation", "image_runs"},
-    "reports": {"data", "modules", "models", "evaluation", "pictures", "image_runs"},
+    "reports": {"data", "modules", "models", "training", "evaluation", "pictures", "image_runs"},
     "chapter": {"data", "modules", "models", "training", "evaluation", "pictures", "image_runs", "runs", "generate"},
     "comparison": {
         *("data", "harvest", "modules", "models", "training", "evaluation", "pictures", "chapter"),

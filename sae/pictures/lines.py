@@ -5,6 +5,7 @@ draw_lines({"PCA": Curve(k, fvu), "AE": Curve(k, [Interval(.3, .28, .33), ...])}
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -14,6 +15,8 @@ from matplotlib.ticker import NullLocator
 
 from sae.evaluation.bootstrap import Interval
 from sae.pictures.style import GREY, MARKERS, SMALL, STYLES, chart, colour, legend, plain_numbers
+
+APART = 1.3  # how far numbers on a logarithmic axis must be apart for each to be written
 
 
 class Curve(NamedTuple):
@@ -73,7 +76,7 @@ def draw_lines(
     if log_x:
         axis.set_xscale("log")
         ticks = sorted({value for curve in curves.values() for value in curve.x})
-        if len(ticks) <= 8:
+        if len(ticks) <= 8 and all(b > APART * a for a, b in itertools.pairwise(ticks)):
             axis.set_xticks(ticks, [f"{tick:.4g}" for tick in ticks])
             axis.xaxis.set_minor_locator(NullLocator())
         else:
