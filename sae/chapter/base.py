@@ -16,13 +16,13 @@ from typing import Any, NamedTuple, TypeVar
 
 from matplotlib.figure import Figure
 
-from sae.config import ConfigError, OptimConfig, to_json
+from sae.config import ConfigError, OptimConfig
 from sae.files import read_json
 from sae.image_config import ImageDataConfig, ImageTrainConfig, VisionConfig
 from sae.image_runs import ImageRun, open_image_run, open_split, with_labels
 from sae.models.saved import CONFIG
 from sae.training.images import train_images
-from sae.training.run_folder import MAY_CHANGE_ON_RESUME, flat
+from sae.training.run_folder import check_kept_run
 
 T = TypeVar("T")
 
@@ -139,24 +139,11 @@ def train_once(config: ImageTrainConfig, tell: Callable[[str], None]) -> ImageRu
     """
     begun = (config.out / CONFIG).is_file()
     if begun:
-        _check_same(config)
+        check_kept_run(config, training_data(config.images, config.only_label))
     if not begun or not read_json(config.out / CONFIG)["autoencoder"]:
         tell(f"{'going on with' if begun else 'training'} {config.out.name}")
         train_images(dataclasses.replace(config, resume=begun))
     return open_image_run(config.out)
-
-
-def _check_same(config: ImageTrainConfig) -> None:
-    record = read_json(config.out / CONFIG)
-    asked, found = flat(to_json(config)), flat(record["train"])
-    asked |= {"data": training_data(config.images, config.only_label)}
-    found |= {"data": record["data"]}
-    for name, value in asked.items():
-        if name not in MAY_CHANGE_ON_RESUME and found.get(name) != value:
-            raise ConfigError(
-                f"{config.out}: was trained with {name} {found.get(name)}, now {value}; delete the folder, or choose "
-                "another --out"
-            )
 
 
 @lru_cache

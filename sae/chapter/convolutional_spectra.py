@@ -16,7 +16,7 @@ from sae.chapter.latent_space import prior_draws
 from sae.chapter.measure import Spread, mean_of, over_seeds, reconstructed
 from sae.chapter.networks import untrained
 from sae.chapter.variational_models import ae, heldout, vae
-from sae.evaluation.spectra import Checkerboard, power
+from sae.evaluation.spectra import Checkerboard, power, radial_spectrum
 from sae.image_runs import ImageRun, decode_dense
 from sae.pictures.grids import draw_tiles
 from sae.pictures.lines import Curve, draw_lines
@@ -29,7 +29,9 @@ KINDS = {"transposed": False, "upsampled": True}
 WHAT: tuple[str, ...] = ("samples", "reconstructions", "errors")
 MEASURES = {"phases": "variance in the 2 x 2 pattern", "lattice": "power on the lattice / off it"}
 """Of a checkerboard, as tables call them."""
-CUTOFF = 0.25  # cycles a pixel from which on a frequency is high
+Boards = dict[str, Spread]
+"""Every measure over seeds."""
+Rows = list[dict[str, Any]]
 
 
 def random_decoders(count: int, seeds: int) -> dict[str, Tensor]:
@@ -68,15 +70,7 @@ def checkerboards(setting: Setting) -> Finding:
         kind: {epochs: _boards(of_length, x) for epochs, of_length in of_kind.items()} for kind, of_kind in runs.items()
     }
 
-    def rows_of(measure: str) -> list[dict[str, Any]]:
-        rows = [_compared("random decoders", {kind: before[kind][measure] for kind in KINDS})]
-        for epochs in lengths:
-            for what in WHAT:
-                found = {kind: after[kind][epochs][what][measure] for kind in KINDS}
-                rows.append(_compared(f"{what} after {epochs} epochs", found))
-        return rows
-
-    tables = {measure: rows_of(measure) for measure in MEASURES}
+    tables = {measure: _rows(before, after, measure) for measure in MEASURES}
     ends = {measure: dict(zip(WHAT, rows[-len(WHAT) :], strict=True)) for measure, rows in tables.items()}
     phases, lattice = tables.values()
     numbers = {
@@ -97,8 +91,32 @@ def checkerboards(setting: Setting) -> Finding:
         f"between images as well: {_ends_said(ends['lattice'])}; the data has {data.lattice:.1e}, white noise "
         f"{data.lattice_of_noise:.1e}."
     )
+    named = [
+        [{"measure": name, **row} for row in rows]
+        for name, rows in zip(MEASURES.values(), tables.values(), strict=True)
+    ]
+    return Finding(text, numbers, named, _pictures(last, after, x, data))
+
+
+def _rows(before: Mapping[str, Boards], after: Mapping[str, Mapping[int, Mapping[str, Boards]]], measure: str) -> Rows:
+    """The table of one measure: random decoders, then all that is looked at by rising epochs."""
+    rows = [_compared("random decoders", {kind: before[kind][measure] for kind in KINDS})]
+    for epochs in after["transposed"]:
+        for what in WHAT:
+            found = {kind: after[kind][epochs][what][measure] for kind in KINDS}
+            rows.append(_compared(f"{what} after {epochs} epochs", found))
+    return rows
+
+
+def _pictures(
+    last: Mapping[str, Sequence[ImageRun]],
+    after: Mapping[str, Mapping[int, Mapping[str, Boards]]],
+    x: Tensor,
+    data: Checkerboard,
+) -> list[Picture]:
+    """Bars and power of the longest runs of seed 0, and the measure over training; x are held-out images [n, D]."""
     curves = {
-        f"{kind}, {what}": Curve(list(lengths), [after[kind][epochs][what]["phases"] for epochs in lengths])
+        f"{kind}, {what}": Curve(list(after[kind]), [found[what]["phases"] for found in after[kind].values()])
         for kind in KINDS
         for what in ("samples", "reconstructions")
     }
@@ -108,9 +126,9 @@ def checkerboards(setting: Setting) -> Finding:
         for what, images in _images(of_kind[0], x).items()
         if what != "errors"
     }
-    shown = [
+    return [
         Picture(
-            draw_checkerboards({**checkerboards_of(boards, shape, STRIDE), "data": data}, STRIDE),
+            draw_checkerboards({**checkerboards_of(boards, last["transposed"][0].shape, STRIDE), "data": data}, STRIDE),
             "After training, seed 0: samples, reconstructions, and the data.",
             vector=True,
         ),
@@ -125,11 +143,6 @@ def checkerboards(setting: Setting) -> Finding:
             "A checkerboard is what is bright at the border.",
         ),
     ]
-    named = [
-        [{"measure": name, **row} for row in rows]
-        for name, rows in zip(MEASURES.values(), tables.values(), strict=True)
-    ]
-    return Finding(text, numbers, named, shown)
 
 
 def _compared(images: str, found: Mapping[str, Spread]) -> dict[str, Any]:
@@ -152,12 +165,12 @@ def _ends_said(rows: Mapping[str, Mapping[str, Any]]) -> str:
     )
 
 
-def over_boards(boards: Sequence[Checkerboard]) -> dict[str, Spread]:
+def over_boards(boards: Sequence[Checkerboard]) -> Boards:
     """Both measures over seeds."""
     return {measure: over_seeds([getattr(board, measure) for board in boards]) for measure in MEASURES}
 
 
-def _boards(runs: Sequence[ImageRun], x: Tensor) -> dict[str, dict[str, Spread]]:
+def _boards(runs: Sequence[ImageRun], x: Tensor) -> dict[str, Boards]:
     """Both measures over runs of several seeds, by what is looked at."""
     found = [checkerboards_of(_images(run, x), run.shape, STRIDE) for run in runs]
     return {what: over_boards([boards[what] for boards in found]) for what in WHAT}
@@ -184,10 +197,9 @@ def draw_planes(runs: dict[str, ImageRun], count: int) -> Figure:
 
 
 def power_beyond(images: Tensor, shape: Sequence[int]) -> float:
-    """Power of images [n, D] at all frequencies farther than the cutoff from zero, corners included."""
-    spectrum = power(images.view(-1, *shape))
-    radius = np.hypot(np.fft.fftfreq(shape[1])[:, None], np.fft.fftfreq(shape[2])[None])
-    return float(spectrum[radius > CUTOFF].sum())
+    """Power of images [n, D] beyond a quarter of a cycle a pixel, corners included."""
+    pictures = images.view(-1, *shape)
+    return radial_spectrum(pictures).high_share * float(power(pictures).sum())
 
 
 @experiment("blur", rows=(26,), title="Blur: how much of the data's high frequencies is left", seeds="0")
@@ -206,8 +218,8 @@ def blur(setting: Setting) -> Finding:
     table = [
         {
             "images": name,
-            f"share beyond {CUTOFF}": s.high_share,
-            f"power beyond {CUTOFF}, data = 1": high[name] / high["data"],
+            "share beyond 0.25": s.high_share,
+            "power beyond 0.25, data = 1": high[name] / high["data"],
         }
         for name, s in found.items()
     ]

@@ -6,7 +6,6 @@ run = trained_rows(RowsConfig(out=..., source="ae-w32, stem", sae=..., epochs=20
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sae.config import ConfigError, OptimConfig, RunConfig, SAEConfig, to_json
+from sae.config import OptimConfig, RunConfig, SAEConfig
 from sae.data.images import ImageSet
 from sae.files import publish_json, read_json
 from sae.models.autoencoder import Autoencoder
@@ -23,7 +22,7 @@ from sae.models.saved import CONFIG, load
 from sae.progress import Progress, StopSignal
 from sae.training.images import USUAL_BATCH, ImageBatches
 from sae.training.loop import take_steps
-from sae.training.run_folder import check_run_folder, finish_record, new_record, own_folder
+from sae.training.run_folder import check_kept_run, check_run_folder, finish_record, new_record, own_folder
 from sae.training.trainer import Trainer
 
 
@@ -62,24 +61,14 @@ def trained_rows(
     Raises:
         ConfigError: the run that is there has other settings, or learns from other rows.
     """
-    provenance = json.loads(json.dumps(provenance))  # as it is read back
     begun = (config.out / CONFIG).is_file()
     if begun:
-        _check_same(config, provenance)
+        check_kept_run(config, provenance)
     if not begun or not read_json(config.out / CONFIG)["autoencoder"]:
         tell(f"{'going on with' if begun else 'training'} {config.out.name}")
         _train(dataclasses.replace(config, resume=begun), rows, provenance)
     record = read_json(config.out / CONFIG)
     return RowsRun(load(config.out), record["training"]["seconds"] / config.epochs)
-
-
-def _check_same(config: RowsConfig, provenance: dict[str, Any]) -> None:
-    record = read_json(config.out / CONFIG)
-    asked, found = {**to_json(config), "data": provenance}, {**record["train"], "data": record["data"]}
-    for name in ("source", "sae", "optim", "epochs", "seed", "data"):
-        if found[name] != asked[name]:
-            was = f"was trained with {name} {found[name]}, now {asked[name]}"
-            raise ConfigError(f"{config.out}: {was}; delete the folder, or choose another --out")
 
 
 def _train(config: RowsConfig, rows: Tensor, provenance: dict[str, Any]) -> None:

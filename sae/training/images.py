@@ -142,7 +142,7 @@ def estimate_images(plan: ImagePlan) -> dict[str, Any]:
     batches, trainer = _parts(plan)
     inputs = [batch.input for batch in islice(batches.iterate(None), UNTIMED + TIMED)]
     trainer.initialise(inputs, inputs)
-    parameters = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    parameters = _parameters(trainer)
     taken = []
     for x in inputs:
         begun = time.perf_counter()
@@ -182,6 +182,10 @@ def _parts(plan: ImagePlan) -> tuple[ImageBatches, Trainer]:
     return batches, trainer
 
 
+def _parameters(trainer: Trainer) -> int:
+    return sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+
+
 def _train_locked(plan: ImagePlan, stop: StopSignal, progress: Progress) -> ImageTrainResult:
     config = plan.config
     batches, trainer = _parts(plan)
@@ -198,7 +202,7 @@ def _train_locked(plan: ImagePlan, stop: StopSignal, progress: Progress) -> Imag
         variant=config.vision.variant,
         steps=batches.steps,
         images=plan.images.count,
-        parameters=sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        parameters=_parameters(trainer),
         seconds=seconds,
         last=last,
         lr=trainer.peak,

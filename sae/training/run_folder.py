@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import json
 import math
 import os
 import platform
@@ -59,6 +60,27 @@ def check_run_folder(config: RunConfig) -> None:
         if name not in MAY_CHANGE_ON_RESUME and saved.get(name) != value:
             raise ConfigError(
                 f"--resume: {name} was {saved.get(name)!r} in {out}, now it is {value!r}; a run keeps its own"
+            )
+
+
+def check_kept_run(config: RunConfig, data: dict[str, Any]) -> None:
+    """Refuse the run in `config.out`, finished or not, unless it has these settings and learns from this data.
+
+    Args:
+        config: what is asked for.
+        data: JSON values, where its training data come from.
+
+    Raises:
+        ConfigError: names what differs.
+    """
+    record = read_record(config.out)
+    asked = {**flat(to_json(config)), "data": json.loads(json.dumps(data))}  # as it is read back
+    found = {**flat(record["train"]), "data": record["data"]}
+    for name, value in asked.items():
+        if name not in MAY_CHANGE_ON_RESUME and found.get(name) != value:
+            raise ConfigError(
+                f"{config.out}: was trained with {name} {found.get(name)}, now {value}; delete the folder, or choose "
+                "another --out"
             )
 
 
