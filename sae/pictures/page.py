@@ -42,7 +42,7 @@ figcaption { font-size: 13px; color: var(--muted); max-width: 90ch; }
 td.words { min-width: 9em; }
 th { white-space: nowrap; }
 /* in a wide table a row's name stays in sight, and an interval stands under its number */
-.many th:first-child, .many td:first-child { position: sticky; left: 0; background: var(--paper); min-width: 0; }
+.many th:first-child, .many td:first-child { position: sticky; left: 0; background: var(--paper); }
 .many .interval { display: block; font-size: 12px; }
 """
 MARK = '<span class="brand"><span class="mark" aria-hidden="true"><i></i><i></i><i></i></span>Sparsight</span>'
