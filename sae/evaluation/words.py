@@ -6,12 +6,11 @@ for measure in described(numbers, "image"):
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-Kind = Literal["language", "image", "rows"]
 
-# of what the numbers are, by the run's kind
-_UNITS: dict[Kind, dict[str, str]] = {
+# of what the numbers are, by the run's kind (`kind_of`)
+_UNITS: dict[str, dict[str, str]] = {
     "language": {"one": "a token", "input": "activation", "values": "activations'", "mean": "the mean activation"},
     "rows": {"one": "a row", "input": "row", "values": "rows'", "mean": "the mean row"},
     "image": {"one": "an image", "input": "image", "values": "pixels'", "mean": "the mean image"},
@@ -81,7 +80,7 @@ class Measure(NamedTuple):
     """With the unit; "" where the name says all."""
 
 
-def described(numbers: dict[str, Any], kind: Kind) -> list[Measure]:
+def described(numbers: dict[str, Any], kind: str) -> list[Measure]:
     """The measures of an eval.json that have words, in the order of `MEASURES`; lists are left to pictures."""
     measures = _of(numbers, "", kind)
     for key, of in _GROUPS.items():
@@ -92,7 +91,7 @@ def described(numbers: dict[str, Any], kind: Kind) -> list[Measure]:
     return measures
 
 
-def _of(numbers: dict[str, Any], prefix: str, kind: Kind) -> list[Measure]:
+def _of(numbers: dict[str, Any], prefix: str, kind: str) -> list[Measure]:
     values = ((key, value_at(numbers, key)) for key in MEASURES)
     return [
         Measure(prefix + key, MEASURES[key][0], value, MEASURES[key][1].format(**_UNITS[kind]))
