@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-
 # of what the numbers are, by the run's kind (`kind_of`)
 _UNITS: dict[str, dict[str, str]] = {
     "language": {"one": "a token", "input": "activation", "values": "activations'", "mean": "the mean activation"},
