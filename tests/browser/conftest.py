@@ -15,11 +15,14 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from finished_runs import collected_run, finished_run
 from sae.browser.serve import serve
-from sae.config import CollectConfig, EvalConfig, ExplainConfig
+from sae.config import CollectConfig, EvalConfig, ExplainConfig, OptimConfig
+from sae.evaluation.images import evaluate_images
 from sae.evaluation.run import evaluate
 from sae.features.annotations import Annotations
 from sae.features.collect import collect
 from sae.features.explain import explain
+from sae.image_config import ImageDataConfig, ImageEvalConfig, ImageTrainConfig, VisionConfig
+from sae.training.images import train_images
 
 CHROMIUM = Path("/usr/bin/chromium")
 PAYLOAD = "<img src=x onerror=alert(1)><script>alert(2)</script>"
@@ -136,3 +139,34 @@ def is_local(url: str) -> bool:
     """Whether a request stays on this machine."""
     parts = urlsplit(url)
     return parts.scheme in ("data", "blob", "file") or parts.hostname == "127.0.0.1"
+
+
+def train(out: Path, vision: VisionConfig, data: str = "digits", epochs: int = 6) -> Path:
+    """A finished, evaluated and collected run."""
+    images, optim = ImageDataConfig(data=data), OptimConfig(batch=100)
+    train_images(ImageTrainConfig(images=images, vision=vision, optim=optim, epochs=epochs, out=out, device="cpu"))
+    evaluate_images(out, ImageEvalConfig(samples=0, resamples=20))
+    collect(out, CollectConfig(device="cpu"))
+    return out
+
+
+@pytest.fixture(scope="session")
+def image_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """TopK on the pixels of digits."""
+    return train(tmp_path_factory.mktemp("pixels") / "digits", VisionConfig(variant="topk", width=24, k=4))
+
+
+@pytest.fixture(scope="session")
+def codebook_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A codebook over the 4 x 4 places of digits."""
+    vision = VisionConfig(variant="vqvae", width=12, channels=(8,), code_dim=4)
+    return train(tmp_path_factory.mktemp("codebook") / "places", vision)
+
+
+@pytest.fixture(scope="session")
+def image_address(image_run: Path, codebook_run: Path) -> str:
+    """Address of a server over both runs, token included."""
+    addresses: queue.Queue[str] = queue.Queue()
+    given = {"ready": addresses.put, "device": "cpu"}
+    threading.Thread(target=serve, args=([str(image_run), str(codebook_run)],), kwargs=given, daemon=True).start()
+    return addresses.get(timeout=60)
