@@ -1,8 +1,9 @@
-"""One server over two collected runs, and pages in Debian's Chromium that may neither err nor leave the machine."""
+"""One server over two collected runs, and pages in a real browser that may neither err nor leave the machine."""
 
 from __future__ import annotations
 
 import json
+import os
 import queue
 import shutil
 import threading
@@ -13,6 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
+import find_browser
 from finished_runs import collected_run, finished_run
 from sae.browser.serve import serve
 from sae.config import CollectConfig, EvalConfig, ExplainConfig, OptimConfig
@@ -24,7 +26,6 @@ from sae.features.explain import explain
 from sae.image_config import ImageDataConfig, ImageEvalConfig, ImageTrainConfig, VisionConfig
 from sae.training.images import train_images
 
-CHROMIUM = Path("/usr/bin/chromium")
 PAYLOAD = "<img src=x onerror=alert(1)><script>alert(2)</script>"
 # markup, controls, text that turns around, characters that tokens split, words without an end
 HOSTILE = (
@@ -89,14 +90,11 @@ def address(run: Path, hostile_run: Path) -> str:
 
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Browser]:
-    if not CHROMIUM.exists():
-        pytest.fail(f"{CHROMIUM} is missing: the page is tested in a real browser (apt-get install chromium)")
+    result = find_browser.search(os.environ)
+    if result.path is None:
+        pytest.skip(result.message)  # tests/conftest.py says so at the end and fails the whole
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=str(CHROMIUM),
-            # as root there is no sandbox; nothing may be asked of other machines behind the page's back
-            args=["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--no-first-run"],
-        )
+        browser = find_browser.launch(playwright.chromium, result.path)
         yield browser
         browser.close()
 
