@@ -9,9 +9,11 @@ import torch
 from sae.config import ConfigError, TrainConfig, to_json
 from sae.data.documents import Documents, open_documents
 from sae.device import pick_device
-from sae.harvest.language_model import ModelSource, locate_model, measure_width, skeleton
+from sae.harvest.beginning import described
+from sae.harvest.language_model import LanguageModel, ModelSource, locate_model, measure_width, skeleton
 from sae.harvest.sites import Site, resolve_sites
 from sae.harvest.store import check_store
+from sae.harvest.traits import known_limit
 from sae.models.language import find_variant
 from sae.models.variants.base import Variant
 from sae.training.optimizers import check_optimizer
@@ -140,7 +142,7 @@ def make_plan(config: TrainConfig) -> Plan:
     return plan
 
 
-def run_record(plan: Plan, model_provenance: dict[str, Any]) -> dict[str, Any]:
+def run_record(plan: Plan, lm: LanguageModel) -> dict[str, Any]:
     """What config.json holds from the start: settings, versions, where model and data came from."""
     return {
         **new_record(plan.config, kind="language", data=plan.documents.provenance),
@@ -148,7 +150,8 @@ def run_record(plan: Plan, model_provenance: dict[str, Any]) -> dict[str, Any]:
             "inputs": [_described(site) for site in plan.inputs],
             "targets": [_described(site) for site in plan.targets],
         },
-        "model": model_provenance,
+        "model": lm.provenance,
+        "harvest": {"beginning": described(lm)},
     }
 
 
@@ -212,10 +215,9 @@ def _check_together(config: TrainConfig, variant: Variant) -> None:
 
 
 def _check_context(config: TrainConfig, model: torch.nn.Module) -> None:
-    settings: Any = model.config
-    longest = getattr(settings.get_text_config(), "max_position_embeddings", None)
-    if isinstance(longest, int) and 0 < longest < config.harvest.context:
-        raise ConfigError(f"--context {config.harvest.context}: this model reads at most {longest} tokens")
+    limit = known_limit(model)
+    if limit is not None and limit < config.harvest.context:
+        raise ConfigError(f"--context {config.harvest.context}: this model reads at most {limit} tokens")
 
 
 def _open_documents(config: TrainConfig) -> Documents:
