@@ -18,7 +18,7 @@ from sae.features.collection import Tokens
 from sae.features.subject import Mark, Read, Step
 from sae.files import read_json
 from sae.harvest.store import DiskStore
-from sae.harvest.stream import BOS, KINDS, ORDINARY, SINK, SPECIAL, Harvest, Rows
+from sae.harvest.stream import BOS, KINDS, ORDINARY, OTHER_ROLE, SINK, SPECIAL, Harvest, Rows
 from sae.runs import Run
 
 
@@ -109,7 +109,8 @@ class StoredSource:
                 activations = self.store.read(range(begin, end), self.sites)
                 known = text.position >= text.start  # not the token put before a segment
                 given = Rows(activations, text.token.int(), text.document, text.position.int(), kinds)
-                counts = {"bos": int((kinds == BOS).sum()), "special": int((kinds == SPECIAL).sum()), KINDS[SINK]: 0}
+                counts = {"bos": int((kinds == BOS).sum()), "special": int((kinds == SPECIAL).sum())}
+                counts |= {KINDS[SINK]: 0, KINDS[OTHER_ROLE]: 0}  # no store has them
                 return Read(given.select(kept.nonzero().squeeze(1)), text.select(kept), text.select(known), counts)
 
             last = int(self.document[end - 1])
@@ -135,6 +136,12 @@ def open_store(folder: Path, run: Run) -> DiskStore:
     if identity["model"] != run.config.harvest.model:
         raise ConfigError(
             f"--store {folder}: it is of the model {identity['model']}, this run of {run.config.harvest.model}"
+        )
+    roles = list(run.config.harvest.roles or ()) or None
+    if identity.get("roles") != roles:
+        raise ConfigError(
+            f"--store {folder}: it holds tokens of the roles {identity.get('roles') or 'all'}, this run is trained on "
+            f"{roles or 'all'}"
         )
     store = DiskStore(folder, identity)
     if not store.rows:

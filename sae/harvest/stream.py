@@ -3,7 +3,7 @@
     harvest = Harvest(lm, sites, documents, config.harvest)
     for step in harvest.batches():
         step.rows.activations["resid_post.9"]        # [n, d], ordinary tokens and the others
-        step.rows.kind                               # which is which: ORDINARY, BOS, SPECIAL, SINK
+        step.rows.kind                               # which is which: ORDINARY, BOS, SPECIAL, SINK, OTHER_ROLE
 
 What a token's kind is, and which kinds leave the training stream, is decided here and nowhere else.
 """
@@ -26,8 +26,8 @@ from sae.harvest.hooks import harvest_forward
 from sae.harvest.language_model import LanguageModel
 from sae.harvest.sites import Site
 
-ORDINARY, BOS, SPECIAL, SINK = range(4)
-KINDS = ("ordinary", "bos", "special", "sink")
+ORDINARY, BOS, SPECIAL, SINK, OTHER_ROLE = range(5)
+KINDS = ("ordinary", "bos", "special", "sink", "other_role")
 PERCENTILES = (1, 25, 50, 75, 99, 100)
 
 
@@ -47,7 +47,7 @@ class Rows(NamedTuple):
     position: Tensor
     """Position in the document's segment, int32 [n], on the CPU."""
     kind: Tensor
-    """ORDINARY, BOS, SPECIAL or SINK, int8 [n], on the CPU."""
+    """ORDINARY, BOS, SPECIAL, SINK or OTHER_ROLE, int8 [n], on the CPU."""
 
     def select(self, keep: Tensor) -> Rows:
         """The rows whose indices are in `keep` (int64, CPU)."""
@@ -68,6 +68,17 @@ class Harvested(NamedTuple):
     """Where these contexts begin in the data set."""
 
 
+def prepared(documents: Documents, tokenizer: Any, model: Any, config: HarvestConfig) -> Documents:
+    """The documents as this model reads them; `model` may be its skeleton.
+
+    Raises:
+        DataError: see `Documents.with_tokenizer`.
+    """
+    return documents.with_tokenizer(
+        tokenizer, ids_below=model.get_input_embeddings().weight.shape[0], roles=config.roles
+    )
+
+
 class Harvest:
     """Activations of some sites over the documents, as a stream that can start at any cursor.
 
@@ -76,7 +87,9 @@ class Harvest:
     """
 
     def __init__(self, lm: LanguageModel, sites: Sequence[Site], documents: Documents, config: HarvestConfig) -> None:
-        self.lm, self.sites, self.documents, self.config = lm, list(sites), documents, config
+        self.lm, self.sites, self.config = lm, list(sites), config
+        # a rule for the kinds of tokens alone is made without documents
+        self.documents = prepared(documents, lm.tokenizer, lm.model, config) if documents else documents
         self.isolation: Isolation = choose_isolation(lm.model, config.context)
         self._first = first_token(lm.tokenizer)
         self._special = torch.tensor(sorted(lm.special), dtype=torch.int64)
@@ -117,12 +130,26 @@ class Harvest:
         """Keyword arguments of the model's forward for these contexts, documents kept apart."""
         return model_inputs(self.lm.model, contexts, self.isolation)
 
-    def token_kinds(self, token: Tensor, activations: dict[str, Tensor]) -> Tensor:
-        """ORDINARY, BOS, SPECIAL or SINK, int8 [n] on the CPU, for token ids [n] and site -> activations [n, d]."""
+    def wanted(self, contexts: Contexts) -> Tensor | None:
+        """Whether each token is of a role that is trained on, bool [B * S] on the CPU; None where all roles are."""
+        return None if self.config.roles is None else contexts.of_roles(self.config.roles).flatten()
+
+    def token_kinds(self, token: Tensor, activations: dict[str, Tensor], wanted: Tensor | None = None) -> Tensor:
+        """What each token is, int8 [n] on the CPU: ORDINARY, BOS, SPECIAL, SINK or OTHER_ROLE.
+
+        Args:
+            token: ids [n].
+            activations: site -> [n, d].
+            wanted: bool [n], whether a token is of a role that is trained on (see `wanted`); None where all are.
+        """
         kind = torch.full(token.shape, ORDINARY, dtype=torch.int8)
         kind[torch.isin(token, self._special)] = SPECIAL
         if self._first is not None:
             kind[token == self._first] = BOS
+        if wanted is not None:
+            # a special token stays one, but for --keep-special, which is to keep those of the wanted roles alone
+            others = ~wanted & ((kind == ORDINARY) | (self.config.keep_special & (kind != BOS)))
+            kind[others] = OTHER_ROLE
         for name, limit in (self.norm_limits or {}).items():
             sinks = (activations[name].float().norm(dim=1) > limit).cpu()
             kind[sinks & (kind == ORDINARY)] = SINK
@@ -139,13 +166,13 @@ class Harvest:
 
     def _rows(self, contexts: Contexts) -> Rows:
         activations, real = self._forward(contexts)
-        token = contexts.tokens.flatten()[real]
+        token, wanted = contexts.tokens.flatten()[real], self.wanted(contexts)
         return Rows(
             activations,
             token.int(),
             contexts.document.flatten()[real],
             contexts.position.flatten()[real].int(),
-            self.token_kinds(token, activations),
+            self.token_kinds(token, activations, None if wanted is None else wanted[real]),
         )
 
     def measure_norms(self) -> None:
@@ -158,7 +185,9 @@ class Harvest:
         self.norm_limits = None
         for contexts in self.contexts(BEGINNING):
             activations, real = self._forward(contexts)
-            ordinary = self.token_kinds(contexts.tokens.flatten()[real], activations) == ORDINARY
+            wanted = self.wanted(contexts)
+            token = contexts.tokens.flatten()[real]
+            ordinary = self.token_kinds(token, activations, None if wanted is None else wanted[real]) == ORDINARY
             if not ordinary.any():
                 continue
             limits = {}
