@@ -329,7 +329,7 @@ class SteerConfig:
     absolute: bool = False
     """--scale is in the activation's own units; needs no collected features."""
     prompt: str
-    """Beginning of the text."""
+    """Beginning of the text; of a run on chats also messages as JSON: '[{"role": "user", "content": "Hi"}]'."""
     where: str = "every"
     """every (token), generated (tokens alone), or positions such as 3,4,5 (BOS is 0)."""
     steer_bos: bool = False

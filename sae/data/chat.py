@@ -38,6 +38,7 @@ ROLE_NAMES = {
 KEPT = ("name", "tool_calls", "tool_call_id", "reasoning_content", "thinking")
 # some templates write today's date into the system's turn; tokens must be the same tomorrow (Llama 3's own default)
 DATE = datetime.datetime(2024, 7, 26)
+_DATES = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
 # parts of a message that templates take apart
 _TAGS = re.compile(r"(</?think(?:ing)?>)")
 # private-use characters around a number; _MARK must find what _mark wrote
@@ -118,6 +119,12 @@ class ChatTemplate:
                 "model tuned for chat, name a column of text with --text-field, or put the template into the model's "
                 "folder as chat_template.jinja"
             )
+        try:
+            template = tokenizer.get_chat_template()
+        except ValueError as error:  # several templates, none of which is the default
+            raise DataError(f"{source}: the model's tokenizer: {error}") from error
+        self.template = _DATES.sub(lambda match: repr(DATE.strftime(match[2])), template)
+        """What renders conversations: the tokenizer's template, with a fixed date."""
         self._tokenizer = tokenizer
         self._marked = lru_cache(maxsize=512)(self._render_marked)
 
@@ -132,7 +139,8 @@ class ChatTemplate:
         if _MARK.search(text):
             return Rendered(text, ())
         try:
-            parts = self._marked(canonical(skeleton), reply)
+            # in the order of the keys, which a template may write out
+            parts = self._marked(json.dumps(skeleton, default=str), reply)
         except Unusable:
             return Rendered(text, ())
         pieces = [(words[part] if isinstance(part, int) else part, role) for part, role in parts]
@@ -198,7 +206,7 @@ class ChatTemplate:
                 list(messages),
                 tokenize=False,
                 add_generation_prompt=reply,
-                strftime_now=DATE.strftime,
+                chat_template=self.template,
             )
         except Exception as error:  # a template may raise whatever it likes, jinja2 and Python their own
             said = " ".join(str(error).split()) or type(error).__name__

@@ -130,7 +130,7 @@ class Documents:
         if self.kind == CHAT:
             ours._template = ChatTemplate(tokenizer, f"{self._spec}, column {self._field!r}")
             ours._roles = tuple(roles or ())
-            digest = hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()
+            digest = hashlib.sha256(ours._template.template.encode()).hexdigest()
             ours.provenance = {**self.provenance, "chat_template_sha256": digest}
         else:
             ours._ids_below = min(ids_below, 1 + max(tokenizer.get_vocab().values()))
@@ -251,8 +251,8 @@ def _check_roles(spec: str, rows: Rows, field: str, kind: str, roles: Sequence[s
     asked = ", ".join(roles)
     if kind != CHAT:
         raise DataError(
-            f"--roles {asked}: column {field!r} of {spec} holds {kind}, where no token has a role; leave --roles "
-            "out, or name a column of conversations with --text-field"
+            f"--roles {asked}: column {field!r} of {spec} holds {kind}, where no token has a role; expected "
+            "conversations (--text-field names their column); text is trained on without --roles"
         )
     there: Counter[str] = Counter()
     for value in _first_values(rows, field, ROLE_ROWS):

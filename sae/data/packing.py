@@ -125,7 +125,7 @@ def pack(
     if context < least or batch < 1:
         raise ValueError(f"context, batch: {context}, {batch}; at least {least} tokens and 1 context are needed")
     layout = _Layout(context, batch, first, padding_token(tokenizer), alone=isolate == "pad")
-    pieces = _without_first(tokenize(documents.iterate(start.document), copy.deepcopy(tokenizer)), first)
+    pieces = without_first(tokenize(documents.iterate(start.document), copy.deepcopy(tokenizer)), first)
     return prefetch(_assemble(_skip(pieces, start), layout), AHEAD)
 
 
@@ -203,7 +203,7 @@ def _roles_of(document: Document, begin: int, places: list[tuple[int, int]]) -> 
     return numbers[np.searchsorted(ends, last, side="right").clip(max=len(ends) - 1)], names
 
 
-def _without_first(pieces: Iterator[Tokenized], first: int | None) -> Iterator[Tokenized]:
+def without_first(pieces: Iterator[Tokenized], first: int | None) -> Iterator[Tokenized]:
     """Leave out the token that begins a segment where a document begins with it: every segment is given one."""
     doubled = 0
     for piece in pieces:

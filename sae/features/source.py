@@ -18,7 +18,7 @@ from sae.features.collection import Tokens
 from sae.features.subject import Mark, Read, Step
 from sae.files import read_json
 from sae.harvest.store import DiskStore
-from sae.harvest.stream import BOS, KINDS, ORDINARY, OTHER_ROLE, SINK, SPECIAL, Harvest, Rows
+from sae.harvest.stream import BOS, KINDS, ORDINARY, SINK, SPECIAL, Harvest, Rows
 from sae.runs import Run
 
 
@@ -40,7 +40,8 @@ class LiveSource:
                 rows = self.harvest._rows(contexts)
                 text = self._text(rows, here)
                 inside = rows.kind == ORDINARY
-                counts = {kind: int((rows.kind == i).sum()) for i, kind in enumerate(KINDS) if i != ORDINARY}
+                kinds = self.harvest.kinds
+                counts = {name: int((rows.kind == kind).sum()) for kind, name in kinds.items() if kind != ORDINARY}
                 shown = rows.position >= self._lead  # the token put before a segment is no part of its document
                 kept = inside.nonzero().squeeze(1)
                 return Read(rows.select(kept), text.select(inside), text.select(shown), counts)
@@ -110,7 +111,7 @@ class StoredSource:
                 known = text.position >= text.start  # not the token put before a segment
                 given = Rows(activations, text.token.int(), text.document, text.position.int(), kinds)
                 counts = {"bos": int((kinds == BOS).sum()), "special": int((kinds == SPECIAL).sum())}
-                counts |= {KINDS[SINK]: 0, KINDS[OTHER_ROLE]: 0}  # no store has them
+                counts |= {KINDS[SINK]: 0}  # no store has them
                 return Read(given.select(kept.nonzero().squeeze(1)), text.select(kept), text.select(known), counts)
 
             last = int(self.document[end - 1])

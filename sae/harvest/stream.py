@@ -97,6 +97,11 @@ class Harvest:
         self.norm_percentiles: dict[str, list[float]] = {}
         self.counts: Counter[str] = Counter()
 
+    @property
+    def kinds(self) -> dict[int, str]:
+        """The kinds that this harvest tells apart, and their names."""
+        return {kind: name for kind, name in enumerate(KINDS) if kind != OTHER_ROLE or self.config.roles is not None}
+
     def batches(self, start: Cursor = BEGINNING) -> Iterator[Harvested]:
         """Forward passes of `contexts` contexts each, from `start` to the end of the documents."""
         if self.norm_limits is None:
@@ -104,7 +109,7 @@ class Harvest:
         here = start
         for contexts in self.contexts(start):
             rows = self._rows(contexts)
-            self.counts.update({kind: int((rows.kind == i).sum()) for i, kind in enumerate(KINDS)})
+            self.counts.update({name: int((rows.kind == kind).sum()) for kind, name in self.kinds.items()})
             yield Harvested(rows, contexts, here)
             here = contexts.next
 

@@ -11,6 +11,7 @@ from sae.data.columns import TEXT
 from sae.data.documents import Documents, open_documents
 from sae.device import pick_device
 from sae.harvest.language_model import ModelSource, load_tokenizer, locate_model, measure_width, skeleton
+from sae.harvest.opening import opening
 from sae.harvest.sites import Site, resolve_sites
 from sae.harvest.store import check_store
 from sae.harvest.stream import prepared
@@ -141,6 +142,11 @@ def make_plan(config: TrainConfig) -> Plan:
         check_store(config.store, plan.store_identity)
     check_space(plan)
     return plan
+
+
+def opening_of(plan: Plan) -> str:
+    """What a person is shown of the data, without the model's weights; see `opening`."""
+    return opening(plan.documents, load_tokenizer(plan.source), plan.config.harvest)
 
 
 def run_record(plan: Plan, model_provenance: dict[str, Any]) -> dict[str, Any]:

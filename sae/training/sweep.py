@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from sae.config import ConfigError, TrainConfig, to_json
 from sae.harvest.language_model import load_language_model
+from sae.harvest.opening import opening
 from sae.harvest.store import DiskStore
 from sae.harvest.stream import Harvest
 from sae.progress import Progress, StopSignal
@@ -44,6 +45,7 @@ def sweep(configs: Sequence[TrainConfig]) -> list[TrainResult]:
     with StopSignal() as stop, Progress() as progress:
         lm = load_language_model(first.source, device=first.device, precision=first.config.harvest.precision)
         harvest = Harvest(lm, sites, first.documents, first.config.harvest)
+        progress.say(opening(harvest.documents, lm.tokenizer, first.config.harvest))
         harvest.measure_norms()
         progress.say(norm_report(harvest))
         begun = time.perf_counter()
