@@ -57,7 +57,10 @@ class FileRows:
         self.files = files
         self._reader = READERS[kind]
         self.provenance = {"path": str(path), "files": [stamp(file, path) for file in files]}
-        self.columns = COLUMNS[kind](files)
+        try:
+            self.columns = COLUMNS[kind](files)
+        except (OSError, EOFError) as error:  # damaged inside what it is compressed with
+            raise DataError(f"{path}: cannot be read ({error})") from error
         if recorded := recorded_tokenizer(path, files[0] if kind == ".parquet" else None):
             self.provenance["tokenizer"] = recorded
 

@@ -264,3 +264,27 @@ def test_saved_folder_without_train_split_lists_its_splits(tmp_path):
     DatasetDict({"test": part, "validation": part}).save_to_disk(tmp_path / "two")
     with pytest.raises(DataError, match="no split `train` but test, validation"):
         open_documents(tmp_path / "two")
+
+
+def test_tables_keep_quoted_lines_and_refuse_what_is_none(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text('\ufeffid,text,label\n1,"two\nlines, one ""quoted""",a\n2,,b\n3,plain\n', encoding="utf-8")
+    documents = open_documents(path, split="all")
+    assert [(d.index, d.text) for d in documents] == [(0, 'two\nlines, one "quoted"'), (2, "plain")]
+    assert documents.skipped == {"empty": 1}
+    path.write_text("id,text\n1,a,b\n")
+    with pytest.raises(DataError, match=r"x\.csv, line 2: more values than the first line names columns"):
+        open_documents(path)
+    path.write_bytes(b"text\nna\xefve\n")
+    with pytest.raises(DataError, match=r"x\.csv, line .*: not a table in UTF-8"):
+        open_documents(path)
+
+
+def test_damaged_zst_files_are_named(tmp_path):
+    path = _jsonl(tmp_path / "x.jsonl.zst", [{"text": f"{number}" * 50} for number in range(1000)])
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(DataError, match=r"x\.jsonl\.zst: cannot be read"):
+        list(open_documents(path, split="all"))
+    path.write_bytes(b"no zst at all")
+    with pytest.raises(DataError, match=r"x\.jsonl\.zst: cannot be read"):
+        open_documents(path)
