@@ -113,6 +113,8 @@ class Documents:
     def with_tokenizer(self, tokenizer: Any, *, ids_below: int, roles: Sequence[str] | None = None) -> Documents:
         """The same documents for a model: conversations rendered by its template, token ids checked against it.
 
+        Documents that are for a model already stay as they are.
+
         Args:
             tokenizer: of transformers.
             ids_below: rows of the model's table of embeddings.
@@ -123,7 +125,7 @@ class Documents:
             DataError: the tokenizer has no chat template, or it renders none of the first conversations; the token
                 ids are of another tokenizer.
         """
-        if self.kind == TEXT:
+        if self.kind == TEXT or self._template is not None or self._ids_below is not None:
             return self
         ours = copy.copy(self)
         ours.skipped, ours._counted, ours.notes = {}, 0, list(self.notes)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from chat_templates import CHATML
-from conftest import corpus_texts, run_sae, save_tiny_model
+from conftest import corpus_texts, save_tiny_model
+from sae.cli import parse
 from sae.config import CollectConfig, ConfigError, EvalConfig, HarvestConfig, OptimConfig, SAEConfig, TrainConfig
 from sae.data.documents import DataError, open_documents
 from sae.evaluation.run import evaluate
@@ -27,13 +27,16 @@ from sae.harvest.stream import BOS, KINDS, ORDINARY, OTHER_ROLE, SPECIAL, Harves
 from sae.runs import Run, open_run
 from sae.training.run import TrainResult, train
 
+# short, since the tiny model reads 64 tokens
+TEMPLATE = """{% for m in messages %}{{ m['role'][:1] }}:{{ m['content'] }}</s>
+{% endfor %}{% if add_generation_prompt %}a:{% endif %}"""
 TALK = [{"role": "user", "content": "the river ran"}, {"role": "assistant", "content": "past a mill"}]
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = save_tiny_model("llama", tmp_path_factory.mktemp("chat-model"))
-    (folder / "chat_template.jinja").write_text(CHATML)
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
     return folder
 
 
@@ -113,7 +116,8 @@ def test_special_tokens_that_are_kept_are_of_the_wanted_roles_too(config: TrainC
     harvest = harvest_of(config, dataset=str(path), keep_special=True)
     (step,) = harvest.batches()
     kept = harvest.trained_on(step.rows)
-    assert kept.token.tolist().count(harvest.lm.tokenizer.eos_token_id) == 1
+    # one that it says and the end of its turn, of five in all
+    assert kept.token.tolist().count(harvest.lm.tokenizer.eos_token_id) == 2
 
 
 def test_without_roles_all_turns_are_trained_on_and_nothing_is_said_of_roles(config: TrainConfig) -> None:
@@ -122,6 +126,15 @@ def test_without_roles_all_turns_are_trained_on_and_nothing_is_said_of_roles(con
     assert "other_role" not in harvest.counts
     ordinary = [harvest.lm.tokenizer.decode([t]) for t in step.rows.token[step.rows.kind == ORDINARY].tolist()]
     assert any(map(is_users, ordinary))
+
+
+def test_documents_prepared_for_the_plan_are_not_prepared_again(config: TrainConfig, tmp_path: Path) -> None:
+    harvest = harvest_of(config)
+    (tmp_path / "sae_lens.json").write_text('{"tokenizer_name": "owner/nowhere"}')
+    (tmp_path / "x.jsonl").write_text('{"input_ids": [4, 5]}\n')
+    once = open_documents(tmp_path / "x.jsonl", split="all").with_tokenizer(harvest.lm.tokenizer, ids_below=300)
+    again = Harvest(harvest.lm, harvest.sites, once, dataclasses.replace(config.harvest, roles=None))
+    assert len(again.documents.notes) == 1
 
 
 def test_the_median_norm_is_of_the_wanted_roles(config: TrainConfig) -> None:
@@ -194,11 +207,11 @@ def test_evaluating_a_chat_run_on_plain_text_is_refused(run: Run, corpus: Path) 
 def test_a_conversation_as_a_prompt_keeps_roles_and_plain_text_has_none(run: Run, lm) -> None:
     answer = examine(run, lm, json.dumps(TALK))
     text = "".join(answer["tokens"])
-    assert "<|im_start|>user\nthe river ran<|im_end|>" in text
+    assert text == "<s>u:the river ran</s>\na:past a mill</s>\n"
     for kind, role in zip(answer["kinds"], answer["roles"], strict=True):
         assert (kind == "ordinary") == (role == "assistant") or kind in ("bos", "special", "sink")
     said = "".join(t for t, role in zip(answer["tokens"], answer["roles"], strict=True) if role == "assistant")
-    assert said == "<|im_start|>assistant\npast a mill<|im_end|>\n"
+    assert said == "a:past a mill</s>\n"
     plain = examine(run, lm, "[the river] ran")
     assert "roles" not in plain
     assert "other_role" not in plain["kinds"]
@@ -209,8 +222,8 @@ def test_a_conversation_as_a_prompt_keeps_roles_and_plain_text_has_none(run: Run
 def test_steering_a_conversation_replies_and_leaves_other_roles_alone(run: Run, lm) -> None:
     push = [Intervention(2, "add", 4.0, absolute=True)]
     answer = steer(run, lm, json.dumps(TALK[:1]), push, tokens=4)
-    assert "".join(answer["tokens"]["prompt"]).endswith("<|im_end|>\n<|im_start|>assistant\n")
-    # the reply's header is the assistant's, so the prompt is touched; of a conversation of users alone it is not
+    assert "".join(answer["tokens"]["prompt"]).endswith("the river ran</s>\na:")
+    # of the prompt, the reply's header alone is the assistant's
     touched = []
     from sae.features import steer as module
 
@@ -223,7 +236,7 @@ def test_steering_a_conversation_replies_and_leaves_other_roles_alone(run: Run, 
         patch.setattr(module, "Steering", Noted)
         module.steer(run, lm, json.dumps(TALK[:1]), push, tokens=4)
     (places,) = touched
-    header = len(lm.tokenizer("<|im_start|>assistant\n", add_special_tokens=False)["input_ids"])
+    header = len(lm.tokenizer("a:", add_special_tokens=False)["input_ids"])
     assert places.nonzero().flatten().tolist() == list(range(len(places) - 4 - header, len(places)))
 
 
@@ -232,7 +245,7 @@ def test_the_beginning_of_the_data_is_shown(config: TrainConfig) -> None:
     lines = opening(harvest.documents, harvest.lm.tokenizer, config.harvest, width=60).splitlines()
     assert 5 < len(lines) <= 8
     assert lines[0] == f"Data: {config.harvest.dataset}, column 'messages' (chat), all."
-    assert all(len(line) <= 60 and "<|im_start|>user" in line for line in lines[1:4])
+    assert all(len(line) <= 60 and line.startswith("  | u:") for line in lines[1:4])
     assert lines[4].startswith("First tokens: '<s>' '")
     assert lines[5].endswith("(attention sinks); tokens of other roles than assistant.")
 
@@ -267,14 +280,13 @@ def test_roles_are_given_with_commas(given: str) -> None:
 
 
 def test_the_command_shows_the_data_without_weights_and_refuses_roles_of_text(
-    model: Path, chats: Path, corpus: Path, tmp_path: Path
+    model: Path, chats: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     common = ["train", "--model", model, "--layer", 1, "--width", 64, "--k", 4, "--tokens", 3000, "--batch", 128]
-    out = ["--out", tmp_path / "run", "--roles", "assistant", "--dry-run"]
-    done = run_sae(*common, "--dataset", chats, *out)
-    assert done.returncode == 0, done.stderr
-    assert "column 'messages' (chat), 90% for training" in done.stderr
-    assert "First tokens: '<s>'" in done.stderr
-    refused = run_sae(*common, "--dataset", corpus, *out)
-    assert refused.returncode == 2
-    assert "--roles assistant: column 'text'" in refused.stderr
+    out = ["--context", 64, "--out", tmp_path / "run", "--roles", "assistant", "--dry-run"]
+    parse([str(part) for part in (*common, "--dataset", chats, *out)]).run()
+    said = capsys.readouterr().err
+    assert "column 'messages' (chat), 90% for training" in said
+    assert "First tokens: '<s>'" in said
+    with pytest.raises(DataError, match="--roles assistant: column 'text'"):
+        parse([str(part) for part in (*common, "--dataset", corpus, *out)]).run()
