@@ -306,7 +306,7 @@ def _parse(value: object, kind: str) -> Any:
         return _parse_ids(value)
     if kind == TEXT and not isinstance(value, str):
         raise Unusable(f"not text ({type(value).__name__})")
-    content = value if kind == TEXT else read_messages(value)
+    content = value if isinstance(value, str) and kind == TEXT else read_messages(value)
     key = _key(content)
     if isinstance(value, str) and not value.strip():
         raise Unusable("empty")

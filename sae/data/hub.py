@@ -38,7 +38,7 @@ class SavedRows:
         first = self._dataset.select_columns(_plain_columns(dataset.features)).select(
             range(min(PEEKED_ROWS, len(dataset)))
         )
-        self.columns = _columns_of(list(first), dataset.features)
+        self.columns = _columns_of([dict(row) for row in first], dataset.features)
         files = sorted(file for file in path.rglob("*") if file.is_file())
         self.provenance: dict[str, Any] = {"path": str(path), "files": [stamp(file, path) for file in files]}
         if recorded := recorded_tokenizer(path):
