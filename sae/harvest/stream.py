@@ -88,8 +88,9 @@ class Harvest:
 
     def __init__(self, lm: LanguageModel, sites: Sequence[Site], documents: Documents, config: HarvestConfig) -> None:
         self.lm, self.sites, self.config = lm, list(sites), config
-        # a rule for the kinds of tokens alone is made without documents
-        self.documents = prepared(documents, lm.tokenizer, lm.model, config) if documents else documents
+        # whatever iterates as `pack` wants it may stand for documents, and holds ready text
+        is_set = isinstance(documents, Documents)
+        self.documents = prepared(documents, lm.tokenizer, lm.model, config) if is_set else documents
         self.isolation: Isolation = choose_isolation(lm.model, config.context)
         self._first = first_token(lm.tokenizer)
         self._special = torch.tensor(sorted(lm.special), dtype=torch.int64)
