@@ -45,10 +45,14 @@ class Train:
 
     def run(self) -> dict[str, Any]:
         if self.dry_run:
-            from sae.training.plan import make_plan
+            from sae.progress import Progress
+            from sae.training.plan import make_plan, opening_of
             from sae.training.space import estimate
 
-            return estimate(make_plan(self.config))
+            plan = make_plan(self.config)
+            with Progress() as progress:
+                progress.say(opening_of(plan))
+            return estimate(plan)
         from sae.training.run import train
 
         return summary(train(self.config))

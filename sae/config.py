@@ -41,7 +41,7 @@ class HarvestConfig:
     model: str
     """`demo`, a hub id, a local folder, or a .gguf file."""
     dataset: str
-    """`demo`, `demo:fr`, `demo:es`, a hub id (`name[:config]`, streamed), a folder, a .jsonl/.parquet/.txt file."""
+    """`demo`, `demo:fr`, `demo:es`, a hub id (`name[:config]`, streamed), a folder, a .jsonl/.csv/.parquet/... file."""
     layer: int | None = None
     """Layer of the site, counted from 0; not needed where --site names a layer or a module path."""
     site: str = "resid_post"
@@ -51,7 +51,11 @@ class HarvestConfig:
     target_site: str | None = None
     """Transcoders: the place to reconstruct, such as mlp_out with --site mlp_in."""
     text_field: str | None = None
-    """Field of the data set that holds the text; by default `text`, or the only field of strings."""
+    """Column that is read: of text, of chats (OpenAI's messages, ShareGPT's conversations) or of token ids.
+
+    By default one of a well-known name: text, content, ..., messages, conversations, input_ids, ..."""
+    roles: tuple[str, ...] | None = None
+    """Chats: train on tokens of these roles alone, with commas (`assistant`); the model still reads the others."""
     context: int = 256
     """Tokens in one context; documents are packed into full contexts and do not see each other."""
     contexts: int = 16
@@ -73,6 +77,10 @@ class HarvestConfig:
     """Allow a model repository to run its own Python code."""
 
     def __post_init__(self) -> None:
+        if self.roles is not None:
+            names = tuple(name.strip() for part in self.roles for name in part.split(","))
+            check(bool(names) and all(names), "roles", ", ".join(self.roles), "roles with one comma between two")
+            object.__setattr__(self, "roles", tuple(dict.fromkeys(names)))
         check(bool(self.model), "model", self.model, "a model: demo, a hub id, a folder or a .gguf file")
         check(bool(self.dataset), "dataset", self.dataset, "a data set: demo, a hub id, a folder or a file")
         check(self.layer is None or self.layer >= 0, "layer", self.layer, "a layer counted from 0")
@@ -249,7 +257,7 @@ class EvalConfig:
     dataset: str | None = None
     """Data set to evaluate on; by default the held-out part of the one it was trained on."""
     text_field: str | None = None
-    """Field of that data set that holds the text."""
+    """Column of that data set that is read; see `sae train`."""
     tokens: int = 65_536
     """Held-out tokens for reconstruction metrics (fewer if the held-out part is smaller)."""
     downstream_tokens: int = 16_384
@@ -325,7 +333,7 @@ class SteerConfig:
     absolute: bool = False
     """--scale is in the activation's own units; needs no collected features."""
     prompt: str
-    """Beginning of the text."""
+    """Beginning of the text; of a run on chats also messages as JSON: '[{"role": "user", "content": "Hi"}]'."""
     where: str = "every"
     """every (token), generated (tokens alone), or positions such as 3,4,5 (BOS is 0)."""
     steer_bos: bool = False
@@ -354,7 +362,7 @@ class CollectConfig:
     dataset: str | None = None
     """Data set to read; by default the one the run was trained on."""
     text_field: str | None = None
-    """Field of that data set that holds the text."""
+    """Column of that data set that is read; see `sae train`."""
     split: Literal["train", "heldout", "all"] = "train"
     """Which documents: those for training, those held out, or all."""
     store: Path | None = None

@@ -134,8 +134,8 @@ class Progress:
             self._rich.stop()
 
     def say(self, text: str) -> None:
-        """Print a line above the bars."""
-        self.console.print(text, highlight=False, soft_wrap=True)
+        """Print a line above the bars, as it is: text in brackets is no markup."""
+        self.console.print(text, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
     @contextlib.contextmanager
     def bar(self, title: str, total: int, unit: str) -> Iterator[Bar]:

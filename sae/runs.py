@@ -120,7 +120,13 @@ def harvest_of(
 ) -> Harvest:
     """One harvest that feeds several runs of the same model and data set: the sites of all of them."""
     settings = settings or runs[0].settings()
-    documents = open_documents(settings.dataset, text_field=settings.text_field, split=split, heldout=settings.heldout)
+    documents = open_documents(
+        settings.dataset,
+        text_field=settings.text_field,
+        split=split,
+        heldout=settings.heldout,
+        roles=settings.roles,
+    )
     sites = list(dict.fromkeys(site for run in runs for site in run.sites))
     harvest = Harvest(lm, sites, documents, settings)
     harvest.norm_limits = {site: at for run in runs for site, at in run.record["harvest"]["norm_limits"].items()}

@@ -5,54 +5,80 @@
 
 A data set is named by
 - `demo`, `demo:fr`, `demo:es`: the demo's Wikipedia summaries, in a fixed shuffled order, labelled by topic;
-- a .jsonl, .json, .parquet or .txt file (all but .parquet also with .gz), or a folder holding files of one such kind;
+- a .jsonl, .json, .csv, .tsv, .parquet or .txt file (all but .parquet also with .gz or .zst), or a folder holding files
+  of one such kind;
 - a folder that `datasets` saved;
 - a data set on the hub, `name` or `name:configuration`, whose `train` split is streamed.
 
 A .txt file holds one document per paragraph (parted by blank lines), or per line where it has no blank lines.
+
+One column is read (`columns` says which): of text, of conversations (rendered by the tokenizer's chat template, see
+`chat`), or of token ids, which are taken as they are. The last two need the tokenizer: `Documents.with_tokenizer`.
 """
 
 from __future__ import annotations
 
-import difflib
+import copy
 import hashlib
-import json
-import re
-from collections.abc import Iterator
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from sae.data.rows import READERS, TEXT_LIMIT, DataError, FileRows, Rows, TooLong, kind_of
+import numpy as np
+
+from sae.data.chat import ChatTemplate, Message, Span, Unusable, canonical, plain_text, read_messages
+from sae.data.columns import CHAT, IDS, TEXT, DataError, TooLong, choose_column, passed_over
+from sae.data.rows import TEXT_LIMIT, Rows
+from sae.data.specs import open_rows
 
 Split = Literal["train", "heldout", "all"]
 SPLITS = ("train", "heldout", "all")
 # rows after which a data set with mostly unusable ones is given up
 TRIAL_ROWS = 1000
+# rows whose roles are looked at
+ROLE_ROWS = 200
 _SPLIT_SALT = b"sparsight-split"
-_HUB_NAME = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(:(?P<config>[\w.-]+))?")
+_HASHED = {TEXT: "text", CHAT: "conversation as JSON", IDS: "ids as int64"}
 
 
 class Document(NamedTuple):
-    """One text of a data set."""
+    """One document of a data set: a text, a conversation, or token ids."""
 
     index: int
     """Position in the data set, counting every row, usable or not, of either split."""
     text: str
-    """Never empty."""
+    """The text; a conversation as its template renders it (before `with_tokenizer`: for people); "" for token ids."""
     label: str | None = None
     """The demo's topic; None elsewhere."""
+    spans: tuple[Span, ...] = ()
+    """Which parts of a conversation's text are whose; empty for what is none, or where roles cannot be told."""
+    ids: np.ndarray | None = None
+    """Token ids [T] int64, at least one, where the data set holds those."""
 
 
 class Documents:
     """A data set's documents of one split; see `open_documents`."""
 
-    def __init__(self, rows: Rows, field: str, split: Split, heldout: float, provenance: dict[str, Any]) -> None:
+    def __init__(
+        self, rows: Rows, field: str, kind: str, split: Split, heldout: float, provenance: dict[str, Any]
+    ) -> None:
         self._rows, self._field, self._split, self._heldout = rows, field, split, heldout
+        self.kind = kind
+        """TEXT, CHAT or IDS."""
         self.provenance = provenance
         """What the documents are: spec, path and files' hashes or hub name and revision, text field, split rule."""
         self.skipped: dict[str, int] = {}
         """Reason -> rows left out for it so far; a row met again by a second iteration counts once."""
+        self.notes: list[str] = []
+        """What a person should know of how the data are read."""
+        if others := passed_over(rows.columns, field):
+            self.notes.append(f"{', '.join(others)} could be read instead, with --text-field")
         self._counted = 0
+        self._template: ChatTemplate | None = None
+        self._roles: tuple[str, ...] = ()
+        self._ids_below: int | None = None
 
     def __iter__(self) -> Iterator[Document]:
         return self.iterate()
@@ -61,17 +87,21 @@ class Documents:
         """Yield the documents whose index is `start` or more, in order; the same ones every time.
 
         Raises:
-            DataError: most rows are unusable, no document falls into the split, or the data cannot be read on.
+            DataError: most rows are unusable, no document falls into the split, a token id is none of the model's, or
+                the data cannot be read on.
         """
         seen = unusable = given = 0
         for index, (value, label) in enumerate(self._rows.read(self._field, start), start):
             seen += 1
-            if reason := _fault(value):
+            try:
+                content = _parse(value, self.kind)
+                if self._split == "all" or is_heldout(_key(content), self._heldout) == (self._split == "heldout"):
+                    document = self._document(index, content, label)
+                    given += 1
+                    yield document
+            except Unusable as reason:
                 unusable += 1
-                self._count(index, reason)
-            elif self._split == "all" or is_heldout(str(value), self._heldout) == (self._split == "heldout"):
-                given += 1
-                yield Document(index, str(value), label)
+                self._count(index, str(reason))
             if seen == TRIAL_ROWS and unusable > TRIAL_ROWS // 2:
                 raise DataError(f"{self._spec}: {unusable} of {seen} rows are unusable: {_counts(self.skipped)}")
         if start == 0 and not given:
@@ -80,6 +110,37 @@ class Documents:
                 f"(heldout={self._heldout}; unusable rows: {_counts(self.skipped) or 'none'})"
             )
 
+    def with_tokenizer(self, tokenizer: Any, *, ids_below: int | None, roles: Sequence[str] | None = None) -> Documents:
+        """The same documents for a model: conversations rendered by its template, token ids checked against it.
+
+        Documents that are for a model already stay as they are.
+
+        Args:
+            tokenizer: of transformers.
+            ids_below: rows of the model's table of embeddings; None where it has none.
+            roles: the roles whose tokens are wanted, if not all: then a conversation whose roles cannot be told is
+                no document.
+
+        Raises:
+            DataError: the tokenizer has no chat template, or it renders none of the first conversations; the token
+                ids are of another tokenizer.
+        """
+        if self.kind == TEXT or self._template is not None or self._ids_below is not None:
+            return self
+        ours = copy.copy(self)
+        ours.skipped, ours._counted, ours.notes = {}, 0, list(self.notes)
+        if self.kind == CHAT:
+            ours._template = ChatTemplate(tokenizer, f"{self._spec}, column {self._field!r}")
+            ours._roles = tuple(roles or ())
+            digest = hashlib.sha256(ours._template.template.encode()).hexdigest()
+            ours.provenance = {**self.provenance, "chat_template_sha256": digest}
+        else:
+            known = 1 + max(tokenizer.get_vocab().values())
+            ours._ids_below = known if ids_below is None else min(ids_below, known)
+            _check_tokenizer(self.provenance.get("tokenizer"), tokenizer, self._spec, ours.notes)
+        next(iter(ours))
+        return ours
+
     def describe(self) -> str:
         """One line for people: which data, which field, which split."""
         share = {
@@ -87,11 +148,37 @@ class Documents:
             "train": f"{1 - self._heldout:.0%} for training",
             "heldout": f"{self._heldout:.0%} held out",
         }
-        return f"{self._spec}, column {self._field!r}, {share[self._split]}"
+        kind = {TEXT: "text", CHAT: "chat", IDS: "token ids"}[self.kind]
+        return f"{self._spec}, column {self._field!r} ({kind}), {share[self._split]}"
 
     @property
     def _spec(self) -> str:
         return self.provenance["spec"]
+
+    def _document(self, index: int, content: Any, label: str | None) -> Document:
+        if self.kind == TEXT:
+            return Document(index, content, label)
+        if self.kind == IDS:
+            self._check_ids(index, content)
+            return Document(index, "", label, ids=content)
+        if self._template is None:
+            return Document(index, plain_text(content), label)
+        text, spans = self._template.render(content)
+        if self._roles and not spans:
+            raise Unusable("roles that cannot be told from the chat template's text")
+        if not text.strip():
+            raise Unusable("nothing left by the chat template")
+        return Document(index, text, label, spans)
+
+    def _check_ids(self, index: int, ids: np.ndarray) -> None:
+        worst = int(ids.min()) if ids.min() < 0 else int(ids.max())
+        if worst < 0 or (self._ids_below is not None and worst >= self._ids_below):
+            known = "a model's" if self._ids_below is None else f"the model's, 0 to {self._ids_below - 1}"
+            raise DataError(
+                f"{self._spec}: row {index} of column {self._field!r} holds the token id {worst}, which is none of "
+                f"{known}: the ids are of another tokenizer; choose its model, or name a column of text with "
+                "--text-field"
+            )
 
     def _count(self, index: int, reason: str) -> None:
         if index >= self._counted:
@@ -106,17 +193,19 @@ def open_documents(
     split: Split = "train",
     heldout: float = 0.1,
     revision: str | None = None,
+    roles: Sequence[str] | None = None,
 ) -> Documents:
     """Open a data set and check what can be checked without reading it all: existence, column, a usable row.
 
     Args:
         spec: which data set; the forms are listed at the top of this module. A path that exists comes first.
-        text_field: the column that holds the text; default `text`, else the only text column.
-        split: "train", "heldout" or "all". A document's side depends on its text alone, so duplicates fall on one
-            side and the order of the rows does not matter.
-        heldout: share of distinct texts that are held out, in [0, 1).
+        text_field: the column to read, of text, conversations or token ids; default one of a well-known name.
+        split: "train", "heldout" or "all". A document's side depends on its content alone (a conversation's as a
+            whole), so duplicates fall on one side and the order of the rows does not matter.
+        heldout: share of distinct documents that are held out, in [0, 1).
         revision: a commit, tag or branch of a data set on the hub; default the newest commit, which the provenance
             records.
+        roles: roles that must occur in the first conversations; what `HarvestConfig.roles` asks for.
 
     Raises:
         DataError: naming what was given, what was expected and what there is.
@@ -127,139 +216,133 @@ def open_documents(
         raise DataError(f"heldout: {heldout} is not in [0, 1)")
     if split == "heldout" and heldout == 0:
         raise DataError("split: 'heldout' is empty with heldout=0")
-    rows = _open_rows(str(spec), revision)
-    field = _choose_field(str(spec), rows.columns, text_field)
-    _check_usable(str(spec), rows, field)
-    rule = {"split": split, "heldout": heldout, "by": f"blake2b(text, salt={_SPLIT_SALT.decode()!r})"}
-    return Documents(
-        rows, field, split, heldout, {"spec": str(spec), **rows.provenance, "text_field": field, "split_rule": rule}
-    )
+    rows = open_rows(str(spec), revision)
+    field, kind = choose_column(str(spec), rows.columns, text_field)
+    _check_usable(str(spec), rows, field, kind)
+    if roles is not None:
+        _check_roles(str(spec), rows, field, kind, roles)
+    rule = {"split": split, "heldout": heldout, "by": f"blake2b({_HASHED[kind]}, salt={_SPLIT_SALT.decode()!r})"}
+    more = {} if kind == TEXT else {"kind": kind}
+    provenance = {"spec": str(spec), **rows.provenance, "text_field": field, **more, "split_rule": rule}
+    return Documents(rows, field, kind, split, heldout, provenance)
 
 
-def is_heldout(text: str, share: float) -> bool:
-    """Whether a text belongs to the held-out share (in [0, 1)) of all texts."""
-    digest = hashlib.blake2b(text.encode(), digest_size=8, salt=_SPLIT_SALT).digest()
+def is_heldout(content: str | bytes, share: float) -> bool:
+    """Whether a text (or what stands for another document) belongs to the held-out share (in [0, 1)) of all."""
+    data = content if isinstance(content, bytes) else content.encode()
+    digest = hashlib.blake2b(data, digest_size=8, salt=_SPLIT_SALT).digest()
     return int.from_bytes(digest, "big") < share * 2**64
 
 
-class _DemoRows:
-    """The demo's text. The file is sorted by topic, which would make any part of it one-sided: so shuffled."""
-
-    columns = {"text": True}  # noqa: RUF012
-
-    def __init__(self, language: str) -> None:
-        from sae.data.demo import LANGUAGES, TEXT_WHEEL, demo_text
-
-        if language not in LANGUAGES:
-            raise DataError(f"demo:{language}: the demo text comes in {', '.join(LANGUAGES)}")
-        self._path = demo_text(language)
-        self.provenance = {
-            "language": language,
-            "from": f"{TEXT_WHEEL.name}=={TEXT_WHEEL.version}",
-            "sha256": next(digest for name, digest in TEXT_WHEEL.files.items() if name.endswith(LANGUAGES[language])),
-        }
-
-    def read(self, field: str, start: int) -> Iterator[tuple[object, str | None]]:
-        articles = json.loads(self._path.read_text(encoding="utf-8"))
-        order = sorted(articles, key=lambda title: hashlib.blake2b(title.encode(), digest_size=8).digest())
-        for title in order[start:]:
-            yield articles[title]["extract"], articles[title]["topic"]
-
-
-def _open_rows(spec: str, revision: str | None) -> Rows:
-    if spec == "demo" or spec.startswith("demo:"):
-        return _DemoRows(spec.partition(":")[2] or "en")
-    path = Path(spec).expanduser()
-    if path.is_dir():
-        return _open_folder(path.absolute())
-    if path.is_file():
-        if (kind := kind_of(path)) is None:
-            raise DataError(f"{spec}: unknown ending; expected one of {', '.join(READERS)} (.gz too, but for .parquet)")
-        return FileRows(path.absolute(), [path.absolute()], kind)
-    match = _HUB_NAME.fullmatch(spec)
-    if match is None or kind_of(path) or spec.startswith("."):
-        raise DataError(f"{spec}: no such file or folder.{_near(path)}")
-    from sae.data.hub import HubRows
-
-    try:
-        return HubRows(match["name"], match["config"], revision)
-    except DataError as error:
-        raise DataError(f"{error}{_near(path)}") from error
-
-
-def _open_folder(path: Path) -> Rows:
-    if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
-        from sae.data.hub import SavedRows
-
-        return SavedRows(path)
-    kinds: dict[str, list[Path]] = {}
-    for file in sorted(path.rglob("*")):
-        hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
-        if not hidden and file.is_file() and (kind := kind_of(file)):
-            kinds.setdefault(kind, []).append(file)
-    if len(kinds) != 1:
-        held = " and ".join(f"{len(files)} {kind}" for kind, files in kinds.items()) or "none"
-        raise DataError(f"{path}: expected files of one kind out of {', '.join(READERS)}; it holds {held}")
-    ((kind, files),) = kinds.items()
-    return FileRows(path, files, kind)
-
-
-def _choose_field(spec: str, columns: dict[str, bool], asked: str | None) -> str:
-    listing = ", ".join(f"{name} ({'text' if is_text else 'not text'})" for name, is_text in columns.items())
-    if not columns:
-        raise DataError(f"{spec}: is empty")
-    if asked is not None:
-        if asked not in columns:
-            raise DataError(f"text_field: {spec} has no column {asked!r}; it has {listing}")
-        return asked
-    texts = [name for name, is_text in columns.items() if is_text]
-    if "text" in columns:
-        return "text"
-    if len(texts) == 1:
-        return texts[0]
-    raise DataError(f"text_field: {spec} has no column `text` and {len(texts)} that hold text; name one of {listing}")
-
-
-def _check_usable(spec: str, rows: Rows, field: str) -> None:
-    faults: dict[str, int] = {}
-    for (value, _), _ in zip(rows.read(field, 0), range(TRIAL_ROWS), strict=False):
-        if (reason := _fault(value)) is None:
+def _check_usable(spec: str, rows: Rows, field: str, kind: str) -> None:
+    faults: Counter[str] = Counter()
+    for value in _first_values(rows, field, TRIAL_ROWS):
+        try:
+            _parse(value, kind)
             return
-        faults[reason] = faults.get(reason, 0) + 1
+        except Unusable as reason:
+            faults[str(reason)] += 1
     if not faults:
         raise DataError(f"{spec}: is empty")
+    what = {TEXT: "text", CHAT: "conversation", IDS: "token ids"}[kind]
     raise DataError(
-        f"{spec}: no usable text in column {field!r} of the first {sum(faults.values())} rows: {_counts(faults)}"
+        f"{spec}: no usable {what} in column {field!r} of the first {sum(faults.values())} rows: {_counts(faults)}"
     )
 
 
-def _fault(value: object) -> str | None:
-    """Why a row cannot be used; None where it can."""
-    if value is None:
-        return "null"
-    if isinstance(value, TooLong):
-        return "too long"
-    if not isinstance(value, str):
-        return f"not text ({type(value).__name__})"
-    if not value.strip():
-        return "empty"
+def _check_roles(spec: str, rows: Rows, field: str, kind: str, roles: Sequence[str]) -> None:
+    asked = ", ".join(roles)
+    if kind != CHAT:
+        raise DataError(
+            f"--roles {asked}: column {field!r} of {spec} holds {kind}, where no token has a role; expected "
+            "conversations (--text-field names their column); text is trained on without --roles"
+        )
+    there: Counter[str] = Counter()
+    for value in _first_values(rows, field, ROLE_ROWS):
+        try:
+            there.update(message["role"] for message in _parse(value, kind))
+        except Unusable:
+            continue
+    if missing := [role for role in roles if role not in there]:
+        known = ", ".join(f"{role} ({count:,} messages)" for role, count in there.most_common())
+        raise DataError(
+            f"--roles {asked}: {', '.join(missing)} does not occur in the first conversations of {spec}; "
+            f"those hold {known}"
+        )
+
+
+def _check_tokenizer(recorded: str | None, tokenizer: Any, spec: str, notes: list[str]) -> None:
+    """Compare the tokenizer that the data name with the model's; note where it is not on this machine."""
+    if recorded is None or recorded == tokenizer.name_or_path:
+        return
+    from transformers import AutoTokenizer
+
     try:
-        size = len(value.encode())
+        other = AutoTokenizer.from_pretrained(recorded, local_files_only=True)
+    except Exception:  # network, hub and damaged files raise what they like; all mean that there is nothing to compare
+        notes.append(f"the ids are of the tokenizer {recorded}, by their own account; it is not here to be compared")
+        return
+    if other.get_vocab() != tokenizer.get_vocab():
+        raise DataError(
+            f"{spec}: its token ids are of the tokenizer {recorded}, whose vocabulary is another than the model's "
+            f"({tokenizer.name_or_path}); choose that model, or name a column of text with --text-field"
+        )
+
+
+def _first_values(rows: Rows, field: str, count: int) -> Iterator[object]:
+    return (value for value, _ in itertools.islice(rows.read(field, 0), count))
+
+
+def _parse(value: object, kind: str) -> Any:
+    """What a row holds: str, messages, or ids int64 [T].
+
+    Raises:
+        Unusable: it cannot be used.
+    """
+    if value is None:
+        raise Unusable("null")
+    if isinstance(value, TooLong):
+        raise Unusable("too long")
+    if kind == IDS:
+        return _parse_ids(value)
+    if kind == TEXT and not isinstance(value, str):
+        raise Unusable(f"not text ({type(value).__name__})")
+    content = value if isinstance(value, str) and kind == TEXT else read_messages(value)
+    key = _key(content)
+    if isinstance(value, str) and not value.strip():
+        raise Unusable("empty")
+    try:
+        size = len(key.encode())
     except UnicodeEncodeError:
-        return "not Unicode"  # half a surrogate pair, which JSON can spell but no tokenizer takes
-    return "too long" if size > TEXT_LIMIT else None
+        # half a surrogate pair, which JSON can spell but no tokenizer takes
+        raise Unusable("not Unicode") from None
+    if size > TEXT_LIMIT:
+        raise Unusable("too long")
+    return content
+
+
+def _parse_ids(value: object) -> np.ndarray:
+    if not isinstance(value, (list, tuple, np.ndarray)):
+        raise Unusable(f"not token ids ({type(value).__name__})")
+    if len(value) == 0:
+        raise Unusable("empty")
+    if len(value) > TEXT_LIMIT:
+        raise Unusable("too long")
+    try:
+        ids = np.asarray(value)
+    except ValueError:
+        raise Unusable("not token ids (lists of lists)") from None
+    if ids.ndim != 1 or ids.dtype.kind not in "iu":
+        raise Unusable(f"not token ids (list of {type(value[0]).__name__})")
+    return ids.clip(max=np.iinfo(np.int64).max).astype(np.int64)
+
+
+def _key(content: str | tuple[Message, ...] | np.ndarray) -> Any:
+    """What tells documents apart: the text, the conversation in JSON, the ids' bytes (int64, little-endian)."""
+    if isinstance(content, str):
+        return content
+    return content.astype("<i8").tobytes() if isinstance(content, np.ndarray) else canonical(content)
 
 
 def _counts(faults: dict[str, int]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in faults.items())
-
-
-def _near(path: Path) -> str:
-    """A sentence naming what lies beside a path that does not exist; empty where nothing does."""
-    folder = path.parent
-    while not folder.is_dir():
-        folder = folder.parent
-    names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
-    wanted = path.name if folder == path.parent else path.relative_to(folder).parts[0]
-    close = difflib.get_close_matches(wanted, names, n=5, cutoff=0.4)
-    return f" In {folder.absolute()} there is {', '.join(close)}." if close else ""

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sae.data.rows import PEEKED_ROWS, DataError, stamp, text_columns
+from sae.data.columns import Column, DataError, columns_of
+from sae.data.rows import PEEKED_ROWS, recorded_tokenizer, stamp
 
 T = TypeVar("T")
 
@@ -34,9 +35,14 @@ class SavedRows:
         if isinstance(dataset, DatasetDict):
             dataset = dataset[choose_split([str(split) for split in dataset], path)]
         self._dataset = dataset.with_format(None)
-        self.columns = _columns_of(dataset.features)
+        first = self._dataset.select_columns(_plain_columns(dataset.features)).select(
+            range(min(PEEKED_ROWS, len(dataset)))
+        )
+        self.columns = _columns_of([dict(row) for row in first], dataset.features)
         files = sorted(file for file in path.rglob("*") if file.is_file())
         self.provenance: dict[str, Any] = {"path": str(path), "files": [stamp(file, path) for file in files]}
+        if recorded := recorded_tokenizer(path):
+            self.provenance["tokenizer"] = recorded
 
     def read(self, field: str, start: int) -> Iterator[tuple[object, str | None]]:
         column = self._dataset.select_columns([field])
@@ -53,10 +59,8 @@ class HubRows:
         self._revision = resolve_revision(name, revision)
         stream = self._open()
         features = stream.features
-        if features is None:
-            self.columns = text_columns(list(itertools.islice(stream, PEEKED_ROWS)))
-        else:
-            self.columns = _columns_of(features)
+        plain = stream if features is None else stream.select_columns(_plain_columns(features))
+        self.columns = _columns_of(list(itertools.islice(plain, PEEKED_ROWS)), features)
         self.provenance: dict[str, Any] = {"hub": name, "config": config, "split": "train", "revision": self._revision}
 
     def read(self, field: str, start: int) -> Iterator[tuple[object, str | None]]:
@@ -132,7 +136,7 @@ def resolve_revision(name: str, revision: str | None) -> str:
     except Exception as error:  # network libraries share no base class
         raise DataError(
             f"{name}: no local file or folder, and the hub cannot be reached ({type(error).__name__}: {error}). "
-            "Without a network use `demo` or a local file: .jsonl, .json, .parquet, .txt"
+            "Without a network use `demo` or a local file: .jsonl, .json, .csv, .parquet, .txt"
         ) from error
 
 
@@ -144,5 +148,12 @@ def choose_split(splits: list[str], path: Path) -> str:
     raise DataError(f"{path}: has no split `train` but {', '.join(splits)}; name the folder of one: {path / splits[0]}")
 
 
-def _columns_of(features) -> dict[str, bool]:
-    return {name: getattr(feature, "dtype", None) in ("string", "large_string") for name, feature in features.items()}
+def _plain_columns(features) -> list[str]:
+    """Columns that hold JSON-like values; those of images, sounds and videos would be decoded."""
+    return [name for name, feature in features.items() if type(feature).__name__ not in ("Image", "Audio", "Video")]
+
+
+def _columns_of(first: list[dict[str, Any]], features) -> dict[str, Column]:
+    others = {} if features is None else {name: type(f).__name__.lower() for name, f in features.items()}
+    columns = columns_of(first, () if features is None else _plain_columns(features))
+    return columns | {name: Column(f"{kind}s", ()) for name, kind in others.items() if name not in columns}

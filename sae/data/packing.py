@@ -12,16 +12,16 @@ Letters: B contexts in a batch, S tokens in a context.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sae.data.columns import DataError
 from sae.data.documents import Document
 from sae.data.prefetch import prefetch
-from sae.data.rows import DataError
 
 # characters tokenized in one call; a longer document is tokenized in pieces, so that memory stays bounded
 PIECE = 1 << 18
@@ -52,6 +52,19 @@ class Contexts(NamedTuple):
     """[B, S] int64: position inside the segment, from 0; padding counts from 0 as well."""
     next: Cursor
     """Where the following batch begins."""
+    role: Tensor | None = None
+    """[B, S] int64: whose turn the token belongs to, as an index into `roles`; -1 where it is nobody's. None where no
+    document of the batch is a conversation."""
+    roles: tuple[str, ...] = ()
+    """Names of the roles that occur in the batch."""
+
+    def of_roles(self, wanted: Collection[str]) -> Tensor:
+        """Whether each token belongs to a turn of one of these roles, bool [B, S]."""
+        if self.role is None:
+            return torch.zeros_like(self.tokens, dtype=torch.bool)
+        # the last entry is what -1 reads
+        known = torch.tensor([*(name in wanted for name in self.roles), False])
+        return known[self.role]
 
 
 class Source(Protocol):
@@ -68,6 +81,14 @@ class Tokenized(NamedTuple):
     """Tokens of the document before this piece."""
     tokens: np.ndarray
     """[T] int64."""
+    role: np.ndarray | None = None
+    """[T] int64: index into `roles`, -1 for nobody's; None where roles are not known."""
+    roles: tuple[str, ...] = ()
+
+    def after(self, count: int) -> Tokenized:
+        """What follows the first `count` tokens."""
+        role = None if self.role is None else self.role[count:]
+        return Tokenized(self.document, self.offset + count, self.tokens[count:], role, self.roles)
 
 
 def pack(
@@ -106,7 +127,7 @@ def pack(
     if context < least or batch < 1:
         raise ValueError(f"context, batch: {context}, {batch}; at least {least} tokens and 1 context are needed")
     layout = _Layout(context, batch, first, padding_token(tokenizer), alone=isolate == "pad")
-    pieces = _without(first, tokenize(documents.iterate(start.document), copy.deepcopy(tokenizer)))
+    pieces = without_first(tokenize(documents.iterate(start.document), copy.deepcopy(tokenizer)), first)
     return prefetch(_assemble(_skip(pieces, start), layout), AHEAD)
 
 
@@ -127,34 +148,75 @@ def padding_token(tokenizer: Any) -> int:
 
 
 def tokenize(documents: Iterator[Document], tokenizer: Any) -> Iterator[Tokenized]:
-    """Yield every document's tokens, without special ones, tokenizing about `PIECE` characters in a call.
+    """Yield every document's tokens, tokenizing about `PIECE` characters in a call, with the roles of a conversation's.
 
-    A document over `PIECE` characters comes in pieces, cut before white space. How documents are grouped into calls
-    has no influence on their tokens.
+    Special tokens are not added; ready token ids come as they are. A document over `PIECE` characters comes in pieces,
+    cut before white space. How documents are grouped into calls has no influence on their tokens.
+
+    Raises:
+        DataError: while iterating, a conversation's roles are wanted of a tokenizer that tells no token's place.
     """
-    group: list[tuple[int, str]] = []
+    group: list[tuple[Document, str, int]] = []
     size = 0
     last = Tokenized(-1, 0, np.empty(0, np.int64))
 
     def flush() -> Iterator[Tokenized]:
         nonlocal last
+        texts = [text for _, text, _ in group]
+        placed = any(document.spans for document, _, _ in group)
+        if placed and not getattr(tokenizer, "is_fast", False):
+            raise DataError(
+                f"{type(tokenizer).__name__}: does not tell where in the text a token stands, so its role is not "
+                "known; choose a model with a fast tokenizer (tokenizer.json)"
+            )
         # verbose: a text over the model's length is no fault here, since it is cut into contexts
-        lists = tokenizer([text for _, text in group], add_special_tokens=False, verbose=False)["input_ids"]
-        for (index, _), tokens in zip(group, lists, strict=True):
-            offset = last.offset + len(last.tokens) if index == last.document else 0
-            last = Tokenized(index, offset, np.asarray(tokens, dtype=np.int64))
+        places = {"return_offsets_mapping": True} if placed else {}
+        encoded = tokenizer(texts, add_special_tokens=False, verbose=False, **places) if group else {"input_ids": []}
+        for number, ((document, _, begin), tokens) in enumerate(zip(group, encoded["input_ids"], strict=True)):
+            offset = last.offset + len(last.tokens) if document.index == last.document else 0
+            role, names = None, ()
+            if document.spans:
+                role, names = _roles_of(document, begin, encoded["offset_mapping"][number])
+            last = Tokenized(document.index, offset, np.asarray(tokens, dtype=np.int64), role, names)
             yield last
         group.clear()
 
     for document in documents:
+        if document.ids is not None:
+            yield from flush()
+            size, last = 0, Tokenized(document.index, 0, document.ids)
+            yield last
+            continue
+        begin = 0
         for piece in _pieces(document.text):
             if group and size + len(piece) > PIECE:
                 yield from flush()
                 size = 0
-            group.append((document.index, piece))
+            group.append((document, piece, begin))
             size += len(piece)
-    if group:
-        yield from flush()
+            begin += len(piece)
+    yield from flush()
+
+
+def _roles_of(document: Document, begin: int, places: list[tuple[int, int]]) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Roles of the tokens of a piece that begins at character `begin`; a token is of its last character's."""
+    names = tuple(dict.fromkeys(span.role for span in document.spans if span.role))
+    numbers = np.array([names.index(span.role) if span.role else -1 for span in document.spans], dtype=np.int64)
+    ends = [span.end for span in document.spans]
+    # a place may leave out the white space before a word; its end is sure
+    last = begin + np.array([max(end - 1, 0) for _, end in places], dtype=np.int64)
+    return numbers[np.searchsorted(ends, last, side="right").clip(max=len(ends) - 1)], names
+
+
+def without_first(pieces: Iterator[Tokenized], beginning: tuple[int, ...]) -> Iterator[Tokenized]:
+    """Take `beginning` off the documents that begin with it: it is put before every segment."""
+    doubled = 0
+    for piece in pieces:
+        if piece.offset == 0:
+            doubled = len(beginning) if tuple(piece.tokens[: len(beginning)].tolist()) == beginning else 0
+            yield piece.after(doubled)._replace(offset=0)
+        else:
+            yield piece._replace(offset=piece.offset - doubled)
 
 
 def _pieces(text: str) -> Iterator[str]:
@@ -168,17 +230,6 @@ def _pieces(text: str) -> Iterator[str]:
     yield text[begin:]
 
 
-def _without(beginning: tuple[int, ...], pieces: Iterator[Tokenized]) -> Iterator[Tokenized]:
-    """Take `beginning` off the documents whose text begins with it: it is put before every segment."""
-    lead, shortened = len(beginning), -1
-    for piece in pieces:
-        if lead and piece.offset == 0 and tuple(piece.tokens[:lead].tolist()) == beginning:
-            shortened = piece.document
-            yield piece._replace(tokens=piece.tokens[lead:])
-        else:
-            yield piece._replace(offset=piece.offset - lead) if piece.document == shortened else piece
-
-
 def _skip(pieces: Iterator[Tokenized], start: Cursor) -> Iterator[Tokenized]:
     """Leave out the first `start.token` tokens of document `start.document`."""
     reached = start.token == 0
@@ -187,7 +238,7 @@ def _skip(pieces: Iterator[Tokenized], start: Cursor) -> Iterator[Tokenized]:
             done = max(0, start.token - piece.offset)
             if done < len(piece.tokens):
                 reached = True
-                yield Tokenized(piece.document, piece.offset + done, piece.tokens[done:])
+                yield piece.after(done)
             continue
         if not reached:
             break
@@ -218,6 +269,9 @@ class _Sheet:
         self.tokens = np.full(shape, layout.padding, np.int64)
         self.document = np.full(shape, -1, np.int64)
         self.position = np.zeros(shape, np.int64)
+        self.role = np.full(shape, -1, np.int64)
+        self.roles: list[str] = []
+        self.has_roles = False
         self.row = self.column = 0
 
     @property
@@ -228,22 +282,30 @@ class _Sheet:
     def ends_with(self, document: int) -> bool:
         return self.column > 0 and self.document[self.row, self.column - 1] == document
 
-    def put(self, document: int, tokens: np.ndarray, continued: bool) -> int:
-        """Write what fits of `tokens` into the current row, return how many fitted.
+    def put(self, piece: Tokenized, continued: bool) -> int:
+        """Write what fits of a piece's tokens into the current row, return how many fitted.
 
         `continued`: the row's last segment goes on, so neither BOS nor a new position 0.
         """
         first = () if continued else self.layout.first
         lead = len(first)
-        taken = min(len(tokens), self.layout.context - self.column - lead)
+        taken = min(len(piece.tokens), self.layout.context - self.column - lead)
         begin, end = self.column, self.column + lead + taken
         self.tokens[self.row, begin : begin + lead] = first
-        self.tokens[self.row, begin + lead : end] = tokens[:taken]
-        self.document[self.row, begin:end] = document
+        self.tokens[self.row, begin + lead : end] = piece.tokens[:taken]
+        if piece.role is not None:
+            self.role[self.row, begin + lead : end] = self._numbers(piece.roles)[piece.role[:taken]]
+            self.has_roles = True
+        self.document[self.row, begin:end] = piece.document
         from_position = self.position[self.row, begin - 1] + 1 if continued else 0
         self.position[self.row, begin:end] = np.arange(from_position, from_position + end - begin)
         self.column = end
         return taken
+
+    def _numbers(self, names: tuple[str, ...]) -> np.ndarray:
+        """This batch's numbers of a piece's roles, and -1 as the last for what is nobody's."""
+        self.roles += [name for name in names if name not in self.roles]
+        return np.array([*(self.roles.index(name) for name in names), -1], np.int64)
 
     def end_row(self) -> None:
         rest = self.layout.context - self.column
@@ -251,30 +313,30 @@ class _Sheet:
         self.row, self.column = self.row + 1, 0
 
     def contexts(self, cursor: Cursor) -> Contexts:
-        arrays = (self.tokens, self.document, self.position)
-        return Contexts(*(torch.from_numpy(array[: self.row]) for array in arrays), next=cursor)
+        arrays = (self.tokens, self.document, self.position, self.role)
+        tokens, document, position, role = (torch.from_numpy(array[: self.row]) for array in arrays)
+        return Contexts(tokens, document, position, cursor, role if self.has_roles else None, tuple(self.roles))
 
 
 def _assemble(pieces: Iterator[Tokenized], layout: _Layout) -> Iterator[Contexts]:
     sheet = _Sheet(layout)
     last = -1
-    for document, offset, tokens in pieces:
+    for piece in pieces:
         # the second and later pieces of a long document carry on its segment, if the row has room
-        continued = sheet.ends_with(document)
+        continued = sheet.ends_with(piece.document)
         if layout.alone and sheet.column and not continued:
             sheet.end_row()
-        while len(tokens):
+        while len(piece.tokens):
             # a row without room for a segment, or BOS and a token, is full
             if sheet.column and sheet.column + (0 if continued else sheet.lead) >= layout.context:
                 sheet.end_row()
                 continued = False
             if sheet.row == layout.batch:
-                yield sheet.contexts(Cursor(document, offset))
+                yield sheet.contexts(Cursor(piece.document, piece.offset))
                 sheet = _Sheet(layout)
-            taken = sheet.put(document, tokens, continued)
-            tokens, offset = tokens[taken:], offset + taken
+            piece = piece.after(sheet.put(piece, continued))
             continued = True
-        last = document
+        last = piece.document
     if sheet.column:
         sheet.end_row()
     if sheet.row:

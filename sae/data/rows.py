@@ -1,18 +1,23 @@
-"""Rows of local files: .jsonl, .json, .parquet and .txt, read in order, from any row, in bounded memory.
+"""Rows of local files: .jsonl, .json, .csv, .tsv, .parquet and .txt, read in order, from any row, in bounded memory.
 
-A reader yields the text field's value of each row as it finds it, whatever its type; `documents` decides what is
-usable. Every reader skips to a row without parsing what comes before it.
+A reader yields one column's value of each row as it stands there, whatever its type; `documents` decides what is
+usable. Every reader but that of tables (.csv, .tsv) skips to a row without parsing what comes before it.
 """
 
 from __future__ import annotations
 
+import csv
 import gzip
 import hashlib
+import io
+import itertools
 import json
 import re
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
+
+from sae.data.columns import TEXT, Column, DataError, TooLong, columns_of
 
 # longest text that is kept, in bytes; a longer one is a broken row more often than a document
 TEXT_LIMIT = 10_000_000
@@ -21,21 +26,18 @@ LINE_LIMIT = 8 * TEXT_LIMIT
 # a .json file is one value and so is read whole
 JSON_LIMIT = 1_000_000_000
 PEEKED_ROWS = 20
-
-
-class DataError(ValueError):
-    """A data set that cannot be read as asked; the message names it, the cause and the remedy."""
-
-
-class TooLong:
-    """Stands for a value that was not read because it is longer than the limit."""
+# what a file may be compressed with; not .parquet, which is compressed inside
+COMPRESSIONS = (".gz", ".zst")
+# where a pre-tokenized set names its tokenizer: in a Parquet file's metadata, in SAELens's file beside the data
+TOKENIZER_KEYS = ("tokenizer_name", "tokenizer")
+TOKENIZER_FILE = "sae_lens.json"
 
 
 class Rows(Protocol):
     """What `documents` needs of a data set."""
 
-    columns: dict[str, bool]
-    """Every column's name -> whether it holds text."""
+    columns: dict[str, Column]
+    """Every column's name -> what its first values are."""
     provenance: dict[str, Any]
     """What identifies the data: path and files' hashes, or name and revision."""
 
@@ -55,7 +57,12 @@ class FileRows:
         self.files = files
         self._reader = READERS[kind]
         self.provenance = {"path": str(path), "files": [stamp(file, path) for file in files]}
-        self.columns = COLUMNS[kind](files)
+        try:
+            self.columns = COLUMNS[kind](files)
+        except (OSError, EOFError) as error:  # damaged inside what it is compressed with
+            raise DataError(f"{path}: cannot be read ({error})") from error
+        if recorded := recorded_tokenizer(path, files[0] if kind == ".parquet" else None):
+            self.provenance["tokenizer"] = recorded
 
     def read(self, field: str, start: int) -> Iterator[tuple[object, str | None]]:
         for file in self.files:
@@ -74,8 +81,10 @@ class FileRows:
 
 
 def kind_of(path: Path) -> str | None:
-    """The reader's name for a file, by its ending (".gz" is looked through); None where the ending is unknown."""
-    name = path.name.lower().removesuffix(".gz")
+    """The reader's name for a file, by its ending (".gz" and ".zst" are looked through); None where it is unknown."""
+    name = path.name.lower()
+    for ending in COMPRESSIONS:
+        name = name.removesuffix(ending)
     return next((kind for kind in READERS if name.endswith(kind)), None)
 
 
@@ -91,8 +100,26 @@ def stamp(file: Path, base: Path) -> dict[str, Any]:
     return {"name": name, "bytes": size, "sha256_ends": digest.hexdigest()}
 
 
+def recorded_tokenizer(path: Path, parquet: Path | None = None) -> str | None:
+    """The tokenizer that made a set's token ids, by its own account: folder or file `path`; None where it says none."""
+    beside = (path if path.is_dir() else path.parent) / TOKENIZER_FILE
+    settings: dict[str, Any] = {}
+    if beside.is_file():
+        settings = _parse(beside.read_bytes(), str(beside))
+    elif parquet is not None:
+        with _open_parquet(parquet) as file:
+            settings = {k.decode("utf-8", "replace"): v for k, v in (file.schema_arrow.metadata or {}).items()}
+    name = next((settings[key] for key in TOKENIZER_KEYS if settings.get(key)), None)
+    return name.decode("utf-8", "replace") if isinstance(name, bytes) else name if isinstance(name, str) else None
+
+
 def _open(path: Path) -> BinaryIO:
-    return gzip.open(path, "rb") if path.name.lower().endswith(".gz") else open(path, "rb")  # type: ignore[return-value]
+    name = path.name.lower()
+    if name.endswith(".zst"):
+        import pyarrow
+
+        return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))  # type: ignore[arg-type]
+    return gzip.open(path, "rb") if name.endswith(".gz") else open(path, "rb")  # type: ignore[return-value]
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
@@ -215,7 +242,37 @@ def _decode(line: bytes, path: Path, number: int) -> str:
         raise DataError(f"{path}, line {number}: not UTF-8 text ({error.reason})") from error
 
 
-def _json_columns(files: list[Path]) -> dict[str, bool]:
+def _read_table(path: Path, field: str, skip: int) -> Generator[object, None, int]:
+    row = 0
+    for record in _records_of_table(path):
+        row += 1
+        if row > skip:
+            yield record.get(field)
+    return row
+
+
+def _records_of_table(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a .csv or .tsv file, whose first line names the columns; a missing value is None."""
+    csv.field_size_limit(LINE_LIMIT)
+    tabs = kind_of(path) == ".tsv"
+    with _open(path) as stream:
+        lines = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+        reader = csv.DictReader(lines, delimiter="\t" if tabs else ",", strict=True)
+        try:
+            for record in reader:
+                if record.pop(None, None):  # type: ignore[call-overload] - where DictReader puts what has no column
+                    raise DataError(f"{path}, line {reader.line_num}: more values than the first line names columns")
+                yield record
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise DataError(f"{path}, line {reader.line_num}: not a table in UTF-8 ({error})") from error
+
+
+def _table_columns(files: list[Path]) -> dict[str, Column]:
+    rows = itertools.chain.from_iterable(map(_records_of_table, files))
+    return columns_of(list(itertools.islice(rows, PEEKED_ROWS)))
+
+
+def _json_columns(files: list[Path]) -> dict[str, Column]:
     records: list[dict[str, Any]] = []
     for file in files:
         if kind_of(file) == ".json" and not _is_object(
@@ -227,38 +284,32 @@ def _json_columns(files: list[Path]) -> dict[str, bool]:
             if line is not None and line.strip():
                 records.append(_parse(line, f"{file}, line {number}"))
             if len(records) >= PEEKED_ROWS:
-                return text_columns(records)
-    return text_columns(records)
+                return columns_of(records)
+    return columns_of(records)
 
 
-def text_columns(records: list[dict[str, Any]]) -> dict[str, bool]:
-    """Columns of the first rows -> whether every value there that is not null is text."""
-    values: dict[str, list[object]] = {}
-    for record in records:
-        for name, value in record.items():
-            values.setdefault(name, []).append(value)
-    return {
-        name: all(isinstance(v, str) for v in found if v is not None) and any(v is not None for v in found)
-        for name, found in values.items()
-    }
-
-
-def _parquet_columns(files: list[Path]) -> dict[str, bool]:
-    from pyarrow import types
-
+def _parquet_columns(files: list[Path]) -> dict[str, Column]:
     with _open_parquet(files[0]) as file:
-        return {f.name: types.is_string(f.type) or types.is_large_string(f.type) for f in file.schema_arrow}
+        try:
+            first = next(file.iter_batches(batch_size=PEEKED_ROWS), None)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{files[0]}: damaged near row 0 ({error})") from error
+        return columns_of(first.to_pylist() if first else [], file.schema_arrow.names)
 
 
 READERS: dict[str, Reader] = {
     ".jsonl": _read_jsonl,
     ".json": _read_json,
+    ".csv": _read_table,
+    ".tsv": _read_table,
     ".parquet": _read_parquet,
     ".txt": _read_text,
 }
-COLUMNS: dict[str, Callable[[list[Path]], dict[str, bool]]] = {
+COLUMNS: dict[str, Callable[[list[Path]], dict[str, Column]]] = {
     ".jsonl": _json_columns,
     ".json": _json_columns,
+    ".csv": _table_columns,
+    ".tsv": _table_columns,
     ".parquet": _parquet_columns,
-    ".txt": lambda files: {"text": True},
+    ".txt": lambda files: {"text": Column(TEXT, ())},
 }

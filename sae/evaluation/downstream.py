@@ -2,7 +2,7 @@
 
 Next-token cross-entropy (nats) over the tokens that follow inside their document, several times on the same contexts:
 clean, with x̂ spliced in, with zero, and with the mean activation. The tokens that the autoencoder is not trained on
-(BOS, special, sinks) stay as they are; `everywhere` replaces them as well.
+(BOS, special, sinks, other roles) stay as they are; `everywhere` replaces them as well.
 
     delta CE = CE_spliced - CE_clean        KL = mean KL(clean || spliced)
     CE recovered = (CE_ablated - CE_spliced) / (CE_ablated - CE_clean), for zero and for mean ablation
@@ -95,7 +95,7 @@ class _Batch:
             self.clean = self._run()
         self.activations = captured.activations
         flat = {name: a.flatten(0, 1).float() for name, a in self.activations.items()}
-        kind = harvest.token_kinds(contexts.tokens.flatten(), flat)
+        kind = harvest.token_kinds(contexts.tokens.flatten(), flat, harvest.wanted(contexts))
         ordinary = (kind == ORDINARY) & (contexts.document.flatten() >= 0)
         self.ordinary = ordinary.to(self.device).unsqueeze(1)
 

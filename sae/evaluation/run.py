@@ -22,7 +22,8 @@ from sae.evaluation.baselines import PCA
 from sae.evaluation.reconstruction import Reconstruction
 from sae.files import publish_json
 from sae.harvest.language_model import LanguageModel
-from sae.harvest.stream import KINDS, ORDINARY, Harvest
+from sae.harvest.opening import opening
+from sae.harvest.stream import KINDS, ORDINARY, OTHER_ROLE, Harvest
 from sae.models.autoencoder import Autoencoder
 from sae.modules.codes import make_code
 from sae.progress import Progress, StopSignal
@@ -58,6 +59,9 @@ def evaluate_all(runs: Sequence[str | Path], config: EvalConfig | None = None) -
     begun = time.perf_counter()
     with StopSignal() as stop, Progress() as progress:
         lm = opened[0].load_language_model(device)
+        if config.dataset is not None:
+            documents = harvest_of(opened, lm, split="heldout", settings=settings).documents
+            progress.say(opening(documents, lm.tokenizer, settings, beginning=lm.beginning))
         reports = _Evaluation(lm, opened, settings, config, stop, progress).reports()
     seconds = round(time.perf_counter() - begun, 1)
     done = []
@@ -118,7 +122,11 @@ class _Evaluation:
                 "densities": ordinary.densities(),
                 "training_form": None if form is None else self._short(form),
                 "baselines": ordinary.baselines(k=k, **self.draws) if pcas else None,
-                "others": {KINDS[kind]: self._short(g) for kind, g in groups[index].items() if kind != ORDINARY},
+                "others": {
+                    KINDS[kind]: self._short(group)
+                    for kind, group in groups[index].items()
+                    if kind != ORDINARY and (kind != OTHER_ROLE or self.settings.roles is not None)
+                },
                 "downstream": None if losses is None else losses[index],
             }
             reports.append(bootstrap.to_json(report))

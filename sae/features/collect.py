@@ -127,6 +127,8 @@ class _Collecting:
 
     def _pass(self, stop: StopSignal, progress: Progress) -> None:
         limit, vocabulary = self.subject.limit, self.subject.vocabulary()
+        if self.ranks.first and (shown := self.subject.opening()):
+            progress.say(shown)
         written, cost = time.perf_counter(), 0.0
         with progress.bar("Collecting", limit, "tokens") as bar:
             bar.skip(min(self.seen, limit))

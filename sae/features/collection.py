@@ -89,8 +89,8 @@ class Collection:
             self.flush()
 
     def leave_out(self, kind: str, count: int) -> None:
-        """Count tokens of a kind of `LEFT_OUT` that are not collected."""
-        self.left_out[kind] += count
+        """Count tokens of a kind that is not collected: one of `LEFT_OUT`, or of a role that the run leaves out."""
+        self.left_out[kind] = self.left_out.get(kind, 0) + count
 
     def merge(self, other: Collection) -> None:
         """Take in what another collection of the same latents and seed saw of other segments."""
@@ -111,7 +111,7 @@ class Collection:
         self.documents.merge(other.documents)
         self.tokens += other.tokens
         for kind, count in other.left_out.items():
-            self.left_out[kind] += count
+            self.leave_out(kind, count)
 
     def finish(self, open_document: int | None = None) -> None:
         """Process what waits, and forget documents that no event stands in.

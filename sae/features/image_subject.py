@@ -74,6 +74,10 @@ class ImageSubject:
         names = self.images.label_names or [str(i) for i in range(int(labels.max()) + 1)]
         return Vocabulary.of_bytes([name.encode() for name in names])
 
+    def opening(self) -> str:
+        """See `Subject`; nothing, the images being the run's own."""
+        return ""
+
     def source(self) -> Source:
         """See `Subject`."""
         return ImageSource(self.images, self.model.positions)

@@ -5,17 +5,26 @@
     examine(run, lm, "The capital of France")["latents"][3][0]     # {"latent": 1203, "value": 8.1}
 
 The text goes through the model as a document does in the harvest: BOS first, no other special token added, the same
-rule for what a token's kind is.
+rule for what a token's kind is. A run on chats also takes a conversation, as JSON like its data's rows:
+
+    examine(run, lm, '[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]')["roles"]
+
+which goes through the same chat template; plain text has no roles, and all of its tokens count as trained on.
 """
 
 from __future__ import annotations
 
+import json
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
+from sae.data.chat import ChatTemplate, Unusable, read_messages
+from sae.data.columns import CHAT, is_conversation
+from sae.data.documents import Document
+from sae.data.packing import Tokenized, tokenize, without_first
 from sae.features.text import Vocabulary
 from sae.harvest.hooks import harvest_forward
 from sae.harvest.language_model import LanguageModel
@@ -34,17 +43,18 @@ def examine(run: Run, lm: LanguageModel, text: str) -> dict[str, Any]:
     Args:
         run: a finished run; its autoencoder and `lm` may lie on any device.
         lm: the run's language model.
-        text: at most the run's context long, BOS included.
+        text: at most the run's context long, BOS included; for a run on chats also a conversation as JSON.
 
     Returns:
         JSON values, one item a token in each list: "tokens" (display strings), "token_ids", "kinds" ("ordinary",
-        "bos", "special" or "sink") and "latents" ([{"latent", "value"}, ...], strongest first, zeros left out). The
-        autoencoder has learnt from tokens of the kind "ordinary" alone (unless --keep-special was given).
+        "bos", "special", "sink" or "other_role") and "latents" ([{"latent", "value"}, ...], strongest first, zeros left
+        out); of a conversation also "roles" (None for what is nobody's). The autoencoder has learnt from tokens of the
+        kind "ordinary" alone (unless --keep-special was given).
 
     Raises:
-        PromptError: no token, or more than the run's context.
+        PromptError: no token, more than the run's context, or a conversation that the chat template refuses.
     """
-    ids = prompt_ids(lm, text)
+    ids, roles = read_prompt(run, lm, text)
     context = run.config.harvest.context
     if len(ids) > context:
         raise PromptError(
@@ -55,11 +65,12 @@ def examine(run: Run, lm: LanguageModel, text: str) -> dict[str, Any]:
         for name, rows in harvest_forward(lm.model, {"input_ids": ids[None].to(lm.device)}, run.sites).items()
     }
     zeros = torch.zeros(len(ids), dtype=torch.int64)
-    kinds = token_rule(run, lm).token_kinds(ids, activations)
+    kinds = token_rule(run, lm).token_kinds(ids, activations, wanted_in(run, roles))
     rows = Rows(activations, ids.int(), zeros, torch.arange(len(ids)).int(), kinds)
     with torch.no_grad():
         codes = run.model.encode(run.inputs_of(rows).to(run.model.W_enc.device))
     return {
+        **({} if roles is None else {"roles": roles}),
         "tokens": vocabulary_of(lm.tokenizer).display(ids.numpy()),
         "token_ids": ids.tolist(),
         "kinds": [KINDS[kind] for kind in kinds.tolist()],
@@ -78,12 +89,74 @@ def prompt_ids(lm: LanguageModel, text: str) -> Tensor:
     if not ids:
         raise PromptError(f"prompt: {text!r} holds no token; type a text")
     lead = list(lm.beginning)
-    found = torch.tensor(ids if ids[: len(lead)] == lead else [*lead, *ids], dtype=torch.int64)
-    rows = lm.traits.embeddings
-    if (token := unusable(found, rows)) is not None:
+    return _usable(lm, ids if ids[: len(lead)] == lead else [*lead, *ids])
+
+
+def _usable(lm: LanguageModel, ids: list[int]) -> Tensor:
+    """The ids as a tensor, int64 [S], if the model's embedding has a row for every one."""
+    tokens, rows = torch.tensor(ids, dtype=torch.int64), lm.traits.embeddings
+    if (token := unusable(tokens, rows)) is not None:
         name = lm.provenance["name"]
         raise PromptError(refusal(lm.tokenizer, token, rows, name=name, where="it is in the prompt"))
-    return found
+    return tokens
+
+
+class Prompt(NamedTuple):
+    """A prompt as the model reads it."""
+
+    ids: Tensor
+    """Token ids, int64 [S]."""
+    roles: list[str | None] | None
+    """Whose turn each token belongs to, None for nobody's; None for a plain text."""
+
+
+def read_prompt(run: Run, lm: LanguageModel, text: str, *, reply: bool = False) -> Prompt:
+    """A text, or for a run on chats a conversation as JSON, as token ids; with `reply`, the assistant is to go on.
+
+    Raises:
+        PromptError: no token, or a conversation that cannot be rendered.
+    """
+    messages = _conversation(text) if run.record["data"].get("kind") == CHAT else None
+    if messages is None:
+        return Prompt(prompt_ids(lm, text), None)
+    try:
+        conversation = read_messages(messages)
+        reply = reply and conversation[-1]["role"] != "assistant"
+        rendered = ChatTemplate(lm.tokenizer, "prompt").render(conversation, reply=reply)
+    except Unusable as error:
+        raise PromptError(f"prompt: a conversation that cannot be read: {error}") from error
+    if run.config.harvest.roles is not None and not rendered.spans:
+        raise PromptError("prompt: whose turn each token of this conversation is cannot be told from its chat template")
+    document = Document(0, rendered.text, None, rendered.spans)
+    ids = list(lm.beginning)
+    roles: list[str | None] = [None] * len(ids)
+    for piece in without_first(tokenize(iter([document]), lm.tokenizer), lm.beginning):
+        ids += piece.tokens.tolist()
+        roles += _names_of(piece)
+    return Prompt(_usable(lm, ids), roles)
+
+
+def wanted_in(run: Run, roles: list[str | None] | None) -> Tensor | None:
+    """Whether each token of a prompt is of a role that the run is trained on, bool [S]; None where all are."""
+    wanted = run.config.harvest.roles
+    return None if roles is None or wanted is None else torch.tensor([role in wanted for role in roles])
+
+
+def _conversation(text: str) -> list[dict[str, Any]] | None:
+    """What a prompt that is JSON of messages holds; None for any other text."""
+    if not text.lstrip().startswith("["):
+        return None
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return None
+    return value if is_conversation(value) else None
+
+
+def _names_of(piece: Tokenized) -> list[str | None]:
+    if piece.role is None:
+        return [None] * len(piece.tokens)
+    return [piece.roles[number] if number >= 0 else None for number in piece.role.tolist()]
 
 
 @lru_cache(maxsize=4)

@@ -40,7 +40,8 @@ class LiveSource:
                 rows = self.harvest._rows(contexts)
                 text = self._text(rows, here)
                 inside = rows.kind == ORDINARY
-                counts = {kind: int((rows.kind == i).sum()) for i, kind in enumerate(KINDS) if i != ORDINARY}
+                kinds = self.harvest.kinds
+                counts = {name: int((rows.kind == kind).sum()) for kind, name in kinds.items() if kind != ORDINARY}
                 shown = rows.position >= self._lead  # the token put before a segment is no part of its document
                 kept = inside.nonzero().squeeze(1)
                 return Read(rows.select(kept), text.select(inside), text.select(shown), counts)
@@ -108,7 +109,8 @@ class StoredSource:
                 activations = self.store.read(range(begin, end), self.sites)
                 known = text.position >= text.start  # not the token put before a segment
                 given = Rows(activations, text.token.int(), text.document, text.position.int(), kinds)
-                counts = {"bos": int((kinds == BOS).sum()), "special": int((kinds == SPECIAL).sum()), KINDS[SINK]: 0}
+                counts = {"bos": int((kinds == BOS).sum()), "special": int((kinds == SPECIAL).sum())}
+                counts |= {KINDS[SINK]: 0}  # no store has them
                 return Read(given.select(kept.nonzero().squeeze(1)), text.select(kept), text.select(known), counts)
 
             last = int(self.document[end - 1])
@@ -134,6 +136,12 @@ def open_store(folder: Path, run: Run) -> DiskStore:
     if identity["model"] != run.config.harvest.model:
         raise ConfigError(
             f"--store {folder}: it is of the model {identity['model']}, this run of {run.config.harvest.model}"
+        )
+    roles = list(run.config.harvest.roles or ()) or None
+    if identity.get("roles") != roles:
+        raise ConfigError(
+            f"--store {folder}: it holds tokens of the roles {identity.get('roles') or 'all'}, this run is trained on "
+            f"{roles or 'all'}"
         )
     store = DiskStore(folder, identity)
     if not store.rows:

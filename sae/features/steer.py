@@ -26,7 +26,7 @@ from sae.data.packing import padding_token
 from sae.device import pick_device
 from sae.features.inject import OVERFLOW, Places, SteerError, Steering
 from sae.features.keys import FeatureError
-from sae.features.prompt import prompt_ids, vocabulary_of
+from sae.features.prompt import read_prompt, vocabulary_of, wanted_in
 from sae.features.store import FeatureStore
 from sae.features.subject import check_language
 from sae.harvest.language_model import LanguageModel
@@ -64,7 +64,8 @@ def steer(
     Args:
         run: a finished run; its features must be collected unless every strength is absolute or every mode `ablate`.
         lm: the run's language model.
-        prompt: the beginning; BOS is put before it as in the harvest.
+        prompt: the beginning; BOS is put before it as in the harvest. A run on chats also takes a conversation as JSON,
+            to which the assistant replies; tokens of roles that the run leaves out are then not among `every`.
         interventions: one a latent.
         where: every token, the generated ones alone, or tokens of prompt and generation by position (BOS is 0 where
             the tokenizer has one).
@@ -85,7 +86,7 @@ def steer(
         FeatureError: maxima are needed and the run's features are not collected.
     """
     _check_call(run, lm, interventions, tokens, temperature)
-    ids = prompt_ids(lm, prompt)
+    ids, roles = read_prompt(run, lm, prompt, reply=True)
     limit = lm.traits.limit
     if limit is not None and len(ids) + tokens > limit:
         raise SteerError(
@@ -93,6 +94,9 @@ def steer(
         )
     effects = [_effect(run, i, store) for i in interventions]
     places = Places.of(where, prompt=len(ids), skip_first=bool(lm.beginning) and not bos, total=len(ids) + tokens)
+    wanted = wanted_in(run, roles)
+    if wanted is not None and where == "every":  # the latents have not learnt from the other roles' tokens
+        places.touched[: len(ids)] &= wanted
     steering = Steering(run, lm.model, [(e["latent"], e["mode"], e["value"]) for e in effects], places)
 
     sampling = {"tokens": tokens, "temperature": temperature, "seed": seed}

@@ -81,6 +81,10 @@ class Subject(Protocol):
         """The stream of tokens."""
         ...
 
+    def opening(self) -> str:
+        """What a person is shown of the data before the pass; "" for nothing."""
+        ...
+
     def inputs_of(self, rows: Any) -> Tensor:
         """What the autoencoder encodes of `Read.rows`, float32 [n, dim]; codes are of as many rows as tokens."""
         ...

@@ -15,7 +15,8 @@ from sae.features.source import LiveSource, StoredSource, open_store
 from sae.features.subject import Source
 from sae.features.text import Vocabulary
 from sae.harvest.language_model import LanguageModel
-from sae.harvest.stream import Rows
+from sae.harvest.opening import opening
+from sae.harvest.stream import Harvest, Rows
 from sae.runs import open_run
 
 
@@ -61,8 +62,18 @@ class TextSubject:
             store = open_store(self.config.store, self.run)
             names = [site.name for site in self.run.inputs]
             return StoredSource(store, names, self.lm.traits.special, self.lm.beginning)
+        return LiveSource(self._harvest)
+
+    def opening(self) -> str:
+        """See `Subject`; nothing for a store, which has no text."""
+        if self.config.store is not None:
+            return ""
+        return opening(self._harvest.documents, self.lm.tokenizer, self._harvest.config, beginning=self.lm.beginning)
+
+    @cached_property
+    def _harvest(self) -> Harvest:
         settings = self.run.settings(self.config.dataset, self.config.text_field)
-        return LiveSource(self.run.harvest(self.lm, split=self.config.split, settings=settings))
+        return self.run.harvest(self.lm, split=self.config.split, settings=settings)
 
     def inputs_of(self, rows: Rows) -> Tensor:
         """See `Subject`."""

@@ -103,6 +103,16 @@ class StoredBatches:
             self.batches_per_block = min(self.per_epoch, batches_in(buffer_bytes, row_bytes, batch))
         self.blocks = -(-self.per_epoch // self.batches_per_block)
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of one epoch, those left over included."""
+        return self.store.rows
+
+    @property
+    def left_over(self) -> int:
+        """Tokens that do not fill a batch."""
+        return self.tokens - self.per_epoch * self.batch
+
     def iterate(self, state: dict[str, Any] | None) -> Iterator[Batch]:
         """See `Batches`."""
         cut = {"batch": self.batch, "batches_per_block": self.batches_per_block}
@@ -188,6 +198,8 @@ class LiveBatches:
         pairs: bool = False,
     ) -> None:
         self.harvest, self.inputs, self.targets, self.pairs = harvest, list(inputs), list(targets), pairs
+        self.tokens = tokens
+        """Tokens asked for, those left over included."""
         self.batch, self.dtype, self.seed, self.overlap = batch, dtype, seed, overlap
         self.on_restart, self.progress = on_restart, progress
         self.steps = tokens // batch
@@ -196,6 +208,11 @@ class LiveBatches:
         self.names = sorted({*inputs, *targets})
         row_bytes = sum(site.width or 0 for site in harvest.sites if site.name in self.names) * dtype.itemsize
         self.batches_per_block = min(self.steps, batches_in(buffer_bytes, row_bytes, batch, overlap=overlap))
+
+    @property
+    def left_over(self) -> int:
+        """Tokens that do not fill a batch."""
+        return self.tokens - self.steps * self.batch
 
     def iterate(self, state: dict[str, Any] | None) -> Iterator[Batch]:
         """See `Batches`."""

@@ -133,23 +133,30 @@ def measure_width(model: nn.Module, site: Site) -> Site:
     return dataclasses.replace(site, width=shape[-1])
 
 
+def load_tokenizer(source: ModelSource) -> Any:
+    """The model's tokenizer, of transformers.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(**source.arguments())
+    except Exception as error:  # whatever damaged files make transformers raise, the user must learn which model
+        raise ModelError(f"--model {source.name}: its tokenizer cannot be loaded ({_said(error)})") from error
+
+
 def load_language_model(source: ModelSource, *, device: torch.device, precision: str) -> LanguageModel:
     """Read weights and tokenizer, in float32 on a CPU and bfloat16 on a GPU unless `precision` says otherwise.
 
     Raises:
         ModelError: weights or tokenizer cannot be read.
     """
-    from transformers import AutoTokenizer
-
     dtype = {"auto": torch.bfloat16 if device.type == "cuda" else torch.float32}.get(precision)
     dtype = getattr(torch, precision) if dtype is None else dtype
     config = _configuration(source)
-    # whatever damaged files make transformers raise, the user must learn which model; the tokenizer is read first,
-    # for it is small
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(**source.arguments())
-    except Exception as error:
-        raise ModelError(f"--model {source.name}: its tokenizer cannot be loaded ({_said(error)})") from error
+    tokenizer = load_tokenizer(source)  # read first, for it is small
     try:
         with _quiet():
             model, loaded = auto_class(config).from_pretrained(

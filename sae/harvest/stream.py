@@ -3,7 +3,7 @@
     harvest = Harvest(lm, sites, documents, config.harvest)
     for step in harvest.batches():
         step.rows.activations["resid_post.9"]        # [n, d], ordinary tokens and the others
-        step.rows.kind                               # which is which: ORDINARY, BOS, SPECIAL, SINK
+        step.rows.kind                               # which is which: ORDINARY, BOS, SPECIAL, SINK, OTHER_ROLE
 
 What a token's kind is, and which kinds leave the training stream, is decided here and nowhere else.
 """
@@ -25,10 +25,10 @@ from sae.data.packing import BEGINNING, Contexts, Cursor, pack, padding_token
 from sae.harvest.hooks import harvest_forward
 from sae.harvest.language_model import LanguageModel, ModelError
 from sae.harvest.sites import Site
-from sae.harvest.traits import refusal, too_long, unusable
+from sae.harvest.traits import embedding_rows, refusal, too_long, unusable
 
-ORDINARY, BOS, SPECIAL, SINK = range(4)
-KINDS = ("ordinary", "bos", "special", "sink")
+ORDINARY, BOS, SPECIAL, SINK, OTHER_ROLE = range(5)
+KINDS = ("ordinary", "bos", "special", "sink", "other_role")
 PERCENTILES = (1, 25, 50, 75, 99, 100)
 
 
@@ -48,7 +48,7 @@ class Rows(NamedTuple):
     position: Tensor
     """Position in the document's segment, int32 [n], on the CPU."""
     kind: Tensor
-    """ORDINARY, BOS, SPECIAL or SINK, int8 [n], on the CPU."""
+    """ORDINARY, BOS, SPECIAL, SINK or OTHER_ROLE, int8 [n], on the CPU."""
 
     def select(self, keep: Tensor) -> Rows:
         """The rows whose indices are in `keep` (int64, CPU)."""
@@ -69,6 +69,15 @@ class Harvested(NamedTuple):
     """Where these contexts begin in the data set."""
 
 
+def prepared(documents: Documents, tokenizer: Any, model: Any, config: HarvestConfig) -> Documents:
+    """The documents as this model reads them; `model` may be its skeleton.
+
+    Raises:
+        DataError: see `Documents.with_tokenizer`.
+    """
+    return documents.with_tokenizer(tokenizer, ids_below=embedding_rows(model), roles=config.roles)
+
+
 class Harvest:
     """Activations of some sites over the documents, as a stream that can start at any cursor.
 
@@ -77,13 +86,21 @@ class Harvest:
     """
 
     def __init__(self, lm: LanguageModel, sites: Sequence[Site], documents: Documents, config: HarvestConfig) -> None:
-        self.lm, self.sites, self.documents, self.config = lm, list(sites), documents, config
+        self.lm, self.sites, self.config = lm, list(sites), config
+        # whatever iterates as `pack` wants it may stand for documents, and holds ready text
+        is_set = isinstance(documents, Documents)
+        self.documents = prepared(documents, lm.tokenizer, lm.model, config) if is_set else documents
         self.isolation: Isolation = choose_isolation(lm.model, config.context)
         self._first = torch.tensor(lm.beginning, dtype=torch.int64)
         self._special = torch.tensor(sorted(lm.traits.special), dtype=torch.int64)
         self.norm_limits: dict[str, float] | None = None
         self.norm_percentiles: dict[str, list[float]] = {}
         self.counts: Counter[str] = Counter()
+
+    @property
+    def kinds(self) -> dict[int, str]:
+        """The kinds that this harvest tells apart, and their names."""
+        return {kind: name for kind, name in enumerate(KINDS) if kind != OTHER_ROLE or self.config.roles is not None}
 
     def batches(self, start: Cursor = BEGINNING) -> Iterator[Harvested]:
         """Forward passes of `contexts` contexts each, from `start` to the end of the documents."""
@@ -92,7 +109,7 @@ class Harvest:
         here = start
         for contexts in self.contexts(start):
             rows = self._rows(contexts)
-            self.counts.update({kind: int((rows.kind == i).sum()) for i, kind in enumerate(KINDS)})
+            self.counts.update({name: int((rows.kind == kind).sum()) for kind, name in self.kinds.items()})
             yield Harvested(rows, contexts, here)
             here = contexts.next
 
@@ -138,11 +155,25 @@ class Harvest:
         """Keyword arguments of the model's forward for these contexts, documents kept apart."""
         return model_inputs(self.lm.model, contexts, self.isolation)
 
-    def token_kinds(self, token: Tensor, activations: dict[str, Tensor]) -> Tensor:
-        """ORDINARY, BOS, SPECIAL or SINK, int8 [n] on the CPU, for token ids [n] and site -> activations [n, d]."""
+    def wanted(self, contexts: Contexts) -> Tensor | None:
+        """Whether each token is of a role that is trained on, bool [B * S] on the CPU; None where all roles are."""
+        return None if self.config.roles is None else contexts.of_roles(self.config.roles).flatten()
+
+    def token_kinds(self, token: Tensor, activations: dict[str, Tensor], wanted: Tensor | None = None) -> Tensor:
+        """What each token is, int8 [n] on the CPU: ORDINARY, BOS, SPECIAL, SINK or OTHER_ROLE.
+
+        Args:
+            token: ids [n].
+            activations: site -> [n, d].
+            wanted: bool [n], whether a token is of a role that is trained on (see `wanted`); None where all are.
+        """
         kind = torch.full(token.shape, ORDINARY, dtype=torch.int8)
         kind[torch.isin(token, self._special)] = SPECIAL
         kind[torch.isin(token, self._first)] = BOS
+        if wanted is not None:
+            # a special token stays one, but for --keep-special, which is to keep those of the wanted roles alone
+            others = ~wanted & ((kind == ORDINARY) | (self.config.keep_special & (kind != BOS)))
+            kind[others] = OTHER_ROLE
         for name, limit in (self.norm_limits or {}).items():
             sinks = (activations[name].float().norm(dim=1) > limit).cpu()
             kind[sinks & (kind == ORDINARY)] = SINK
@@ -159,13 +190,13 @@ class Harvest:
 
     def _rows(self, contexts: Contexts) -> Rows:
         activations, real = self._forward(contexts)
-        token = contexts.tokens.flatten()[real]
+        token, wanted = contexts.tokens.flatten()[real], self.wanted(contexts)
         return Rows(
             activations,
             token.int(),
             contexts.document.flatten()[real],
             contexts.position.flatten()[real].int(),
-            self.token_kinds(token, activations),
+            self.token_kinds(token, activations, None if wanted is None else wanted[real]),
         )
 
     def measure_norms(self) -> None:
@@ -178,7 +209,9 @@ class Harvest:
         self.norm_limits = None
         for contexts in self.contexts(BEGINNING):
             activations, real = self._forward(contexts)
-            ordinary = self.token_kinds(contexts.tokens.flatten()[real], activations) == ORDINARY
+            wanted = self.wanted(contexts)
+            token = contexts.tokens.flatten()[real]
+            ordinary = self.token_kinds(token, activations, None if wanted is None else wanted[real]) == ORDINARY
             if not ordinary.any():
                 continue
             limits = {}

@@ -7,12 +7,22 @@ from typing import Any, NamedTuple
 import torch
 
 from sae.config import ConfigError, TrainConfig, to_json
+from sae.data.columns import TEXT
 from sae.data.documents import Documents, open_documents
 from sae.device import pick_device
 from sae.harvest.beginning import described
-from sae.harvest.language_model import LanguageModel, ModelSource, locate_model, measure_width, skeleton
+from sae.harvest.language_model import (
+    LanguageModel,
+    ModelSource,
+    load_tokenizer,
+    locate_model,
+    measure_width,
+    skeleton,
+)
+from sae.harvest.opening import opening
 from sae.harvest.sites import Site, resolve_sites
 from sae.harvest.store import check_store
+from sae.harvest.stream import prepared
 from sae.harvest.traits import known_limit
 from sae.models.language import find_variant
 from sae.models.variants.base import Variant
@@ -82,6 +92,7 @@ class Plan(NamedTuple):
             "precision": self.config.harvest.store_precision,
             "data": self.documents.provenance,
             **{name: harvest[name] for name in ("model", "context", "contexts", "max_norm", "keep_special")},
+            **({} if harvest["roles"] is None else {"roles": harvest["roles"]}),
             "model_revision": self.source.revision,
             "model_precision": self.config.harvest.precision,
         }
@@ -122,7 +133,7 @@ def make_plan(config: TrainConfig) -> Plan:
         targets = _resolve(model, "target_site", config.harvest.target_site, config.harvest.layer)
         if len(targets) != 1 or targets == inputs:
             raise ConfigError(f"--target-site {config.harvest.target_site}: expected one place, another than --site")
-    documents = _open_documents(config)
+    documents = _open_documents(config, source, model)
     training_tokens = config.tokens * config.epochs
     plan = Plan(
         config=config,
@@ -140,6 +151,11 @@ def make_plan(config: TrainConfig) -> Plan:
         check_store(config.store, plan.store_identity)
     check_space(plan)
     return plan
+
+
+def opening_of(plan: Plan) -> str:
+    """What a person is shown of the data, without the model's weights; see `opening`."""
+    return opening(plan.documents, load_tokenizer(plan.source), plan.config.harvest)
 
 
 def run_record(plan: Plan, lm: LanguageModel) -> dict[str, Any]:
@@ -220,7 +236,7 @@ def _check_context(config: TrainConfig, model: torch.nn.Module) -> None:
         raise ConfigError(f"--context {config.harvest.context}: this model reads at most {limit} tokens")
 
 
-def _open_documents(config: TrainConfig) -> Documents:
+def _open_documents(config: TrainConfig, source: ModelSource, model: torch.nn.Module) -> Documents:
     """The training part of the data set; on resume the very data that the run began with."""
     settings = config.harvest
     began = read_record(config.out)["data"] if config.resume else None
@@ -230,7 +246,10 @@ def _open_documents(config: TrainConfig) -> Documents:
         split="train",
         heldout=settings.heldout,
         revision=began.get("revision") if began else None,
+        roles=settings.roles,
     )
+    if documents.kind != TEXT:  # refused here rather than after the weights are read
+        documents = prepared(documents, load_tokenizer(source), model, settings)
     for name, value in documents.provenance.items():
         if began is not None and began.get(name) != value:
             raise ConfigError(

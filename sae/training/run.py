@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sae.config import TrainConfig
-from sae.data.batching import Batches
 from sae.files import publish_json
 from sae.harvest.beginning import described
-from sae.harvest.buffer import StoredBatches
+from sae.harvest.buffer import LiveBatches, StoredBatches
 from sae.harvest.language_model import LanguageModel
+from sae.harvest.opening import opening
 from sae.harvest.stream import Harvest
 from sae.models.language import recipe_of
 from sae.models.saved import CONFIG
@@ -44,8 +44,10 @@ class TrainResult(NamedTuple):
     """Tokens trained on, all epochs together."""
     tokens_held: int | None
     """Tokens whose activations were kept for all epochs; None for a live harvest."""
+    tokens_left_over: int
+    """Tokens that do not fill a batch and are left out of each epoch."""
     harvested: dict[str, int]
-    """Tokens by kind that went through the model in this process: ordinary, bos, special, sink."""
+    """Tokens by kind that went through the model in this process: ordinary, bos, special, sink, other_role."""
     seconds: dict[str, float]
     """Wall time of "harvest" and "training" in this process (live harvest counts as training)."""
     last: dict[str, Any]
@@ -76,12 +78,13 @@ def _train_locked(plan: Plan, stop: StopSignal, progress: Progress) -> TrainResu
     lm = load_model(plan, progress)
     harvest = Harvest(lm, plan.sites, plan.documents, config.harvest)
     begin_record(plan, lm)
+    progress.say(opening(harvest.documents, lm.tokenizer, config.harvest, beginning=lm.beginning))
     harvest.measure_norms()
     progress.say(norm_report(harvest))
     begun = time.perf_counter()
     if plan.cached:
         store = open_store(plan, harvest, stop, progress)
-        batches: Batches = stored_batches(plan, store)
+        batches: StoredBatches | LiveBatches = stored_batches(plan, store)
     else:
         batches = live_batches(plan, harvest, stop, progress)
     return fit(plan, batches, harvest, stop, progress, harvest_seconds=time.perf_counter() - begun)
@@ -94,7 +97,13 @@ def begin_record(plan: Plan, lm: LanguageModel) -> None:
 
 
 def fit(
-    plan: Plan, batches: Batches, harvest: Harvest, stop: StopSignal, progress: Progress, *, harvest_seconds: float
+    plan: Plan,
+    batches: StoredBatches | LiveBatches,
+    harvest: Harvest,
+    stop: StopSignal,
+    progress: Progress,
+    *,
+    harvest_seconds: float,
 ) -> TrainResult:
     """Take all steps that are left, and save the autoencoder in its inference form."""
     config = plan.config
@@ -108,6 +117,12 @@ def fit(
         device=plan.device,
         seed=config.seed,
     )
+    left_over = batches.left_over
+    if left_over:
+        progress.say(
+            f"{left_over:,} of {batches.tokens:,} tokens do not fill a batch of {plan.batch:,} and are left out of "
+            "each epoch."
+        )
     progress.say(f"Training {batches.steps:,} steps of {plan.batch:,} tokens, {trainer.route.name} route.")
     last = take_steps(config, trainer, batches, plan.batch, stop, progress, hint=how_to_resume(config))
     trained = time.perf_counter()
@@ -121,6 +136,7 @@ def fit(
         steps=batches.steps,
         training_tokens=batches.steps * plan.batch,
         tokens_held=batches.store.rows if isinstance(batches, StoredBatches) else None,
+        tokens_left_over=left_over,
         harvested=dict(harvest.counts),
         seconds={"harvest": harvest_seconds, "training": trained - begun},
         last=last,

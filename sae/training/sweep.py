@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 
 from sae.config import ConfigError, TrainConfig, to_json
+from sae.harvest.opening import opening
 from sae.harvest.store import DiskStore
 from sae.harvest.stream import Harvest
 from sae.progress import Progress, StopSignal
@@ -39,6 +40,7 @@ def sweep(configs: Sequence[TrainConfig]) -> list[TrainResult]:
     with StopSignal() as stop, Progress() as progress:
         lm = load_model(first, progress)
         harvest = Harvest(lm, sites, first.documents, first.config.harvest)
+        progress.say(opening(harvest.documents, lm.tokenizer, first.config.harvest, beginning=lm.beginning))
         harvest.measure_norms()
         progress.say(norm_report(harvest))
         begun = time.perf_counter()

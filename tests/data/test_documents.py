@@ -14,7 +14,17 @@ TEXTS = [f"document {number} of a small set" for number in range(40)]
 def _jsonl(path, records):
     data = "".join(json.dumps(record) + "\n" for record in records).encode()
     path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    if path.suffix == ".zst":
+        import pyarrow
+
+        with pyarrow.output_stream(str(path), compression="zstd") as stream:
+            stream.write(data)
     return path
+
+
+def _table(texts, separator):
+    lines = [separator.join((str(number), f'"{text}"')) for number, text in enumerate(texts)]
+    return "\n".join([separator.join(("", "text")), *lines]) + "\n"
 
 
 def _parquet(path, texts, **more):
@@ -53,6 +63,9 @@ FORMS = {
     "x.jsonl.gz": lambda path, texts: _jsonl(path, [{"text": text} for text in texts]),
     "lines.json": lambda path, texts: _jsonl(path, [{"text": text} for text in texts]),
     "list.json": lambda path, texts: path.write_text(json.dumps([{"text": text} for text in texts], indent=1)),
+    "x.jsonl.zst": lambda path, texts: _jsonl(path, [{"text": text} for text in texts]),
+    "x.csv": lambda path, texts: path.write_text(_table(texts, ",")),
+    "x.tsv.gz": lambda path, texts: path.write_bytes(gzip.compress(_table(texts, "\t").encode())),
     "x.parquet": lambda path, texts: _parquet(path, texts, n=list(range(len(texts)))),
     "lines.txt": lambda path, texts: path.write_text("\n".join(texts)),
     "paragraphs.txt": lambda path, texts: path.write_text("\n\n".join(texts) + "\n"),
@@ -163,15 +176,19 @@ def test_lines_over_the_limit_are_never_held_whole(tmp_path, monkeypatch):
     assert documents.skipped == {"too long": 1}
 
 
-def test_text_column_is_found(tmp_path):
-    only = _jsonl(tmp_path / "only.jsonl", [{"body": "words", "n": 1}])
-    assert next(iter(open_documents(only, split="all"))).text == "words"
-    both = _jsonl(tmp_path / "both.jsonl", [{"title": "t", "body": "words"}])
-    with pytest.raises(DataError, match=r"no column `text` and 2 that hold text; name one of title \(text\), body"):
-        open_documents(both)
-    assert next(iter(open_documents(both, text_field="body", split="all"))).text == "words"
-    with pytest.raises(DataError, match="has no column 'bodi'; it has title"):
-        open_documents(both, text_field="bodi")
+def test_only_well_known_columns_are_taken_without_asking(tmp_path):
+    known = _jsonl(tmp_path / "known.jsonl", [{"n": 1, "title": "t", "content": "words"}])
+    assert next(iter(open_documents(known, split="all"))).text == "words"
+    only = _jsonl(tmp_path / "only.jsonl", [{"source": "src3", "n": 1}])
+    with pytest.raises(
+        DataError, match=r"no column of a well-known name .*--text-field; it has source \(text\) 'src3';"
+    ):
+        open_documents(only)
+    assert next(iter(open_documents(only, text_field="source", split="all"))).text == "src3"
+    with pytest.raises(DataError, match=r"has no column 'sourc'; it has source \(text\)"):
+        open_documents(only, text_field="sourc")
+    with pytest.raises(DataError, match=r"column 'n' of .* holds whole numbers; expected text, a conversation or"):
+        open_documents(only, text_field="n")
     table = _parquet(tmp_path / "x.parquet", ["words"], n=[1], words=["w"])
     assert open_documents(table).provenance["text_field"] == "text"
 
@@ -217,9 +234,9 @@ def test_wrong_paths_name_what_is_there(tmp_path):
     _jsonl(tmp_path / "corpus.jsonl", [{"text": "a"}])
     with pytest.raises(DataError, match=r"corpsu\.jsonl: no such file or folder\. In .* there is corpus\.jsonl"):
         open_documents(tmp_path / "corpsu.jsonl")
-    (tmp_path / "corpus.csv").write_text("")
-    with pytest.raises(DataError, match=r"corpus\.csv: unknown ending; expected one of \.jsonl, \.json, \.parquet"):
-        open_documents(tmp_path / "corpus.csv")
+    (tmp_path / "corpus.docx").write_text("")
+    with pytest.raises(DataError, match=r"corpus\.docx: unknown ending; expected one of \.jsonl, \.json, \.csv"):
+        open_documents(tmp_path / "corpus.docx")
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(DataError, match=r"files of one kind.*holds 1 \.jsonl and 1 \.txt"):
         open_documents(tmp_path)
@@ -247,3 +264,27 @@ def test_saved_folder_without_train_split_lists_its_splits(tmp_path):
     DatasetDict({"test": part, "validation": part}).save_to_disk(tmp_path / "two")
     with pytest.raises(DataError, match="no split `train` but test, validation"):
         open_documents(tmp_path / "two")
+
+
+def test_tables_keep_quoted_lines_and_refuse_what_is_none(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text('\ufeffid,text,label\n1,"two\nlines, one ""quoted""",a\n2,,b\n3,plain\n', encoding="utf-8")
+    documents = open_documents(path, split="all")
+    assert [(d.index, d.text) for d in documents] == [(0, 'two\nlines, one "quoted"'), (2, "plain")]
+    assert documents.skipped == {"empty": 1}
+    path.write_text("id,text\n1,a,b\n")
+    with pytest.raises(DataError, match=r"x\.csv, line 2: more values than the first line names columns"):
+        open_documents(path)
+    path.write_bytes(b"text\nna\xefve\n")
+    with pytest.raises(DataError, match=r"x\.csv, line .*: not a table in UTF-8"):
+        open_documents(path)
+
+
+def test_damaged_zst_files_are_named(tmp_path):
+    path = _jsonl(tmp_path / "x.jsonl.zst", [{"text": f"{number}" * 50} for number in range(1000)])
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(DataError, match=r"x\.jsonl\.zst: cannot be read"):
+        list(open_documents(path, split="all"))
+    path.write_bytes(b"no zst at all")
+    with pytest.raises(DataError, match=r"x\.jsonl\.zst: cannot be read"):
+        open_documents(path)
