@@ -64,8 +64,8 @@ class HarvestConfig:
     """Keep BOS and other special tokens in the training stream."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of the language model: auto is float32 on a CPU and bfloat16 on a GPU."""
-    store_precision: Literal["float16", "bfloat16", "float32"] = "float16"
-    """Precision in which activations wait in the buffer, in memory or on disk."""
+    store_precision: Literal["auto", "float16", "bfloat16", "float32"] = "auto"
+    """Precision in which activations wait in the buffer, in memory or on disk; auto: the first that holds them."""
     trust_remote_code: bool = False
     """Allow a model repository to run its own Python code."""
 

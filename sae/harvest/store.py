@@ -29,6 +29,7 @@ from sae.files import (
     remove_leftovers,
     save_tensors,
 )
+from sae.harvest.precision import PRECISIONS
 from sae.harvest.stream import ActivationError, Harvest
 
 SHARD_ROWS = 65_536
@@ -262,6 +263,15 @@ def _joined(parts: list[Part]) -> Part:
     )
 
 
+def stored_precision(folder: Path | None) -> str | None:
+    """The precision of the store in `folder`; None where there is none, or none that says so."""
+    if folder is None or not (folder / "identity.json").is_file():
+        return None
+    identity = read_json(folder / "identity.json")
+    precision = identity.get("precision") if isinstance(identity, dict) else None
+    return precision if precision in PRECISIONS else None
+
+
 def check_store(folder: Path, identity: dict[str, Any]) -> bool:
     """Whether `folder` is a store of this harvest already, maybe of further sites; False where it is missing or empty.
 
@@ -273,7 +283,8 @@ def check_store(folder: Path, identity: dict[str, Any]) -> bool:
         for name, value in identity.items():
             other = found.get(name) if isinstance(found, dict) else None
             more = name == "sites" and isinstance(other, dict) and value.items() <= other.items()
-            if other != value and not more:
+            any_precision = name == "precision" and value == "auto" and other in PRECISIONS
+            if other != value and not more and not any_precision:
                 raise ConfigError(
                     f"--store {folder}: it holds a harvest with {name} = {other!r}, this run wants {value!r}; "
                     "choose another folder"

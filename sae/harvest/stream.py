@@ -24,6 +24,7 @@ from sae.data.isolation import Isolation, choose_isolation, model_inputs
 from sae.data.packing import BEGINNING, Contexts, Cursor, first_token, pack
 from sae.harvest.hooks import harvest_forward
 from sae.harvest.language_model import LanguageModel
+from sae.harvest.precision import Choice, Kept, choose_precision
 from sae.harvest.sites import Site
 
 ORDINARY, BOS, SPECIAL, SINK = range(4)
@@ -82,6 +83,8 @@ class Harvest:
         self._special = torch.tensor(sorted(lm.special), dtype=torch.int64)
         self.norm_limits: dict[str, float] | None = None
         self.norm_percentiles: dict[str, list[float]] = {}
+        self.precision: Choice | None = None
+        """In what activations should wait, by the first forward pass."""
         self.counts: Counter[str] = Counter()
 
     def batches(self, start: Cursor = BEGINNING) -> Iterator[Harvested]:
@@ -97,10 +100,14 @@ class Harvest:
 
     def trained_on(self, rows: Rows) -> Rows:
         """The rows that belong in the training stream: ordinary tokens, and special ones with `keep_special`."""
-        kept = rows.kind == ORDINARY
+        return rows.select(self._trained(rows.kind).nonzero().squeeze(1))
+
+    def _trained(self, kind: Tensor) -> Tensor:
+        """Which kinds [n] belong in the training stream, bool [n]."""
+        kept = kind == ORDINARY
         if self.config.keep_special:
-            kept |= (rows.kind == BOS) | (rows.kind == SPECIAL)
-        return rows.select(kept.nonzero().squeeze(1))
+            kept |= (kind == BOS) | (kind == SPECIAL)
+        return kept
 
     def contexts(self, start: Cursor) -> Iterator[Contexts]:
         """The packed tokens of each forward pass from `start` on."""
@@ -149,7 +156,7 @@ class Harvest:
         )
 
     def measure_norms(self) -> None:
-        """Set `norm_limits` and `norm_percentiles` from the first forward pass over the data.
+        """Set `norm_limits`, `norm_percentiles` and `precision` from the first forward pass over the data.
 
         Raises:
             ActivationError: a norm is not finite.
@@ -158,7 +165,8 @@ class Harvest:
         self.norm_limits = None
         for contexts in self.contexts(BEGINNING):
             activations, real = self._forward(contexts)
-            ordinary = self.token_kinds(contexts.tokens.flatten()[real], activations) == ORDINARY
+            token = contexts.tokens.flatten()[real]
+            ordinary = self.token_kinds(token, activations) == ORDINARY
             if not ordinary.any():
                 continue
             limits = {}
@@ -175,5 +183,12 @@ class Harvest:
                 if self.config.max_norm:
                     limits[name] = self.config.max_norm * norms.median().item()
             self.norm_limits = limits
+            kind = self.token_kinds(token, activations)
+            self.precision = choose_precision({name: self._kept(name, a, kind) for name, a in activations.items()})
             return
         raise DataError("the data set gave no token to train on")
+
+    def _kept(self, site: str, activations: Tensor, kind: Tensor) -> Kept:
+        """The rows of a site that the training stream keeps; sinks are left out, but not among special tokens."""
+        limit = None if self.config.keep_special else (self.norm_limits or {}).get(site)
+        return Kept(activations[self._trained(kind).to(activations.device)], limit)

@@ -11,7 +11,7 @@ from sae.data.documents import Documents, open_documents
 from sae.device import pick_device
 from sae.harvest.language_model import ModelSource, locate_model, measure_width, skeleton
 from sae.harvest.sites import Site, resolve_sites
-from sae.harvest.store import check_store
+from sae.harvest.store import check_store, stored_precision
 from sae.models.language import find_variant
 from sae.models.variants.base import Variant
 from sae.training.optimizers import check_optimizer
@@ -39,6 +39,8 @@ class Plan(NamedTuple):
     """Dead latents the auxiliary loss uses."""
     layer_parameters: int
     """Parameters of the language model that a harvest runs through."""
+    precision: str
+    """In what activations wait; auto until the first forward pass has been seen."""
 
     @property
     def sites(self) -> list[Site]:
@@ -61,6 +63,11 @@ class Plan(NamedTuple):
         return sum(widths(self.sites))
 
     @property
+    def row_bytes(self) -> int:
+        """Bytes of a token's activations where they wait; what auto chooses takes two a number nearly always."""
+        return self.row_width * (2 if self.precision == "auto" else getattr(torch, self.precision).itemsize)
+
+    @property
     def training_tokens(self) -> int:
         """Tokens trained on, all epochs together."""
         return self.config.tokens * self.config.epochs
@@ -77,7 +84,7 @@ class Plan(NamedTuple):
         return {
             "format": 1,
             "sites": {site.name: site.width for site in self.sites},
-            "precision": self.config.harvest.store_precision,
+            "precision": self.precision,
             "data": self.documents.provenance,
             **{name: harvest[name] for name in ("model", "context", "contexts", "max_norm", "keep_special")},
             "model_revision": self.source.revision,
@@ -133,11 +140,36 @@ def make_plan(config: TrainConfig) -> Plan:
         dead_after=config.sae.dead_after or max(1, min(10_000_000, training_tokens // 10)),
         auxk=config.sae.auxk or max(1, sum(widths(targets)) // 2),
         layer_parameters=_parameters_up_to(model, [*inputs, *targets]),
+        precision=_known_precision(config),
     )
     if config.store is not None:
         check_store(config.store, plan.store_identity)
     check_space(plan)
     return plan
+
+
+def with_precision(plan: Plan, precision: str) -> Plan:
+    """The plan with the precision that auto came to.
+
+    Raises:
+        ConfigError: it takes more memory or disk than there is.
+    """
+    settled = plan._replace(precision=precision)
+    if settled.row_bytes > plan.row_bytes:
+        check_space(settled)
+    return settled
+
+
+def _known_precision(config: TrainConfig) -> str:
+    """In what activations wait, as far as it is known before the model is run: a run and a store keep their own."""
+    if config.harvest.store_precision != "auto":
+        return config.harvest.store_precision
+    if config.resume:
+        record = read_record(config.out)
+        begun = record.get("harvest") or record["train"]["harvest"]
+        if begun.get("store_precision", "auto") != "auto":
+            return begun["store_precision"]
+    return stored_precision(config.store) or "auto"
 
 
 def run_record(plan: Plan, model_provenance: dict[str, Any]) -> dict[str, Any]:
@@ -149,6 +181,7 @@ def run_record(plan: Plan, model_provenance: dict[str, Any]) -> dict[str, Any]:
             "targets": [_described(site) for site in plan.targets],
         },
         "model": model_provenance,
+        "harvest": {"store_precision": plan.precision},
     }
 
 

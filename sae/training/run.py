@@ -21,8 +21,8 @@ from sae.progress import Progress, StopSignal
 from sae.training.batches import (
     how_to_resume,
     live_batches,
-    norm_report,
     open_store,
+    settled,
     stored_batches,
 )
 from sae.training.loop import take_steps
@@ -73,9 +73,8 @@ def _train_locked(plan: Plan, stop: StopSignal, progress: Progress) -> TrainResu
     config = plan.config
     lm = load_language_model(plan.source, device=plan.device, precision=config.harvest.precision)
     harvest = Harvest(lm, plan.sites, plan.documents, config.harvest)
+    plan = settled(plan, harvest, progress)
     begin_record(plan, lm)
-    harvest.measure_norms()
-    progress.say(norm_report(harvest))
     begun = time.perf_counter()
     if plan.cached:
         store = open_store(plan, harvest, stop, progress)
@@ -112,7 +111,7 @@ def fit(
     progress.say("Kernels: " + ", ".join(f"{op} on {backend}" for op, backend in backends_used().items()) + ".")
     own = {site.name for site in plan.sites}  # a harvest that feeds other runs too knows more
     limits = {name: limit for name, limit in (harvest.norm_limits or {}).items() if name in own}
-    known = {"norm_limits": limits, "isolation": harvest.isolation}
+    known = {"norm_limits": limits, "isolation": harvest.isolation, "store_precision": plan.precision}
     finish_record(config, trainer, batch=plan.batch, harvest=known)
     return TrainResult(
         out=config.out,

@@ -13,8 +13,8 @@ from sae.harvest.language_model import load_language_model
 from sae.harvest.store import DiskStore
 from sae.harvest.stream import Harvest
 from sae.progress import Progress, StopSignal
-from sae.training.batches import fill, norm_report, stored_batches
-from sae.training.plan import Plan, make_plan, widths
+from sae.training.batches import fill, settled, stored_batches
+from sae.training.plan import Plan, make_plan, widths, with_precision
 from sae.training.run import TrainResult, begin_record, fit
 from sae.training.run_folder import run_lock
 
@@ -36,22 +36,23 @@ def sweep(configs: Sequence[TrainConfig]) -> list[TrainResult]:
     if store_folder is None:
         raise ConfigError("sweep: expected --store, where the activations that all members share are kept")
     sites = list(dict.fromkeys(site for plan in plans for site in plan.sites))
-    identity = {
-        **first.store_identity,
-        "sites": {site.name: width for site, width in zip(sites, widths(sites), strict=True)},
-    }
     results = []
     with StopSignal() as stop, Progress() as progress:
         lm = load_language_model(first.source, device=first.device, precision=first.config.harvest.precision)
         harvest = Harvest(lm, sites, first.documents, first.config.harvest)
-        harvest.measure_norms()
-        progress.say(norm_report(harvest))
+        known = next((plan.precision for plan in plans if plan.precision != "auto"), "auto")
+        first = settled(first._replace(precision=known), harvest, progress)
+        identity = {
+            **first.store_identity,
+            "sites": {site.name: width for site, width in zip(sites, widths(sites), strict=True)},
+        }
         begun = time.perf_counter()
         store_folder.mkdir(parents=True, exist_ok=True)
         with run_lock(store_folder):
             store = fill(DiskStore(store_folder, identity), first, harvest, stop, progress)
         seconds = time.perf_counter() - begun
-        for number, plan in enumerate(plans, start=1):
+        for number, member in enumerate(plans, start=1):
+            plan = with_precision(member, first.precision)
             progress.say(f"{plan.config.out.name} ({number} of {len(plans)})")
             plan.config.out.mkdir(parents=True, exist_ok=True)
             with run_lock(plan.config.out):
