@@ -24,6 +24,7 @@ from sae.image_config import ImageTrainConfig
 from sae.image_runs import open_split, with_labels
 from sae.models.recipe import Recipe
 from sae.models.saved import CONFIG
+from sae.models.settings import ignored_by_images, ignored_by_optimizer, refuse_ignored
 from sae.models.vision import recipe_of
 from sae.progress import Progress, StopSignal
 from sae.training.loop import take_steps
@@ -118,7 +119,11 @@ def plan_images(config: ImageTrainConfig) -> ImagePlan:
     check_run_folder(config)
     images = with_labels(open_split(config.images, "train"), config.only_label)
     batch = config.optim.batch or min(USUAL_BATCH, max(1, images.count))
-    return ImagePlan(config, images, recipe_of(config.vision, images.shape, images.count), batch, device)
+    recipe = recipe_of(config.vision, images.shape, images.count)
+    if not config.resume:  # a run keeps the settings that it was begun with
+        refuse_ignored(config.vision, ignored_by_images(config.vision, images.shape))
+        refuse_ignored(config.optim, ignored_by_optimizer(config.optim))
+    return ImagePlan(config, images, recipe, batch, device)
 
 
 def train_images(config: ImageTrainConfig) -> ImageTrainResult:

@@ -13,6 +13,7 @@ from sae.harvest.language_model import ModelSource, locate_model, measure_width,
 from sae.harvest.sites import Site, resolve_sites
 from sae.harvest.store import check_store, stored_precision
 from sae.models.language import find_variant
+from sae.models.settings import Ignored, ignored, ignored_by_optimizer, refuse_ignored
 from sae.models.variants.base import Variant
 from sae.training.optimizers import check_optimizer
 from sae.training.run_folder import check_finite, check_run_folder, new_record, read_record
@@ -105,6 +106,10 @@ def make_plan(config: TrainConfig) -> Plan:
     """
     variant = find_variant(config.sae)
     check_finite(config)
+    if not config.resume:  # a run keeps the settings that it was begun with
+        refuse_ignored(config.sae, ignored(config.sae, variant))
+        refuse_ignored(config.optim, ignored_by_optimizer(config.optim))
+        refuse_ignored(config, _ignored_by_batches(config))
     _check_together(config, variant)
     check_optimizer(config.optim)
     device = pick_device(config.device)
@@ -227,21 +232,18 @@ def _check_together(config: TrainConfig, variant: Variant) -> None:
     tied = variant.code(sae, 1).tied
     if tied and (sae.normalise == "whiten" or variant.several_sites):
         raise ConfigError(f"--variant {sae.variant}: atoms must keep equal norms; expected --normalise scale or centre")
-    penalised = variant.penalty(sae) is not None
-    for name, value in (("l0_target", sae.l0_target), ("sparsity", sae.sparsity)):
-        aimed = any(term.name == "l0_target" for term in variant.terms(sae))
-        if value is not None and not penalised and not aimed:
-            raise ConfigError(
-                f"--{name.replace('_', '-')} {value}: --variant {sae.variant} has no penalty; it keeps --k"
-            )
-    if penalised and sae.l0_target is not None and sae.sparsity is not None:
-        raise ConfigError(f"--sparsity {sae.sparsity}: a fixed weight, and --l0-target asks for another; give one")
-    if sae.k_start is not None and not hasattr(variant.code(sae, 1), "k"):
-        raise ConfigError(f"--k-start {sae.k_start}: --variant {sae.variant} has no k to anneal")
     if sae.revival == "auxk" and tied:
         raise ConfigError(f"--revival auxk: --variant {sae.variant} has no pre-activations; expected resample or none")
     if variant.neighbours and (config.optim.batch or 2) % 2:
         raise ConfigError(f"--batch {config.optim.batch}: --variant {sae.variant} reads pairs; expected an even number")
+
+
+def _ignored_by_batches(config: TrainConfig) -> Ignored:
+    """Settings of the buffer where activations lie in memory as they are."""
+    if config.epochs > 1 and config.store is None:
+        why = f"--epochs {config.epochs} keeps all activations in memory; expected with --store, or with one epoch"
+        return {"buffer_mb": why}
+    return {}
 
 
 def _check_context(config: TrainConfig, model: torch.nn.Module) -> None:
