@@ -66,6 +66,27 @@ def check(good: bool, name: str, value: Any, expected: str) -> None:
         raise ConfigError(f"--{name.replace('_', '-')} {value}: expected {expected}")
 
 
+def refuse_ignored(config: Any, ignored: Mapping[str, str]) -> None:
+    """Refuse settings that would do nothing, name -> why, where they differ from their defaults.
+
+    Raises:
+        ConfigError: names all of them, with the reasons.
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    said = [
+        f"--{name.replace('_', '-')} {_spelled(value)}: {why}"
+        for name, why in ignored.items()
+        if (value := getattr(config, name)) != defaults[name]
+    ]
+    if said:
+        raise ConfigError("; ".join(said))
+
+
+def _spelled(value: Any) -> str:
+    """A value as it is typed."""
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
 def _value_to_json(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return to_json(value)

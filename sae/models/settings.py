@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from typing import Any
 
-from sae.config import ConfigError, OptimConfig, SAEConfig
+from sae.config import OptimConfig, SAEConfig
 from sae.image_config import SPARSE, VisionConfig
 from sae.models.language import VARIANTS, revival_of
 from sae.models.variants.base import Variant
@@ -19,27 +18,6 @@ from sae.models.vision import OWN, completed
 
 Ignored = dict[str, str]
 """Name of a setting -> why it would do nothing."""
-
-
-def refuse_ignored(config: Any, ignored: Mapping[str, str]) -> None:
-    """Refuse the ignored settings that differ from their defaults.
-
-    Raises:
-        ConfigError: names all of them, with the reasons.
-    """
-    defaults = {field.name: field.default for field in dataclasses.fields(config)}
-    said = [
-        f"--{name.replace('_', '-')} {spelled(value)}: {why}"
-        for name, why in ignored.items()
-        if (value := getattr(config, name)) != defaults[name]
-    ]
-    if said:
-        raise ConfigError("; ".join(said))
-
-
-def spelled(value: Any) -> str:
-    """A value as it is typed."""
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def ignored(config: SAEConfig, variant: Variant) -> Ignored:

@@ -19,12 +19,13 @@ from sae.data.batching import Batch, permutation
 from sae.data.images import ImageSet
 from sae.data.prefetch import prefetch
 from sae.device import pick_device
+from sae.fields import refuse_ignored
 from sae.files import publish_json
 from sae.image_config import ImageTrainConfig
 from sae.image_runs import open_split, with_labels
 from sae.models.recipe import Recipe
 from sae.models.saved import CONFIG
-from sae.models.settings import ignored_by_images, ignored_by_optimizer, refuse_ignored
+from sae.models.settings import ignored_by_images, ignored_by_optimizer
 from sae.models.vision import recipe_of
 from sae.progress import Progress, StopSignal
 from sae.training.loop import take_steps

@@ -9,11 +9,12 @@ import torch
 from sae.config import ConfigError, TrainConfig, to_json
 from sae.data.documents import Documents, open_documents
 from sae.device import pick_device
+from sae.fields import refuse_ignored
 from sae.harvest.language_model import ModelSource, locate_model, measure_width, skeleton
 from sae.harvest.sites import Site, resolve_sites
 from sae.harvest.store import check_store, stored_precision
 from sae.models.language import find_variant
-from sae.models.settings import Ignored, ignored, ignored_by_optimizer, refuse_ignored
+from sae.models.settings import Ignored, ignored, ignored_by_optimizer
 from sae.models.variants.base import Variant
 from sae.training.optimizers import check_optimizer
 from sae.training.run_folder import check_finite, check_run_folder, new_record, read_record

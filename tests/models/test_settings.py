@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from sae.config import ConfigError, OptimConfig, SAEConfig
+from sae.fields import refuse_ignored
 from sae.image_config import SPARSE, VisionConfig
 from sae.models import language, vision
 from sae.models.language import VARIANTS, find_variant
-from sae.models.settings import ignored, ignored_by_images, ignored_by_optimizer, refuse_ignored
+from sae.models.settings import ignored, ignored_by_images, ignored_by_optimizer
 from sae.models.vision import OWN
 from sae.training.trainer import Trainer
 
