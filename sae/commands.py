@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from sae.config import CollectConfig, ConfigError, Device, EvalConfig, ExplainConfig, SteerConfig, TrainConfig
+from sae.config import CollectConfig, Device, EvalConfig, ExplainConfig, SteerConfig, TrainConfig
 from sae.fields import refuse_ignored
 
 Json = Annotated[bool, tyro.conf.arg(help="Print one JSON line on stdout, and nothing else there.")]
@@ -96,8 +96,6 @@ class Eval:
         from sae.image_runs import kind_of
 
         kind = kind_of(self.run_folder)
-        if kind == "rows":
-            raise ConfigError(f"{self.run_folder}: trained by sae image compare; its measures are in comparison.json")
         if kind == "image":
             from sae.evaluation.images import evaluate_images
             from sae.image_config import ImageEvalConfig

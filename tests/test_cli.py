@@ -503,7 +503,7 @@ def test_activations_over_float16_are_refused_where_it_is_asked_for(
     shutil.copytree(tiny_model, model)
     _scaled("model.embed_tokens.weight", 1e6)(model)
     train(model=model, store_precision="float16").refused(
-        "resid_post.1", "does not fit torch.float16", "--store-precision bfloat16"
+        "resid_post.1", "in document 0 (", "does not fit torch.float16", "--store-precision bfloat16"
     )
     assert train(model=model).status == 0
 

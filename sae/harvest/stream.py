@@ -29,6 +29,13 @@ from sae.harvest.sites import Site
 
 ORDINARY, BOS, SPECIAL, SINK = range(4)
 KINDS = ("ordinary", "bos", "special", "sink")
+FIRST_TOKENS = 12  # of a document, by which an error names it
+_REMEDIES = {
+    "float16": "try --precision bfloat16, which reaches as far as float32 in as much memory",
+    "bfloat16": "try --precision float32",
+    "float32": "no precision helps: take that document out, try a lower --context, or fetch the weights anew",
+}
+"""Precision of the model -> what helps where its activations are not finite."""
 PERCENTILES = (1, 25, 50, 75, 99, 100)
 
 
@@ -142,7 +149,53 @@ class Harvest:
         flat = {name: a.flatten(0, 1) for name, a in captured.items()}
         if len(real) < contexts.document.numel():
             flat = {name: a[real.to(a.device)] for name, a in flat.items()}
+        self.check_finite(contexts, real, flat)
         return flat, real
+
+    def check_finite(self, contexts: Contexts, real: Tensor, activations: dict[str, Tensor]) -> None:
+        """Refuse activations, site -> [n, d], of the tokens at places `real` [n] of the batch that are not finite.
+
+        Raises:
+            ActivationError: names the site, the document, and what helps in the model's precision.
+        """
+        token, document = contexts.tokens.flatten()[real], contexts.document.flatten()[real]
+        for site, a in activations.items():
+            if _all_finite(a):
+                continue
+            bad = (~torch.isfinite(a)).any(dim=1).cpu()
+            number = self._culprit(contexts, document[bad].unique().tolist())
+            row = int((document == number).nonzero()[0])
+            precision = self.lm.provenance["precision"]
+            raise ActivationError(
+                f"site {site}: the model's activations are not finite in {precision} in "
+                f"{self.name_of(token, document, row)}; {_REMEDIES[precision]}"
+            )
+
+    def _culprit(self, contexts: Contexts, numbers: list[int]) -> int:
+        """The first of some documents whose activations are not finite without the others around it.
+
+        What is masked is multiplied by zero, and zero times infinity is no number: one document can spoil its context.
+        """
+        for number in numbers if len(numbers) > 1 else ():
+            for context in (contexts.document == number).any(dim=1).nonzero().squeeze(1).tolist():
+                columns = contexts.document[context] == number
+                alone = contexts._replace(
+                    **{
+                        name: getattr(contexts, name)[context, columns][None]
+                        for name in ("tokens", "document", "position")
+                    }
+                )
+                captured = harvest_forward(self.lm.model, self.inputs(alone), self.sites)
+                if not all(_all_finite(a) for a in captured.values()):
+                    return number
+        return numbers[0]
+
+    def name_of(self, token: Tensor, document: Tensor, row: int) -> str:
+        """The document of a row for people: its number in the data set, and the first words of it among the rows."""
+        number = int(document[row])
+        first = token[document == number][:FIRST_TOKENS].tolist()
+        words = " ".join(str(self.lm.tokenizer.decode(first, skip_special_tokens=True)).split())
+        return f'document {number} ("{words}...")'
 
     def _rows(self, contexts: Contexts) -> Rows:
         activations, real = self._forward(contexts)
@@ -159,7 +212,7 @@ class Harvest:
         """Set `norm_limits`, `norm_percentiles` and `precision` from the first forward pass over the data.
 
         Raises:
-            ActivationError: a norm is not finite.
+            ActivationError: see `check_finite`.
             DataError: the data set has no ordinary token.
         """
         self.norm_limits = None
@@ -172,12 +225,6 @@ class Harvest:
             limits = {}
             for name, a in activations.items():
                 norms = a[ordinary.to(a.device)].float().norm(dim=1).cpu()
-                if not torch.isfinite(norms).all():
-                    precision = self.lm.provenance["precision"]
-                    remedy = "its weights may be damaged" if precision == "float32" else "try --precision float32"
-                    raise ActivationError(
-                        f"site {name}: the model's activations are not finite in {precision}; {remedy}"
-                    )
                 # not torch.quantile, which stops at 2^24 values
                 self.norm_percentiles[name] = np.percentile(norms.numpy(), PERCENTILES).tolist()
                 if self.config.max_norm:
@@ -192,3 +239,8 @@ class Harvest:
         """The rows of a site that the training stream keeps; sinks are left out, but not among special tokens."""
         limit = None if self.config.keep_special else (self.norm_limits or {}).get(site)
         return Kept(activations[self._trained(kind).to(activations.device)], limit)
+
+
+def _all_finite(activations: Tensor) -> bool:
+    """Whether every entry is finite: one pass and one number, but where the sum is over float32's range."""
+    return bool(torch.isfinite(activations.sum(dtype=torch.float32))) or bool(torch.isfinite(activations).all())
