@@ -7,10 +7,14 @@ import difflib
 import types
 import typing
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 T = TypeVar("T")
+
+TYPED: ContextVar[frozenset[str]] = ContextVar("typed", default=frozenset())
+"""Fields whose flags stand on the command line, which tell a default that was asked for from one that was not."""
 
 
 class ConfigError(ValueError):
@@ -67,7 +71,7 @@ def check(good: bool, name: str, value: Any, expected: str) -> None:
 
 
 def refuse_ignored(config: Any, ignored: Mapping[str, str]) -> None:
-    """Refuse settings that would do nothing, name -> why, where they differ from their defaults.
+    """Refuse settings that would do nothing, name -> why, where they differ from their defaults or were typed.
 
     Raises:
         ConfigError: names all of them, with the reasons.
@@ -76,7 +80,7 @@ def refuse_ignored(config: Any, ignored: Mapping[str, str]) -> None:
     said = [
         f"--{name.replace('_', '-')} {_spelled(value)}: {why}"
         for name, why in ignored.items()
-        if (value := getattr(config, name)) != defaults[name]
+        if (value := getattr(config, name)) != defaults[name] or name in TYPED.get()
     ]
     if said:
         raise ConfigError("; ".join(said))

@@ -30,6 +30,8 @@ IGNORED: dict[str, tuple[str, list[str]]] = {
     "features RUN --store S --dataset D --split heldout": (
         "--store S is read in the place of text", ["--dataset D", "--split heldout"],
     ),
+    "steer RUN --latent 3 --prompt a --mode ablate --scale 1": ("--mode ablate takes", ["--scale 1.0"]),
+    "bench kernels --seeds 3": ("sae bench kernels does not read it", ["--seeds 3"]),
     "sweep --model M --dataset D --out X --resume": ("sae sweep goes on with what is there", ["--resume True"]),
 }  # fmt: skip
 
@@ -100,3 +102,51 @@ def test_a_run_that_was_begun_with_ignored_settings_is_resumed_and_evaluated(
     (old / "config.json").write_text(json.dumps({**record, "autoencoder": None}))
     main(["image", "train", "--resume", "--out", str(old)])
     assert (old / "sae.safetensors").is_file()
+
+
+COMMANDS = {
+    "eval RUN": "", "features RUN": "", "explain RUN": "naming latents from text", "image eval RUN": "a run on images",
+    "steer RUN --latent 1 --prompt a": "steering", "export RUN --to neuronpedia --out X": "an export for Neuronpedia",
+    "image report RUN": "a run on images",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+@pytest.mark.parametrize("kind", ["rows", "future"])
+def test_every_command_says_what_kind_of_run_it_got(
+    line: str,
+    kind: str,
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import shutil
+
+    run = tmp_path / "run"
+    shutil.copytree(images, run)
+    record = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**record, "kind": kind}))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main(line.replace("RUN", str(run)).split())
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert COMMANDS[line] in said
+    what = {"rows": "a run on rows of numbers, made by sae image compare (its", "future": "the unknown kind 'future'"}
+    assert f"{run}: " in said
+    assert what[kind] in said
+    main(["verify", str(run), "--json"])
+    assert json.loads(capsys.readouterr().out)["verified"]
+
+
+def test_a_flag_that_is_typed_with_its_default_is_refused_as_well(
+    train_arguments: list[object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [str(a) for a in (*train_arguments, "--out", tmp_path / "run", "--dry-run", "--groups", 5, "--penalty=l1")]
+    with pytest.raises(SystemExit):
+        main(given)
+    said = capsys.readouterr().err
+    assert "--groups 5: --variant topk does not read it; it is of matryoshka" in said
+    assert "--penalty l1: --variant topk does not read it; it is of relu" in said
+    main(given[:-3])
