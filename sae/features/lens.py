@@ -132,7 +132,7 @@ class Lens:
         if self._unembedding is None:
             kind = kind_of(self.folder)
             if kind != "language":
-                raise UndefinedError(f"logits are not defined here, without a language model: this is {called(kind)}")
+                raise UndefinedError(f"logits are not defined here: no language model belongs to {called(kind)}")
             run = open_run(self.folder)
             lm = run.load_language_model(torch.device("cpu"))
             self._unembedding = unembedding_of(lm.model, run.model.dim_out)
