@@ -15,8 +15,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: install
 	$(BIN)/sae demo
 
+# two workers, a test file each; without a browser (see tests/find_browser.py) the page's tests say so and fail the whole
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python tests/find_browser.py || true
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: install
 	$(BIN)/ruff check .

@@ -60,6 +60,9 @@ class HarvestConfig:
     """Share of documents set aside for evaluation, chosen by a hash of their text."""
     max_norm: float = 10.0
     """Tokens whose activation norm is over this many times the median are left out (attention sinks); 0 keeps them."""
+    bos: str = "auto"
+    """What begins every segment: auto (what the tokenizer adds, else what the model predicts text best after), none,
+    or a token such as `<s>`."""
     keep_special: bool = False
     """Keep BOS and other special tokens in the training stream."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -74,6 +77,7 @@ class HarvestConfig:
         check(bool(self.dataset), "dataset", self.dataset, "a data set: demo, a hub id, a folder or a file")
         check(self.layer is None or self.layer >= 0, "layer", self.layer, "a layer counted from 0")
         check(self.context >= 8, "context", self.context, "at least 8 tokens")
+        check(bool(self.bos), "bos", self.bos, "auto, none, or a token of the tokenizer")
         check(self.contexts >= 1, "contexts", self.contexts, "at least 1")
         check(0 < self.heldout < 1, "heldout", self.heldout, "a share between 0 and 1, both excluded")
         check(self.max_norm == 0 or self.max_norm > 1, "max_norm", self.max_norm, "0 (keep all) or more than 1")

@@ -20,6 +20,7 @@ from torch import Tensor
 from sae.config import ConfigError, HarvestConfig, TrainConfig, from_json
 from sae.data.documents import Split, open_documents
 from sae.files import CorruptError, read_json
+from sae.harvest.beginning import recorded
 from sae.harvest.language_model import (
     LanguageModel,
     ModelSource,
@@ -75,8 +76,9 @@ class Run(NamedTuple):
         )
 
     def load_language_model(self, device: torch.device) -> LanguageModel:
-        """The language model with its weights."""
-        return load_language_model(self.source, device=device, precision=self.config.harvest.precision)
+        """The language model with its weights; segments begin as they did in training."""
+        lm = load_language_model(self.source, device=device, precision=self.config.harvest.precision)
+        return lm._replace(beginning=recorded(self.record["harvest"].get("beginning"), lm.tokenizer))
 
     def harvest(self, lm: LanguageModel, *, split: Split, settings: HarvestConfig | None = None) -> Harvest:
         """A harvest of this run's sites, tokens sorted into kinds as in training."""

@@ -7,12 +7,65 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 
+import find_browser
+
 # read when torch is loaded, here and in subprocesses: threads that wait by spinning slow a shared machine down tenfold
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+# seconds to minutes a test: begun first, so that no process of `make test` is left with one of them at the end
+SLOW_FILES = ("test_gpu_aot", "test_kill", "test_gpu_kernels", "test_comparison", "test_image_report", "test_collect")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put slow files first; the order is else the usual one."""
+    place = {name: number for number, name in enumerate(SLOW_FILES)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+
+
+def without_browser(config: pytest.Config) -> list[pytest.TestReport]:
+    """Reports of the tests that were left out because no browser starts."""
+    skipped = config.pluginmanager.get_plugin("terminalreporter").stats.get("skipped", [])
+    return [report for report in skipped if find_browser.NONE_STARTS in str(report.longrepr)]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Tests that could not run are no success, even if all others passed."""
+    if not hasattr(session.config, "workerinput") and without_browser(session.config):
+        session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Generator[None]:
+    """Below everything but the counts: which tests did not run for want of a browser, and what helps."""
+    yield
+    if reports := without_browser(terminalreporter.config):
+        terminalreporter.section("no browser")
+        terminalreporter.line(str(reports[0].longrepr[2]).removeprefix("Skipped: "))
+        terminalreporter.line(f"{len(reports)} tests of the page did not run; hence an exit status that is not zero.")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def empty_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where all tests and fixtures run, so that none sees what lies in the folder where pytest was started."""
+    folder, before = tmp_path_factory.mktemp("empty"), Path.cwd()
+    os.chdir(folder)
+    yield folder
+    os.chdir(before)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(empty_folder: Path) -> Iterator[None]:
+    """A test writes to the folders it names, and nowhere else."""
+    yield
+    assert os.listdir(empty_folder) == []
+
 
 WORDS = (
     "the river ran past a mill where grain was ground while children watched wheels turn and birds flew over green "

@@ -28,7 +28,7 @@ ALLOWED = {
     },
     "generate": {"data", "modules", "models", "training", "image_runs"},
     "features": {"data", "harvest", "modules", "models", "runs", "image_runs"},
-    "browser": {"data", "harvest", "modules", "models", "runs", "image_runs", "features", "pictures"},
+    "browser": {"data", "harvest", "modules", "models", "runs", "image_runs", "evaluation", "features", "pictures"},
     "interop": {"data", "harvest", "modules", "models", "runs", "features"},
 }
 HEAVY = {

@@ -84,7 +84,8 @@ def _write_page(folder: Path) -> None:
     vendor = folder / "static" / "vendor"
     vendor.mkdir(parents=True)
     (folder / "static" / "app.js").write_text(bundle(STATIC / "main.js"), encoding="utf-8")
-    shutil.copyfile(STATIC / "style.css", folder / "static" / "style.css")
+    for style in ("base.css", "style.css"):
+        shutil.copyfile(STATIC / style, folder / "static" / style)
     # the chart library is read by its own tag when a chart is drawn; licences and versions go with the code
     for source in (STATIC / "vendor").iterdir():
         if source.name.startswith(("uPlot", "LICENSE", "README")):

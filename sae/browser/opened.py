@@ -17,6 +17,7 @@ import numpy as np
 
 from sae.browser.listing import Listing, Marks
 from sae.browser.pictures import Pictures
+from sae.evaluation.words import described
 from sae.features.annotations import Annotations
 from sae.features.keys import FeatureError
 from sae.features.store import FeatureStore
@@ -124,12 +125,13 @@ class BrowsedRun:
         return {name: row[name] for name in ("latent", "token", "density", "max", "name", "label")}
 
     def report(self) -> dict[str, Any]:
-        """Configuration, training curves and evaluation; what is not there yet is None."""
+        """Configuration, training curves and the measures of the evaluation; what is not there yet is None."""
+        numbers = self._json("eval.json")
         return {
             "name": self.name,
             "folder": str(self.folder),
             "config": self._json("config.json"),
-            "eval": self._json("eval.json"),
+            "eval": None if numbers is None else [m._asdict() for m in described(numbers, kind_of(self.folder))],
             "curves": curves(self.folder / "metrics.jsonl"),
         }
 

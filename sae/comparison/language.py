@@ -16,13 +16,12 @@ from sae.data.cache import cache_dir
 from sae.data.demo import FetchError
 from sae.device import pick_device
 from sae.files import read_json
-from sae.harvest.language_model import load_language_model
 from sae.harvest.store import DiskStore, Store
 from sae.harvest.stream import Harvest
 from sae.models.autoencoder import Autoencoder
 from sae.progress import Progress, StopSignal
 from sae.runs import Run, open_run
-from sae.training.batches import open_store, settled
+from sae.training.batches import load_model, open_store, settled
 from sae.training.plan import make_plan
 
 LAYER = 9
@@ -83,8 +82,8 @@ def _demo_store(folder: Path, tokens: int, scratch: Path) -> Store:
         held = DiskStore(folder, plan.store_identity)
         if held.rows >= tokens:
             return held
-    lm = load_language_model(plan.source, device=plan.device, precision=harvest.precision)
     with StopSignal() as stop, Progress() as progress:
+        lm = load_model(plan, progress)
         stream = Harvest(lm, plan.sites, plan.documents, harvest)
         return open_store(settled(plan, stream, progress), stream, stop, progress)
 

@@ -81,7 +81,8 @@ def write_page(
     pixels = tiers[1]
     if pixels.ground.known is not None and pixels.ground.known.indicators:
         page.text(INDICATORS_TEXT)
-    page.table([row for tier in tiers for row in table(tier.rows)])
+    # a row's name comes first: it stays in sight where the table is scrolled
+    page.table([{"model": row["model"], **row} for tier in tiers for row in table(tier.rows)])
     page.section("FVU against bits")
     for tier in tiers:
         _show(page, rate_pictures(tier.rows, tier.ground))

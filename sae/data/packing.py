@@ -1,10 +1,10 @@
 """Documents to contexts: tokenization in the background, and packing that can start anywhere.
 
-    for contexts in pack(open_documents("demo"), tokenizer, context=256, batch=16):
+    for contexts in pack(open_documents("demo"), tokenizer, context=256, batch=16, beginning=(1,)):
         contexts.tokens, contexts.next
 
-A **segment** is a document, or the part of one that fits into a context. Every segment begins with the tokenizer's BOS
-(CLS for encoders; nothing where there is neither) and at position 0, and `isolation` keeps attention inside it.
+A **segment** is a document, or the part of one that fits into a context. Every segment begins with the same tokens
+(BOS, mostly; maybe none) and at position 0, and `isolation` keeps attention inside it.
 
 Letters: B contexts in a batch, S tokens in a context.
 """
@@ -76,6 +76,7 @@ def pack(
     *,
     context: int,
     batch: int,
+    beginning: tuple[int, ...] | None = None,
     start: Cursor = BEGINNING,
     isolate: Literal["pack", "pad"] = "pack",
 ) -> Iterator[Contexts]:
@@ -89,6 +90,7 @@ def pack(
         tokenizer: of transformers; copied, since a fast tokenizer may not be used by two threads at once.
         context: S, tokens in a context, padding and BOS included.
         batch: B; the last batch may be smaller.
+        beginning: ids that begin every segment, `named_ids` by default. A text that begins with them has them once.
         start: where to begin.
         isolate: "pack" fills contexts with one segment after another; "pad" gives each segment a row of its own,
             padded on the right, for models whose attention cannot be cut (`choose_isolation` tells).
@@ -99,18 +101,21 @@ def pack(
     """
     if isolate not in ("pack", "pad"):
         raise ValueError(f"isolate: {isolate!r} is neither 'pack' nor 'pad'")
-    first = first_token(tokenizer)
-    least = 1 if first is None else 2
+    first = named_ids(tokenizer) if beginning is None else beginning
+    least = len(first) + 1
     if context < least or batch < 1:
         raise ValueError(f"context, batch: {context}, {batch}; at least {least} tokens and 1 context are needed")
     layout = _Layout(context, batch, first, padding_token(tokenizer), alone=isolate == "pad")
-    pieces = tokenize(documents.iterate(start.document), copy.deepcopy(tokenizer))
+    pieces = _without(first, tokenize(documents.iterate(start.document), copy.deepcopy(tokenizer)))
     return prefetch(_assemble(_skip(pieces, start), layout), AHEAD)
 
 
-def first_token(tokenizer: Any) -> int | None:
-    """Id that begins every segment: BOS, else CLS, else None."""
-    return tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.cls_token_id
+def named_ids(tokenizer: Any) -> tuple[int, ...]:
+    """BOS, else CLS, else nothing, as the tokenizer names them."""
+    for token in (tokenizer.bos_token_id, tokenizer.cls_token_id):
+        if token is not None:
+            return (token,)
+    return ()
 
 
 def padding_token(tokenizer: Any) -> int:
@@ -163,6 +168,17 @@ def _pieces(text: str) -> Iterator[str]:
     yield text[begin:]
 
 
+def _without(beginning: tuple[int, ...], pieces: Iterator[Tokenized]) -> Iterator[Tokenized]:
+    """Take `beginning` off the documents whose text begins with it: it is put before every segment."""
+    lead, shortened = len(beginning), -1
+    for piece in pieces:
+        if lead and piece.offset == 0 and tuple(piece.tokens[:lead].tolist()) == beginning:
+            shortened = piece.document
+            yield piece._replace(tokens=piece.tokens[lead:])
+        else:
+            yield piece._replace(offset=piece.offset - lead) if piece.document == shortened else piece
+
+
 def _skip(pieces: Iterator[Tokenized], start: Cursor) -> Iterator[Tokenized]:
     """Leave out the first `start.token` tokens of document `start.document`."""
     reached = start.token == 0
@@ -188,7 +204,7 @@ class _Layout(NamedTuple):
 
     context: int
     batch: int
-    first: int | None
+    first: tuple[int, ...]
     padding: int
     alone: bool
 
@@ -207,7 +223,7 @@ class _Sheet:
     @property
     def lead(self) -> int:
         """Tokens that a segment needs before its text."""
-        return 0 if self.layout.first is None else 1
+        return len(self.layout.first)
 
     def ends_with(self, document: int) -> bool:
         return self.column > 0 and self.document[self.row, self.column - 1] == document
@@ -217,12 +233,11 @@ class _Sheet:
 
         `continued`: the row's last segment goes on, so neither BOS nor a new position 0.
         """
-        first = None if continued else self.layout.first
-        lead = 0 if first is None else 1
+        first = () if continued else self.layout.first
+        lead = len(first)
         taken = min(len(tokens), self.layout.context - self.column - lead)
         begin, end = self.column, self.column + lead + taken
-        if first is not None:
-            self.tokens[self.row, begin] = first
+        self.tokens[self.row, begin : begin + lead] = first
         self.tokens[self.row, begin + lead : end] = tokens[:taken]
         self.document[self.row, begin:end] = document
         from_position = self.position[self.row, begin - 1] + 1 if continued else 0

@@ -27,13 +27,6 @@ from sae.runs import joined
 ROWS_AT_ONCE = 2048  # of logits turned into probabilities together, so that the vocabulary does not fill the memory
 
 
-def can_predict(harvest: Harvest) -> bool:
-    """Whether the model has a next-token head (an encoder has none, so none of this is defined for it)."""
-    from transformers import AutoModelForCausalLM
-
-    return type(harvest.lm.model.config) in AutoModelForCausalLM._model_mapping
-
-
 class Subject(NamedTuple):
     """An autoencoder and its places in the language model."""
 

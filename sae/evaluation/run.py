@@ -81,6 +81,11 @@ def _check_same(first: Run, other: Run) -> None:
             raise ConfigError(
                 f"{other.folder}: {name} was {theirs[name]!r}, in {first.folder} {value!r}; evaluate them one by one"
             )
+    here, there = (run.record["harvest"].get("beginning") for run in (first, other))
+    if here != there:
+        raise ConfigError(
+            f"{other.folder}: segments began with {there}, in {first.folder} with {here}; evaluate them one by one"
+        )
 
 
 class _Evaluation:
@@ -186,8 +191,8 @@ class _Evaluation:
         if not self.config.downstream_tokens:
             return None
         harvest = self._harvest("heldout", dataclasses.replace(self.settings, contexts=LOGIT_CONTEXTS))
-        if not downstream.can_predict(harvest):
-            self.progress.say("This model predicts no next token: cross-entropies are left out.")
+        if (why := self.lm.traits.no_next_token) is not None:
+            self.progress.say(f"This model predicts no next token ({why}): cross-entropies are left out.")
             return None
         batches = downstream.enough(harvest.contexts(BEGINNING), self.config.downstream_tokens)
         total = sum(contexts.tokens.numel() for contexts in batches)

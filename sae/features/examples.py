@@ -102,7 +102,7 @@ class Pool:
                 fires = windows.decode(around, torch.tensor(values[index : index + 1]))[0].numpy() > 0
                 first = start - position + windows.BACK
                 marks |= fires[first : first + end - start]
-        return Marked(self.store.vocabulary.display(ids[start:end]), marks.tolist())
+        return Marked(self.store.vocabulary.display(ids, start, end), marks.tolist())
 
     def _fired(self, latent: int) -> tuple[np.ndarray, np.ndarray]:
         """All examples kept of a latent, in the order of their random keys: places and values."""

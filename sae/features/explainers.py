@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 import torch
 
+from sae.data.packing import padding_token
 from sae.harvest.language_model import load_language_model, locate_model
 
 OPEN, CLOSE = "<<", ">>"
@@ -54,8 +55,11 @@ class LocalChat:
         self.name = name
         self.lm = load_language_model(locate_model(name, trust_remote_code=False), device=device, precision="auto")
         model: Any = self.lm.model
-        if not hasattr(model, "can_generate") or not model.can_generate():
-            raise ExplainerError(f"--explainer-model {name}: {self.lm.provenance['architecture']} writes no text")
+        if not self.lm.traits.predicts_next or not hasattr(model, "can_generate") or not model.can_generate():
+            why = self.lm.traits.no_next_token or "transformers has no generation for it"
+            raise ExplainerError(
+                f"--explainer-model {name}: {self.lm.provenance['architecture']} writes no text ({why})"
+            )
 
     def reply(self, system: str, user: str, *, tokens: int) -> str:
         """See `Chat`."""
@@ -66,12 +70,12 @@ class LocalChat:
             ids = tokenizer([text], add_special_tokens=False, return_tensors="pt")["input_ids"]
         else:
             ids = tokenizer([f"{system}\n\n{user}\n\nAnswer:"], return_tensors="pt")["input_ids"]
-        limit = getattr(self.lm.model.config, "max_position_embeddings", None)
+        limit = self.lm.traits.limit
         if limit is not None and ids.shape[1] + tokens > limit:
             # the end of the question holds what is asked
             ids = ids[:, -max(1, limit - tokens) :]
         ids = ids.to(self.lm.device)
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        pad = padding_token(tokenizer)
         generate: Any = self.lm.model.generate
         with torch.no_grad():
             found = generate(

@@ -70,9 +70,9 @@ class ImageSubject:
         """See `Subject`; the labels, or `UNLABELLED` alone."""
         labels = self.images.labels
         if labels is None:
-            return Vocabulary([UNLABELLED.encode()])
+            return Vocabulary.of_bytes([UNLABELLED.encode()])
         names = self.images.label_names or [str(i) for i in range(int(labels.max()) + 1)]
-        return Vocabulary([name.encode() for name in names])
+        return Vocabulary.of_bytes([name.encode() for name in names])
 
     def source(self) -> Source:
         """See `Subject`."""

@@ -33,6 +33,7 @@ from sae.image_runs import kind_of
 from sae.models.saved import called, load
 
 if TYPE_CHECKING:
+    from sae.harvest.language_model import LanguageModel
     from sae.runs import Run
 
 FILE = "features.lens.sqlite"
@@ -95,11 +96,11 @@ class Lens:
             ids[latent, : len(data) // 8] = np.frombuffer(data, "<i4", len(data) // 8)
         return ids
 
-    def prepare_logits(self, model: nn.Module) -> None:
+    def prepare_logits(self, lm: LanguageModel) -> None:
         """Compute all latents' logits with a language model at hand, where that is cheap and not yet done."""
         width, dim = self.atoms().shape
         try:
-            unembedding = unembedding_of(model, dim)
+            unembedding = next_token_unembedding(lm, dim)
         except UndefinedError:
             return  # asking for a latent's logits says why there are none
         if width * unembedding.numel() > CHEAP or len(self._all("logits")) == width:
@@ -135,7 +136,7 @@ class Lens:
                 raise UndefinedError(f"logits are not defined here: no language model belongs to {called(kind)}")
             run = open_run(self.folder)
             lm = run.load_language_model(torch.device("cpu"))
-            self._unembedding = unembedding_of(lm.model, run.model.dim_out)
+            self._unembedding = next_token_unembedding(lm, run.model.dim_out)
         return self._unembedding
 
     def _logits(self, latents: Tensor, unembedding: Tensor) -> np.ndarray:
@@ -191,6 +192,19 @@ def open_run(folder: Path) -> Run:
     from sae import runs
 
     return runs.open_run(folder)
+
+
+def next_token_unembedding(lm: LanguageModel, width: int) -> Tensor:
+    """`unembedding_of` a model that predicts next tokens.
+
+    Raises:
+        UndefinedError: it predicts none; or as `unembedding_of`.
+    """
+    if lm.traits.no_next_token is not None:
+        raise UndefinedError(
+            f"logits are not defined here: the model predicts no next token ({lm.traits.no_next_token})"
+        )
+    return unembedding_of(lm.model, width)
 
 
 def unembedding_of(model: nn.Module, width: int) -> Tensor:

@@ -16,11 +16,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from sae.data.packing import first_token
 from sae.features.text import Vocabulary
 from sae.harvest.hooks import harvest_forward
 from sae.harvest.language_model import LanguageModel
 from sae.harvest.stream import KINDS, Harvest, Rows
+from sae.harvest.traits import refusal, unusable
 from sae.runs import Run
 
 
@@ -68,7 +68,7 @@ def examine(run: Run, lm: LanguageModel, text: str) -> dict[str, Any]:
 
 
 def prompt_ids(lm: LanguageModel, text: str) -> Tensor:
-    """Token ids of a text as the harvest makes them, int64 [S]: BOS (CLS for an encoder) first, where there is one.
+    """Token ids of a text as the harvest makes them, int64 [S]: what begins a segment first, once.
 
     Raises:
         PromptError: the text holds no token.
@@ -77,8 +77,13 @@ def prompt_ids(lm: LanguageModel, text: str) -> Tensor:
     ids = lm.tokenizer([text], add_special_tokens=False, verbose=False)["input_ids"][0]
     if not ids:
         raise PromptError(f"prompt: {text!r} holds no token; type a text")
-    first = first_token(lm.tokenizer)
-    return torch.tensor(ids if first is None else [first, *ids], dtype=torch.int64)
+    lead = list(lm.beginning)
+    found = torch.tensor(ids if ids[: len(lead)] == lead else [*lead, *ids], dtype=torch.int64)
+    rows = lm.traits.embeddings
+    if (token := unusable(found, rows)) is not None:
+        name = lm.provenance["name"]
+        raise PromptError(refusal(lm.tokenizer, token, rows, name=name, where="it is in the prompt"))
+    return found
 
 
 @lru_cache(maxsize=4)

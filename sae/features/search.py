@@ -63,7 +63,7 @@ def _in_logits(store: FeatureStore, wanted: str, limit: int) -> list[Hit]:
     ids = store.lens.all_logits()
     if ids is None:
         return []
-    names = [store.vocabulary.name(i).strip().casefold() for i in range(len(store.vocabulary.parts))]
+    names = [store.vocabulary.name(i).strip().casefold() for i in range(len(store.vocabulary))]
     exact = [i for i, name in enumerate(names) if name == wanted]
     tokens = exact or [i for i, name in enumerate(names) if wanted in name]
     top = ids[:, : ids.shape[1] // 2]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from sae.config import ConfigError
-from sae.data.packing import Cursor, first_token
+from sae.data.packing import Cursor
 from sae.features.collection import Tokens
 from sae.features.subject import Mark, Read, Step
 from sae.files import read_json
@@ -27,7 +27,7 @@ class LiveSource:
 
     def __init__(self, harvest: Harvest) -> None:
         self.harvest = harvest
-        self._lead = 0 if first_token(harvest.lm.tokenizer) is None else 1
+        self._lead = len(harvest.lm.beginning)
 
     def steps(self, mark: Mark) -> Iterator[Step]:
         """See `Source`; a mark is a cursor of the packing."""
@@ -72,10 +72,10 @@ class StoredSource:
     document goes on in another segment, it is taken to begin behind the last token stored of the one before.
     """
 
-    def __init__(self, store: DiskStore, sites: list[str], special: frozenset[int], first: int | None) -> None:
+    def __init__(self, store: DiskStore, sites: list[str], special: frozenset[int], first: tuple[int, ...]) -> None:
         self.store, self.sites = store, sites
-        self._lead = 0 if first is None else 1
-        self._first, self._special = first, torch.tensor(sorted(special), dtype=torch.int64)
+        self._lead = len(first)
+        self._first, self._special = (torch.tensor(sorted(ids), dtype=torch.int64) for ids in (first, special))
         parts = store.parts
         self.token, self.document, position = (
             torch.cat([getattr(part, name) for part in parts]).long() for name in ("token", "document", "position")
@@ -103,8 +103,7 @@ class StoredSource:
                 text = Tokens(self.token[part], self.document[part], self.position[part], self.start[part])
                 kinds = torch.full((end - begin,), ORDINARY, dtype=torch.int8)
                 kinds[torch.isin(text.token, self._special)] = SPECIAL
-                if self._first is not None:
-                    kinds[text.token == self._first] = BOS
+                kinds[torch.isin(text.token, self._first)] = BOS
                 kept = kinds == ORDINARY
                 activations = self.store.read(range(begin, end), self.sites)
                 known = text.position >= text.start  # not the token put before a segment

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from sae.config import SteerConfig
-from sae.data.packing import first_token, padding_token
+from sae.data.packing import padding_token
 from sae.device import pick_device
 from sae.features.inject import OVERFLOW, Places, SteerError, Steering
 from sae.features.keys import FeatureError
@@ -86,14 +86,13 @@ def steer(
     """
     _check_call(run, lm, interventions, tokens, temperature)
     ids = prompt_ids(lm, prompt)
-    limit = getattr(lm.model.config, "max_position_embeddings", None)
+    limit = lm.traits.limit
     if limit is not None and len(ids) + tokens > limit:
         raise SteerError(
             f"--tokens {tokens}: with the prompt's {len(ids)} tokens that is over the model's {limit}; ask for fewer"
         )
     effects = [_effect(run, i, store) for i in interventions]
-    has_bos = first_token(lm.tokenizer) is not None
-    places = Places.of(where, prompt=len(ids), skip_first=has_bos and not bos, total=len(ids) + tokens)
+    places = Places.of(where, prompt=len(ids), skip_first=bool(lm.beginning) and not bos, total=len(ids) + tokens)
     steering = Steering(run, lm.model, [(e["latent"], e["mode"], e["value"]) for e in effects], places)
 
     sampling = {"tokens": tokens, "temperature": temperature, "seed": seed}
@@ -150,20 +149,6 @@ def _positions(where: str) -> Literal["every", "generated"] | list[int]:
         raise SteerError(f"--where {where}: expected every, generated, or positions such as 3,4,5") from error
 
 
-def predicts_text(lm: LanguageModel) -> bool:
-    """Whether the model writes text from left to right (an encoder does not, even with a head for it)."""
-    model: Any = lm.model
-    if not hasattr(model, "can_generate") or not model.can_generate():
-        return False
-    # a config does not tell: is_decoder is False for GPT-NeoX as it is for BERT. So look whether the second token is
-    # seen by the first.
-    words = model.get_input_embeddings().weight.shape[0]
-    pair = torch.tensor([[words // 2, words // 3], [words // 2, words // 4]], device=lm.device)
-    with torch.no_grad():
-        first = model(input_ids=pair).logits[:, 0].float()
-    return bool((first[0] - first[1]).norm() <= 1e-2 * first[0].norm())
-
-
 def _check_call(
     run: Run, lm: LanguageModel, interventions: Sequence[Intervention], tokens: int, temperature: float
 ) -> None:
@@ -186,10 +171,12 @@ def _check_call(
         if mode == "set" and strength < 0:
             raise SteerError(f"--scale {strength}: a latent's value is never negative; use --mode add")
         seen.add(latent)
-    if not predicts_text(lm):
+    model: Any = lm.model
+    if not lm.traits.predicts_next or not hasattr(model, "can_generate") or not model.can_generate():
+        why = lm.traits.no_next_token or "transformers has no generation for it"
         raise SteerError(
-            f"{lm.provenance['architecture']} predicts no next token, so there is no text to steer; its prompts can be "
-            "examined on the page"
+            f"{lm.provenance['architecture']} predicts no next token, so there is no text to steer ({why}); its "
+            "prompts can be examined on the page"
         )
 
 

@@ -26,7 +26,7 @@ from sae.features.lens import Lens
 from sae.features.records import Example, Record
 from sae.features.related import coactive
 from sae.features.search import Hit, search
-from sae.features.text import BEFORE, Vocabulary
+from sae.features.text import Vocabulary
 from sae.features.writer import FORMAT, PARTS, SCALARS, STORE, PlacedEvents
 from sae.files import CorruptError
 
@@ -143,8 +143,7 @@ class FeatureStore:
         ids = self.tokens(example.document)
         start = max(0, example.position - windows.BACK)
         end = min(len(ids), example.position + windows.AHEAD + 1)
-        before = max(0, start - BEFORE)
-        shown = self.vocabulary.display(ids[before : end + BEFORE])[start - before : end - before]
+        shown = self.vocabulary.display(ids, start, end)
         first = start - example.position + windows.BACK
         return {
             "band": example.band,

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from sae.config import CollectConfig
-from sae.data.packing import first_token
 from sae.features.lens import Lens
 from sae.features.source import LiveSource, StoredSource, open_store
 from sae.features.subject import Source
@@ -61,7 +60,7 @@ class TextSubject:
         if self.config.store is not None:
             store = open_store(self.config.store, self.run)
             names = [site.name for site in self.run.inputs]
-            return StoredSource(store, names, self.lm.special, first_token(self.lm.tokenizer))
+            return StoredSource(store, names, self.lm.traits.special, self.lm.beginning)
         settings = self.run.settings(self.config.dataset, self.config.text_field)
         return LiveSource(self.run.harvest(self.lm, split=self.config.split, settings=settings))
 
@@ -71,4 +70,4 @@ class TextSubject:
 
     def prepare(self, lens: Lens) -> None:
         """See `Subject`; the logit lens."""
-        lens.prepare_logits(self.lm.model)
+        lens.prepare_logits(self.lm)

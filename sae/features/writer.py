@@ -87,7 +87,7 @@ def write_store(
 def _write_texts(connection: sqlite3.Connection, documents: DocumentTokens, vocabulary: Vocabulary) -> None:
     """The documents' texts, to be searched: with an index of words where this SQLite can make one."""
     connection.execute("CREATE TABLE texts (id INTEGER PRIMARY KEY, text TEXT)")
-    texts = ((d, "".join(vocabulary.display(documents.tokens(d))).replace("\0", " ")) for d in documents.numbers())
+    texts = ((d, vocabulary.text(documents.tokens(d)).replace("\0", " ")) for d in documents.numbers())
     connection.executemany("INSERT INTO texts VALUES (?, ?)", texts)
     if has_fts5(connection):
         connection.execute("CREATE VIRTUAL TABLE words USING fts5(text, content='texts', content_rowid='id')")

@@ -18,8 +18,10 @@ import torch
 from torch import nn
 
 from sae.data.demo import demo_model
+from sae.data.packing import named_ids
 from sae.harvest.hooks import harvest_forward
 from sae.harvest.sites import Site, SiteError
+from sae.harvest.traits import ModelTraits, auto_class, find_traits
 
 
 class ModelError(ValueError):
@@ -56,8 +58,10 @@ class LanguageModel(NamedTuple):
     model: nn.Module
     tokenizer: Any
     device: torch.device
-    special: frozenset[int]
-    """Ids of the tokenizer's special tokens, BOS included."""
+    traits: ModelTraits
+    """What the model is and can do."""
+    beginning: tuple[int, ...]
+    """Ids that begin every segment; `sae.harvest.beginning` settles them for a run; by default BOS, else CLS."""
     provenance: dict[str, Any]
     """Name, revision, architecture and precision, for the run's record."""
 
@@ -96,7 +100,7 @@ def skeleton(source: ModelSource) -> nn.Module:
     config = _configuration(source)
     try:
         with torch.device("meta"):
-            model = _auto_class(config).from_config(config, trust_remote_code=source.trust_remote_code).eval()
+            model = auto_class(config).from_config(config, trust_remote_code=source.trust_remote_code).eval()
     except Exception as error:  # a configuration can be wrong in as many ways as there are families
         raise ModelError(f"--model {source.name}: cannot be built from its config ({_said(error)})") from error
     if getattr(model.config, "is_encoder_decoder", False):
@@ -148,12 +152,12 @@ def load_language_model(source: ModelSource, *, device: torch.device, precision:
         raise ModelError(f"--model {source.name}: its tokenizer cannot be loaded ({_said(error)})") from error
     try:
         with _quiet():
-            model, loaded = _auto_class(config).from_pretrained(
+            model, loaded = auto_class(config).from_pretrained(
                 **source.arguments(), dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
             )
     except Exception as error:
         raise ModelError(f"--model {source.name}: its weights cannot be loaded ({_said(error)})") from error
-    _check_whole(source, model, loaded)
+    has_head = _check_whole(source, model, loaded)
     model = model.eval().requires_grad_(False)
     provenance = {
         "name": source.name,
@@ -162,11 +166,17 @@ def load_language_model(source: ModelSource, *, device: torch.device, precision:
         "precision": str(dtype).removeprefix("torch."),
         "parameters": sum(p.numel() for p in model.parameters()),
     }
+    model = model.to(device)
+    try:
+        traits = find_traits(model, tokenizer, has_head=has_head)
+    except Exception as error:  # whatever a family's forward makes of text, the user must learn which model
+        raise ModelError(f"--model {source.name}: a forward of a few tokens fails ({_said(error)})") from error
     return LanguageModel(
-        model=model.to(device),
+        model=model,
         tokenizer=tokenizer,
         device=device,
-        special=frozenset(tokenizer.all_special_ids),
+        traits=traits,
+        beginning=named_ids(tokenizer),
         provenance=provenance,
     )
 
@@ -226,32 +236,30 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _check_whole(source: ModelSource, model: nn.Module, loaded: dict[str, Any]) -> None:
-    """Refuse weights that lack some of the model's or have other shapes: transformers draws those at random.
+def _check_whole(source: ModelSource, model: Any, loaded: dict[str, Any]) -> bool:
+    """Whether the weights hold an output head; those that lack other parts are refused, or have other shapes.
 
-    A head may be missing (a bare encoder loaded as a masked language model): no site lies behind it.
+    Transformers draws what is missing at random. A head may be missing (a bare model): its weights are made NaN, so
+    that nothing that reads them can be mistaken for an answer.
     """
     for name, found, expected in sorted(loaded["mismatched_keys"]):
         raise ModelError(
             f"--model {source.name}: {name} is {list(found)} in its weights and {list(expected)} by its config"
         )
     base = f"{getattr(model, 'base_model_prefix', '')}."
-    has_head = any(name.startswith(base) for name, _ in model.named_parameters())
-    lost = sorted(name for name in loaded["missing_keys"] if name.startswith(base) or not has_head)
+    around = any(name.startswith(base) for name, _ in model.named_parameters())
+    lost = sorted(name for name in loaded["missing_keys"] if name.startswith(base) or not around)
     if lost:
         raise ModelError(
             f"--model {source.name}: its weights lack {len(lost)} tensors of {type(model).__name__}, such as {lost[0]}"
         )
-
-
-def _auto_class(config: Any) -> Any:
-    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
-
-    # the model with a head, where there is one, so that a replaced activation can be followed to the loss
-    for auto in (AutoModelForCausalLM, AutoModelForMaskedLM):
-        if type(config) in auto._model_mapping:
-            return auto
-    return AutoModel
+    for name, parameter in model.named_parameters():
+        if name in loaded["missing_keys"]:
+            parameter.data.fill_(torch.nan)
+    try:
+        return model.get_output_embeddings() is not None and not loaded["missing_keys"]
+    except NotImplementedError:  # as transformers has it for models without one
+        return False
 
 
 def _said(error: BaseException) -> str:

@@ -21,11 +21,12 @@ from torch import Tensor
 from sae.config import HarvestConfig
 from sae.data.documents import DataError, Documents
 from sae.data.isolation import Isolation, choose_isolation, model_inputs
-from sae.data.packing import BEGINNING, Contexts, Cursor, first_token, pack
+from sae.data.packing import BEGINNING, Contexts, Cursor, pack, padding_token
 from sae.harvest.hooks import harvest_forward
-from sae.harvest.language_model import LanguageModel
+from sae.harvest.language_model import LanguageModel, ModelError
 from sae.harvest.precision import Choice, Kept, choose_precision
 from sae.harvest.sites import Site
+from sae.harvest.traits import refusal, too_long, unusable
 
 ORDINARY, BOS, SPECIAL, SINK = range(4)
 KINDS = ("ordinary", "bos", "special", "sink")
@@ -86,8 +87,8 @@ class Harvest:
     def __init__(self, lm: LanguageModel, sites: Sequence[Site], documents: Documents, config: HarvestConfig) -> None:
         self.lm, self.sites, self.documents, self.config = lm, list(sites), documents, config
         self.isolation: Isolation = choose_isolation(lm.model, config.context)
-        self._first = first_token(lm.tokenizer)
-        self._special = torch.tensor(sorted(lm.special), dtype=torch.int64)
+        self._first = torch.tensor(lm.beginning, dtype=torch.int64)
+        self._special = torch.tensor(sorted(lm.traits.special), dtype=torch.int64)
         self.norm_limits: dict[str, float] | None = None
         self.norm_percentiles: dict[str, list[float]] = {}
         self.precision: Choice | None = None
@@ -117,15 +118,35 @@ class Harvest:
         return kept
 
     def contexts(self, start: Cursor) -> Iterator[Contexts]:
-        """The packed tokens of each forward pass from `start` on."""
-        return pack(
+        """The packed tokens of each forward pass from `start` on.
+
+        Raises:
+            ModelError: contexts are longer than the model reads, or a token has no row in its embedding.
+        """
+        if problem := too_long(self.lm.traits, self.config.context, self.config.model):
+            raise ModelError(problem)
+        self._check_ids(torch.tensor([padding_token(self.lm.tokenizer)]), "it fills rows")
+        self._check_ids(self._first, "it begins every segment")
+        packed = pack(
             self.documents,
             self.lm.tokenizer,
             context=self.config.context,
             batch=self.config.contexts,
+            beginning=self.lm.beginning,
             start=start,
             isolate="pad" if self.isolation == "pad" else "pack",
         )
+        return self._checked(packed)
+
+    def _checked(self, packed: Iterator[Contexts]) -> Iterator[Contexts]:
+        for contexts in packed:
+            self._check_ids(contexts.tokens, "it is in the text")
+            yield contexts
+
+    def _check_ids(self, ids: Tensor, where: str) -> None:
+        rows = self.lm.traits.embeddings
+        if (token := unusable(ids, rows)) is not None:
+            raise ModelError(refusal(self.lm.tokenizer, token, rows, name=self.config.model, where=where))
 
     def inputs(self, contexts: Contexts) -> dict[str, Any]:
         """Keyword arguments of the model's forward for these contexts, documents kept apart."""
@@ -135,8 +156,7 @@ class Harvest:
         """ORDINARY, BOS, SPECIAL or SINK, int8 [n] on the CPU, for token ids [n] and site -> activations [n, d]."""
         kind = torch.full(token.shape, ORDINARY, dtype=torch.int8)
         kind[torch.isin(token, self._special)] = SPECIAL
-        if self._first is not None:
-            kind[token == self._first] = BOS
+        kind[torch.isin(token, self._first)] = BOS
         for name, limit in (self.norm_limits or {}).items():
             sinks = (activations[name].float().norm(dim=1) > limit).cpu()
             kind[sinks & (kind == ORDINARY)] = SINK

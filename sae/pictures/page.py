@@ -21,20 +21,32 @@ from matplotlib.figure import Figure
 from sae.files import publish_file
 from sae.tables import number
 
-STYLE = """
-:root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
-figure { margin: 1rem 0; }
+STYLE = Path(__file__).parent.parent / "browser" / "static" / "base.css"
+"""What all pages look like, the browser's and these."""
+LAYOUT = """
+body { margin: 0; }
+header, main { max-width: 1180px; margin: 0 auto; padding: 16px 18px; }
+header { display: flex; flex-wrap: wrap; align-items: baseline; gap: 4px 14px; padding-bottom: 0; }
+header .brand { align-self: center; }
+header h1 { margin: 0; font-size: 17px; }
+header p { flex-basis: 100%; }
+main { display: flex; flex-direction: column; gap: 14px; padding-bottom: 40px; }
+section { background: var(--paper); border: 1px solid var(--line); border-radius: 8px; padding: 12px 14px 16px; }
+section > * + * { margin-top: 10px; }
+section > p { max-width: 90ch; overflow-wrap: anywhere; }
+nav { display: flex; flex-wrap: wrap; gap: 4px; }
+nav a { padding: 3px 10px; border: 1px solid var(--line); border-radius: 14px; background: var(--paper); }
+nav a:hover { background: var(--hover); text-decoration: none; }
 figure img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
-figcaption { font-size: .875rem; opacity: .75; }
-.wide { overflow-x: auto; margin-bottom: 1rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .875rem; }
-th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #8884; white-space: nowrap; }
-th:first-child, td:first-child, .words { text-align: left; }
-td.words { white-space: normal; }
-nav ul { columns: 2; padding-left: 1.2rem; }
+figcaption { font-size: 13px; color: var(--muted); max-width: 90ch; }
+td.words { min-width: 9em; }
+th { white-space: nowrap; }
+/* in a wide table a row's name stays in sight, and an interval stands under its number */
+.many th:first-child, .many td:first-child { position: sticky; left: 0; background: var(--paper); }
+.many .interval { display: block; font-size: 12px; }
 """
+MARK = '<span class="brand"><span class="mark" aria-hidden="true"><i></i><i></i><i></i></span>Sparsight</span>'
+MANY = 8  # columns, beyond which a table is a wide one
 
 CSS_DPI, PNG_DPI = 96, 144  # pixels an inch: of the page, and of its pictures, which screens show in finer ones
 
@@ -53,9 +65,10 @@ class Page:
         return tuple(self._sections)
 
     def section(self, title: str, text: str = "") -> None:
-        """A heading, which the page's list of contents links to, and a paragraph."""
+        """A heading, which the page's list of contents links to, and a paragraph; what is added next stands in it."""
+        begun = "</section>" if self._sections else ""
         self._sections.append(title)
-        self._parts.append(f'<h2 id="s{len(self._sections)}">{html.escape(title)}</h2>')
+        self._parts.append(f'{begun}<section><h2 id="s{len(self._sections)}">{html.escape(title)}</h2>')
         if text:
             self.text(text)
 
@@ -79,25 +92,30 @@ class Page:
             return
         names = list(rows[0])
         # words run over several lines, numbers never do
-        words = {name: ' class="words"' if isinstance(rows[0][name], str) else "" for name in names}
-        head = "".join(f"<th{words[name]}>{html.escape(name)}</th>" for name in names)
+        kind = {name: "words" if isinstance(rows[0][name], str) else "num" for name in names}
+        head = "".join(f'<th class="{kind[name]}">{html.escape(name)}</th>' for name in names)
         body = "".join(
-            "<tr>" + "".join(f"<td{words[name]}>{html.escape(_cell(row.get(name)))}</td>" for name in names) + "</tr>"
+            "<tr>" + "".join(f'<td class="{kind[name]}">{_cell(row.get(name))}</td>' for name in names) + "</tr>"
             for row in rows
         )
-        table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-        self._parts.append(f'<div class="wide">{table}</div>')
+        many = " many" if len(names) > MANY else ""
+        table = f'<table class="plain{many}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+        # with the Tab key it can be reached and scrolled
+        self._parts.append(f'<div class="wide" tabindex="0" role="region" aria-label="Table">{table}</div>')
 
     def html(self) -> str:
         """The whole page."""
         title = html.escape(self.title)
-        links = "".join(f'<li><a href="#s{i}">{html.escape(s)}</a></li>' for i, s in enumerate(self._sections, 1))
-        contents = f"<nav><ul>{links}</ul></nav>" if len(self._sections) > 2 else ""
-        under = f"<p>{html.escape(self.subtitle)}</p>" if self.subtitle else ""
+        links = "".join(f'<a href="#s{i}">{html.escape(s)}</a>' for i, s in enumerate(self._sections, 1))
+        contents = f'<nav aria-label="Contents">{links}</nav>' if len(self._sections) > 2 else ""
+        under = f'<p class="muted">{html.escape(self.subtitle)}</p>' if self.subtitle else ""
+        end = "</section>" if self._sections else ""
         return (
             f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-            f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head>'
-            f"<body><h1>{title}</h1>{under}{contents}{''.join(self._parts)}</body></html>\n"
+            f'<meta name="viewport" content="width=device-width, initial-scale=1">'
+            f"<style>{STYLE.read_text(encoding='utf-8')}{LAYOUT}</style></head>"
+            f"<body><header>{MARK}<h1>{title}</h1>{under}</header>"
+            f"<main>{contents}{''.join(self._parts)}{end}</main></body></html>\n"
         )
 
     def write(self, path: Path) -> None:
@@ -107,8 +125,9 @@ class Page:
 
 def _cell(value: Any) -> str:
     if isinstance(value, Mapping) and set(value) == {"value", "low", "high"}:
-        return f"{number(value['value'])} [{number(value['low'])}, {number(value['high'])}]"
-    return number(value)
+        interval = f"[{number(value['low'])}, {number(value['high'])}]"
+        return f'{html.escape(number(value["value"]))} <span class="interval">{html.escape(interval)}</span>'
+    return html.escape(number(value))
 
 
 def _png(figure: Figure) -> bytes:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import torch
 
 from sae.config import TrainConfig
+from sae.data.packing import named_ids
+from sae.files import read_json
+from sae.harvest.beginning import Beginning, described, recorded, settle
 from sae.harvest.buffer import LiveBatches, StoredBatches
+from sae.harvest.language_model import LanguageModel, load_language_model
 from sae.harvest.store import DiskStore, MemoryStore, Store, fill_store
 from sae.harvest.stream import PERCENTILES, Harvest
 from sae.models.language import find_variant
 from sae.progress import PLAIN_SECONDS, Progress, StopSignal
 from sae.training.plan import Plan, with_precision
-from sae.training.run_folder import run_lock
+from sae.training.run_folder import read_record, run_lock
 
 
 def live_batches(plan: Plan, harvest: Harvest, stop: StopSignal, progress: Progress) -> LiveBatches:
@@ -47,6 +52,36 @@ def live_batches(plan: Plan, harvest: Harvest, stop: StopSignal, progress: Progr
     )
 
 
+def load_model(plan: Plan, progress: Progress) -> LanguageModel:
+    """The run's language model; what begins a segment is settled, or as the resumed run or the store has it.
+
+    Raises:
+        ModelError: it cannot be loaded, or does not read contexts of this length.
+        ConfigError: the tokenizer has no token as --bos.
+    """
+    config = plan.config
+    lm = load_language_model(plan.source, device=plan.device, precision=config.harvest.precision)
+    identity = config.store / "identity.json" if config.store else None
+    if config.resume:
+        kept = read_record(config.out).get("harvest") or {}
+        beginning = Beginning(recorded(kept.get("beginning"), lm.tokenizer), "as the run began")
+    elif identity is not None and identity.is_file() and config.harvest.bos == "auto":
+        beginning = Beginning(recorded(read_json(identity).get("beginning"), lm.tokenizer), f"as in {config.store}")
+    else:
+        beginning = settle(lm, config.harvest, plan.documents)
+    progress.say(beginning.line(lm.tokenizer))
+    return lm._replace(beginning=beginning.ids)
+
+
+def store_identity(plan: Plan, lm: LanguageModel) -> dict[str, Any]:
+    """What a store records; one from before beginnings were recorded has BOS, else CLS, first."""
+    path = plan.config.store / "identity.json" if plan.config.store else None
+    old = path is not None and path.is_file() and "beginning" not in read_json(path)
+    if old and lm.beginning == named_ids(lm.tokenizer):
+        return plan.store_identity
+    return {**plan.store_identity, "beginning": described(lm)}
+
+
 def open_store(plan: Plan, harvest: Harvest, stop: StopSignal, progress: Progress) -> Store:
     """The run's activations, in memory or on disk, after harvesting what is missing."""
     config = plan.config
@@ -55,7 +90,7 @@ def open_store(plan: Plan, harvest: Harvest, stop: StopSignal, progress: Progres
     else:
         config.store.mkdir(parents=True, exist_ok=True)
         with run_lock(config.store):
-            store = fill(DiskStore(config.store, plan.store_identity), plan, harvest, stop, progress)
+            store = fill(DiskStore(config.store, store_identity(plan, harvest.lm)), plan, harvest, stop, progress)
     if store.rows < config.tokens:
         progress.say(f"The data set is used up: it gave {store.rows:,} of the {config.tokens:,} tokens asked for.")
     return store

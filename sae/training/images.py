@@ -5,6 +5,7 @@ result = train_images(ImageTrainConfig(images=ImageDataConfig(data="digits"), ou
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterator
 from itertools import islice
@@ -21,7 +22,7 @@ from sae.data.prefetch import prefetch
 from sae.device import pick_device
 from sae.fields import refuse_ignored
 from sae.files import publish_json
-from sae.image_config import ImageTrainConfig
+from sae.image_config import ImageTrainConfig, usual_epochs
 from sae.image_runs import open_split, with_labels
 from sae.models.recipe import Recipe
 from sae.models.saved import CONFIG
@@ -36,7 +37,10 @@ from sae.training.trainer import Trainer
 USUAL_BATCH = 128
 HELD_BYTES = 512 << 20  # sets up to this size are kept in memory; larger ones are rendered batch by batch
 AHEAD = 4  # batches rendered while others are trained on
-HINT = "Try a lower --lr or a longer --warmup; for dark or sparse images, --likelihood bernoulli or --output linear."
+HINT = (
+    "Try a lower --lr or a longer --warmup; for dark or sparse images, --likelihood bernoulli or --output linear; "
+    "for a code that is held to a prior, a lower --beta or a longer --kl-warmup."
+)
 UNTIMED, TIMED = 3, 7  # steps by which a run's time is estimated: the first ones compile and allocate
 
 
@@ -100,11 +104,14 @@ class ImagePlan(NamedTuple):
     """A checked run."""
 
     config: ImageTrainConfig
+    """Its settings, the number of epochs written out."""
     images: ImageSet
     """The training part."""
     recipe: Recipe
     batch: int
     """Images a step."""
+    epochs: int
+    """Passes over the images."""
     device: torch.device
 
 
@@ -117,14 +124,19 @@ def plan_images(config: ImageTrainConfig) -> ImagePlan:
     check_finite(config)
     check_optimizer(config.optim)
     device = pick_device(config.device)
-    check_run_folder(config)
+    if not config.resume:
+        check_run_folder(config)
     images = with_labels(open_split(config.images, "train"), config.only_label)
     batch = config.optim.batch or min(USUAL_BATCH, max(1, images.count))
+    epochs = config.epochs or usual_epochs(images.count, batch)
+    config = dataclasses.replace(config, epochs=epochs)
+    if config.resume:
+        check_run_folder(config)
     recipe = recipe_of(config.vision, images.shape, images.count)
     if not config.resume:  # a run keeps the settings that it was begun with
         refuse_ignored(config.vision, ignored_by_images(config.vision, images.shape))
         refuse_ignored(config.optim, ignored_by_optimizer(config.optim))
-    return ImagePlan(config, images, recipe, batch, device)
+    return ImagePlan(config, images, recipe, batch, epochs, device)
 
 
 def train_images(config: ImageTrainConfig) -> ImageTrainResult:
@@ -136,6 +148,7 @@ def train_images(config: ImageTrainConfig) -> ImageTrainResult:
         Interrupted: SIGINT or SIGTERM; a checkpoint was written.
     """
     plan = plan_images(config)
+    config = plan.config
     with own_folder(config), StopSignal() as stop, Progress() as progress:
         if not config.resume:
             record = new_record(config, kind="image", data=plan.images.provenance)
@@ -146,15 +159,8 @@ def train_images(config: ImageTrainConfig) -> ImageTrainResult:
 def estimate_images(plan: ImagePlan) -> dict[str, Any]:
     """Shapes, steps, memory, disk and time of a run; the time by a few steps that are taken and thrown away."""
     batches, trainer = _parts(plan)
-    inputs = [batch.input for batch in islice(batches.iterate(None), UNTIMED + TIMED)]
-    trainer.initialise(inputs, inputs)
+    seconds = _seconds(batches, trainer)
     parameters = _parameters(trainer)
-    taken = []
-    for x in inputs:
-        begun = time.perf_counter()
-        trainer.step(x, x)
-        taken.append(time.perf_counter() - begun)
-    seconds = median(taken[UNTIMED:] or taken)
     checkpoints = plan.config.keep_checkpoints + 1
     return {
         "data": plan.images.name,
@@ -162,19 +168,32 @@ def estimate_images(plan: ImagePlan) -> dict[str, Any]:
         "input": [plan.batch, *plan.images.shape],
         "dictionary": list(trainer.model.dictionary.W.shape),
         "parameters": parameters,
+        "epochs": plan.epochs,
         "steps": batches.steps,
         "route": trainer.route.name,
         "memory_bytes": {"weights_gradients_moments": 16 * parameters, "images": batches.held_bytes},
         "disk_bytes": {"run": 4 * parameters * (1 + 3 * checkpoints)},
-        "seconds": {"training": round(seconds * batches.steps, 1)},
+        "seconds": {"training": round(seconds, 1)},
         "device": str(plan.device),
     }
+
+
+def _seconds(batches: ImageBatches, trainer: Trainer) -> float:
+    """How long all steps will take, by a few of them; `trainer` is used up."""
+    inputs = [batch.input for batch in islice(batches.iterate(None), UNTIMED + TIMED)]
+    trainer.initialise(inputs, inputs)
+    taken = []
+    for x in inputs:
+        begun = time.perf_counter()
+        trainer.step(x, x)
+        taken.append(time.perf_counter() - begun)
+    return median(taken[UNTIMED:] or taken) * batches.steps
 
 
 def _parts(plan: ImagePlan) -> tuple[ImageBatches, Trainer]:
     """What a run is made of."""
     config = plan.config
-    batches = ImageBatches(plan.images, batch=plan.batch, epochs=config.epochs, seed=config.seed)
+    batches = ImageBatches(plan.images, batch=plan.batch, epochs=plan.epochs, seed=config.seed)
     rows = batches.steps * plan.batch * plan.recipe.model.positions
     trainer = Trainer(
         plan.recipe,
@@ -192,10 +211,21 @@ def _parameters(trainer: Trainer) -> int:
     return sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
 
 
+def _told(seconds: float) -> str:
+    """A length of time for people: 45 s, 12 min, 3.4 h."""
+    if seconds < 100:
+        return f"{max(1, seconds):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
 def _train_locked(plan: ImagePlan, stop: StopSignal, progress: Progress) -> ImageTrainResult:
     config = plan.config
+    seconds = _seconds(*_parts(plan))
     batches, trainer = _parts(plan)
-    progress.say(f"Training {batches.steps:,} steps of {plan.batch:,} images, {trainer.route.name} route.")
+    progress.say(
+        f"Training {batches.steps:,} steps of {plan.batch:,} images, {plan.epochs:,} passes over "
+        f"{plan.images.count:,}, {trainer.route.name} route: about {_told(seconds)} in all."
+    )
     begun = time.perf_counter()
     hint = f"continue with: sae image train --resume --out {config.out}"
     last = take_steps(config, trainer, batches, plan.batch, stop, progress, hint=hint, unit="images")

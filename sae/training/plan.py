@@ -10,9 +10,11 @@ from sae.config import ConfigError, TrainConfig, to_json
 from sae.data.documents import Documents, open_documents
 from sae.device import pick_device
 from sae.fields import refuse_ignored
-from sae.harvest.language_model import ModelSource, locate_model, measure_width, skeleton
+from sae.harvest.beginning import described
+from sae.harvest.language_model import LanguageModel, ModelSource, locate_model, measure_width, skeleton
 from sae.harvest.sites import Site, resolve_sites
 from sae.harvest.store import check_store, stored_precision
+from sae.harvest.traits import known_limit
 from sae.models.language import find_variant
 from sae.models.settings import Ignored, ignored, ignored_by_optimizer
 from sae.models.variants.base import Variant
@@ -178,7 +180,7 @@ def _known_precision(config: TrainConfig) -> str:
     return stored_precision(config.store) or "auto"
 
 
-def run_record(plan: Plan, model_provenance: dict[str, Any]) -> dict[str, Any]:
+def run_record(plan: Plan, lm: LanguageModel) -> dict[str, Any]:
     """What config.json holds from the start: settings, versions, where model and data came from."""
     return {
         **new_record(plan.config, kind="language", data=plan.documents.provenance),
@@ -186,8 +188,8 @@ def run_record(plan: Plan, model_provenance: dict[str, Any]) -> dict[str, Any]:
             "inputs": [_described(site) for site in plan.inputs],
             "targets": [_described(site) for site in plan.targets],
         },
-        "model": model_provenance,
-        "harvest": {"store_precision": plan.precision},
+        "model": lm.provenance,
+        "harvest": {"beginning": described(lm), "store_precision": plan.precision},
     }
 
 
@@ -248,10 +250,9 @@ def _ignored_by_batches(config: TrainConfig) -> Ignored:
 
 
 def _check_context(config: TrainConfig, model: torch.nn.Module) -> None:
-    settings: Any = model.config
-    longest = getattr(settings.get_text_config(), "max_position_embeddings", None)
-    if isinstance(longest, int) and 0 < longest < config.harvest.context:
-        raise ConfigError(f"--context {config.harvest.context}: this model reads at most {longest} tokens")
+    limit = known_limit(model)
+    if limit is not None and limit < config.harvest.context:
+        raise ConfigError(f"--context {config.harvest.context}: this model reads at most {limit} tokens")
 
 
 def _open_documents(config: TrainConfig) -> Documents:

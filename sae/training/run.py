@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 from sae.config import TrainConfig
 from sae.data.batching import Batches
 from sae.files import publish_json
+from sae.harvest.beginning import described
 from sae.harvest.buffer import StoredBatches
-from sae.harvest.language_model import LanguageModel, load_language_model
+from sae.harvest.language_model import LanguageModel
 from sae.harvest.stream import Harvest
 from sae.models.language import recipe_of
 from sae.models.saved import CONFIG
@@ -21,6 +22,7 @@ from sae.progress import Progress, StopSignal
 from sae.training.batches import (
     how_to_resume,
     live_batches,
+    load_model,
     open_store,
     settled,
     stored_batches,
@@ -71,7 +73,7 @@ def train(config: TrainConfig) -> TrainResult:
 
 def _train_locked(plan: Plan, stop: StopSignal, progress: Progress) -> TrainResult:
     config = plan.config
-    lm = load_language_model(plan.source, device=plan.device, precision=config.harvest.precision)
+    lm = load_model(plan, progress)
     harvest = Harvest(lm, plan.sites, plan.documents, config.harvest)
     plan = settled(plan, harvest, progress)
     begin_record(plan, lm)
@@ -87,7 +89,7 @@ def _train_locked(plan: Plan, stop: StopSignal, progress: Progress) -> TrainResu
 def begin_record(plan: Plan, lm: LanguageModel) -> None:
     """Write what config.json says from the start of a run; a resumed run has it."""
     if not plan.config.resume:
-        publish_json(plan.config.out / CONFIG, run_record(plan, lm.provenance))
+        publish_json(plan.config.out / CONFIG, run_record(plan, lm))
 
 
 def fit(
@@ -111,7 +113,12 @@ def fit(
     progress.say("Kernels: " + ", ".join(f"{op} on {backend}" for op, backend in backends_used().items()) + ".")
     own = {site.name for site in plan.sites}  # a harvest that feeds other runs too knows more
     limits = {name: limit for name, limit in (harvest.norm_limits or {}).items() if name in own}
-    known = {"norm_limits": limits, "isolation": harvest.isolation, "store_precision": plan.precision}
+    known = {
+        "norm_limits": limits,
+        "isolation": harvest.isolation,
+        "beginning": described(harvest.lm),
+        "store_precision": plan.precision,
+    }
     finish_record(config, trainer, batch=plan.batch, harvest=known)
     return TrainResult(
         out=config.out,

@@ -9,11 +9,10 @@ import time
 from collections.abc import Sequence
 
 from sae.config import ConfigError, TrainConfig, to_json
-from sae.harvest.language_model import load_language_model
 from sae.harvest.store import DiskStore
 from sae.harvest.stream import Harvest
 from sae.progress import Progress, StopSignal
-from sae.training.batches import fill, settled, stored_batches
+from sae.training.batches import fill, load_model, settled, store_identity, stored_batches
 from sae.training.plan import Plan, make_plan, widths, with_precision
 from sae.training.run import TrainResult, begin_record, fit
 from sae.training.run_folder import run_lock
@@ -38,15 +37,13 @@ def sweep(configs: Sequence[TrainConfig]) -> list[TrainResult]:
     sites = list(dict.fromkeys(site for plan in plans for site in plan.sites))
     results = []
     with StopSignal() as stop, Progress() as progress:
-        lm = load_language_model(first.source, device=first.device, precision=first.config.harvest.precision)
+        lm = load_model(first, progress)
         harvest = Harvest(lm, sites, first.documents, first.config.harvest)
         known = next((plan.precision for plan in plans if plan.precision != "auto"), "auto")
         first = settled(first._replace(precision=known), harvest, progress)
-        identity = {
-            **first.store_identity,
-            "sites": {site.name: width for site, width in zip(sites, widths(sites), strict=True)},
-        }
         begun = time.perf_counter()
+        everywhere = {site.name: width for site, width in zip(sites, widths(sites), strict=True)}
+        identity = {**store_identity(first, lm), "sites": everywhere}
         store_folder.mkdir(parents=True, exist_ok=True)
         with run_lock(store_folder):
             store = fill(DiskStore(store_folder, identity), first, harvest, stop, progress)

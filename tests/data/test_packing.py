@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from sae.data import packing
 from sae.data.documents import DataError, Document
-from sae.data.packing import Cursor, first_token, pack, padding_token
+from sae.data.packing import Cursor, named_ids, pack, padding_token
 from tiny_tokenizers import SENTENCES, byte_tokenizer
 
 WITH_BOS = byte_tokenizer()
@@ -49,15 +49,15 @@ def _segments(batches):
 
 def _check_laid_out(batches, texts, step, tokenizer):
     """No token of a document is lost, repeated or moved; segments begin with BOS and count from 0."""
-    first, kept = first_token(tokenizer), {}
+    first, kept = named_ids(tokenizer), {}
     for document, entries in _segments(batches):
         assert [position for position, _ in entries] == list(range(len(entries)))
         tokens = [token for _, token in entries]
         if document == -1:
             assert set(tokens) == {padding_token(tokenizer)}
             continue
-        if first is not None:
-            assert tokens.pop(0) == first
+        if first:
+            assert tokens.pop(0) == first[0]
             assert tokens, "a segment of BOS alone"
         kept.setdefault(document, []).extend(tokens)
     expected = {n * step: tokenizer(text, add_special_tokens=False)["input_ids"] for n, text in enumerate(texts)}
@@ -189,11 +189,11 @@ def test_the_callers_tokenizer_is_left_alone():
 
 
 def test_special_tokens_are_found():
-    assert first_token(WITH_BOS) == WITH_BOS.bos_token_id is not None
-    assert first_token(BARE) is None
+    assert named_ids(WITH_BOS) == (WITH_BOS.bos_token_id,)
+    assert named_ids(BARE) == ()
     encoder = byte_tokenizer(bos=False)
     encoder.cls_token = "</s>"
-    assert first_token(encoder) == encoder.eos_token_id
+    assert named_ids(encoder) == (encoder.eos_token_id,)
     assert padding_token(WITH_BOS) == WITH_BOS.pad_token_id
     assert padding_token(byte_tokenizer(pad=False)) == WITH_BOS.eos_token_id
     assert padding_token(BARE) == 0

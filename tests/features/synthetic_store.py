@@ -31,7 +31,7 @@ LENGTH = 128  # tokens in a document
 def synthetic_vocabulary(size: int = 4000) -> Vocabulary:
     """Words with a leading space; those of several bytes are also there byte by byte."""
     parts = [f" {WORDS[i % len(WORDS)]}{i // len(WORDS) or ''}".encode() for i in range(size - 256)]
-    return Vocabulary([bytes([b]) for b in range(256)] + parts)
+    return Vocabulary.of_bytes([bytes([b]) for b in range(256)] + parts)
 
 
 def synthetic_collection(width: int, seed: int = 0, *, tokens: int = 65_536, active: int = 64) -> Collection:
@@ -89,7 +89,7 @@ def synthetic_store(
 def _fill_lens(store: FeatureStore, seed: int) -> None:
     """Random logits and neighbours for every latent, as if they had been computed."""
     draw = np.random.default_rng(seed)
-    sizes = {"logits": (2 * TOKENS, len(store.vocabulary.parts)), "neighbours": (NEIGHBOURS, store.width)}
+    sizes = {"logits": (2 * TOKENS, len(store.vocabulary)), "neighbours": (NEIGHBOURS, store.width)}
     for table, (count, limit) in sizes.items():
         ids = draw.integers(0, limit, (store.width, count)).astype("<i4")
         values = -np.sort(-draw.standard_normal((store.width, count)), axis=1).astype("<f4")

@@ -14,11 +14,7 @@ import numpy as np
 import pytest
 import torch
 from brute import assert_same, make_corpus, rectangular
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from synthetic_store import synthetic_collection, synthetic_store
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from finished_runs import finished_run
 from sae.config import CollectConfig
@@ -30,7 +26,7 @@ from sae.features.database import has_fts5
 from sae.features.keys import FeatureError
 from sae.features.restore import restore
 from sae.features.store import FeatureStore
-from sae.features.text import GAP, Vocabulary
+from sae.features.text import Vocabulary
 from sae.features.writer import SCALARS, STORE, write_store
 from sae.files import CorruptError
 from sae_kernels import SparseCodes
@@ -202,54 +198,6 @@ def test_hostile_text_comes_back_as_it_was(tmp_path: Path) -> None:
     assert store.search("not to be found") == store.search("   ") == []
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.binary(min_size=0, max_size=6), min_size=1, max_size=12), st.integers(1, 5))
-def test_display_joins_to_the_text_and_gives_one_string_a_token(parts: list[bytes], cuts: int) -> None:
-    vocabulary = Vocabulary(parts)
-    strings = vocabulary.display(range(len(parts)))
-    assert len(strings) == len(parts)
-    assert "\udc80" not in "".join(strings)
-    text = "naïve 你好 🎉 e\u0301"
-    data = text.encode()
-    whole = Vocabulary([data[i : i + cuts] for i in range(0, len(data), cuts)])
-    assert "".join(whole.display(range(len(whole.parts)))) == text
-    assert Vocabulary.unpack(vocabulary.pack()).parts == parts
-
-
-def test_unknown_tokens_and_ids_have_something_to_show() -> None:
-    vocabulary = Vocabulary([b"a", b"\xe2\x80"])
-    assert vocabulary.display([0, -1, 99]) == ["a", GAP, "<99>"]
-    assert vocabulary.display([1, 0]) == ["\ufffd\ufffd", "a"]
-    assert vocabulary.name(1) == "\\xe2\\x80"
-
-
-def test_every_vocabulary_gives_the_tokenizers_own_text() -> None:
-    tokenizer = byte_tokenizer(400)
-    vocabulary = Vocabulary.of(tokenizer)
-    for text in HOSTILE:
-        assert "".join(vocabulary.display(tokenizer(text, add_special_tokens=False)["input_ids"])) == text
-    assert vocabulary.display([tokenizer.bos_token_id]) == ["<s>"]
-
-
-@pytest.mark.parametrize("kind", ["wordpiece", "sentencepiece"])
-def test_other_kinds_of_tokenizers_are_read_too(kind: str) -> None:
-    if kind == "wordpiece":
-        pieces = {"[UNK]": 0, "play": 1, "##ing": 2, "the": 3, "[CLS]": 4}
-        backend = Tokenizer(models.WordPiece(pieces, unk_token="[UNK]"))
-        backend.pre_tokenizer, backend.decoder = pre_tokenizers.Whitespace(), decoders.WordPiece()
-        text, shown = "the playing", [" the", " play", "ing"]
-    else:
-        pieces = {"<unk>": 0, "▁the": 1, "▁": 2, "é": 3, **{f"<0x{b:02X}>": 4 + b for b in range(256)}}
-        backend = Tokenizer(models.BPE(pieces, [], unk_token="<unk>", byte_fallback=True))
-        backend.normalizer = normalizers.Replace(" ", "▁")
-        steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-        backend.decoder = decoders.Sequence(steps)
-        text, shown = " é🎉", [" ", "é", "🎉", "", "", ""]
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    assert Vocabulary.of(tokenizer).display(ids) == shown
-
-
 def test_a_collection_comes_back_from_its_store(tmp_path: Path) -> None:
     collection = synthetic_collection(200, seed=4, tokens=5000)
     synthetic_store(tmp_path, 200, 4, tokens=5000).close()
@@ -401,7 +349,7 @@ def test_co_active_latents_are_those_that_fire_together(tmp_path: Path) -> None:
     collection.add(rectangular((fires * (1 + torch.rand(n, 6, generator=draw))).numpy()), tokens)
     collection.finish()
     info = {"format": 1, "width": 6, "tokens": n, "seed": 0, "weights": "none", "revision": 1}
-    write_store(tmp_path, collection, Vocabulary([b"a"] * 200), info, np.ones(6, np.float32))
+    write_store(tmp_path, collection, Vocabulary.of_bytes([b"a"] * 200), info, np.ones(6, np.float32))
     found = {row["latent"]: row["jaccard"] for row in FeatureStore(tmp_path).coactive(0)}
     assert list(found)[:2] == [1, 2]
     # 32 hashes: the standard error is below 0.09

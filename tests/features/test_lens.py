@@ -102,7 +102,7 @@ def test_neighbours_are_the_nearest_by_cosine(run: Run) -> None:
 
 def test_what_was_computed_is_kept_and_needs_no_model_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     first = Lens(run.folder, sha(run))
-    first.prepare_logits(run.load_language_model(torch.device("cpu")).model)
+    first.prepare_logits(run.load_language_model(torch.device("cpu")))
     wanted = first.logits(5), first.neighbours(5)
 
     def refuse(*_: object, **__: object) -> None:

@@ -11,8 +11,11 @@ import torch
 
 from conftest import run_sae, save_tiny_model
 from finished_runs import collected_run, finished_run
+from sae.config import EvalConfig
+from sae.evaluation.run import evaluate
 from sae.features.inject import Places, Steering
 from sae.features.keys import FeatureError
+from sae.features.lens import Lens, UndefinedError
 from sae.features.prompt import examine, prompt_ids
 from sae.features.steer import Intervention, SteerError, steer
 from sae.features.store import FeatureStore
@@ -195,11 +198,18 @@ def test_without_features_the_way_out_is_named(tiny_model: Path, corpus: Path, l
     assert steer(bare, lm, PROMPT, [Intervention(3, "ablate")], tokens=4)["plain"]
 
 
-def test_an_encoder_writes_no_text(tmp_path: Path, corpus: Path) -> None:
+def test_an_encoder_predicts_no_next_token_whichever_command_asks(
+    tmp_path: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     encoder_run = finished_run(save_tiny_model("bert", tmp_path / "model"), corpus)
     encoder = encoder_run.load_language_model(torch.device("cpu"))
-    with pytest.raises(SteerError, match="predicts no next token"):
+    with pytest.raises(SteerError, match=r"predicts no next token.*BertForMaskedLM reads both ways"):
         steer(encoder_run, encoder, PROMPT, [Intervention(3, absolute=True)], tokens=4)
+    with pytest.raises(UndefinedError, match=r"predicts no next token.*BertForMaskedLM reads both ways"):
+        Lens(encoder_run.folder, "weights").logits(3)
+    report = evaluate(encoder_run.folder, EvalConfig(tokens=512, downstream_tokens=256, pca_tokens=512, resamples=10))
+    assert report["downstream"] is None
+    assert "predicts no next token (BertForMaskedLM reads both ways)" in capsys.readouterr().err
 
 
 def test_the_command_prints_both_texts(run: Run) -> None:

@@ -203,7 +203,7 @@ def test_skeleton_and_weights_of_a_saved_family_have_the_same_places(family: str
     save_tiny_model(family, tmp_path)
     lm = load(tmp_path)
     assert resolve_sites(skeleton(locate(tmp_path)), ["resid_*.*"]) == resolve_sites(lm.model, ["resid_*.*"])
-    assert lm.special == {0, 1, 2}
+    assert lm.traits.special == {0, 1, 2}
 
 
 # --- weights ---

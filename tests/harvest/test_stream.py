@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import defaultdict
 from collections.abc import Iterator
@@ -228,7 +229,9 @@ def test_a_tokenizer_without_special_tokens_gives_only_ordinary_rows(
     from tiny_tokenizers import byte_tokenizer
 
     plain = byte_tokenizer(300, bos=False, eos=False, pad=False)
-    lm = cases["llama"].lm._replace(tokenizer=plain, special=frozenset(plain.all_special_ids))
+    lm = cases["llama"].lm
+    traits = dataclasses.replace(lm.traits, special=frozenset())
+    lm = lm._replace(tokenizer=plain, traits=traits, beginning=())
     stream = harvest(Case(lm, cases["llama"].sites), texts, max_norm=0)
     rows = all_rows(stream)
     assert stream.counts["ordinary"] == len(rows.token) == sum(stream.counts.values())

@@ -1,11 +1,10 @@
 // Up to four latents side by side, from one run or several.
 
 import { html } from "./view.js";
-import { quoted } from "./format.js";
 import { link, pinsOf, togglePin } from "./route.js";
 import { Examples } from "./examples.js";
 import { Histogram } from "./histogram.js";
-import { Facts, Logits } from "./latent.js";
+import { Brief, Facts, Logits } from "./latent.js";
 import { useApp, useLoaded, useSource } from "./app_state.js";
 import { Atom } from "./pictures.js";
 
@@ -16,7 +15,7 @@ export function Compare({ route }) {
     return html`<main class="page">
       <p class="muted" data-testid="no-pins">Nothing is pinned yet. Open a latent and press <kbd>c</kbd>, up to four times; they stand here side by side.</p>
     </main>`;
-  return html`<main class="compare page" data-testid="compare" style=${{ gridTemplateColumns: `repeat(${pins.length}, minmax(260px, 1fr))` }}>
+  return html`<main class="compare page" data-testid="compare" style=${{ gridTemplateColumns: "repeat(auto-fit, minmax(min(100%, 260px), 1fr))" }}>
     ${pins.map(([run, latent]) => html`<${Column} key=${`${run}:${latent}`} run=${run} latent=${latent} route=${route} several=${runs.length > 1} />`)}
   </main>`;
 }
@@ -30,8 +29,8 @@ function Column({ run, latent, route, several }) {
     <header class="heading">
       <div class="title">
         <a class="id" href=${link({ page: "latents", latent, params: { run: run || "" } })}>#${latent}</a>
-        <h2 dir="auto">${record && (record.row.label || record.row.name || html`<code class="token-name">${quoted(record.row.token)}</code>`)}</h2>
-        ${several && html`<span class="muted" dir="auto">${name}</span>`}
+        <h2 dir="auto">${record && html`<${Brief} item=${record.row} />`}</h2>
+        ${several && html`<p class="muted of-run" dir="auto" title=${name}>${name}</p>`}
       </div>
       <button class="quiet" data-testid="unpin" onClick=${() => togglePin(route, run, latent)}>Unpin</button>
     </header>

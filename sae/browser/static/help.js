@@ -12,8 +12,14 @@ const KEYS = [
   ["l", "label the latent"],
   ["b", "bookmark it"],
   ["c", "pin it, to compare"],
+  ["Ctrl+Enter", "examine the prompt, or write the steered text", "language"],
   ["?", "this list"],
 ];
+
+// Ctrl+Enter and Cmd+Enter send a form, wherever in it the focus is.
+export const sendsOn = (ready, send) => (event) => {
+  if (ready && event.key === "Enter" && (event.ctrlKey || event.metaKey)) send(event);
+};
 
 // One listener for the whole page; parts of it put what they can do into `keys.current`.
 export function useKeys(keys) {

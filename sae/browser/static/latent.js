@@ -1,7 +1,7 @@
 // One latent: what it is, how often and how strongly it fires, on what, and what it writes.
 
 import { html, useEffect, useRef, useState } from "./view.js";
-import { count, number, oneIn, percent, quoted, signed } from "./format.js";
+import { count, number, oneIn, percent, quoted, signed, visible } from "./format.js";
 import { go, link, pinsOf, togglePin } from "./route.js";
 import { Examples } from "./examples.js";
 import { Histogram } from "./histogram.js";
@@ -163,7 +163,7 @@ export function Logits({ run, latent, revision, rows = 8 }) {
       ${entries.slice(0, all ? 20 : rows).map(
         (entry, i) =>
           html`<li key=${i}>
-            <code class="token-name" dir="auto">${quoted(entry.token, 24)}</code>
+            <code class="token-name" dir="auto" title=${visible(entry.token)}>${quoted(entry.token, 24)}</code>
             <span class=${entry.value < 0 ? "gauge minus" : "gauge plus"} aria-hidden="true">
               <i style=${{ width: `${(100 * Math.abs(entry.value)) / most}%` }}></i>
             </span>
@@ -213,7 +213,9 @@ export function LatentLinks({ items, measure, run, here }) {
 // The name of a latent where there is one, else its strongest token.
 export function Brief({ item }) {
   const title = item.label || item.name;
-  return title ? title : html`<code class="token-name">${quoted(item.token ?? "", 20)}</code>`;
+  if (title) return html`<span class="brief" title=${title}>${title}</span>`;
+  if (!item.token) return html`<span class="muted">never fires</span>`;
+  return html`<code class="token-name" title=${visible(item.token)}>${quoted(item.token, 20)}</code>`;
 }
 
 function Matches({ run, latent, route }) {

@@ -91,7 +91,7 @@ function Header({ route, run, runs, source, pins, search, onHelp }) {
       ? html`<select aria-label="Run" data-testid="run-select" value=${run} onChange=${(event) => go({ latent: null, params: { run: event.currentTarget.value } })}>
           ${runs.map((each, i) => html`<option key=${i} value=${i}>${each.name}</option>`)}
         </select>`
-      : html`<span class="run-name" dir="auto">${runs[0].name}</span>`}
+      : html`<span class="run-name" dir="auto" title=${runs[0].name}>${runs[0].name}</span>`}
     <nav aria-label="Parts of the page">
       ${tabs.map(
         ([page, title]) =>

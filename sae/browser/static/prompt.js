@@ -2,6 +2,7 @@
 
 import { classes, html, useEffect, useMemo, useRef, useState } from "./view.js";
 import { count, number, oneIn, signed } from "./format.js";
+import { sendsOn } from "./help.js";
 import { go, link } from "./route.js";
 import { Brief } from "./latent.js";
 import { Token, keepTabStop, moveOverTokens } from "./tokens.js";
@@ -40,11 +41,12 @@ export function Prompt({ route, run }) {
     if (route.params.a) examine();
   }, [run]);
 
+  const ready = !state.busy && texts[0].trim() !== "" && (!two || texts[1].trim() !== "");
   const density = CUTS[cut];
   const listed = useMemo(() => rank(answers, chosen, density), [answers, chosen, density]);
   const max = latent != null ? strongest(answers, latent) : null;
   return html`<main class="prompt page">
-    <form class="card" onSubmit=${examine}>
+    <form class="card" onSubmit=${examine} onKeyDown=${sendsOn(ready, examine)}>
       <div class=${two ? "texts two" : "texts"}>
         ${(two ? [0, 1] : [0]).map(
           (i) =>
@@ -57,12 +59,11 @@ export function Prompt({ route, run }) {
               data-testid=${i ? "prompt-b" : "prompt-a"}
               value=${texts[i]}
               onInput=${(event) => setTexts(texts.with(i, event.currentTarget.value))}
-              onKeyDown=${(event) => event.key === "Enter" && (event.ctrlKey || event.metaKey) && examine(event)}
             ></textarea>`,
         )}
       </div>
       <div class="line">
-        <button class="primary" type="submit" data-testid="prompt-run" disabled=${state.busy || !texts[0].trim() || (two && !texts[1].trim())}>
+        <button class="primary" type="submit" data-testid="prompt-run" title="Ctrl+Enter, or Cmd+Enter" disabled=${!ready}>
           ${state.busy ? "Reading…" : "Examine"}
         </button>
         <label class="check">
@@ -153,7 +154,7 @@ function PromptTokens({ which, answer, latent, max, chosen, density, onChoose })
 
 function PromptLatents({ listed, latent, onChoose, contrast }) {
   if (!listed.length) return html`<p class="muted">No latent passes the density cut-off.</p>`;
-  return html`<table class="plain" data-testid="prompt-latents">
+  return html`<table class="plain listing-table" data-testid="prompt-latents">
     <thead>
       <tr>
         <th class="num">Latent</th>
@@ -169,7 +170,7 @@ function PromptLatents({ listed, latent, onChoose, contrast }) {
         (entry) =>
           html`<tr key=${entry.latent} data-testid="prompt-latent" data-latent=${entry.latent} class=${entry.latent === latent ? "selected" : ""}>
             <td class="num"><a href=${link({ page: "latents", latent: entry.latent })}>#${entry.latent}</a></td>
-            <td dir="auto"><${Brief} item=${entry.row} /></td>
+            <td class="brief-cell" dir="auto"><${Brief} item=${entry.row} /></td>
             <td class=${contrast ? (entry.value < 0 ? "num minus" : "num plus") : "num"}>${contrast ? signed(entry.value) : number(entry.value)}</td>
             <td class="num">${entry.row.max ? `${number(Math.round((100 * Math.abs(entry.value)) / entry.row.max))}%` : "–"}</td>
             <td class="num">${oneIn(entry.row.density)}</td>

@@ -22,11 +22,11 @@ export function Report({ run, info }) {
     </section>
     <section class="card" data-testid="evaluation">
       <h3>Evaluation</h3>
-      ${value.eval ? html`<${Values} value=${value.eval} />` : html`<p class="muted">Not evaluated yet: <code>sae eval ${value.folder}</code></p>`}
+      ${value.eval ? html`<${Measures} measures=${value.eval} />` : html`<p class="muted">Not evaluated yet: <code>sae eval ${value.folder}</code></p>`}
     </section>
     <section class="card" data-testid="config">
       <h3>Configuration</h3>
-      ${value.config ? html`<${Values} value=${value.config} settings />` : html`<p class="muted">The run has no config.json.</p>`}
+      ${value.config ? html`<${Settings} value=${value.config} />` : html`<p class="muted">The run has no config.json.</p>`}
     </section>
   </main>`;
 }
@@ -73,10 +73,10 @@ function Curve({ name, x, y }) {
         height: 150,
         legend: { show: false },
         cursor: { points: { size: 6 } },
-        scales: { x: { time: false } },
+        scales: { x: { time: false }, y: { range: (_, low, high) => (low === high ? around(low) : UPlot.rangeNum(low, high, 0.1, true)) } },
         axes: [
-          { ...axis, values: (_, ticks) => ticks.map((t) => short(t)) },
-          { ...axis, size: 66, values: (_, ticks) => ticks.map((t) => number(t, 4)) },
+          { ...axis, values: (_, ticks) => ticks.map(tick) },
+          { ...axis, size: (_, labels) => room(labels), values: (_, ticks) => ticks.map(tick) },
         ],
         series: [{}, { stroke: "#f16913", width: 1.5, spanGaps: true }],
       };
@@ -110,19 +110,54 @@ function chartLibrary() {
   return library;
 }
 
-const short = (n) => (n >= 1e6 ? `${n / 1e6}M` : n >= 1e4 ? `${n / 1e3}k` : String(n));
+// A round number on an axis, in as few characters as it takes.
+export function tick(n) {
+  const size = Math.abs(n);
+  const [scale, unit] = size >= 1e9 ? [1e9, "G"] : size >= 1e6 ? [1e6, "M"] : size >= 1e4 ? [1e3, "k"] : [1, ""];
+  const digits = String(Number((n / scale).toPrecision(6)));
+  return `${digits.replaceAll("-", "−")}${unit}`;
+}
 
-// JSON as a table of dotted names; {"value", "low", "high"} is a number with its 95% interval.
-function Values({ value, settings }) {
-  const rows = flat(value);
-  return html`<table class=${settings ? "plain values settings" : "plain values"}>
+// Pixels that the widest label needs beside its ticks.
+function room(labels) {
+  const canvas = document.createElement("canvas").getContext("2d");
+  canvas.font = "12px system-ui";
+  return Math.ceil(Math.max(0, ...(labels ?? []).map((label) => canvas.measureText(label).width))) + 20;
+}
+
+// Bounds of an axis on which all values are the same.
+const around = (value) => (value ? [value - Math.abs(value) / 2, value + Math.abs(value) / 2] : [0, 1]);
+
+// What was measured, in words; {"value", "low", "high"} is a number with its 95% interval.
+function Measures({ measures }) {
+  return html`<div class="wide" tabindex="0" role="region" aria-label="Evaluation"><table class="plain">
+    <thead>
+      <tr><th>Measure</th><th class="num">Value</th><th class="num">95% interval</th><th>Meaning</th></tr>
+    </thead>
     <tbody>
-      ${rows.map(
-        ([name, shown, interval]) =>
+      ${measures.map(({ key, name, value, meaning }) => {
+        const interval = value?.low !== undefined;
+        const shown = interval ? value.value : value;
+        return html`<tr key=${key} data-name=${key}>
+          <th title=${key}>${name}</th>
+          <td class=${typeof shown === "string" ? "num cut-short" : "num"} dir="auto" title=${typeof shown === "string" ? shown : undefined}>${typeof shown === "number" ? value_(shown) : shown}</td>
+          <td class="num muted">${interval && `[${number(value.low, 4)}, ${number(value.high, 4)}]`}</td>
+          <td class="muted">${meaning}</td>
+        </tr>`;
+      })}
+    </tbody>
+  </table></div>`;
+}
+
+// JSON as a table of dotted names.
+function Settings({ value }) {
+  return html`<table class="plain settings">
+    <tbody>
+      ${flat(value).map(
+        ([name, shown]) =>
           html`<tr key=${name} data-name=${name}>
             <th dir="auto">${name}</th>
             <td class=${typeof shown === "number" ? "num" : ""} dir="auto">${typeof shown === "number" ? value_(shown) : String(shown)}</td>
-            <td class="num muted">${interval && `[${number(interval[0], 4)}, ${number(interval[1], 4)}]`}</td>
           </tr>`,
       )}
     </tbody>
@@ -134,12 +169,9 @@ const value_ = (n) => (Number.isInteger(n) ? count(n) : number(n, 4));
 function flat(value, prefix = "") {
   return Object.entries(value).flatMap(([name, inner]) => {
     const full = prefix + name;
-    if (inner && typeof inner === "object" && !Array.isArray(inner)) {
-      if ("value" in inner && "low" in inner && "high" in inner) return [[full, inner.value, [inner.low, inner.high]]];
-      return flat(inner, `${full}.`);
-    }
-    if (Array.isArray(inner)) return [[full, inner.length > 12 ? `${inner.length} values` : inner.map(plain).join(", "), null]];
-    return inner == null ? [] : [[full, inner, null]];
+    if (Array.isArray(inner)) return [[full, inner.length > 12 ? `${inner.length} values` : inner.map(plain).join(", ")]];
+    if (inner && typeof inner === "object") return flat(inner, `${full}.`);
+    return inner == null ? [] : [[full, inner]];
   });
 }
 

@@ -5,6 +5,7 @@ import { number, signed, visible } from "./format.js";
 import { go, link } from "./route.js";
 import { Brief } from "./latent.js";
 import { useLoaded, useSource } from "./app_state.js";
+import { sendsOn } from "./help.js";
 
 const MODES = { add: "add", set: "set to", ablate: "take out" };
 
@@ -45,6 +46,7 @@ export function Steer({ route, run }) {
     setPushes([...pushes, { latent: Number(latent), mode: "add", strength: 1 }]);
     setAdded("");
   }
+  const ready = !state.busy && prompt.trim() !== "" && pushes.length > 0;
   const numeric = (name, title, attributes) =>
     html`<label class="field">
       ${title}
@@ -66,10 +68,10 @@ export function Steer({ route, run }) {
         <button type="submit" data-testid="steer-add">Add</button>
       </form>
     </section>
-    <form class="card" onSubmit=${generate}>
+    <form class="card" onSubmit=${generate} onKeyDown=${sendsOn(ready, generate)}>
       <textarea rows="3" dir="auto" aria-label="Prompt" placeholder="The beginning of a text" data-testid="steer-prompt" value=${prompt} onInput=${(event) => setPrompt(event.currentTarget.value)}></textarea>
       <div class="line">
-        <button class="primary" type="submit" data-testid="steer-run" disabled=${state.busy || !prompt.trim() || !pushes.length}>
+        <button class="primary" type="submit" data-testid="steer-run" title="Ctrl+Enter, or Cmd+Enter" disabled=${!ready}>
           ${state.busy ? "Writing…" : "Generate"}
         </button>
         ${numeric("tokens", "Tokens", { min: 1, max: 256, step: 1 })} ${numeric("temperature", "Temperature", { min: 0, max: 5, step: 0.1 })}

@@ -1,7 +1,7 @@
 // The table of latents: only the rows in sight exist, so a million stay fluid.
 
 import { classes, html, useEffect, useLayoutEffect, useRef, useState } from "./view.js";
-import { count, number, oneIn, quoted } from "./format.js";
+import { count, number, oneIn, quoted, visible } from "./format.js";
 import { go } from "./route.js";
 import { useSource } from "./app_state.js";
 
@@ -25,9 +25,9 @@ export const COLUMNS = [
 function Title(row) {
   const title = row.label || row.name;
   return html`${row.bookmark && html`<span class="star" title="bookmarked">★ </span>`}${title
-    ? html`<span class=${row.label ? "label" : "name"}>${title}</span>`
+    ? html`<span class=${row.label ? "label" : "name"} title=${title}>${title}</span>`
     : row.token
-      ? html`<code class="token-name">${quoted(row.token)}</code>`
+      ? html`<code class="token-name" title=${visible(row.token)}>${quoted(row.token)}</code>`
       : html`<span class="muted">never fires</span>`}`;
 }
 

@@ -1,0 +1,254 @@
+"""What a model is: its head, whether it predicts next tokens, how much it reads, which tokens it can look up."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from tokenizers import AddedToken
+
+from sae.config import ConfigError, HarvestConfig, OptimConfig, SAEConfig, TrainConfig
+from sae.data.documents import open_documents
+from sae.harvest.language_model import LanguageModel, ModelError, load_language_model, locate_model, skeleton
+from sae.harvest.sites import resolve_sites
+from sae.harvest.stream import Harvest
+from sae.harvest.traits import known_limit
+from sae.training.plan import make_plan
+from tiny_models import BERT_LIKE, LLAMA_LIKE, VISION
+from tiny_tokenizers import byte_tokenizer
+
+WORDS = 300
+DISTIL = {"dim": 32, "n_heads": 4, "n_layers": 2, "hidden_dim": 48, "max_position_embeddings": 64}
+VL_VISION = {"depth": 1, "hidden_size": 32, "embed_dim": 32, "num_heads": 4, "patch_size": 8, "out_hidden_size": 32}
+ROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
+
+
+def build(name: str, config: str, **settings: Any) -> Any:
+    torch.manual_seed(0)
+    return getattr(transformers, name)(getattr(transformers, config)(**settings)).eval()
+
+
+def text(**more: Any) -> dict[str, Any]:
+    return {**LLAMA_LIKE, "vocab_size": WORDS, **more}
+
+
+def both(**more: Any) -> dict[str, Any]:
+    return {**BERT_LIKE, "vocab_size": WORDS, **more}
+
+
+def save(model: Any, folder: Path, tokenizer: Any = None) -> Path:
+    model.save_pretrained(folder)
+    (tokenizer or byte_tokenizer(WORDS)).save_pretrained(folder)
+    return folder
+
+
+def load(folder: Path) -> LanguageModel:
+    source = locate_model(str(folder), trust_remote_code=False)
+    return load_language_model(source, device=torch.device("cpu"), precision="auto")
+
+
+MODELS: dict[str, tuple[Callable[[], Any], bool, bool, bool, str]] = {
+    # has a head, reads both ways, wraps a text model, class that is loaded
+    "llama": (lambda: build("LlamaForCausalLM", "LlamaConfig", **text()), True, False, False, "LlamaForCausalLM"),
+    "bare llama": (lambda: build("LlamaModel", "LlamaConfig", **text()), False, False, False, "LlamaForCausalLM"),
+    "bare qwen2": (lambda: build("Qwen2Model", "Qwen2Config", **text()), False, False, False, "Qwen2ForCausalLM"),
+    "bare tied llama": (
+        lambda: build("LlamaModel", "LlamaConfig", **text(tie_word_embeddings=True)),
+        *(True, False, False, "LlamaForCausalLM"),
+    ),
+    "bare gpt2, tied": (
+        lambda: build("GPT2Model", "GPT2Config", n_embd=32, n_head=4, n_layer=2, n_positions=64, vocab_size=WORDS),
+        *(True, False, False, "GPT2LMHeadModel"),
+    ),
+    "bert": (lambda: build("BertForMaskedLM", "BertConfig", **both()), True, True, False, "BertForMaskedLM"),
+    "bert decoder": (
+        lambda: build("BertLMHeadModel", "BertConfig", **both(is_decoder=True)),
+        *(True, False, False, "BertLMHeadModel"),
+    ),
+    "bert saved as a causal model": (
+        lambda: build("BertLMHeadModel", "BertConfig", **both()),
+        *(True, True, False, "BertForMaskedLM"),
+    ),
+    "bare bert": (lambda: build("BertModel", "BertConfig", **both()), False, True, False, "BertForMaskedLM"),
+    "bare distilbert": (
+        lambda: build("DistilBertModel", "DistilBertConfig", **DISTIL, vocab_size=WORDS),
+        *(False, True, False, "DistilBertForMaskedLM"),
+    ),
+    "modernbert": (
+        lambda: build("ModernBertForMaskedLM", "ModernBertConfig", **both(cls_token_id=1, sep_token_id=2)),
+        *(True, True, False, "ModernBertForMaskedLM"),
+    ),
+    "xlm-r": (
+        lambda: build("XLMRobertaForMaskedLM", "XLMRobertaConfig", **both()),
+        *(True, True, False, "XLMRobertaForMaskedLM"),
+    ),
+    "llava": (
+        lambda: build(
+            "LlavaForConditionalGeneration",
+            "LlavaConfig",
+            text_config=transformers.LlamaConfig(**text()),
+            vision_config=transformers.CLIPVisionConfig(**VISION),
+            image_token_index=5,
+        ),
+        *(True, False, True, "LlavaForConditionalGeneration"),
+    ),
+    "bare llava": (
+        lambda: build(
+            "LlavaModel",
+            "LlavaConfig",
+            text_config=transformers.LlamaConfig(**text()),
+            vision_config=transformers.CLIPVisionConfig(**VISION),
+            image_token_index=5,
+        ),
+        *(False, False, True, "LlavaForConditionalGeneration"),
+    ),
+    "qwen2-vl": (
+        lambda: build(
+            "Qwen2VLForConditionalGeneration",
+            "Qwen2VLConfig",
+            text_config=text(rope_parameters=ROPE),
+            vision_config=VL_VISION,
+        ),
+        *(True, False, True, "Qwen2VLForConditionalGeneration"),
+    ),
+    "qwen2.5-vl": (
+        lambda: build(
+            "Qwen2_5_VLForConditionalGeneration",
+            "Qwen2_5_VLConfig",
+            text_config=text(rope_parameters=ROPE),
+            vision_config={**VL_VISION, "intermediate_size": 48},
+        ),
+        *(True, False, True, "Qwen2_5_VLForConditionalGeneration"),
+    ),
+    "idefics3": (
+        lambda: build(
+            "Idefics3ForConditionalGeneration",
+            "Idefics3Config",
+            text_config=transformers.LlamaConfig(**text()),
+            vision_config=VISION,
+            image_token_id=5,
+        ),
+        *(True, False, True, "Idefics3ForConditionalGeneration"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_head_and_direction_are_those_of_the_checkpoint(name: str, tmp_path: Path) -> None:
+    make, has_head, both_ways, wraps, loaded = MODELS[name]
+    lm = load(save(make(), tmp_path))
+    traits = lm.traits
+    assert type(lm.model).__name__ == loaded
+    assert (traits.has_head, traits.bidirectional, traits.wraps_text) == (has_head, both_ways, wraps)
+    assert traits.predicts_next == (has_head and not both_ways)
+    assert (traits.no_next_token or "").endswith(
+        "" if traits.predicts_next else "holds no output head" if not has_head else "reads both ways"
+    )
+    assert traits.limit == (63 if name == "xlm-r" else 64)
+    if not has_head:
+        with torch.no_grad():
+            logits = lm.model(input_ids=torch.tensor([[7, 8, 9]])).logits
+        assert not torch.isfinite(logits).any(), "a head drawn at random must not give an answer"
+
+
+LIMITS: dict[str, tuple[Callable[[], Any], int | None]] = {
+    "roberta": (lambda: build("RobertaForMaskedLM", "RobertaConfig", **both(pad_token_id=1)), 62),
+    "mpnet": (lambda: build("MPNetForMaskedLM", "MPNetConfig", **both(pad_token_id=1)), 62),
+    "opt": (
+        lambda: build("OPTForCausalLM", "OPTConfig", **both(ffn_dim=48, word_embed_proj_dim=32, pad_token_id=1)),
+        64,
+    ),
+    "mpt": (
+        lambda: build("MptForCausalLM", "MptConfig", d_model=32, n_heads=4, n_layers=2, max_seq_len=64,
+                      vocab_size=WORDS),
+        64,
+    ),
+    "gpt1": (
+        lambda: build("OpenAIGPTLMHeadModel", "OpenAIGPTConfig", n_embd=32, n_head=4, n_layer=2, n_positions=64,
+                      vocab_size=WORDS),
+        64,
+    ),
+    "ctrl": (
+        lambda: build("CTRLLMHeadModel", "CTRLConfig", n_embd=32, n_head=4, n_layer=2, dff=48, n_positions=64,
+                      vocab_size=WORDS),
+        64,
+    ),
+    "mamba": (
+        lambda: build("MambaForCausalLM", "MambaConfig", hidden_size=32, num_hidden_layers=2, state_size=4,
+                      vocab_size=WORDS),
+        None,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_the_usable_length_runs_and_one_more_does_not(name: str, tmp_path: Path) -> None:
+    make, limit = LIMITS[name]
+    folder = save(make(), tmp_path)
+    lm = load(folder)
+    assert lm.traits.limit == limit
+    source = locate_model(str(folder), trust_remote_code=False)
+    assert known_limit(skeleton(source)) == limit, "known before weights are read"
+    with torch.no_grad():
+        lm.model(input_ids=torch.full((1, limit or 64), 70))
+        if name in ("roberta", "mpnet", "opt", "gpt1"):
+            with pytest.raises((IndexError, RuntimeError)):
+                lm.model(input_ids=torch.full((1, limit + 1), 70))
+
+
+def test_a_context_over_the_usable_length_is_refused_with_it(corpus: Path, tmp_path: Path) -> None:
+    model = save(LIMITS["roberta"][0](), tmp_path / "model")
+
+    def config(context: int) -> TrainConfig:
+        settings = HarvestConfig(model=str(model), dataset=str(corpus), layer=1, context=context, contexts=4)
+        return TrainConfig(
+            harvest=settings,
+            sae=SAEConfig(width=64, k=4),
+            optim=OptimConfig(batch=64),
+            out=tmp_path / "run",
+            tokens=640,
+        )
+
+    with pytest.raises(ConfigError, match=r"--context 64: this model reads at most 62 tokens"):
+        make_plan(config(64))
+    lm, plan = load(model), make_plan(config(62))
+    assert sum(1 for _ in Harvest(lm, plan.sites, plan.documents, plan.config.harvest).batches()) > 1
+
+
+def test_tokens_flagged_special_are_special_though_none_names_them(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer(280)
+    tokenizer._tokenizer.add_special_tokens([AddedToken("<|header|>", special=True)])
+    header = tokenizer.convert_tokens_to_ids("<|header|>")
+    lm = load(save(MODELS["llama"][0](), tmp_path, tokenizer))
+    assert header not in lm.tokenizer.all_special_ids
+    assert header in lm.traits.special
+    assert lm.tokenizer.convert_tokens_to_ids("the") not in lm.traits.special
+
+
+@pytest.mark.parametrize("padding", [True, False], ids=["padding", "in the text"])
+def test_an_id_outside_the_embedding_is_refused_by_name_only_where_it_occurs(padding: bool, tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer(WORDS)
+    tokenizer.add_tokens(["<new>"])
+    if padding:
+        tokenizer.pad_token = "<new>"
+    lm = load(save(MODELS["llama"][0](), tmp_path / "model", tokenizer))
+
+    def harvest(line: str) -> list[Any]:
+        (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for _ in range(30)))
+        config = HarvestConfig(model="m", dataset="d", context=16, contexts=2)
+        documents = open_documents(tmp_path / "texts.jsonl", split="all", heldout=0.1)
+        return list(Harvest(lm, resolve_sites(lm.model, ["resid_post.1"]), documents, config).batches())
+
+    says = r"--model m: '<new>' \(it .*\) has id 300, and the embedding has 300 rows; resize it"
+    if padding:
+        with pytest.raises(ModelError, match=says):
+            harvest("the river ran")
+        return
+    assert harvest("the river ran")
+    with pytest.raises(ModelError, match=says):
+        harvest("the river <new> ran")
