@@ -21,6 +21,7 @@ import tyro
 
 from sae.commands import COMMANDS, Sweep, Train
 from sae.config import ConfigError, TrainConfig, from_json
+from sae.fields import TYPED
 from sae.image_commands import IMAGE_COMMANDS, ImageTrain
 from sae.image_config import ImageTrainConfig
 
@@ -28,6 +29,7 @@ from sae.image_config import ImageTrainConfig
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the command `sae`."""
     given = sys.argv[1:] if arguments is None else arguments
+    typed = TYPED.set(frozenset(a[2:].partition("=")[0].replace("-", "_") for a in given if a.startswith("--")))
     try:
         command = parse_sweep(given) if given[:1] == ["sweep"] else parse(given)
         result = command.run()
@@ -37,6 +39,8 @@ def main(arguments: list[str] | None = None) -> None:
         if status is None:
             raise
         sys.exit(status)
+    finally:
+        TYPED.reset(typed)
     if result.get("status", 0):
         sys.exit(result["status"])
 

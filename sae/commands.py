@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from sae.config import CollectConfig, ConfigError, Device, EvalConfig, ExplainConfig, SteerConfig, TrainConfig
+from sae.config import CollectConfig, Device, EvalConfig, ExplainConfig, SteerConfig, TrainConfig
+from sae.fields import refuse_ignored
 
 Json = Annotated[bool, tyro.conf.arg(help="Print one JSON line on stdout, and nothing else there.")]
 
@@ -79,6 +80,7 @@ class Sweep:
     def run(self) -> dict[str, Any]:
         from sae.sweep import run_sweep
 
+        refuse_ignored(self.config, {"resume": "sae sweep goes on with what is there by itself"})
         evaluation = EvalConfig(
             tokens=self.evaluate_tokens, downstream_tokens=self.downstream_tokens, device=self.config.device
         )
@@ -98,12 +100,14 @@ class Eval:
         from sae.image_runs import kind_of
 
         kind = kind_of(self.run_folder)
-        if kind == "rows":
-            raise ConfigError(f"{self.run_folder}: trained by sae image compare; its measures are in comparison.json")
         if kind == "image":
             from sae.evaluation.images import evaluate_images
             from sae.image_config import ImageEvalConfig
 
+            why = f"{self.run_folder} is a run on images; see sae image eval --help for its settings"
+            shared = ("resamples", "seed", *(["device"] if self.config.device == "cpu" else []))  # it runs on a CPU
+            names = [field.name for field in dataclasses.fields(self.config) if field.name not in shared]
+            refuse_ignored(self.config, dict.fromkeys(names, why))
             asked = ImageEvalConfig(resamples=self.config.resamples, seed=self.config.seed)
             return evaluate_images(self.run_folder, asked)
         from sae.evaluation.run import evaluate
@@ -205,6 +209,7 @@ class Export:
             from sae.browser.export import export_static
 
             return export_static(self.run_folder, self.out, latents=self.latents or None)
+        refuse_ignored(self, {"latents": "--to neuronpedia writes all; some can be chosen with --to static"})
         from sae.interop.neuronpedia import export
 
         return export(self.run_folder, self.out)
@@ -244,6 +249,17 @@ BENCHED = (
 )
 
 
+_SHAPE = ("tokens", "d", "k", "rounds", "device")
+READ_BY_BENCHES: dict[str, tuple[str, ...]] = {
+    "kernels": (*_SHAPE, "width"),
+    "step": (*_SHAPE, "width"),
+    "curve": _SHAPE,
+    "variants": (*_SHAPE, "width", "variants"),
+    "recovery": ("variants", "worlds", "seeds", "l0_factor"),
+}
+"""Bench -> the flags that it reads."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Bench:
     """Time the sparse ops and training steps against floors of the same run, or measure recovery of known features."""
@@ -278,6 +294,10 @@ class Bench:
     def run(self) -> dict[str, Any]:
         from sae.device import pick_device
 
+        common = ("what", "json")
+        read = (*common, *READ_BY_BENCHES[self.what])
+        names = [field.name for field in dataclasses.fields(self) if field.name not in read]
+        refuse_ignored(self, dict.fromkeys(names, f"sae bench {self.what} does not read it"))
         if self.what == "recovery":
             from sae.progress import Progress
             from sae.recovery import measure_recovery

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from sae.fields import ConfigError, check, from_json, to_json, unknown_choice
+from sae.fields import ConfigError, check, from_json, refuse_ignored, to_json, unknown_choice
 
 __all__ = [
     "CollectConfig",
@@ -71,8 +71,8 @@ class HarvestConfig:
     """Keep BOS and other special tokens in the training stream."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of the language model: auto is float32 on a CPU and bfloat16 on a GPU."""
-    store_precision: Literal["float16", "bfloat16", "float32"] = "float16"
-    """Precision in which activations wait in the buffer, in memory or on disk."""
+    store_precision: Literal["auto", "float16", "bfloat16", "float32"] = "auto"
+    """Precision in which activations wait in the buffer, in memory or on disk; auto: the first that holds them."""
     trust_remote_code: bool = False
     """Allow a model repository to run its own Python code."""
 
@@ -318,6 +318,10 @@ class ExplainConfig:
         else:
             remedy = f"a model, for --explainer {self.explainer}"
             check(bool(self.explainer_model), "explainer_model", self.explainer_model, remedy)
+        why = f"--explainer {self.explainer} does not read it; it is of"
+        names = {"local or openai": ("examples", "judged"), "openai": ("key_variable",), "local": ("device",)}
+        others = {owners: fields for owners, fields in names.items() if self.explainer not in owners}
+        refuse_ignored(self, {name: f"{why} {owners}" for owners, fields in others.items() for name in fields})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -352,6 +356,16 @@ class SteerConfig:
         check(len(self.scale) in (1, len(self.latent)), "scale", self.scale, "one number, or one a latent")
         check(self.tokens >= 1, "tokens", self.tokens, "at least 1")
         check(self.temperature >= 0, "temperature", self.temperature, "0 or more")
+        ignored: dict[str, str] = {}
+        if self.mode == "ablate":
+            ignored |= dict.fromkeys(
+                ("scale", "absolute"), "--mode ablate takes the whole latent out; add and set scale"
+            )
+        if self.temperature == 0:
+            ignored["seed"] = "at --temperature 0 nothing is drawn"
+        if self.where != "every":
+            ignored["steer_bos"] = f"--where {self.where} says which tokens; BOS is position 0"
+        refuse_ignored(self, ignored)
         check(self.seed >= 0, "seed", self.seed, "0 or more")
 
 
@@ -381,4 +395,7 @@ class CollectConfig:
     def __post_init__(self) -> None:
         check(self.tokens >= 1, "tokens", self.tokens, "at least 1")
         check(self.save_every >= 0, "save_every", self.save_every, "0 or more seconds")
+        if self.store is not None:
+            why = f"--store {self.store} is read in the place of text"
+            refuse_ignored(self, dict.fromkeys(("dataset", "text_field", "split"), why))
         check(self.seed >= 0, "seed", self.seed, "0 or more")

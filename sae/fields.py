@@ -7,10 +7,14 @@ import difflib
 import types
 import typing
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 T = TypeVar("T")
+
+TYPED: ContextVar[frozenset[str]] = ContextVar("typed", default=frozenset())
+"""Fields whose flags stand on the command line, which tell a default that was asked for from one that was not."""
 
 
 class ConfigError(ValueError):
@@ -64,6 +68,27 @@ def check(good: bool, name: str, value: Any, expected: str) -> None:
     """Raise ConfigError, naming the flag, unless `good`."""
     if not good:
         raise ConfigError(f"--{name.replace('_', '-')} {value}: expected {expected}")
+
+
+def refuse_ignored(config: Any, ignored: Mapping[str, str]) -> None:
+    """Refuse settings that would do nothing, name -> why, where they differ from their defaults or were typed.
+
+    Raises:
+        ConfigError: names all of them, with the reasons.
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    said = [
+        f"--{name.replace('_', '-')} {_spelled(value)}: {why}"
+        for name, why in ignored.items()
+        if (value := getattr(config, name)) != defaults[name] or name in TYPED.get()
+    ]
+    if said:
+        raise ConfigError("; ".join(said))
+
+
+def _spelled(value: Any) -> str:
+    """A value as it is typed."""
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _value_to_json(value: Any) -> Any:

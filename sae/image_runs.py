@@ -14,7 +14,7 @@ from sae.data.images import ImageSet, open_images
 from sae.files import read_json
 from sae.image_config import ImageDataConfig, ImageTrainConfig, VisionConfig
 from sae.models.autoencoder import Autoencoder
-from sae.models.saved import CONFIG, load, locate_run
+from sae.models.saved import CONFIG, called, load, locate_run
 from sae.models.vision import completed
 
 
@@ -52,8 +52,9 @@ def open_image_run(run: str | Path, *, device: torch.device | str = "cpu") -> Im
     """
     folder = locate_run(run)
     record = read_json(folder / CONFIG)
-    if record.get("kind") != "image":
-        raise ConfigError(f"{run}: expected a run on images, made by: sae image train")
+    kind = record.get("kind", "language")
+    if kind != "image":
+        raise ConfigError(f"{run}: {called(kind)}; expected a run on images, made by: sae image train")
     model = load(folder, device=device)
     config: ImageTrainConfig = from_json(ImageTrainConfig, record["train"], f"{folder / CONFIG}: train")
     channels, height, width = record["data"]["shape"]
@@ -63,7 +64,7 @@ def open_image_run(run: str | Path, *, device: torch.device | str = "cpu") -> Im
 
 
 def kind_of(run: str | Path) -> str:
-    """language or image: what a run folder was trained on."""
+    """language, image or rows: what a run folder was trained on."""
     path = locate_run(run) / CONFIG
     record = read_json(path) if path.is_file() else None  # whoever opens it says what is missing
     return record.get("kind", "language") if isinstance(record, dict) else "language"

@@ -32,7 +32,7 @@ from sae.harvest.language_model import (
 from sae.harvest.sites import Site, resolve_sites
 from sae.harvest.stream import Harvest, Rows
 from sae.models.autoencoder import Autoencoder
-from sae.models.saved import CONFIG, load, locate_run
+from sae.models.saved import CONFIG, KINDS, called, load, locate_run
 
 
 class Run(NamedTuple):
@@ -94,8 +94,9 @@ def open_run(run: str | Path, *, device: torch.device | str = "cpu") -> Run:
     folder = locate_run(run)
     model = load(folder, device=device)
     record = read_json(folder / CONFIG)
-    if record.get("kind", "language") != "language":
-        raise ConfigError(f"{run}: a run on images; expected one on a language model's activations")
+    kind = record.get("kind", "language")
+    if kind != "language":
+        raise ConfigError(f"{run}: {called(kind)}; expected {KINDS['language']}")
     where = folder / CONFIG
     config: TrainConfig = from_json(TrainConfig, record["train"], f"{where}: train")
     source = locate_model(config.harvest.model, trust_remote_code=config.harvest.trust_remote_code)

@@ -47,7 +47,7 @@ RUNS: dict[str, tuple[ImageDataConfig, VisionConfig, str | None]] = {
     "linear": (DIGITS, VisionConfig(variant="linear", width=8), None),
     "denoising": (DIGITS, VisionConfig(variant="denoising", width=16, hidden=(32,)), None),
     "kl_sparse": (DIGITS, VisionConfig(variant="kl_sparse", width=16, hidden=(32,)), None),
-    "vae2": (DIGITS, VisionConfig(variant="vae", width=2, k=2, hidden=(32,)), None),
+    "vae2": (DIGITS, VisionConfig(variant="vae", width=2, hidden=(32,)), None),
     "vae": (DIGITS, VisionConfig(variant="vae", width=10, hidden=(32,)), "0,1,2,3,4"),
     "topk": (DIGITS, VisionConfig(variant="topk", width=96, k=4), None),
     "vqvae": (DIGITS, VisionConfig(variant="vqvae", width=16, code_dim=8), None),

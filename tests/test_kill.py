@@ -63,7 +63,7 @@ def unbroken(short_run: list[object], tmp_path_factory: pytest.TempPathFactory) 
     return {name: folder / name for name in RUNS}
 
 
-RUNS: dict[str, list[object]] = {"live": [], "epochs": ["--epochs", 2, "--tokens", 10_240]}
+RUNS: dict[str, list[object]] = {"live": [], "epochs": ["--epochs", 2, "--tokens", 10_240, "--buffer-mb", 512]}
 
 
 @pytest.mark.parametrize(("kind", "step"), [("live", 3), ("live", 37), ("epochs", 61)])

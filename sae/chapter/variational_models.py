@@ -31,7 +31,7 @@ def ae(setting: Setting, seed: int = 0, *, width: int = LATENTS, **settings: Any
 
 def _usual(setting: Setting, variant: str, seed: int, width: int, settings: dict[str, Any]) -> ImageRun:
     said = "".join(f"-{value}" for value in settings.values())
-    vision = VisionConfig(variant=variant, width=width, k=min(8, width), **settings)
+    vision = VisionConfig(variant=variant, width=width, **settings)
     epochs = setting.pick(EPOCHS, QUICK_EPOCHS)
     # on 4,000 digits worth 3 nats more than batches of 128 at 1e-3, in the same time
     optim = OptimConfig(lr=2e-3, batch=64)

@@ -21,7 +21,7 @@ from sae.harvest.stream import Harvest
 from sae.models.autoencoder import Autoencoder
 from sae.progress import Progress, StopSignal
 from sae.runs import Run, open_run
-from sae.training.batches import load_model, open_store
+from sae.training.batches import load_model, open_store, settled
 from sae.training.plan import make_plan
 
 LAYER = 9
@@ -78,13 +78,14 @@ def _demo_store(folder: Path, tokens: int, scratch: Path) -> Store:
     """The demo's store, harvested further where it holds too little."""
     harvest = HarvestConfig(model="demo", dataset="demo", layer=LAYER)
     plan = make_plan(TrainConfig(harvest=harvest, out=scratch, tokens=tokens, store=folder, device="cpu"))
-    if folder.exists():
+    if plan.precision != "auto":  # there is a store
         held = DiskStore(folder, plan.store_identity)
         if held.rows >= tokens:
             return held
     with StopSignal() as stop, Progress() as progress:
         lm = load_model(plan, progress)
-        return open_store(plan, Harvest(lm, plan.sites, plan.documents, harvest), stop, progress)
+        stream = Harvest(lm, plan.sites, plan.documents, harvest)
+        return open_store(settled(plan, stream, progress), stream, stop, progress)
 
 
 def _of_store(store: Store, tokens: int) -> LanguageRows | LeftOut:

@@ -13,8 +13,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
 TEXT, CHAT, IDS = "text", "chat", "lists of whole numbers"
 KNOWN = {
     TEXT: ("text", "content", "contents", "raw_content", "document", "article", "passage", "story", "code"),
@@ -119,23 +117,25 @@ def _column(values: list[object]) -> Column:
     return Column(kind, tuple(values[:SAMPLES]))
 
 
-def _kind_of(value: object) -> str:
+def _kind_of(value: Any) -> str:
+    if hasattr(value, "tolist"):  # arrays and numbers of numpy
+        value = value.tolist()
     if isinstance(value, (str, TooLong)):
         return TEXT
     if is_conversation(value):
         return CHAT
-    if isinstance(value, (list, tuple, np.ndarray)):
+    if isinstance(value, (list, tuple)):
         if len(value) == 0:
             return "empty lists"
         kinds = {_kind_of(part) for part in value}
         if kinds == {"whole numbers"}:
             return IDS
         return f"lists of {kinds.pop()}" if len(kinds) == 1 else "lists of mixed values"
-    if isinstance(value, (bool, np.bool_)):
+    if isinstance(value, bool):
         return "true or false"
-    if isinstance(value, (int, np.integer)):
+    if isinstance(value, int):
         return "whole numbers"
-    if isinstance(value, (float, np.floating)):
+    if isinstance(value, float):
         return "numbers"
     return "objects" if isinstance(value, dict) else type(value).__name__
 

@@ -24,14 +24,15 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from sae.data.chat import ChatTemplate, Message, Span, Unusable, canonical, plain_text, read_messages
 from sae.data.columns import CHAT, IDS, TEXT, DataError, TooLong, choose_column, passed_over
 from sae.data.rows import TEXT_LIMIT, Rows
 from sae.data.specs import open_rows
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Split = Literal["train", "heldout", "all"]
 SPLITS = ("train", "heldout", "all")
@@ -322,6 +323,8 @@ def _parse(value: object, kind: str) -> Any:
 
 
 def _parse_ids(value: object) -> np.ndarray:
+    import numpy as np
+
     if not isinstance(value, (list, tuple, np.ndarray)):
         raise Unusable(f"not token ids ({type(value).__name__})")
     if len(value) == 0:
@@ -341,7 +344,7 @@ def _key(content: str | tuple[Message, ...] | np.ndarray) -> Any:
     """What tells documents apart: the text, the conversation in JSON, the ids' bytes (int64, little-endian)."""
     if isinstance(content, str):
         return content
-    return content.astype("<i8").tobytes() if isinstance(content, np.ndarray) else canonical(content)
+    return canonical(content) if isinstance(content, tuple) else content.astype("<i8").tobytes()
 
 
 def _counts(faults: dict[str, int]) -> str:

@@ -95,6 +95,8 @@ class _Batch:
             self.clean = self._run()
         self.activations = captured.activations
         flat = {name: a.flatten(0, 1).float() for name, a in self.activations.items()}
+        real = (contexts.document >= 0).flatten().nonzero().squeeze(1)
+        harvest.check_finite(contexts, real, {name: a[real.to(a.device)] for name, a in flat.items()})
         kind = harvest.token_kinds(contexts.tokens.flatten(), flat, harvest.wanted(contexts))
         ordinary = (kind == ORDINARY) & (contexts.document.flatten() >= 0)
         self.ordinary = ordinary.to(self.device).unsqueeze(1)

@@ -21,6 +21,7 @@ from sae.evaluation.bootstrap import GroupSums, Interval, ratio
 from sae.evaluation.disentanglement.information import entropy
 from sae.evaluation.reconstruction import Reconstruction
 from sae.evaluation.variational import Bounds, activity, bounds, moments
+from sae.fields import refuse_ignored
 from sae.files import publish_json
 from sae.image_config import ImageEvalConfig
 from sae.image_runs import ImageRun, decode_dense, dense_codes, open_image_run
@@ -46,6 +47,10 @@ def evaluate_images(run: str | Path, config: ImageEvalConfig | None = None) -> d
     """
     config = config or ImageEvalConfig()
     opened = open_image_run(run)
+    if config.samples and not isinstance(opened.model.code, Gaussian):
+        refuse_ignored(
+            config, {"samples": f"--variant {opened.vision.variant} draws nothing; it is of variational models"}
+        )
     begun = time.perf_counter()
     report = bootstrap.to_json(measure(opened, config))
     head = {"run": str(run), "variant": opened.vision.variant, "data": opened.config.images.data}

@@ -81,7 +81,7 @@ def _check_same(first: Run, other: Run) -> None:
     """Refuse runs whose activations cannot come from one harvest."""
     mine, theirs = (to_json(run.config.harvest) for run in (first, other))
     for name, value in mine.items():
-        if name not in ("site", "target_site", "layer") and theirs[name] != value:
+        if name not in ("site", "target_site", "layer", "store_precision") and theirs[name] != value:
             raise ConfigError(
                 f"{other.folder}: {name} was {theirs[name]!r}, in {first.folder} {value!r}; evaluate them one by one"
             )

@@ -30,7 +30,7 @@ from sae.features.database import Blobs, open_read_only
 from sae.features.keys import FeatureError
 from sae.files import CorruptError
 from sae.image_runs import kind_of
-from sae.models.saved import load
+from sae.models.saved import called, load
 
 if TYPE_CHECKING:
     from sae.harvest.language_model import LanguageModel
@@ -131,8 +131,9 @@ class Lens:
     def unembedding(self) -> Tensor:
         """See `unembedding_of`, of the run's language model, which is loaded for it once."""
         if self._unembedding is None:
-            if kind_of(self.folder) != "language":
-                raise UndefinedError("logits are not defined here: a run on images has no language model")
+            kind = kind_of(self.folder)
+            if kind != "language":
+                raise UndefinedError(f"logits are not defined here: no language model belongs to {called(kind)}")
             run = open_run(self.folder)
             lm = run.load_language_model(torch.device("cpu"))
             self._unembedding = next_token_unembedding(lm, run.model.dim_out)

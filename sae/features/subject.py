@@ -18,6 +18,7 @@ from sae.features.lens import Lens
 from sae.features.text import Vocabulary
 from sae.image_runs import kind_of
 from sae.models.autoencoder import Autoencoder
+from sae.models.saved import KINDS, called
 
 Mark = list[int]
 """Where to go on, as JSON values."""
@@ -95,10 +96,11 @@ class Subject(Protocol):
 
 
 def check_language(run: str | Path, what: str) -> None:
-    """Refuse a run on images for what only a language model can do; `what` is that, as the subject of a sentence.
+    """Refuse other kinds of run for what only a language model can do; `what` is that, as the subject of a sentence.
 
     Raises:
         ConfigError, CorruptError: it is one, or no run.
     """
-    if kind_of(run) != "language":
-        raise ConfigError(f"{run}: a run on images; {what} needs a run on a language model's activations")
+    kind = kind_of(run)
+    if kind != "language":
+        raise ConfigError(f"{run}: {called(kind)}; {what} needs {KINDS['language']}")

@@ -11,6 +11,7 @@ after it: a few integers. Resuming harvests one block again and stores none of i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -249,12 +250,13 @@ class LiveBatches:
             position = torch.empty(batches * self.batch, dtype=torch.int32)
             for rows, here in self._rows_from(begin):
                 taken = min(len(rows.token), batches * self.batch - filled)
+                name_of = partial(self.harvest.name_of, rows.token, rows.document)
                 for name in self.names:
                     found = rows.activations[name]
                     if name not in activations:
                         shape = (batches * self.batch, found.shape[1])
                         activations[name] = torch.empty(shape, dtype=self.dtype, device=found.device)
-                    activations[name][filled : filled + taken] = to_stored(found[:taken], self.dtype, name)
+                    activations[name][filled : filled + taken] = to_stored(found[:taken], self.dtype, name, name_of)
                 document[filled : filled + taken] = rows.document[:taken]
                 position[filled : filled + taken] = rows.position[:taken]
                 filled, end = filled + taken, here._replace(skip=here.skip + taken)

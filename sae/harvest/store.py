@@ -10,6 +10,7 @@ whole with the place in the data where the next one begins. A killed harvest goe
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ from sae.files import (
     remove_leftovers,
     save_tensors,
 )
+from sae.harvest.precision import PRECISIONS
 from sae.harvest.stream import ActivationError, Harvest
 
 SHARD_ROWS = 65_536
@@ -197,19 +199,24 @@ class DiskStore(Store):
         self._ends.append(tuple(read_json(shard / "end.json")))
 
 
-def to_stored(activations: Tensor, dtype: torch.dtype, site: str) -> Tensor:
-    """Activations in the buffer's precision.
+def to_stored(
+    activations: Tensor, dtype: torch.dtype, site: str, name_of: Callable[[int], str] = lambda row: f"row {row}"
+) -> Tensor:
+    """Activations [n, d] in the buffer's precision; `name_of` names the document of a row where one is refused.
 
     Raises:
-        ActivationError: a value is not finite, or does not fit the precision; names the site and the way out.
+        ActivationError: a value is not finite, or does not fit the precision; names site, document and the way out.
     """
     stored = activations.to(dtype)
     # the sum is finite exactly where every entry is (float32: no overflow below 1e38 / n); one pass, one number
     if not torch.isfinite(stored.float().sum()):
+        where = name_of(int((~torch.isfinite(stored)).any(dim=1).nonzero()[0]))
         if not torch.isfinite(activations.float().sum()):
-            raise ActivationError(f"site {site}: the model's activations are not finite; try --precision float32")
+            raise ActivationError(f"site {site}: the model's activations are not finite in {where}")
         largest = activations.abs().max().item()
-        raise ActivationError(f"site {site}: {largest:.3g} does not fit {dtype}; choose --store-precision bfloat16")
+        raise ActivationError(
+            f"site {site}: {largest:.3g} in {where} does not fit {dtype}; choose --store-precision bfloat16"
+        )
     return stored
 
 
@@ -235,7 +242,8 @@ def fill_store(store: Store, harvest: Harvest, *, tokens: int, progress: Callabl
     for harvested in harvest.batches(Cursor(document, token)) if held < tokens else ():
         rows = harvest.trained_on(harvested.rows)
         taken = slice(skip, skip + tokens - held)
-        stored = {name: to_stored(a[taken], store.dtype, name).cpu() for name, a in rows.activations.items()}
+        name_of = partial(harvest.name_of, rows.token[taken], rows.document[taken])
+        stored = {name: to_stored(a[taken], store.dtype, name, name_of).cpu() for name, a in rows.activations.items()}
         waiting.append(Part(stored, rows.token[taken], rows.document[taken], rows.position[taken]))
         added = len(waiting[-1].token)
         full = held + added == tokens
@@ -262,6 +270,15 @@ def _joined(parts: list[Part]) -> Part:
     )
 
 
+def stored_precision(folder: Path | None) -> str | None:
+    """The precision of the store in `folder`; None where there is none, or none that says so."""
+    if folder is None or not (folder / "identity.json").is_file():
+        return None
+    identity = read_json(folder / "identity.json")
+    precision = identity.get("precision") if isinstance(identity, dict) else None
+    return precision if precision in PRECISIONS else None
+
+
 def check_store(folder: Path, identity: dict[str, Any]) -> bool:
     """Whether `folder` is a store of this harvest already, maybe of further sites; False where it is missing or empty.
 
@@ -273,7 +290,8 @@ def check_store(folder: Path, identity: dict[str, Any]) -> bool:
         for name, value in identity.items():
             other = found.get(name) if isinstance(found, dict) else None
             more = name == "sites" and isinstance(other, dict) and value.items() <= other.items()
-            if other != value and not more:
+            any_precision = name == "precision" and value == "auto" and other in PRECISIONS
+            if other != value and not more and not any_precision:
                 raise ConfigError(
                     f"--store {folder}: it holds a harvest with {name} = {other!r}, this run wants {value!r}; "
                     "choose another folder"

@@ -24,11 +24,19 @@ from sae.data.isolation import Isolation, choose_isolation, model_inputs
 from sae.data.packing import BEGINNING, Contexts, Cursor, pack, padding_token
 from sae.harvest.hooks import harvest_forward
 from sae.harvest.language_model import LanguageModel, ModelError
+from sae.harvest.precision import Choice, Kept, choose_precision
 from sae.harvest.sites import Site
 from sae.harvest.traits import embedding_rows, refusal, too_long, unusable
 
 ORDINARY, BOS, SPECIAL, SINK, OTHER_ROLE = range(5)
 KINDS = ("ordinary", "bos", "special", "sink", "other_role")
+FIRST_TOKENS = 12  # of a document, by which an error names it
+_REMEDIES = {
+    "float16": "try --precision bfloat16, which reaches as far as float32 in as much memory",
+    "bfloat16": "try --precision float32",
+    "float32": "no precision helps: take that document out, try a lower --context, or fetch the weights anew",
+}
+"""Precision of the model -> what helps where its activations are not finite."""
 PERCENTILES = (1, 25, 50, 75, 99, 100)
 
 
@@ -95,6 +103,8 @@ class Harvest:
         self._special = torch.tensor(sorted(lm.traits.special), dtype=torch.int64)
         self.norm_limits: dict[str, float] | None = None
         self.norm_percentiles: dict[str, list[float]] = {}
+        self.precision: Choice | None = None
+        """In what activations should wait, by the first forward pass."""
         self.counts: Counter[str] = Counter()
 
     @property
@@ -115,10 +125,14 @@ class Harvest:
 
     def trained_on(self, rows: Rows) -> Rows:
         """The rows that belong in the training stream: ordinary tokens, and special ones with `keep_special`."""
-        kept = rows.kind == ORDINARY
+        return rows.select(self._trained(rows.kind).nonzero().squeeze(1))
+
+    def _trained(self, kind: Tensor) -> Tensor:
+        """Which kinds [n] belong in the training stream, bool [n]."""
+        kept = kind == ORDINARY
         if self.config.keep_special:
-            kept |= (rows.kind == BOS) | (rows.kind == SPECIAL)
-        return rows.select(kept.nonzero().squeeze(1))
+            kept |= (kind == BOS) | (kind == SPECIAL)
+        return kept
 
     def contexts(self, start: Cursor) -> Iterator[Contexts]:
         """The packed tokens of each forward pass from `start` on.
@@ -186,7 +200,53 @@ class Harvest:
         flat = {name: a.flatten(0, 1) for name, a in captured.items()}
         if len(real) < contexts.document.numel():
             flat = {name: a[real.to(a.device)] for name, a in flat.items()}
+        self.check_finite(contexts, real, flat)
         return flat, real
+
+    def check_finite(self, contexts: Contexts, real: Tensor, activations: dict[str, Tensor]) -> None:
+        """Refuse activations, site -> [n, d], of the tokens at places `real` [n] of the batch that are not finite.
+
+        Raises:
+            ActivationError: names the site, the document, and what helps in the model's precision.
+        """
+        token, document = contexts.tokens.flatten()[real], contexts.document.flatten()[real]
+        for site, a in activations.items():
+            if _all_finite(a):
+                continue
+            bad = (~torch.isfinite(a)).any(dim=1).cpu()
+            number = self._culprit(contexts, document[bad].unique().tolist())
+            row = int((document == number).nonzero()[0])
+            precision = self.lm.provenance["precision"]
+            raise ActivationError(
+                f"site {site}: the model's activations are not finite in {precision} in "
+                f"{self.name_of(token, document, row)}; {_REMEDIES[precision]}"
+            )
+
+    def _culprit(self, contexts: Contexts, numbers: list[int]) -> int:
+        """The first of some documents whose activations are not finite without the others around it.
+
+        What is masked is multiplied by zero, and zero times infinity is no number: one document can spoil its context.
+        """
+        for number in numbers if len(numbers) > 1 else ():
+            for context in (contexts.document == number).any(dim=1).nonzero().squeeze(1).tolist():
+                columns = contexts.document[context] == number
+                alone = contexts._replace(
+                    **{
+                        name: getattr(contexts, name)[context, columns][None]
+                        for name in ("tokens", "document", "position")
+                    }
+                )
+                captured = harvest_forward(self.lm.model, self.inputs(alone), self.sites)
+                if not all(_all_finite(a) for a in captured.values()):
+                    return number
+        return numbers[0]
+
+    def name_of(self, token: Tensor, document: Tensor, row: int) -> str:
+        """The document of a row for people: its number in the data set, and the first words of it among the rows."""
+        number = int(document[row])
+        first = token[document == number][:FIRST_TOKENS].tolist()
+        words = " ".join(str(self.lm.tokenizer.decode(first, skip_special_tokens=True)).split())
+        return f'document {number} ("{words}...")'
 
     def _rows(self, contexts: Contexts) -> Rows:
         activations, real = self._forward(contexts)
@@ -200,33 +260,40 @@ class Harvest:
         )
 
     def measure_norms(self) -> None:
-        """Set `norm_limits` and `norm_percentiles` from the first forward pass over the data.
+        """Set `norm_limits`, `norm_percentiles` and `precision` from the first forward pass over the data.
 
         Raises:
-            ActivationError: a norm is not finite.
+            ActivationError: see `check_finite`.
             DataError: the data set has no ordinary token.
         """
         self.norm_limits = None
         for contexts in self.contexts(BEGINNING):
             activations, real = self._forward(contexts)
             wanted = self.wanted(contexts)
+            wanted = None if wanted is None else wanted[real]
             token = contexts.tokens.flatten()[real]
-            ordinary = self.token_kinds(token, activations, None if wanted is None else wanted[real]) == ORDINARY
+            ordinary = self.token_kinds(token, activations, wanted) == ORDINARY
             if not ordinary.any():
                 continue
             limits = {}
             for name, a in activations.items():
                 norms = a[ordinary.to(a.device)].float().norm(dim=1).cpu()
-                if not torch.isfinite(norms).all():
-                    precision = self.lm.provenance["precision"]
-                    remedy = "its weights may be damaged" if precision == "float32" else "try --precision float32"
-                    raise ActivationError(
-                        f"site {name}: the model's activations are not finite in {precision}; {remedy}"
-                    )
                 # not torch.quantile, which stops at 2^24 values
                 self.norm_percentiles[name] = np.percentile(norms.numpy(), PERCENTILES).tolist()
                 if self.config.max_norm:
                     limits[name] = self.config.max_norm * norms.median().item()
             self.norm_limits = limits
+            kind = self.token_kinds(token, activations, wanted)
+            self.precision = choose_precision({name: self._kept(name, a, kind) for name, a in activations.items()})
             return
         raise DataError("the data set gave no token to train on")
+
+    def _kept(self, site: str, activations: Tensor, kind: Tensor) -> Kept:
+        """The rows of a site that the training stream keeps; sinks are left out, but not among special tokens."""
+        limit = None if self.config.keep_special else (self.norm_limits or {}).get(site)
+        return Kept(activations[self._trained(kind).to(activations.device)], limit)
+
+
+def _all_finite(activations: Tensor) -> bool:
+    """Whether every entry is finite: one pass and one number, but where the sum is over float32's range."""
+    return bool(torch.isfinite(activations.sum(dtype=torch.float32))) or bool(torch.isfinite(activations).all())

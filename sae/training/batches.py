@@ -17,7 +17,7 @@ from sae.harvest.store import DiskStore, MemoryStore, Store, fill_store
 from sae.harvest.stream import PERCENTILES, Harvest
 from sae.models.language import find_variant
 from sae.progress import PLAIN_SECONDS, Progress, StopSignal
-from sae.training.plan import Plan
+from sae.training.plan import Plan, with_precision
 from sae.training.run_folder import read_record, run_lock
 
 
@@ -43,7 +43,7 @@ def live_batches(plan: Plan, harvest: Harvest, stop: StopSignal, progress: Progr
         batch=plan.batch,
         tokens=config.tokens,
         buffer_bytes=config.buffer_mb << 20,
-        dtype=getattr(torch, config.harvest.store_precision),
+        dtype=getattr(torch, plan.precision),
         seed=config.seed,
         overlap=plan.device.type == "cuda",
         on_restart=lambda n: progress.say(f"The data set is used up: pass {n} over it begins."),
@@ -126,6 +126,20 @@ def fill(store: Store, plan: Plan, harvest: Harvest, stop: StopSignal, progress:
 def how_to_resume(config: TrainConfig) -> str:
     """What to type after an interruption."""
     return f"continue with: sae train --resume --out {config.out}"
+
+
+def settled(plan: Plan, harvest: Harvest, progress: Progress) -> Plan:
+    """Look at the first forward pass, tell of it, and settle the precision that activations wait in."""
+    harvest.measure_norms()
+    progress.say(norm_report(harvest))
+    if plan.precision == "auto":
+        assert harvest.precision is not None
+        precision, reason = harvest.precision
+        progress.say(f"Activations are kept in {precision}: {reason}.")
+        return with_precision(plan, precision)
+    if plan.config.harvest.store_precision == "auto":
+        progress.say(f"Activations are kept in {plan.precision}, as they were before.")
+    return plan
 
 
 def norm_report(harvest: Harvest) -> str:

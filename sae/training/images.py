@@ -20,11 +20,13 @@ from sae.data.batching import Batch, permutation
 from sae.data.images import ImageSet
 from sae.data.prefetch import prefetch
 from sae.device import pick_device
+from sae.fields import refuse_ignored
 from sae.files import publish_json
 from sae.image_config import ImageTrainConfig, usual_epochs
 from sae.image_runs import open_split, with_labels
 from sae.models.recipe import Recipe
 from sae.models.saved import CONFIG
+from sae.models.settings import ignored_by_images, ignored_by_optimizer
 from sae.models.vision import recipe_of
 from sae.progress import Progress, StopSignal
 from sae.training.loop import take_steps
@@ -130,7 +132,11 @@ def plan_images(config: ImageTrainConfig) -> ImagePlan:
     config = dataclasses.replace(config, epochs=epochs)
     if config.resume:
         check_run_folder(config)
-    return ImagePlan(config, images, recipe_of(config.vision, images.shape, images.count), batch, epochs, device)
+    recipe = recipe_of(config.vision, images.shape, images.count)
+    if not config.resume:  # a run keeps the settings that it was begun with
+        refuse_ignored(config.vision, ignored_by_images(config.vision, images.shape))
+        refuse_ignored(config.optim, ignored_by_optimizer(config.optim))
+    return ImagePlan(config, images, recipe, batch, epochs, device)
 
 
 def train_images(config: ImageTrainConfig) -> ImageTrainResult:

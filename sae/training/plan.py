@@ -10,6 +10,7 @@ from sae.config import ConfigError, TrainConfig, to_json
 from sae.data.columns import TEXT
 from sae.data.documents import Documents, open_documents
 from sae.device import pick_device
+from sae.fields import refuse_ignored
 from sae.harvest.beginning import described
 from sae.harvest.language_model import (
     LanguageModel,
@@ -21,10 +22,11 @@ from sae.harvest.language_model import (
 )
 from sae.harvest.opening import opening
 from sae.harvest.sites import Site, resolve_sites
-from sae.harvest.store import check_store
+from sae.harvest.store import check_store, stored_precision
 from sae.harvest.stream import prepared
 from sae.harvest.traits import known_limit
 from sae.models.language import find_variant
+from sae.models.settings import Ignored, ignored, ignored_by_optimizer
 from sae.models.variants.base import Variant
 from sae.training.optimizers import check_optimizer
 from sae.training.run_folder import check_finite, check_run_folder, new_record, read_record
@@ -51,6 +53,8 @@ class Plan(NamedTuple):
     """Dead latents the auxiliary loss uses."""
     layer_parameters: int
     """Parameters of the language model that a harvest runs through."""
+    precision: str
+    """In what activations wait; auto until the first forward pass has been seen."""
 
     @property
     def sites(self) -> list[Site]:
@@ -73,6 +77,11 @@ class Plan(NamedTuple):
         return sum(widths(self.sites))
 
     @property
+    def row_bytes(self) -> int:
+        """Bytes of a token's activations where they wait; what auto chooses takes two a number nearly always."""
+        return self.row_width * (2 if self.precision == "auto" else getattr(torch, self.precision).itemsize)
+
+    @property
     def training_tokens(self) -> int:
         """Tokens trained on, all epochs together."""
         return self.config.tokens * self.config.epochs
@@ -89,7 +98,7 @@ class Plan(NamedTuple):
         return {
             "format": 1,
             "sites": {site.name: site.width for site in self.sites},
-            "precision": self.config.harvest.store_precision,
+            "precision": self.precision,
             "data": self.documents.provenance,
             **{name: harvest[name] for name in ("model", "context", "contexts", "max_norm", "keep_special")},
             **({} if harvest["roles"] is None else {"roles": harvest["roles"]}),
@@ -111,6 +120,10 @@ def make_plan(config: TrainConfig) -> Plan:
     """
     variant = find_variant(config.sae)
     check_finite(config)
+    if not config.resume:  # a run keeps the settings that it was begun with
+        refuse_ignored(config.sae, ignored(config.sae, variant))
+        refuse_ignored(config.optim, ignored_by_optimizer(config.optim))
+        refuse_ignored(config, _ignored_by_batches(config))
     _check_together(config, variant)
     check_optimizer(config.optim)
     device = pick_device(config.device)
@@ -146,6 +159,7 @@ def make_plan(config: TrainConfig) -> Plan:
         dead_after=config.sae.dead_after or max(1, min(10_000_000, training_tokens // 10)),
         auxk=config.sae.auxk or max(1, sum(widths(targets)) // 2),
         layer_parameters=_parameters_up_to(model, [*inputs, *targets]),
+        precision=_known_precision(config),
     )
     if config.store is not None:
         check_store(config.store, plan.store_identity)
@@ -158,6 +172,30 @@ def opening_of(plan: Plan) -> str:
     return opening(plan.documents, load_tokenizer(plan.source), plan.config.harvest)
 
 
+def with_precision(plan: Plan, precision: str) -> Plan:
+    """The plan with the precision that auto came to.
+
+    Raises:
+        ConfigError: it takes more memory or disk than there is.
+    """
+    settled = plan._replace(precision=precision)
+    if settled.row_bytes > plan.row_bytes:
+        check_space(settled)
+    return settled
+
+
+def _known_precision(config: TrainConfig) -> str:
+    """In what activations wait, as far as it is known before the model is run: a run and a store keep their own."""
+    if config.harvest.store_precision != "auto":
+        return config.harvest.store_precision
+    if config.resume:
+        record = read_record(config.out)
+        begun = record.get("harvest") or record["train"]["harvest"]
+        if begun.get("store_precision", "auto") != "auto":
+            return begun["store_precision"]
+    return stored_precision(config.store) or "auto"
+
+
 def run_record(plan: Plan, lm: LanguageModel) -> dict[str, Any]:
     """What config.json holds from the start: settings, versions, where model and data came from."""
     return {
@@ -167,7 +205,7 @@ def run_record(plan: Plan, lm: LanguageModel) -> dict[str, Any]:
             "targets": [_described(site) for site in plan.targets],
         },
         "model": lm.provenance,
-        "harvest": {"beginning": described(lm)},
+        "harvest": {"beginning": described(lm), "store_precision": plan.precision},
     }
 
 
@@ -213,21 +251,18 @@ def _check_together(config: TrainConfig, variant: Variant) -> None:
     tied = variant.code(sae, 1).tied
     if tied and (sae.normalise == "whiten" or variant.several_sites):
         raise ConfigError(f"--variant {sae.variant}: atoms must keep equal norms; expected --normalise scale or centre")
-    penalised = variant.penalty(sae) is not None
-    for name, value in (("l0_target", sae.l0_target), ("sparsity", sae.sparsity)):
-        aimed = any(term.name == "l0_target" for term in variant.terms(sae))
-        if value is not None and not penalised and not aimed:
-            raise ConfigError(
-                f"--{name.replace('_', '-')} {value}: --variant {sae.variant} has no penalty; it keeps --k"
-            )
-    if penalised and sae.l0_target is not None and sae.sparsity is not None:
-        raise ConfigError(f"--sparsity {sae.sparsity}: a fixed weight, and --l0-target asks for another; give one")
-    if sae.k_start is not None and not hasattr(variant.code(sae, 1), "k"):
-        raise ConfigError(f"--k-start {sae.k_start}: --variant {sae.variant} has no k to anneal")
     if sae.revival == "auxk" and tied:
         raise ConfigError(f"--revival auxk: --variant {sae.variant} has no pre-activations; expected resample or none")
     if variant.neighbours and (config.optim.batch or 2) % 2:
         raise ConfigError(f"--batch {config.optim.batch}: --variant {sae.variant} reads pairs; expected an even number")
+
+
+def _ignored_by_batches(config: TrainConfig) -> Ignored:
+    """Settings of the buffer where activations lie in memory as they are."""
+    if config.epochs > 1 and config.store is None:
+        why = f"--epochs {config.epochs} keeps all activations in memory; expected with --store, or with one epoch"
+        return {"buffer_mb": why}
+    return {}
 
 
 def _check_context(config: TrainConfig, model: torch.nn.Module) -> None:

@@ -23,8 +23,8 @@ from sae.training.batches import (
     how_to_resume,
     live_batches,
     load_model,
-    norm_report,
     open_store,
+    settled,
     stored_batches,
 )
 from sae.training.loop import take_steps
@@ -77,10 +77,9 @@ def _train_locked(plan: Plan, stop: StopSignal, progress: Progress) -> TrainResu
     config = plan.config
     lm = load_model(plan, progress)
     harvest = Harvest(lm, plan.sites, plan.documents, config.harvest)
-    begin_record(plan, lm)
     progress.say(opening(harvest.documents, lm.tokenizer, config.harvest, beginning=lm.beginning))
-    harvest.measure_norms()
-    progress.say(norm_report(harvest))
+    plan = settled(plan, harvest, progress)
+    begin_record(plan, lm)
     begun = time.perf_counter()
     if plan.cached:
         store = open_store(plan, harvest, stop, progress)
@@ -129,7 +128,12 @@ def fit(
     progress.say("Kernels: " + ", ".join(f"{op} on {backend}" for op, backend in backends_used().items()) + ".")
     own = {site.name for site in plan.sites}  # a harvest that feeds other runs too knows more
     limits = {name: limit for name, limit in (harvest.norm_limits or {}).items() if name in own}
-    known = {"norm_limits": limits, "isolation": harvest.isolation, "beginning": described(harvest.lm)}
+    known = {
+        "norm_limits": limits,
+        "isolation": harvest.isolation,
+        "beginning": described(harvest.lm),
+        "store_precision": plan.precision,
+    }
     finish_record(config, trainer, batch=plan.batch, harvest=known)
     return TrainResult(
         out=config.out,

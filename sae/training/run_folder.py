@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from sae.config import ConfigError, RunConfig, to_json
+from sae.config import ConfigError, RunConfig, from_json, to_json
 from sae.files import CorruptError, existing, publish_json, read_json
 from sae.models.saved import CONFIG, WEIGHTS, save_weights
 from sae.training.logging import METRICS
@@ -55,7 +55,10 @@ def check_run_folder(config: RunConfig) -> None:
     record = read_record(out)
     if (out / WEIGHTS).is_file() and record.get("autoencoder"):
         raise ConfigError(f"--resume: the run in {out} is finished; evaluate it with: sae eval {out}")
-    saved, now = flat(record["train"]), flat(to_json(config))
+    begun = from_json(type(config), record["train"], f"{out / CONFIG}: train")  # with defaults that are newer than it
+    saved, now = flat(to_json(begun)), flat(to_json(config))
+    if now.get("harvest.store_precision") == "auto":
+        now["harvest.store_precision"] = saved["harvest.store_precision"]
     for name, value in now.items():
         if name not in MAY_CHANGE_ON_RESUME and saved.get(name) != value:
             raise ConfigError(

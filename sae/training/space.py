@@ -65,9 +65,8 @@ def check_space(plan: Plan) -> None:
                 f"memory, {free >> 20} MiB are free; keep them on disk: --store DIR"
             )
     else:
-        row_bytes = plan.row_width * getattr(torch, config.harvest.store_precision).itemsize
         overlap = plan.device.type == "cuda" and not plan.cached
-        batches_in(config.buffer_mb << 20, row_bytes, plan.batch, overlap=overlap)
+        batches_in(config.buffer_mb << 20, plan.row_bytes, plan.batch, overlap=overlap)
     for flag, folder, size in (("--out", config.out, needs["run"]), ("--store", config.store, needs["store"])):
         if folder is None:
             continue
@@ -89,7 +88,7 @@ def available_memory(device: torch.device) -> int:
 def estimate_bytes(plan: Plan) -> dict[str, int]:
     """Bytes of the weights, of the run folder (with checkpoints of weights and two moments), of all activations."""
     weights = (plan.dim + plan.dim_out) * plan.config.sae.width * 4
-    row = plan.row_width * getattr(torch, plan.config.harvest.store_precision).itemsize + 16
+    row = plan.row_bytes + 16
     run = weights * (1 + 3 * (plan.config.keep_checkpoints + 1))
     return {"weights": weights, "run": run, "store": plan.config.tokens * row}
 

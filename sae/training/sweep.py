@@ -13,8 +13,8 @@ from sae.harvest.opening import opening
 from sae.harvest.store import DiskStore
 from sae.harvest.stream import Harvest
 from sae.progress import Progress, StopSignal
-from sae.training.batches import fill, load_model, norm_report, store_identity, stored_batches
-from sae.training.plan import Plan, make_plan, widths
+from sae.training.batches import fill, load_model, settled, store_identity, stored_batches
+from sae.training.plan import Plan, make_plan, widths, with_precision
 from sae.training.run import TrainResult, begin_record, fit
 from sae.training.run_folder import run_lock
 
@@ -41,8 +41,8 @@ def sweep(configs: Sequence[TrainConfig]) -> list[TrainResult]:
         lm = load_model(first, progress)
         harvest = Harvest(lm, sites, first.documents, first.config.harvest)
         progress.say(opening(harvest.documents, lm.tokenizer, first.config.harvest, beginning=lm.beginning))
-        harvest.measure_norms()
-        progress.say(norm_report(harvest))
+        known = next((plan.precision for plan in plans if plan.precision != "auto"), "auto")
+        first = settled(first._replace(precision=known), harvest, progress)
         begun = time.perf_counter()
         everywhere = {site.name: width for site, width in zip(sites, widths(sites), strict=True)}
         identity = {**store_identity(first, lm), "sites": everywhere}
@@ -50,7 +50,8 @@ def sweep(configs: Sequence[TrainConfig]) -> list[TrainResult]:
         with run_lock(store_folder):
             store = fill(DiskStore(store_folder, identity), first, harvest, stop, progress)
         seconds = time.perf_counter() - begun
-        for number, plan in enumerate(plans, start=1):
+        for number, member in enumerate(plans, start=1):
+            plan = with_precision(member, first.precision)
             progress.say(f"{plan.config.out.name} ({number} of {len(plans)})")
             plan.config.out.mkdir(parents=True, exist_ok=True)
             with run_lock(plan.config.out):

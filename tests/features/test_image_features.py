@@ -250,7 +250,8 @@ def test_images_without_labels_are_called_images(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("variant", ["ae", "linear", "vae", "denoising"])
 def test_codes_that_can_be_negative_are_refused(variant: str, tmp_path: Path) -> None:
-    run = train(tmp_path / "run", variant, width=4, hidden=(8,))
+    hidden = {} if variant == "linear" else {"hidden": (8,)}
+    run = train(tmp_path / "run", variant, width=4, **hidden)
     with pytest.raises(ConfigError, match=f"--variant {variant}: has a code that can be negative.*topk"):
         collect(run, CollectConfig(device="cpu"))
     assert not (run / STORE).exists()

@@ -69,6 +69,9 @@ class FakeHarvest:
             rows = Rows(activations(ids), ids.int(), document_of(ids), position_of(ids), kind)
             yield Harvested(rows, None, Cursor(index, 0))  # type: ignore[arg-type]
 
+    def name_of(self, token: Tensor, document: Tensor, row: int) -> str:
+        return f"document {int(document[row])}"
+
     def trained_on(self, rows: Rows) -> Rows:
         return rows.select((rows.kind == 0).nonzero().squeeze(1))
 
@@ -502,7 +505,9 @@ def test_the_rows_of_a_data_set_of_one_batch_are_enough() -> None:
 
 def test_rows_are_kept_in_the_stated_precision() -> None:
     assert next(live(dtype=torch.float16).iterate(None)).input.dtype == torch.float16
-    with pytest.raises(ActivationError, match=r"site a: 6\.\d+e\+04 does not fit torch\.float16; choose"):
+    with pytest.raises(
+        ActivationError, match=r"site a: 6\.\d+e\+04 in document 28\d\d does not fit torch\.float16; choose"
+    ):
         list(live(80_000, tokens=70_000, dtype=torch.float16, buffer_bytes=10**7).iterate(None))
 
 

@@ -271,7 +271,7 @@ def test_what_does_not_fit_float16_is_named_with_site_and_remedy(value: float) -
     rows = torch.zeros(3, 4)
     rows[1, 2] = value
     with pytest.raises(
-        ActivationError, match=r"site s\.1: 7e\+04 does not fit torch\.float16.*--store-precision bfloat16"
+        ActivationError, match=r"site s\.1: 7e\+04 in row 1 does not fit torch\.float16.*--store-precision bfloat16"
     ):
         to_stored(rows, torch.float16, "s.1")
     assert to_stored(rows, torch.bfloat16, "s.1")[1, 2].item() == pytest.approx(value, rel=0.01)
@@ -291,14 +291,14 @@ def test_a_harvest_that_overflows_keeps_the_shards_before(
 ) -> None:
     calls = 0
 
-    def overflowing(activations: torch.Tensor, dtype: torch.dtype, site: str) -> torch.Tensor:
+    def overflowing(activations: torch.Tensor, dtype: torch.dtype, site: str, *rest: Any) -> torch.Tensor:
         nonlocal calls
         calls += 1
-        return to_stored(activations * (1e9 if calls > 16 else 1), dtype, site)
+        return to_stored(activations * (1e9 if calls > 16 else 1), dtype, site, *rest)
 
     with monkeypatch.context() as patched:
         patched.setattr(stores, "to_stored", overflowing)
-        with pytest.raises(ActivationError, match="does not fit"):
+        with pytest.raises(ActivationError, match=r'in document \d+ \("\w.*\.\.\."\) does not fit'):
             fill(DiskStore(tmp_path, identity()), source)
     assert 0 < DiskStore(tmp_path, identity()).rows < TOKENS
     assert_same(fill(DiskStore(tmp_path, identity()), source), expected)

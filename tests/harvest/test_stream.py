@@ -250,18 +250,37 @@ def test_percentiles_are_those_of_the_first_forward_pass(cases: dict[str, Case],
         assert (norms <= values[2] + 1e-4).float().mean().item() == pytest.approx(0.5, abs=0.02)
 
 
-def test_activations_that_are_not_finite_name_site_and_precision(cases: dict[str, Case], texts: Path) -> None:
-    case = cases["llama"]
-    weight = case.lm.model.model.layers[0].mlp.down_proj.weight
-    before = weight[3, 3].item()
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("family", ["llama", "bloom"])
+def test_a_late_document_whose_activations_are_not_finite_is_named(
+    family: str, value: float, precision: str, cases: dict[str, Case], tmp_path: Path
+) -> None:
+    lines = [*corpus_texts(20, seed=5), "Zebras Quietly graze in the far north.", *corpus_texts(5, seed=6)]
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    lm = cases[family].lm
+    # how the model was loaded is what the advice goes by
+    case = cases[family]._replace(lm=lm._replace(provenance={**lm.provenance, "precision": precision}))
+    token = lm.tokenizer.convert_tokens_to_ids("Q")
+    weight = lm.model.get_input_embeddings().weight
+    before = weight[token].clone()
     with torch.no_grad():
-        weight[3, 3] = float("nan")
+        weight[token, 3] = value
     try:
-        with pytest.raises(ActivationError, match=r"site resid_post\.0: .* not finite in float32"):
-            harvest(case, texts).measure_norms()
+        stream = harvest(case, path)
+        stream.measure_norms()
+        with pytest.raises(ActivationError) as refused:
+            list(stream.batches())
     finally:
         with torch.no_grad():
-            weight[3, 3] = before
+            weight[token] = before
+    said = str(refused.value)
+    assert said.startswith(f"site resid_post.0: the model's activations are not finite in {precision} in document 20 ")
+    assert "Zebras" in said
+    advice = {"float32": "no precision helps", "bfloat16": "--precision float32", "float16": "--precision bfloat16"}
+    assert advice[precision] in said
+    assert ("--precision float32" in said) == (precision == "bfloat16")
 
 
 def test_documents_without_an_ordinary_token_are_refused(cases: dict[str, Case], tmp_path: Path) -> None:

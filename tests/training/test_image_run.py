@@ -29,7 +29,9 @@ from sae.training.trainer import Trainer
 
 
 def config_of(out: Path, variant: str = "vae", *, epochs: int = 3, **vision: Any) -> ImageTrainConfig:
-    settings: dict[str, Any] = {"variant": variant, "width": 10, "k": 3, "hidden": (24,), **vision}
+    settings: dict[str, Any] = {"variant": variant, "width": 10, **vision}
+    if "channels" not in vision:
+        settings = {"hidden": (24,), **settings}
     return ImageTrainConfig(
         images=ImageDataConfig(data="digits"),
         vision=VisionConfig(**settings),

@@ -108,7 +108,8 @@ def test_the_command_line_trains_a_transcoder_and_a_crosscoder(
 def test_live_and_stored_temporal_runs_see_neighbours(config: TrainConfig, tmp_path: Path) -> None:
     config = changed(config, variant="temporal")
     for out, epochs in (("live", 1), ("stored", 2)):
-        result = train(dataclasses.replace(config, out=tmp_path / out, epochs=epochs))
+        buffer_mb = 1 if epochs == 1 else 512
+        result = train(dataclasses.replace(config, out=tmp_path / out, epochs=epochs, buffer_mb=buffer_mb))
         assert result.last["parts"]["contrast"] > 0.01
 
 
@@ -144,7 +145,13 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
         "--variant crosscoder: atoms must keep",
     ),
     ({"variant": "topk", "l0_target": 8.0}, {}, "--l0-target 8.0: --variant topk has no penalty; it keeps --k"),
-    ({"variant": "topk", "recipe": "target", "l0_target": 8.0}, {}, "--l0-target 8.0: --variant topk has no penalty"),
+    (
+        {"variant": "topk", "recipe": "target", "l0_target": 8.0},
+        {},
+        "--recipe target: .* is of jumprelu; --l0-target 8.0: --variant topk has no penalty",
+    ),
+    ({"variant": "relu", "auxk": 5, "revival": "none"}, {}, "--auxk 5: expected with --revival auxk, and here it is"),
+    ({"variant": "topk", "k_anneal": 0.5}, {}, "--k-anneal 0.5: .* --k-start, which is missing"),
     ({"variant": "batchtopk", "sparsity": 0.5}, {}, "--sparsity 0.5: --variant batchtopk has no penalty"),
     ({"variant": "relu", "sparsity": 0.5, "l0_target": 8.0}, {}, "--sparsity 0.5: a fixed weight, and --l0-target"),
     ({"variant": "relu", "k_start": 8}, {}, "--k-start 8: --variant relu has no k to anneal"),
@@ -159,6 +166,12 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
         "--revival auxk: --variant matching_pursuit has no pre",
     ),
 ]
+
+
+def test_a_buffer_is_refused_where_nothing_is_buffered(config: TrainConfig, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--buffer-mb 1: --epochs 2 keeps all activations in memory; expected with"):
+        make_plan(dataclasses.replace(config, epochs=2))
+    assert make_plan(dataclasses.replace(config, epochs=2, store=tmp_path / "store")).config.buffer_mb == 1
 
 
 @pytest.mark.parametrize(("settings", "place", "says"), REFUSED, ids=[says[:50] for _, _, says in REFUSED])

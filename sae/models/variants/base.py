@@ -32,5 +32,8 @@ class Variant:
     """Whether it reads and reconstructs several sites at once."""
     neighbours: bool = False
     """Whether it learns from pairs of neighbouring tokens."""
+    reads: tuple[str, ...] = ()
+    """Fields of `SAEConfig` that `code`, `terms` or `penalty` read and other variants do not: for all who lack them a
+    value other than the default is refused."""
     base: str | None = None
     """For a row that only changes where another reads and writes: the row it builds on unless --base names one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -25,6 +26,8 @@ class ImageVariant:
     corruption: str = "none"
     unit_atoms: bool = False
     beta: float = 1.0
+    reads: tuple[str, ...] = ()
+    """Fields of `VisionConfig` that `code` and `terms` read and other variants do not."""
     lr: float = 1e-3
     """Adam's peak rate unless --lr says otherwise."""
 
@@ -33,6 +36,12 @@ def weight(config: VisionConfig, pixels: int) -> float:
     """Weight of the divergence from the prior."""
     beta = config.beta or 0.0
     return beta if config.beta_per == "nats" else beta * pixels / config.width
+
+
+DIVERGENCE = ("beta", "beta_per", "kl_warmup", "free_bits")
+"""What a weighted divergence reads."""
+CODEBOOK = ("code_dim", "commitment", "momentum", "resets")
+"""What a codebook reads."""
 
 
 def divergence(config: VisionConfig, pixels: int, samples: int) -> list[Term]:
@@ -51,17 +60,19 @@ DENOISING = ImageVariant(code=lambda config: Identity(), corruption="gaussian", 
 KL_SPARSE = ImageVariant(
     code=lambda config: Sigmoid(),
     terms=lambda config, pixels, samples: [Term("rate_kl", config.rate_weight or 0.0, {"rate": config.rate})],
+    reads=("rate", "rate_weight", "rate_momentum"),
 )
 
 # on mnist5k and digits 2e-3 left a better held-out bound than 1e-3
-VAE = ImageVariant(code=lambda config: Gaussian(), terms=divergence, likelihood="bernoulli", lr=2e-3)
+VAE = ImageVariant(code=lambda config: Gaussian(), terms=divergence, likelihood="bernoulli", reads=DIVERGENCE, lr=2e-3)
 
-BETA_VAE = ImageVariant(code=lambda config: Gaussian(), terms=divergence, likelihood="bernoulli", beta=4.0, lr=2e-3)
+BETA_VAE = dataclasses.replace(VAE, beta=4.0)
 
 CAPACITY_VAE = ImageVariant(
     code=lambda config: Gaussian(),
     terms=lambda config, pixels, samples: [Term("capacity", config.gamma, {"nats": config.capacity})],
     likelihood="bernoulli",
+    reads=("capacity", "gamma"),
     lr=2e-3,
 )
 
@@ -73,6 +84,7 @@ BETA_TCVAE = ImageVariant(
         Term("total_correlation", weight(config, pixels) - 1.0, {"samples": samples}, config.kl_warmup),
     ],
     likelihood="bernoulli",
+    reads=DIVERGENCE,
     beta=6.0,
     lr=2e-3,
 )
@@ -87,6 +99,7 @@ def codebook_terms(config: VisionConfig, pixels: int, samples: int) -> list[Term
 VQ_VAE = ImageVariant(
     code=lambda config: Quantised(config.width, config.code_dim, config.momentum, config.resets),
     terms=codebook_terms,
+    reads=CODEBOOK,
     stem="convolutional",
     head="convolutional",
     lr=2e-3,
@@ -95,6 +108,7 @@ VQ_VAE = ImageVariant(
 VQ_VAE_2 = ImageVariant(
     code=lambda config: Quantised(config.width, config.code_dim, config.momentum, config.resets),
     terms=codebook_terms,
+    reads=CODEBOOK,
     stem="two_level",
     head="two_level",
     lr=2e-3,

@@ -20,6 +20,7 @@ RELU = Variant(
     code=lambda config, dim: ReLU(),
     terms=lambda config: [Term("squared_error"), _relu_penalty(config)],
     penalty=lambda config: config.penalty,
+    reads=("penalty",),
 )
 
 
@@ -65,4 +66,5 @@ JUMPRELU = Variant(
     code=_threshold,
     terms=lambda config: [Term("squared_error"), _threshold_penalty(config)],
     penalty=lambda config: None if config.recipe == "target" else _threshold_penalty(config).name,
+    reads=("recipe", "bandwidth"),
 )

@@ -27,6 +27,7 @@ def prefixes(config: SAEConfig) -> list[int]:
 MATRYOSHKA = Variant(
     code=lambda config, dim: BatchTopK(config.k),
     terms=lambda config: [Term("nested_error", 1.0, {"prefixes": prefixes(config)})],
+    reads=("groups",),
 )
 
 # two levels, and a contrast between neighbours on the upper one (Bhalla et al. 2025)
@@ -37,6 +38,7 @@ TEMPORAL = Variant(
         Term("contrast", config.contrast, {"latents": upper(config), "temperature": 0.1}),
     ],
     neighbours=True,
+    reads=("contrast",),
 )
 
 

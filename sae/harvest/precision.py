@@ -1,0 +1,72 @@
+"""In which precision activations wait, chosen by what the first forward pass shows.
+
+choice = choose_precision({"resid_post.12": Kept(rows, limit=9.1e4)})
+choice.name, choice.reason       # "bfloat16", "norms up to 9.1e+04 are kept of resid_post.12, over float16's 65504"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+PRECISIONS = ("float16", "bfloat16", "float32")
+"""From the one that rounds least in two bytes to the one that takes four."""
+ROUNDING = 1e-3  # share of the variance that rounding may cost: far below the FVU of any sparse autoencoder
+ROUNDED_ROWS = 4096  # rows on which that share is measured
+
+
+class Kept(NamedTuple):
+    """What the first forward pass shows of the rows of one site that a training stream keeps."""
+
+    rows: Tensor
+    """[n, d], in the model's precision."""
+    limit: float | None
+    """Norm over which rows are left out, in this pass and in later ones; None where rows of any norm are kept."""
+
+
+class Choice(NamedTuple):
+    """A precision, and what speaks for it."""
+
+    name: str
+    """In `PRECISIONS`."""
+    reason: str
+    """For people, without a full stop."""
+
+
+def choose_precision(sites: Mapping[str, Kept]) -> Choice:
+    """The first of `PRECISIONS` that no later row can overflow and that rounds away too little to matter.
+
+    Too little is `ROUNDING` of the variance, which also tells where small values become zero. No value of a row is
+    over the row's norm, so a norm limit that fits is a promise for the whole data set.
+    """
+    reasons = []
+    for name in PRECISIONS[:-1]:
+        faults = [fault for site, kept in sites.items() if (fault := _fault(site, kept, name))]
+        if not faults:
+            return Choice(
+                name, "; ".join(reasons) or "norms up to the limit fit, and rounding costs nothing that counts"
+            )
+        reasons.append(faults[0])
+    return Choice(PRECISIONS[-1], "; ".join(reasons))
+
+
+def _fault(site: str, kept: Kept, name: str) -> str | None:
+    """What speaks against a precision, if anything does."""
+    dtype = getattr(torch, name)
+    largest = torch.finfo(dtype).max
+    if kept.limit is None and name == "float16":
+        return f"tokens of any norm are kept of {site}, and float16 ends at {largest:.6g}"
+    if kept.limit is not None and kept.limit > largest:
+        return f"norms up to {kept.limit:.3g} are kept of {site}, over {name}'s {largest:.6g}"
+    cost = rounding_cost(kept.rows[:ROUNDED_ROWS], dtype)
+    return f"{name} rounds away {cost:.2g} of the variance of {site}" if cost > ROUNDING else None
+
+
+def rounding_cost(rows: Tensor, dtype: torch.dtype) -> float:
+    """Σ (x - rounded x)² / Σ (x - mean)² of rows [n, d] kept in `dtype`; 0 where nothing varies."""
+    x = rows.double()
+    variance = (x - x.mean(0)).square().sum()
+    return ((x - x.to(dtype)).square().sum() / variance).item() if variance > 0 else 0.0
