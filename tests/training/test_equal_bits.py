@@ -141,7 +141,7 @@ def test_nothing_of_the_tables_is_left_out() -> None:
 
 
 def test_with_narrower_vectors_too() -> None:
-    """A processor with AVX-512 runs the same tests as one without; where there is none, the widest is narrow already."""
+    """The same tests as on a processor without AVX-512, on one that has it."""
     if os.environ.get("ATEN_CPU_CAPABILITY") == AVX2["ATEN_CPU_CAPABILITY"]:
         assert torch.backends.cpu.get_cpu_capability() == "AVX2"
         return
