@@ -84,7 +84,7 @@ class Bar:
         self._begun += amount
         self._done += amount
         if self._rich is not None and self._task is not None:
-            self._rich.reset(self._task, completed=self._done, note=self._note)
+            self._rich.reset(self._task, completed=self._done)
 
     def note(self, text: str) -> None:
         """Show `text` beside the bar."""
