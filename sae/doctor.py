@@ -13,6 +13,7 @@ import torch
 
 from sae.data.cache import cache_dir
 from sae.device import product_rate
+from sae.threads import reason
 
 PACKAGES = ("sparsight", "torch", "transformers", "datasets", "numba", "triton", "gguf", "wandb", "tyro", "safetensors")
 
@@ -32,7 +33,8 @@ def examine() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "versions": versions,
-        "device": torch.cuda.get_device_name() if gpu else f"cpu, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name() if gpu else "cpu",
+        "threads": f"{torch.get_num_threads()}, from {reason(torch.get_num_threads())}",
         "measured_gflops": round(product_rate(device) / 1e9, 1),
         "kernel_backends": {
             "cpu": "numba" if versions["numba"] else "PyTorch reference (numba is missing)",

@@ -82,7 +82,9 @@ class Bar:
     def skip(self, amount: int) -> None:
         """Count `amount` that was done earlier, and leave it out of the rate."""
         self._begun += amount
-        self.advance(amount)
+        self._done += amount
+        if self._rich is not None and self._task is not None:
+            self._rich.reset(self._task, completed=self._done)
 
     def note(self, text: str) -> None:
         """Show `text` beside the bar."""
@@ -98,11 +100,16 @@ class Bar:
 
     def _line(self) -> str:
         seconds = time.perf_counter() - self._start
-        rate = (self._done - self._begun) / max(seconds, 1e-9)
-        left = (self._total - self._done) / max(rate, 1e-9)
-        tail = f", {left:,.0f} s left" if self._done < self._total else f" in {seconds:,.0f} s"
+        taken = self._done - self._begun
+        # before anything is done, or while the clock stands, there is no rate and so no estimate
+        rate = taken / seconds if taken > 0 and seconds > 0 else None
+        speed = "" if rate is None else f", {rate:,.0f} {self._unit}/s"
+        if self._done >= self._total:
+            tail = f" in {seconds:,.0f} s"
+        else:
+            tail = "" if rate is None else f", {(self._total - self._done) / rate:,.0f} s left"
         note = f"  {self._note}" if self._note else ""
-        return f"{self._title}: {self._done:,} of {self._total:,} {self._unit}, {rate:,.0f} {self._unit}/s{tail}{note}"
+        return f"{self._title}: {self._done:,} of {self._total:,} {self._unit}{speed}{tail}{note}"
 
 
 class Progress:

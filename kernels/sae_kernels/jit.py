@@ -5,7 +5,8 @@ module before a CPU op is called for the first time, so that `import sae_kernels
 
 - Threading layer: OpenMP. torch's libgomp is in the process's global scope by the time numba binds to GOMP_parallel,
   so both share one pool of threads, and a worker that spins after a torch product picks up the next numba loop at once.
-- Threads: numba's count follows torch's at every call (`torch.set_num_threads` is the one knob).
+- Threads: numba's count follows torch's at every call, for the thread that calls (`torch.set_num_threads` and
+  OMP_NUM_THREADS are the knobs); torch's own is never touched.
 - Compile cache: beside the package, or in the user's cache folder where that is read-only (NUMBA_CACHE_DIR overrides);
   where neither can be written, functions are compiled again in each process. Numba keys the cache by the source file
   of the compiled function alone, so kernels may call jitted helpers of their own module only.
@@ -16,12 +17,14 @@ module before a CPU op is called for the first time, so that `import sae_kernels
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import numba
 import torch
 from numba import config, prange
+from numba.np.ufunc import parallel
 
 __all__ = ["jit", "prange", "sync_threads"]
 
@@ -37,6 +40,13 @@ if config.THREADING_LAYER == "default":  # an explicit NUMBA_THREADING_LAYER win
         config.THREADING_LAYER = "omp"
     except ImportError:
         pass
+
+
+# starting its threads, numba sets OpenMP's number of threads, torch's too, for the thread that it is called in: so that
+# happens in one that ends at once
+_starting = threading.Thread(target=parallel._launch_threads)
+_starting.start()
+_starting.join()
 
 
 def jit(*, parallel: bool = False, fastmath: bool = True) -> Callable[[Callable[..., Any]], Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sae.modules.codes import JumpReLU
+from sae.modules.codes import JumpReLU, per_entry
 from sae.modules.losses import Step, term
 from sae_kernels import SparseCodes
 
@@ -29,7 +29,7 @@ def tanh(step: Step, scale: float) -> Tensor:
     """
     if not isinstance(step.code, JumpReLU):
         return step.codes.per_token(torch.tanh(scale * _weighted(step, step.codes.values)))
-    pre, theta = step.listed.values, step.code.theta.detach()[step.listed.indices]
+    pre, theta = step.listed.values, per_entry(step.code.theta.detach(), step.listed)
     value = torch.tanh(scale * _weighted(step, torch.where(pre > theta, pre, 0)))
     steps = step.code.steps(step.listed)
     jump = torch.tanh(scale * _weighted(step, theta)) * (steps - steps.detach())  # zero, but for its slope by θ
@@ -98,7 +98,7 @@ def _both_ways(scores: Tensor) -> Tensor:
 
 
 def _weighted(step: Step, values: Tensor) -> Tensor:
-    return values.float() if step.norms is None else values.float() * step.norms[step.codes.indices]
+    return values.float() if step.norms is None else values.float() * per_entry(step.norms, step.codes)
 
 
 def _jump(step: Step) -> JumpReLU:

@@ -20,6 +20,7 @@ from sae.config import OptimConfig
 from sae.models.autoencoder import Autoencoder
 from sae.modules.codes.base import DENSE_ABOVE
 from sae.modules.losses import Step, Term, find_term, total_loss
+from sae.modules.sums import total
 from sae.training.optimizers import Adam, Optimizer, parameters_of
 from sae_kernels import (
     Parameters,
@@ -173,7 +174,7 @@ class AutogradRoute:
         named = parameters_of(model)
         found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
         gradients = {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(named.items(), found, strict=True)}
-        norm = torch.stack([g.float().square().sum() for g in gradients.values()]).sum().sqrt()
+        norm = torch.stack([total(g.float().square()) for g in gradients.values()]).sum().sqrt()
         scale = clip_scale(norm, limit(self.config, model))
         scale = torch.where(now.allowed & torch.isfinite(loss), scale, torch.nan)
         self.optimizer.step(gradients, step=now.step, lr=now.lr, scale=scale)
@@ -266,7 +267,7 @@ class FusedRoute:
             own["W_skip"] = forward.factor * forward.spread[:: forward.groups].T @ x
         error = forward.residual.square().sum(1) if forward.starts is not None else forward.squared_error
         # a gradient of the code's own parameters that is not finite makes the norm so, and stops the step
-        own_square = sum((float(gradient.double().square().sum()) for gradient in own.values()), 0.0)
+        own_square = sum((float(total(gradient.double().square())) for gradient in own.values()), 0.0)
         if not (now.allowed & torch.isfinite(loss)):
             return Taken(codes, x, error, loss.detach(), parts, torch.zeros(()))
         adam = {"step": now.step, "lr": now.lr, "beta1": self.optimizer.beta1}

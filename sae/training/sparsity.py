@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sae.modules.sums import total
 from sae_kernels import SparseCodes
 
 START = 0.1
@@ -78,7 +79,7 @@ class Sparsity:
         self.taken += 1
         if self.penalty == "lp" and (power := self._power_at(self.taken)) != self.power:
             positive = codes.values[codes.values > 0].double()
-            before, after = positive.pow(self.power).sum(), positive.pow(power).sum()
+            before, after = total(positive.pow(self.power)), total(positive.pow(power))
             ratio = torch.where(after > 0, before / after, torch.ones_like(after))
             self.values["scale"] = self.values["scale"] * ratio
             self.power = power

@@ -104,9 +104,7 @@ def update(
         squares.numpy(),
     )
     constants = adam_constants(*adam)
-    # a product, being several times faster than sum(0)
-    every = spread[::groups]
-    grad_b_dec = torch.full((every.shape[0],), factor) @ every
+    grad_b_dec = _token_sum(spread, groups).mul_(factor)
     limit = _LARGE if max_norm is None else min(max_norm, _LARGE)
     if math.hypot(_norm_bound(params, forward, through, grad_b_dec, factor, extra), math.sqrt(more)) <= limit:
         # finite and not to be clipped, as is known beforehand
@@ -133,8 +131,18 @@ def _starts(codes: SparseCodes) -> Any:
 def _finish_bias(grad_b_dec: Tensor, sums: Tensor, squares: Tensor, tied: bool, more: float) -> Tensor:
     """Complete grad_b_dec in place; the global norm, fp32."""
     if tied:
-        grad_b_dec -= torch.ones(PARTS) @ sums
+        _subtract_parts(sums.numpy(), grad_b_dec.numpy())
     return (squares.sum() + grad_b_dec.double().square().sum() + more).sqrt().float()
+
+
+def _token_sum(spread: Tensor, groups: int) -> Tensor:
+    """Sum of rows 0, `groups`, 2 `groups`, ... of spread [N G, d]; not by BLAS, whose order may follow the threads."""
+    sync_threads(spread.shape[0] // groups * spread.shape[1])
+    sums = scratch().get("fused.token_sums", (PARTS, spread.shape[1]))
+    _sum_tokens(spread.numpy(), groups, sums.numpy())
+    total = torch.zeros(spread.shape[1])
+    _add_parts(sums.numpy(), total.numpy())
+    return total
 
 
 def _norm_bound(params: Any, forward: Any, through: Tensor, grad_b_dec: Tensor, factor: float, extra: Any) -> float:
@@ -168,6 +176,33 @@ def _extra_arrays(extra: Any, width: int, d: int, d_out: int) -> tuple[Any, ...]
     place = scratch().get("fused.place", (width,), torch.int32).fill_(-1)
     place[extra.rows] = torch.arange(extra.rows.shape[0], dtype=torch.int32)
     return place.numpy(), (as_numpy(extra.W_enc), as_numpy(extra.b_enc), as_numpy(extra.W_dec))
+
+
+@jit(parallel=True)
+def _sum_tokens(spread, groups, sums):
+    """Each part's sum over an even share of the tokens, of the first row of every token."""
+    tokens, parts = spread.shape[0] // groups, sums.shape[0]
+    for p in prange(parts):
+        total = sums[p]
+        total[:] = 0
+        for n in range(tokens * p // parts, tokens * (p + 1) // parts):
+            row = spread[n * groups]
+            for j in range(row.shape[0]):
+                total[j] += row[j]
+
+
+@jit()
+def _add_parts(sums, out):
+    for p in range(sums.shape[0]):
+        for j in range(out.shape[0]):
+            out[j] += sums[p, j]
+
+
+@jit()
+def _subtract_parts(sums, out):
+    for p in range(sums.shape[0]):
+        for j in range(out.shape[0]):
+            out[j] -= sums[p, j]
 
 
 @jit(parallel=True)

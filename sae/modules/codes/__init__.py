@@ -1,6 +1,6 @@
 """Codes: how a linear encoder's output becomes the latent code; one file a family."""
 
-from sae.modules.codes.base import CODES, Code, make_code, register
+from sae.modules.codes.base import CODES, Code, make_code, per_entry, register
 from sae.modules.codes.dense import Identity, ReLU, Sigmoid
 from sae.modules.codes.gated import Gated
 from sae.modules.codes.gaussian import Gaussian, drawn
@@ -24,5 +24,6 @@ __all__ = [
     "TopK",
     "drawn",
     "make_code",
+    "per_entry",
     "register",
 ]

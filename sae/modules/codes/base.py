@@ -149,6 +149,17 @@ def above(
     return threshold_encode(x, W_enc, b_enc, theta, margin=margin, b_pre=b_pre)
 
 
+def per_entry(table: Tensor, listed: SparseCodes) -> Tensor:
+    """table[j] of every entry, j its latent; `table` is [F], the result of the shape of the entries.
+
+    Its gradient sums each latent's entries in their order, so that two runs agree bit for bit on a CPU: the backward of
+    `table[indices]` adds atomically there, in whatever order the threads arrive.
+    """
+    if listed.in_order:
+        return table.expand_as(listed.values)
+    return table.index_select(0, listed.indices.flatten()).view_as(listed.indices)
+
+
 def same(factors: Tensor) -> bool:
     """Whether all factors are one number, up to rounding."""
     return bool((factors.max() - factors.min()) <= 1e-5 * factors.max())

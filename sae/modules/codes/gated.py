@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sae.modules.codes.base import Code, above, register
+from sae.modules.codes.base import Code, above, per_entry, register
 from sae_kernels import SparseCodes
 
 
@@ -33,7 +33,7 @@ class Gated(Code):
     def activate(self, listed: SparseCodes) -> SparseCodes:
         """See `Code`."""
         gate = listed.values
-        magnitude = torch.relu(self.r[listed.indices].exp() * gate + self.s[listed.indices])
+        magnitude = torch.relu(per_entry(self.r, listed).exp() * gate + per_entry(self.s, listed))
         return listed.with_values(torch.where(gate > 0, magnitude, 0).to(gate.dtype))
 
     @torch.no_grad()

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sae.modules.codes.base import DENSE_ABOVE, Code, above, dense, register
+from sae.modules.codes.base import DENSE_ABOVE, Code, above, dense, per_entry, register
 from sae_kernels import SparseCodes
 
 
@@ -65,13 +65,13 @@ class JumpReLU(Code):
 
     def activate(self, listed: SparseCodes) -> SparseCodes:
         """See `Code`."""
-        theta = self.theta[listed.indices]
+        theta = per_entry(self.theta, listed)
         return listed.with_values(_Jump.apply(listed.values, theta, self._window(listed)))
 
     def steps(self, listed: SparseCodes) -> Tensor:
         """1[pre > θ] of every entry, with ∂/∂θ = -(1/ε) rect((pre - θ)/ε) (eq. 12); by pre nothing, or, with `through`,
         the same with the other sign."""
-        return _Step.apply(listed.values, self.theta[listed.indices], self._window(listed))
+        return _Step.apply(listed.values, per_entry(self.theta, listed), self._window(listed))
 
     def _window(self, listed: SparseCodes) -> _Window:
         return _Window(self.bandwidth, self.through, 1 if listed.offsets is None else self.every)
