@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test check bench bench-peers clean
+.PHONY: install demo test check bench bench-peers families clean
 
 install: $(VENV)/.installed
 
@@ -41,6 +41,10 @@ bench-peers: .venv-peers/.installed
 	.venv-peers/bin/python -m pip install --quiet torch==2.13.0 numba rich sae-lens==6.54.12 eai-sparsify==1.3.3 dictionary-learning==0.1.0
 	.venv-peers/bin/python -m pip uninstall --quiet --yes torchvision
 	touch $@
+
+# a tiny model of every family of transformers through train, eval, features and steer; writes docs/families.md
+families: install
+	$(BIN)/python scripts/families.py
 
 clean:
 	rm -rf $(VENV) .venv-peers build *.egg-info

@@ -37,6 +37,8 @@ def main() -> None:
     asked = parser.parse_args()
     begun = time.perf_counter()
 
+    import transformers
+
     from scripts.family_table import table
     from scripts.family_walk import rows_of
 
@@ -45,7 +47,7 @@ def main() -> None:
     whole = not asked.only and asked.mapping is None
     out = asked.out or (ROOT / "docs" / "families.md" if whole else None)
     if out is not None:
-        out.write_text(table(results))
+        out.write_text(table(results, transformers.__version__))
     if not whole:
         for row in results:
             print(json.dumps(row))
@@ -87,7 +89,9 @@ def walk_all(rows: list[tuple[str, str]], *, workers: int) -> list[dict]:
                 kept(folder, row).write_text(json.dumps(record))
             done += 1
             del running[row]
-            print(f"{done}/{len(rows)}", summary(json.loads(kept(folder, row).read_text())), file=sys.stderr, flush=True)
+            print(
+                f"{done}/{len(rows)}", summary(json.loads(kept(folder, row).read_text())), file=sys.stderr, flush=True
+            )
     return [json.loads(kept(folder, row).read_text()) for row in rows]
 
 

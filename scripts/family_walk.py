@@ -1,7 +1,7 @@
 """One family through train, eval, features and steer on a tiny random model, with its sites checked.
 
-    row = walk("causal", "llama", Path("/tmp/scratch"), texts)
-    row.works, row.reason, row.sites
+row = walk("causal", "llama", Path("/tmp/scratch"), texts)
+row.works, row.reason, row.sites
 """
 
 from __future__ import annotations
@@ -181,30 +181,44 @@ def check_sites(row: Row, model: Any) -> None:
     for layer in range(blocks.n_layers):
         parts = {kind: activations.get(f"{kind}.{layer}") for kind in KINDS}
         if parts["attn_out"] is not None and parts["mlp_out"] is not None:
-            kinds.add(identity(parts, seen, layer))
-        check_middle(parts, layer)
+            block = model.get_submodule(blocks.block(layer)[0])
+            kinds.add(identity(parts, seen, layer, float(getattr(block, "layer_scalar", 1.0))))
+        if not any("after a norm" in kind for kind in kinds):
+            check_middle(parts, layer)
     row.identity = ", ".join(sorted(kinds)) or "-"
     check_replacing(model, inputs, sites, activations)
 
 
-def identity(parts: dict[str, Tensor | None], norms: list[tuple[Tensor, Tensor]], layer: int) -> str:
-    """`sum` where post - pre = attention + MLP; `normalised sum` where a norm follows each sum, as in BERT."""
+def identity(parts: dict[str, Tensor | None], norms: list[tuple[Tensor, Tensor]], layer: int, scale: float) -> str:
+    """How attention and MLP make up what a block does to the residual.
+
+    `sum`: post - pre = attention + MLP. `normalised sum`: a norm follows each sum, as in BERT. A further branch, or a
+    norm in front of both, is named; `scale` is what multiplies the finished residual (Gemma 4), else 1.
+    """
     pre, post, attention, mlp = (parts[kind] for kind in ("resid_pre", "resid_post", "attn_out", "mlp_out"))
     assert pre is not None
     assert post is not None
     assert attention is not None
     assert mlp is not None
-    size = max(pre.abs().max(), post.abs().max())
-    if (post - pre - attention - mlp).abs().max() < 2e-5 * size:
-        return "sum"
-    middles = [after for before, after in norms if close(before, pre + attention)]
-    for middle in [*middles, pre + attention]:
-        if close(middle + mlp, post):
+    end = post / scale
+    size = torch.stack([pre.abs().max(), end.abs().max()]).max()
+
+    def same(ours: Tensor, theirs: Tensor) -> bool:
+        return ours.shape == theirs.shape and bool((ours - theirs).abs().max() < 2e-5 * size)
+
+    rest = end - pre - attention - mlp
+    if same(rest, torch.zeros_like(rest)):
+        return "sum" if scale == 1 else "sum, then scaled"
+    if any(same(rest, after) for _, after in norms):
+        return "sum with a third branch"
+    if any(same(before, pre) and same(after + attention + mlp, end) for before, after in norms):
+        return "sum after a norm"
+    for middle in [pre + attention, *(after for before, after in norms if same(before, pre + attention))]:
+        if same(middle + mlp, end) or any(same(before, middle + mlp) and same(after, end) for before, after in norms):
             return "normalised sum"
-        if any(close(before, middle + mlp) and close(after, post) for before, after in norms):
-            return "normalised sum"
-    error = (post - pre - attention - mlp).norm() / (post - pre).norm()
-    raise Fault(f"layer {layer}: attn_out + mlp_out is not resid_post - resid_pre (relative error {error:.2g})")
+    raise Fault(
+        f"layer {layer}: attn_out + mlp_out is not resid_post - resid_pre (off by {rest.norm() / end.norm():.2g})"
+    )
 
 
 def check_middle(parts: dict[str, Tensor | None], layer: int) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-from transformers import PreTrainedConfig
+from transformers import AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 WIDTH, HEADS, LAYERS, VOCABULARY = 32, 4, 3, 320
@@ -61,18 +61,22 @@ SMALL: tuple[tuple[str, Any], ...] = (
 )  # fmt: skip
 """Pattern of a field's standard name -> its value; the first that matches the whole name counts."""
 
+
 class Part(NamedTuple):
     """The config of a part that an exception asks for."""
 
     family: str
+    values: dict[str, Any] = {}
 
 
 CLIP = Part("clip_vision_model")
+WIDE_VISION = Part("siglip_vision_model", {"hidden_size": 64})
 MIXED = ["sliding_attention", "full_attention", "full_attention"]
 SECTIONS = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
 NO_SHARED_CACHE = {"num_kv_shared_layers": 0}
 EXCEPTIONS: dict[str, dict[str, Any]] = {
     "AyaVisionConfig": {"vision_config": CLIP},
+    "BambaConfig": {"attn_layer_indices": [1]},
     "ChameleonConfig": {"vocabulary_map": {"<image>": 311}},
     "CohereCompassTextConfig": {
         "rope_parameters": {
@@ -81,27 +85,26 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     },
     "Cosmos3EdgeTextConfig": {"rope_parameters": SECTIONS},
     "DbrxConfig": {
-        "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4},
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8},
         "ffn_config": {"hidden_size": WIDTH, "ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2},
     },
     "DeepseekOcr2TextConfig": {"mlp_layer_types": ["dense", "sparse", "sparse"]},
-    "DiffusionGemmaTextConfig": {"top_k_experts": 2},
-    "Dots1Config": {"n_routed_experts": 4},
-    "Dots3NoteTextConfig": {"num_key_value_heads": HEADS},
+    "DiffusionGemmaTextConfig": {"top_k_experts": 2, "num_experts": 4, "moe_intermediate_size": 16},
+    "Dots1Config": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
+    "Dots3NoteTextConfig": {"num_key_value_heads": HEADS, "use_sliding_window": False},
+    "Dots3NoteVisionConfig": {"mlp_layer_types": ["dense"] * LAYERS},
     "Emu3Config": {"vocabulary_map": {"<image>": 311, "<|extra_200|>": 312}},
     "Ernie4_5_VLMoeTextConfig": {"rope_parameters": {**SECTIONS, "mrope_section": [1, 1, 2]}},
-    "EsmConfig": {"vocab_size": VOCABULARY},
+    "EsmConfig": {"vocab_size": VOCABULARY, "pad_token_id": PAD, "mask_token_id": 310},
     "FastVlmConfig": {"vision_config": CLIP},
-    "Gemma3nConfig": {"vision_config": CLIP},
+    
     "Gemma3nTextConfig": NO_SHARED_CACHE,
-    "Gemma4AssistantConfig": {},
     "Glm5NextTextConfig": {"num_key_value_heads": HEADS},
     "GPTNeoConfig": {"attention_types": [[["global", "local", "global"], 1]]},
-    "Granite4VisionConfig": {"deepstack_layer_map": [[1, 0], [0, 1]], "spatial_target_layers": [0, 1]},
+    "Granite4VisionConfig": {"deepstack_layer_map": [], "downsample_rate": "1/2", "vision_config": WIDE_VISION, "spatial_target_layers": [0, 1]},
     "JambaConfig": {"attn_layer_offset": 1},
     "Lfm2MoeConfig": {"layer_types": ["conv", "full_attention", "conv"]},
     "Mamba2Config": {"num_heads": 8, "head_dim": 8, "n_groups": 2},
-    "MoshiConfig": {},
     "MusicgenConfig": {"audio_channels": 1},
     "MusicgenMelodyConfig": {"audio_channels": 1},
     "MuseSparkAudioConfig": {
@@ -110,13 +113,21 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "Molmo2AdapterConfig": {"vision_feature_layer": [-1, -2]},
     "NemotronConfig": {"num_key_value_heads": 2},
     "NeoMMEConfig": {"head_dim": 16},
-    "ParakeetEncoderConfig": {"projection_hidden_size": WIDTH},
+    "ParakeetEncoderConfig": {"projection_hidden_size": WIDTH, "projection_bias": False},
     "PerceiverConfig": {"d_latents": WIDTH, "num_latents": 8, "num_self_attends_per_block": 3},
-    "PerceptionLMConfig": {"vision_config": CLIP},
     "ReformerConfig": {
         "is_decoder": True, "attn_layers": ["local", "lsh", "local"], "axial_pos_shape": [8, 16],
         "axial_pos_embds_dim": [8, 24],
     },
+    **dict.fromkeys(
+        ("GraniteMoeHybridConfig", "KimiLinearConfig", "Qwen3NextConfig", "Qwen3_5TextConfig",
+         "Qwen3_5MoeTextConfig", "Qwen4ExpTextConfig"),
+        {"layer_types": ["linear_attention", "linear_attention", "full_attention"]},
+    ),
+    "DeepseekV2Config": {"num_experts_per_tok": 2, "num_key_value_heads": HEADS},
+    "CodeGenConfig": {"rotary_dim": 4},
+    "GPTJConfig": {"rotary_dim": 4},
+    "XmodConfig": {"default_language": "en_XX"},
     "Zamba2Config": {"layers_block_type": ["linear_attention", "hybrid", "hybrid"]},
     "ZambaConfig": {"num_hidden_layers": 6, "attn_layer_offset": 1},
     "ZayaConfig": {"num_experts_per_tok": 1},
@@ -141,8 +152,8 @@ def tiny_config(family: str) -> PreTrainedConfig:
     return _shrink(CONFIG_MAPPING[family], itertools.count(FIRST_PLACEHOLDER), {})
 
 
-def _shrink(config_class: Any, ids: Iterator[int], defaults: dict[str, Any]) -> PreTrainedConfig:
-    """A small config of a class; `defaults` are those by which a family that has it as a part differs from its own."""
+def _shrink(config_class: Any, ids: Iterator[int], defaults: dict[str, Any], **given: Any) -> PreTrainedConfig:
+    """A small config of a class with what is `given`; `defaults` are those by which a family that has it as a part differs from its own."""
     exceptions = EXCEPTIONS.get(config_class.__name__, {})
     standard = {theirs: ours for ours, theirs in config_class.attribute_map.items()}
     values: dict[str, Any] = {}
@@ -157,9 +168,13 @@ def _shrink(config_class: Any, ids: Iterator[int], defaults: dict[str, Any]) -> 
         small = _small(standard.get(field.name, field.name), field.name, default, ids)
         if small is not None or field.name in defaults and not isinstance(default, dict):
             values[field.name] = default if small is None else small
+    if "kv_lora_rank" in values and "num_key_value_heads" in values:  # latent attention gives every head its own
+        values["num_key_value_heads"] = values["num_attention_heads"]
     for name, value in exceptions.items():
-        values[name] = _shrink(CONFIG_MAPPING[value.family], ids, {}) if isinstance(value, Part) else value
-    return config_class(**values)
+        values[name] = (
+            _shrink(CONFIG_MAPPING[value.family], ids, {}, **value.values) if isinstance(value, Part) else value
+        )
+    return config_class(**{**values, **given})
 
 
 def _part(spec: Any, ids: Iterator[int]) -> PreTrainedConfig | None:
@@ -189,11 +204,16 @@ def _small(standard: str, name: str, default: Any, ids: Iterator[int]) -> Any:
 def tiny_model(family: str, auto: Any) -> Any:
     """A random model of `auto` (`AutoModelForCausalLM`, ...) from the family's tiny config.
 
+    Families that have encoders and decoders of one class are made the one that `auto` is for.
+
     Weights are far from their usual initial values, so that what a module adds to the residual can be told from
     nothing, and the places in a block from one another.
     """
     torch.manual_seed(0)
-    model = auto.from_config(tiny_config(family)).eval()
+    config: Any = tiny_config(family)
+    if hasattr(config, "is_decoder") and not config.is_encoder_decoder:
+        config.is_decoder = auto is AutoModelForCausalLM
+    model = auto.from_config(config).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for weight in model.parameters():

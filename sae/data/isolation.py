@@ -25,6 +25,14 @@ from sae.data.packing import Contexts, Cursor
 Isolation = Literal["positions", "mask", "mask_both", "pad"]
 # the cheapest first
 ISOLATIONS: tuple[Isolation, ...] = ("positions", "mask", "mask_both", "pad")
+
+
+class IsolationError(ValueError):
+    """Documents cannot be kept apart in a model, or it cannot read plain tokens at all; the message says why."""
+
+
+# parts of the names under which configs keep how far a layer looks back, or how many tokens it looks at
+WINDOWS = ("window", "chunk", "local_attention", "index_topk", "block_size")
 # tokens of the trial contexts, where no layer looks back over fewer than a whole context
 TRIAL_TOKENS = 32
 
@@ -82,56 +90,93 @@ def model_inputs(model: Any, contexts: Contexts, isolation: Isolation) -> dict[s
 
 
 def choose_isolation(model: Any, context: int) -> Isolation:
-    """The cheapest way that keeps segments apart in this model; "pad" always does.
+    """The cheapest way that keeps segments apart in this model.
 
     Args:
         model: of transformers.
         context: tokens in the contexts to come.
+
+    Raises:
+        IsolationError: the model cannot read plain tokens, gives other values each time, or lets padding change them.
     """
-    return next(way for way in ISOLATIONS if way == "pad" or isolates_documents(model, context, way))
+    for way in ISOLATIONS:
+        if isolates_documents(model, context, way):
+            return way
+    raise IsolationError(
+        f"{type(model).__name__} computes other hidden states for a document when padding or another document follows "
+        "it, whatever mask is given, so its activations would not be the document's own"
+    )
 
 
 @torch.no_grad()
 def isolates_documents(model: Any, context: int, isolation: Isolation) -> bool:
-    """Whether a segment's hidden states in a packed context are those of the segment alone.
+    """Whether a segment's hidden states in a packed or padded context are those of the segment alone.
 
     Tries random tokens: one context of two segments, one of a single segment. The second catches masks that replace
     a sliding window instead of being added to it, so where the model has a window the trial is a whole context long.
+    With "pad" the first context has one segment, and padding after it.
 
     Args:
         model: of transformers; its last hidden states (without the head) are compared.
         context: tokens in the contexts to come.
-        isolation: "positions", "mask" or "mask_both".
+        isolation: one of ISOLATIONS.
+
+    Raises:
+        IsolationError: the model cannot read plain tokens, or gives other values each time.
     """
+    words = _vocabulary(model)
     # the head is not needed, and is most of a small model's work
     model = getattr(model, "base_model", model)
     length = context if _least_window(model) < context else min(context, TRIAL_TOKENS)
     cut = length // 3
-    words = model.get_input_embeddings().weight.shape[0]
     draw = torch.Generator().manual_seed(0)
     # from the middle of the vocabulary: special tokens live at its ends
     tokens = torch.randint(words // 4, max(words // 2, words // 4 + 1), (2, length), generator=draw)
     position = torch.arange(length).repeat(2, 1)
-    position[0, cut:] -= cut
-    packed = Contexts(tokens, torch.zeros_like(tokens), position, Cursor())
+    document = torch.zeros_like(tokens)
+    if isolation == "pad":
+        document[0, cut:] = -1
+        segments = [(0, 0, cut), (1, 0, length)]
+    else:
+        position[0, cut:] -= cut
+        segments = [(0, 0, cut), (0, cut, length), (1, 0, length)]
+    packed = Contexts(tokens, document, position, Cursor())
     training = model.training
     model.eval()
     try:
-        alone = [
-            _hidden(model, {"input_ids": row[None].to(next(model.parameters()).device)})
-            for row in (tokens[0, :cut], tokens[0, cut:], tokens[1])
-        ]
+        alone = [_alone(model, tokens[row : row + 1, begin:end]) for row, begin, end in segments]
         try:
             inputs = model_inputs(model, packed, isolation)
             if isolation == "positions" and "position_ids" not in inputs:
                 return False
             together = _hidden(model, inputs)
-        except (TypeError, ValueError, RuntimeError, IndexError):
-            return False  # the family does not take inputs of this form
+        except Exception:  # what families raise of inputs that they do not take has no common class
+            return False
     finally:
         model.train(training)
-    pairs = zip((together[:1, :cut], together[:1, cut:], together[1:]), alone, strict=True)
-    return all(_same(ours, theirs) for ours, theirs in pairs)
+    parts = [together[row : row + 1, begin:end] for row, begin, end in segments]
+    return all(_same(ours, theirs) for ours, theirs in zip(parts, alone, strict=True))
+
+
+def _alone(model: Any, tokens: Tensor) -> Tensor:
+    """Hidden states [1, S, d] of one segment by itself."""
+    inputs = {"input_ids": tokens.to(next(model.parameters()).device)}
+    try:
+        hidden, again = _hidden(model, inputs), _hidden(model, inputs)
+    except Exception as error:  # as many kinds as there are families: the user must learn that it is the model
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise IsolationError(f"{type(model).__name__} cannot read plain tokens: {said[:300]}") from error
+    if not _same(hidden, again):
+        raise IsolationError(f"{type(model).__name__} gives other hidden states for the same tokens each time")
+    return hidden
+
+
+def _vocabulary(model: Any) -> int:
+    """Tokens that the model embeds; of a part without embeddings of its own, what its config says."""
+    try:
+        return model.get_input_embeddings().weight.shape[0]
+    except (AttributeError, NotImplementedError):  # what transformers raises where it finds no embedding
+        return model.config.get_text_config().vocab_size
 
 
 def _hidden(model: Any, inputs: dict[str, Any]) -> Tensor:
@@ -150,8 +195,10 @@ def _least_window(model: Any) -> float:
     """The shortest distance over which any layer's attention is cut, by the config; infinite where none is."""
     config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
     sizes = [
-        value
+        size
         for name, value in config.to_dict().items()
-        if ("window" in name or "chunk" in name or name == "local_attention") and type(value) is int and value > 0
+        if any(word in name for word in WINDOWS)
+        for size in (value if isinstance(value, (list, tuple)) else [value])
+        if type(size) is int and size > 0
     ]
     return min(sizes, default=float("inf"))

@@ -4,7 +4,7 @@
     blocks.path, blocks.n_layers, blocks.final_norm       # "model.layers", 30, "model.norm"
     blocks.block(6)                                       # "model.layers.6", None
 
-In nearly every family it is the one list of checkpointable layers, as long as the config says, in `get_decoder()`.
+In nearly every family it is the one list of checkpointable layers in `get_decoder()`, as long as the config says.
 """
 
 from __future__ import annotations
@@ -61,26 +61,23 @@ def find_blocks(model: nn.Module) -> Blocks:
     paths = {id(module): name for name, module in model.named_modules()}
     for root in _roots(model):
         config = _config(root, model)
-        n_layers = getattr(config, "num_hidden_layers", None)
         stacks = _stacks(root, config)
-        if n_layers is None or not stacks:
+        if not stacks:
             continue
         if len(stacks) > 1:
             listed = ", ".join(paths[id(stack)] for stack in stacks)
-            raise SiteError(
-                f"{type(model).__name__} has several stacks of {n_layers} layers ({listed}): use module paths"
-            )
+            raise SiteError(f"{type(model).__name__} has several stacks of layers ({listed}): use module paths")
         path = paths[id(stacks[0])]
         return Blocks(
             path=path,
-            n_layers=n_layers,
+            n_layers=config.num_hidden_layers if _shares_blocks(config) else len(stacks[0]),
             n_modules=len(stacks[0]),
             width=config.hidden_size,
             final_norm=_final_norm(model, path),
             embedding=_accessor_path(model, "get_input_embeddings", paths),
             head=_accessor_path(model, "get_output_embeddings", paths),
         )
-    raise SiteError(f"{type(model).__name__} has no list of num_hidden_layers blocks: use module paths")
+    raise SiteError(f"{type(model).__name__} has no list of blocks: use module paths")
 
 
 def _roots(model: Any) -> Iterator[nn.Module]:
@@ -97,14 +94,29 @@ def _config(root: nn.Module, model: nn.Module) -> Any:
 
 
 def _stacks(root: nn.Module, config: Any) -> list[nn.ModuleList]:
-    lists = [module for module in root.modules() if isinstance(module, nn.ModuleList)]
-    if getattr(config, "model_type", None) == "albert" and config.inner_group_num == 1:
+    lists = [module for module in _text_modules(root) if isinstance(module, nn.ModuleList) and len(module)]
+    if getattr(config, "model_type", None) == "albert":
         # One group of weights serves several layers. Larger groups have no paths for their inner layers' parts.
-        return [stack for stack in lists if type(stack[0]).__name__ == "AlbertLayerGroup"]
+        return [stack for stack in lists if _shares_blocks(config) and type(stack[0]).__name__ == "AlbertLayerGroup"]
+    layers = [stack for stack in lists if all(isinstance(x, GradientCheckpointingLayer) for x in stack)]
     right_length = [stack for stack in lists if len(stack) == getattr(config, "num_hidden_layers", None)]
+    # The length is not always the config's: a decoder cut out of BART has decoder_layers, LongCat counts half layers.
     # Models with code of their own don't use transformers' layer class; then the length alone has to do.
-    layers = [stack for stack in right_length if all(isinstance(x, GradientCheckpointingLayer) for x in stack)]
-    return layers or right_length
+    return [stack for stack in layers if stack in right_length] or layers or right_length
+
+
+def _shares_blocks(config: Any) -> bool:
+    """Whether fewer blocks than layers are there, each computing several layers in turn (ALBERT)."""
+    return getattr(config, "model_type", None) == "albert" and config.inner_group_num == 1
+
+
+def _text_modules(module: nn.Module, main_input: str | None = None) -> Iterator[nn.Module]:
+    """All modules, without models inside the model that read something else than it does: towers for images, sound."""
+    main_input = main_input or getattr(module, "main_input_name", "input_ids")
+    yield module
+    for child in module.children():
+        if getattr(child, "main_input_name", main_input) == main_input:
+            yield from _text_modules(child, main_input)
 
 
 def _final_norm(model: nn.Module, stack_path: str) -> str | None:

@@ -46,14 +46,25 @@ class Captured:
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
         """Run the model on `inputs` without gradients and return all activations of this forward.
 
-        Raises SiteError when the forward ends and a site has not been reached.
+        Raises SiteError when the forward ends and a site has not been reached, or has not one row for each token.
         """
         # Not inference_mode: a trainer may use these tensors in a graph.
         with torch.no_grad(), suppress(_Stopped):
             self._model(**{**self._defaults, **inputs})
         if missed := sorted(self._names - self.activations.keys()):
             raise SiteError(f"this forward of {type(self._model).__name__} never reached {', '.join(missed)}")
+        if "pixel_values" not in inputs and "input_ids" in inputs:
+            self._check_rows(tuple(inputs["input_ids"].shape))
         return self.activations
+
+    def _check_rows(self, tokens: tuple[int, ...]) -> None:
+        """Refuse activations of which it is not known which row belongs to which token (prompts put in front)."""
+        for name, activation in self.activations.items():
+            if tuple(activation.shape[:2]) != tokens:
+                raise SiteError(
+                    f"{name} of {type(self._model).__name__} has {tuple(activation.shape[:2])} rows for {tokens} tokens:"
+                    " its rows are not the tokens"
+                )
 
     def _start(self) -> None:
         self.activations = {}

@@ -17,7 +17,7 @@ from sae.harvest.blocks import SiteError, children_named
 KINDS = ("resid_pre", "resid_post", "mlp_in", "mlp_out", "attn_out", "resid_mid")
 """The kinds of site. A place that has two names takes the first of them."""
 
-ATTENTION = ("self_attn", "self_attention", "attn", "attention", "linear_attn")
+ATTENTION = ("self_attn", "self_attention", "attn", "attention", "linear_attn", "multi_head_attention")
 """Names under which blocks keep the attention (softmax or linear)."""
 
 MIXERS = ("mixer", "mamba", "conv", "temporal_block", "short_conv")
@@ -75,6 +75,8 @@ BLOCK_LACKS: dict[str, dict[str, str]] = {
     "AlbertLayerGroup": {"resid_mid": "it normalises the residual after each sum"},
     "Block": {"resid_mid": "GPT-1 normalises the residual after each sum"},
     "GPTNeoXJapaneseLayer": {"attn_out": "it adds the attention's bias outside the attention"},
+    "ReformerLayer": dict.fromkeys(KINDS, "it is reversible, with two residual streams side by side"),
+    "XLNetLayer": dict.fromkeys(KINDS, "it works on [S, B, d], with the tokens before the batch"),
     "BeamDecoderLayer": dict.fromkeys(("attn_out", "mlp_out"), "it weights each sum by its depth"),
 }
 """Block class -> kind -> why there is no such place, where names and structure mislead."""
@@ -100,17 +102,33 @@ def place_in_block(block: nn.Module, kind: str) -> Place:
     """
     if streams := children_named(block, SEVERAL_STREAMS):
         raise SiteError(f"{type(block).__name__} keeps several residual streams (`{streams[0]}`), not [B, S, d]")
+    block_class = type(block).__name__
+    if reason := BLOCK_LACKS.get(block_class, {}).get(kind):
+        raise SiteError(f"{block_class} has no {kind}: {reason}")
     if kind == "resid_pre":
         return Place("", "input", 1.0)
     if kind == "resid_post":
         return Place("", "output", 1.0)
-    block_class = type(block).__name__
-    if reason := BLOCK_LACKS.get(block_class, {}).get(kind):
-        raise SiteError(f"{block_class} has no {kind}: {reason}")
     find = {"attn_out": _attn_out, "mlp_in": _mlp_in, "mlp_out": _mlp_out, "resid_mid": _resid_mid}[kind]
     path, _, side = (BLOCK_PLACES.get(block_class, {}).get(kind) or find(block)).partition(":")
     contribution = kind in ("attn_out", "mlp_out")
     return Place(path, "input" if side else "output", _scale(block) if contribution else 1.0)
+
+
+def _branches(block: nn.Module, names: tuple[str, ...]) -> list[str]:
+    """Those of `names` under which `block` has one module; several under one name have no place of their own."""
+    found = children_named(block, names)
+    for name in found:
+        if isinstance(getattr(block, name), nn.ModuleList):
+            raise SiteError(f"{type(block).__name__} has a list of modules under `{name}`, which have module paths")
+    return found
+
+
+def _normalises_sums(block: nn.Module) -> bool:
+    """Whether the norms named for a sandwich stand after each sum instead: no norm is left for the attention's input."""
+    names = ("post_attention_layernorm", "post_mlp_layernorm")
+    norms = [name for name, part in block.named_children() if "norm" in type(part).__name__.lower()]
+    return sorted(norms) == sorted(names)
 
 
 def _has(block: nn.Module, path: str) -> bool:
@@ -145,7 +163,7 @@ def _is_plain(part: nn.Module) -> bool:
 
 
 def _attn_out(block: nn.Module) -> str:
-    attention, mixers = children_named(block, ATTENTION), children_named(block, MIXERS)
+    attention, mixers = _branches(block, ATTENTION), _branches(block, MIXERS)
     if not attention:
         instead = (
             f"its token mixer is `{mixers[0]}`, which has a module path" if mixers else f"its parts are {_parts(block)}"
@@ -155,16 +173,18 @@ def _attn_out(block: nn.Module) -> str:
         raise SiteError(f"{type(block).__name__} adds several modules at once: {', '.join(attention + mixers)}")
     if found := children_named(block, POST_ATTENTION):
         return found[0]
-    if children_named(block, SANDWICH) and _has(block, "post_attention_layernorm"):
+    if children_named(block, SANDWICH) and not _normalises_sums(block) and _has(block, "post_attention_layernorm"):
         return "post_attention_layernorm"
     if _has(block, f"{attention[0]}.output.dense"):  # BERT: the sum and its norm are inside `attention.output`
         return f"{attention[0]}.output.dense"
+    if _has(block, f"{attention[0]}.attn") and _has(block, f"{attention[0]}.LayerNorm"):  # MPNet likewise
+        return f"{attention[0]}.attn"
     return attention[0]
 
 
 def _mlp(block: nn.Module) -> str:
     """The feed-forward module, or "" where the block holds its linear layers itself (OPT, BERT)."""
-    mlps = children_named(block, MLPS)
+    mlps = _branches(block, MLPS)
     if not mlps and not _has(block, "fc2") and not _has(block, "intermediate"):
         raise SiteError(f"{type(block).__name__} has no MLP (its parts are {_parts(block)})")
     return mlps[0] if mlps else ""
@@ -176,7 +196,7 @@ def _mlp_in(block: nn.Module) -> str:
 
 def _mlp_out(block: nn.Module) -> str:
     mlp = _mlp(block)
-    if found := children_named(block, POST_MLP):
+    if (found := children_named(block, POST_MLP)) and not _normalises_sums(block):
         return found[0]
     if len(mlps := children_named(block, MLPS)) > 1:
         raise SiteError(f"{type(block).__name__} adds several modules at once: {', '.join(mlps)}")
@@ -187,7 +207,7 @@ def _resid_mid(block: nn.Module) -> str:
     _mlp(block)
     if getattr(block, "use_parallel_residual", False):
         raise SiteError(f"{type(block).__name__} runs attention and MLP in parallel, from the same residual")
-    if found := children_named(block, PRE_MLP):
+    if (found := children_named(block, PRE_MLP)) and not _normalises_sums(block):
         # OLMo 2 and EXAONE 4 have no norm before the MLP: it reads the residual itself.
         reads_residual = found == ["post_attention_layernorm"] and _has(block, "post_feedforward_layernorm")
         return _mlp_in(block) if reads_residual else f"{found[0]}:in"

@@ -150,7 +150,8 @@ class _Resolver:
         kind, _, layer = name.partition(".")
         if reason := self.reasons.get(name):
             others = ", ".join(other for other in KINDS if f"{other}.{layer}" in self.sites)
-            raise SiteError(f"site {given!r} does not exist: {reason}. Layer {layer} has {others}")
+            here = f"Layer {layer} has {others}" if others else "Use module paths"
+            raise SiteError(f"site {given!r} does not exist: {reason}. {here}")
         # Negative layers are refused too: in tools that count the embedding as a layer, -1 means another one.
         of_kind = [site for site in self.sites if site.startswith(f"{kind}.")] or list(self.sites)
         raise SiteError(f"site {given!r}: no layer {layer!r}; {self._exists()}; nearest: {_nearest(name, of_kind)}")
