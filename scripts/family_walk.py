@@ -67,7 +67,7 @@ class Row:
     """Whether the model predicts next tokens, as eval, steer and the lens say alike."""
 
 
-class Fault(Exception):
+class WalkError(Exception):
     """Something that a user would call a bug."""
 
 
@@ -145,12 +145,12 @@ def agreed(lm: LanguageModel, run: Path, report: dict[str, Any]) -> bool:
             raise
         steers, reason = False, said(error)
     if evaluates != steers:
-        raise Fault(f"eval says next tokens are {evaluates}, steer {steers} {reason}")
+        raise WalkError(f"eval says next tokens are {evaluates}, steer {steers} {reason}")
     try:
         unembedding_of(lm.model, find_blocks(lm.model).width)
     except UndefinedError as error:
         if evaluates:
-            raise Fault(f"eval says next tokens, the lens {said(error)}") from error
+            raise WalkError(f"eval says next tokens, the lens {said(error)}") from error
     return evaluates
 
 
@@ -216,7 +216,7 @@ def identity(parts: dict[str, Tensor | None], norms: list[tuple[Tensor, Tensor]]
     for middle in [pre + attention, *(after for before, after in norms if same(before, pre + attention))]:
         if same(middle + mlp, end) or any(same(before, middle + mlp) and same(after, end) for before, after in norms):
             return "normalised sum"
-    raise Fault(
+    raise WalkError(
         f"layer {layer}: attn_out + mlp_out is not resid_post - resid_pre (off by {rest.norm() / end.norm():.2g})"
     )
 
@@ -227,7 +227,7 @@ def check_middle(parts: dict[str, Tensor | None], layer: int) -> None:
     if pre is None or attention is None or middle is None:
         return
     if not close(middle, pre + attention):
-        raise Fault(f"layer {layer}: resid_mid is not resid_pre + attn_out")
+        raise WalkError(f"layer {layer}: resid_mid is not resid_pre + attn_out")
 
 
 def close(ours: Tensor, theirs: Tensor) -> bool:
@@ -262,7 +262,7 @@ def check_replacing(model: Any, inputs: dict[str, Tensor], sites: list[Site], ac
     with splice(model, {site: lambda x: x.clone() for site in places}):
         same = model(**inputs, **cache)[0]
     if not (same - plain).abs().max() <= 1e-4 * plain.abs().max():
-        raise Fault("replacing every site by itself changes the outcome")
+        raise WalkError("replacing every site by itself changes the outcome")
     for site in places:
         if site.layer != LAYER:
             continue
@@ -271,9 +271,9 @@ def check_replacing(model: Any, inputs: dict[str, Tensor], sites: list[Site], ac
             read = harvest_forward(model, inputs, [site])[site.name]
             changed = model(**inputs, **cache)[0]
         if not close(read, moved):
-            raise Fault(f"{site.name}: what was put there is not read there")
+            raise WalkError(f"{site.name}: what was put there is not read there")
         if torch.equal(changed, plain):
-            raise Fault(f"{site.name}: replacing it changes nothing")
+            raise WalkError(f"{site.name}: replacing it changes nothing")
 
 
 # Documents apart
@@ -295,10 +295,10 @@ def check_isolation(lm: LanguageModel, texts: Path, config: HarvestConfig) -> st
             alone = harvest_forward(lm.model, {"input_ids": contexts.tokens[row : row + 1, begin:end]}, [site])
             alone = alone[site.name][0]
             if alone.shape != packed[row, begin:end].shape:
-                raise Fault(f"documents alone have {alone.shape[0]} rows for {end - begin} tokens")
+                raise WalkError(f"documents alone have {alone.shape[0]} rows for {end - begin} tokens")
             worst = max(worst, float((packed[row, begin:end] - alone).norm() / alone.norm()))
     if not worst < 1e-4:
-        raise Fault(f"isolation {harvest.isolation!r}: a document differs by {worst:.2g} from the document alone")
+        raise WalkError(f"isolation {harvest.isolation!r}: a document differs by {worst:.2g} from the document alone")
     return harvest.isolation
 
 

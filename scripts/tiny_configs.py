@@ -24,7 +24,7 @@ WIDTH, HEADS, LAYERS, VOCABULARY = 32, 4, 3, 320
 BOS, EOS, PAD = 0, 1, 2
 """Ids of the special tokens, as in `tests/tiny_tokenizers.byte_tokenizer`."""
 FIRST_PLACEHOLDER = 300
-"""Placeholders of images and the like get ids from here on, which the tokenizer of the walk (300 tokens) never gives."""
+"""Placeholders of images and the like get ids from here on, which a tokenizer of 300 tokens never gives."""
 
 SMALL: tuple[tuple[str, Any], ...] = (
     (r"audio_channels", 1),
@@ -50,15 +50,20 @@ SMALL: tuple[tuple[str, Any], ...] = (
     (r"(n_routed|num|num_local|moe_num)_experts", 4),
     (r"first_k_dense_replace|num_dense_layers", 1),
     (r"(moe|shared|expert|share).*(size|dim)|hidden_size_per_layer_input|.*ffn_mult", 16),
-    (r".*(intermediate|ffn|inner|feed_forward|mlp)_?(size|dim|hidden_size)?|d_ff|dim_ff|dff|n_inner|intermediate_size_mlp", 48),
+    (r".*(intermediate|ffn|inner|feed_forward|mlp)_?(size|dim|hidden_size)?", 48),
+    (r"d_ff|dim_ff|dff|n_inner|intermediate_size_mlp", 48),
     (r"num_hidden_layers|num_layers|n_layers?|layers", LAYERS),
     (r"(?!.*(dense|shared|start|residual|mtp|nextn|by)).*(layers|depth|num_blocks)", 2),
-    (r".*(sliding_window|window_size|attention_window|window_len|chunk_length|attention_chunk_size|local_attention)", 8),
+    (r".*(sliding_window|window_size|attention_window|window_len|chunk_length|chunk_size|local_attention)", 8),
     (r".*(period|pattern|interval|every_n_layers)|layer_group_size|n_layers_per_attn_res_block", 2),
     (r".*(chunk_size|block_size|canvas_length|keep_window_size|floor_scale|n_floor)", 8),
     (r".*state_size|mamba_d_state|segment_means_seq_len|num_landmarks|mamba_head_dim", 8),
-    (r"(?!.*(kernel|merge|patch|batch|group|pool|grid|num|token|conv_size|codebook)).*(size|dim|d_model|channels|width|lru_width|embd)", WIDTH),
-)  # fmt: skip
+    (
+        r"(?!.*(kernel|merge|patch|batch|group|pool|grid|num|token|conv_size|codebook))"
+        r".*(size|dim|d_model|channels|width|lru_width|embd)",
+        WIDTH,
+    ),
+)
 """Pattern of a field's standard name -> its value; the first that matches the whole name counts."""
 
 
@@ -66,13 +71,13 @@ class Part(NamedTuple):
     """The config of a part that an exception asks for."""
 
     family: str
-    values: dict[str, Any] = {}
+    values: dict[str, Any]
 
 
-CLIP = Part("clip_vision_model")
+CLIP = Part("clip_vision_model", {})
 WIDE_VISION = Part("siglip_vision_model", {"hidden_size": 64})
-MIXED = ["sliding_attention", "full_attention", "full_attention"]
 SECTIONS = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
+HYBRID = {"layer_types": ["linear_attention", "linear_attention", "full_attention"]}
 NO_SHARED_CACHE = {"num_kv_shared_layers": 0}
 EXCEPTIONS: dict[str, dict[str, Any]] = {
     "AyaVisionConfig": {"vision_config": CLIP},
@@ -97,11 +102,14 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "Ernie4_5_VLMoeTextConfig": {"rope_parameters": {**SECTIONS, "mrope_section": [1, 1, 2]}},
     "EsmConfig": {"vocab_size": VOCABULARY, "pad_token_id": PAD, "mask_token_id": 310},
     "FastVlmConfig": {"vision_config": CLIP},
-    
+
     "Gemma3nTextConfig": NO_SHARED_CACHE,
     "Glm5NextTextConfig": {"num_key_value_heads": HEADS},
     "GPTNeoConfig": {"attention_types": [[["global", "local", "global"], 1]]},
-    "Granite4VisionConfig": {"deepstack_layer_map": [], "downsample_rate": "1/2", "vision_config": WIDE_VISION, "spatial_target_layers": [0, 1]},
+    "Granite4VisionConfig": {
+        "deepstack_layer_map": [], "downsample_rate": "1/2", "vision_config": WIDE_VISION,
+        "spatial_target_layers": [0, 1],
+    },
     "JambaConfig": {"attn_layer_offset": 1},
     "Lfm2MoeConfig": {"layer_types": ["conv", "full_attention", "conv"]},
     "Mamba2Config": {"num_heads": 8, "head_dim": 8, "n_groups": 2},
@@ -119,11 +127,19 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
         "is_decoder": True, "attn_layers": ["local", "lsh", "local"], "axial_pos_shape": [8, 16],
         "axial_pos_embds_dim": [8, 24],
     },
-    **dict.fromkeys(
-        ("GraniteMoeHybridConfig", "KimiLinearConfig", "Qwen3NextConfig", "Qwen3_5TextConfig",
-         "Qwen3_5MoeTextConfig", "Qwen4ExpTextConfig"),
-        {"layer_types": ["linear_attention", "linear_attention", "full_attention"]},
-    ),
+    "GraniteMoeHybridConfig": HYBRID,
+    "KimiLinearConfig": HYBRID,
+    "Qwen3NextConfig": HYBRID,
+    "Qwen3_5TextConfig": HYBRID,
+    "Qwen3_5MoeTextConfig": HYBRID,
+    "Qwen4ExpTextConfig": {
+        **HYBRID,
+        "indexer_n_heads": 4,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 8,
+        "indexer_budget": 16,
+        "indexer_compress_ratio": 4,
+    },
     "DeepseekV2Config": {"num_experts_per_tok": 2, "num_key_value_heads": HEADS},
     "CodeGenConfig": {"rotary_dim": 4},
     "GPTJConfig": {"rotary_dim": 4},
@@ -143,17 +159,13 @@ COMMON_FIELDS = {field.name for field in dataclasses.fields(PreTrainedConfig)}
 PLACEHOLDER = r"token_id|token_index|_token|(start|end|newline|patch)_id$|_index$"
 
 
-class Unbuildable(Exception):
-    """No tiny config of a family can be made; the message says why."""
-
-
 def tiny_config(family: str) -> PreTrainedConfig:
     """A config of the family `family` (a model type) with three layers of width 32."""
     return _shrink(CONFIG_MAPPING[family], itertools.count(FIRST_PLACEHOLDER), {})
 
 
 def _shrink(config_class: Any, ids: Iterator[int], defaults: dict[str, Any], **given: Any) -> PreTrainedConfig:
-    """A small config of a class with what is `given`; `defaults` are those by which a family that has it as a part differs from its own."""
+    """A small config of a class with what is `given`; `defaults` replace the class's own, before they are shrunk."""
     exceptions = EXCEPTIONS.get(config_class.__name__, {})
     standard = {theirs: ours for ours, theirs in config_class.attribute_map.items()}
     values: dict[str, Any] = {}
@@ -166,7 +178,7 @@ def _shrink(config_class: Any, ids: Iterator[int], defaults: dict[str, Any], **g
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         default = defaults.get(field.name, default)
         small = _small(standard.get(field.name, field.name), field.name, default, ids)
-        if small is not None or field.name in defaults and not isinstance(default, dict):
+        if small is not None or (field.name in defaults and not isinstance(default, dict)):
             values[field.name] = default if small is None else small
     if "kv_lora_rank" in values and "num_key_value_heads" in values:  # latent attention gives every head its own
         values["num_key_value_heads"] = values["num_attention_heads"]

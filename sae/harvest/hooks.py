@@ -62,8 +62,8 @@ class Captured:
         for name, activation in self.activations.items():
             if tuple(activation.shape[:2]) != tokens:
                 raise SiteError(
-                    f"{name} of {type(self._model).__name__} has {tuple(activation.shape[:2])} rows for {tokens} tokens:"
-                    " its rows are not the tokens"
+                    f"{name} of {type(self._model).__name__} has {tuple(activation.shape[:2])} rows for {tokens}"
+                    " tokens: its rows are not the tokens"
                 )
 
     def _start(self) -> None:

@@ -125,7 +125,7 @@ def _branches(block: nn.Module, names: tuple[str, ...]) -> list[str]:
 
 
 def _normalises_sums(block: nn.Module) -> bool:
-    """Whether the norms named for a sandwich stand after each sum instead: no norm is left for the attention's input."""
+    """Whether the norms named as in a sandwich stand after each sum instead: no other norm is there (GTE)."""
     names = ("post_attention_layernorm", "post_mlp_layernorm")
     norms = [name for name, part in block.named_children() if "norm" in type(part).__name__.lower()]
     return sorted(norms) == sorted(names)

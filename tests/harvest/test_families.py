@@ -1,4 +1,4 @@
-"""Families of transformers, each by a tiny model through train, eval, features and steer; docs/families.md says the same."""
+"""Tiny models of families go through train, eval, features and steer, as docs/families.md says."""
 
 from __future__ import annotations
 
