@@ -27,7 +27,7 @@ import sae.training.run
 from sae.config import CollectConfig, EvalConfig, HarvestConfig, OptimConfig, SAEConfig, SteerConfig, TrainConfig
 from sae.data.documents import open_documents
 from sae.data.packing import BEGINNING
-from sae.features.lens import UndefinedError, unembedding_of
+from sae.features.lens import UndefinedError, next_token_unembedding
 from sae.harvest.hooks import harvest_forward, splice
 from sae.harvest.language_model import LanguageModel, load_language_model, locate_model
 from sae.harvest.sites import KINDS, Site, SiteError, find_blocks, resolve_sites
@@ -136,22 +136,24 @@ def _walk(row: Row, folder: Path, run: Path, texts: Path) -> None:
 
 def agreed(lm: LanguageModel, run: Path, report: dict[str, Any]) -> bool:
     """Whether the model predicts next tokens; eval, steer and the lens must say the same."""
-    evaluates = report["downstream"] is not None
+    says = {"eval": report["downstream"] is not None, "lens": True, "steer": True}
+    reasons = []
+    try:
+        next_token_unembedding(lm, find_blocks(lm.model).width)
+    except UndefinedError as error:
+        says["lens"] = False
+        reasons.append(said(error))
     try:
         steering = SteerConfig(latent=(0,), prompt="the river ran", absolute=True, tokens=4, device="cpu")
-        steers, reason = bool(sae.features.steer.steer_run(run, steering)["tokens"]), ""
+        sae.features.steer.steer_run(run, steering)
     except ValueError as error:
         if not is_refusal(error):
             raise
-        steers, reason = False, said(error)
-    if evaluates != steers:
-        raise WalkError(f"eval says next tokens are {evaluates}, steer {steers} {reason}")
-    try:
-        unembedding_of(lm.model, find_blocks(lm.model).width)
-    except UndefinedError as error:
-        if evaluates:
-            raise WalkError(f"eval says next tokens, the lens {said(error)}") from error
-    return evaluates
+        says["steer"] = False
+        reasons.append(said(error))
+    if set(says.values()) != {lm.traits.predicts_next}:
+        raise WalkError(f"next tokens: traits say {lm.traits.predicts_next}, commands {says}: {'; '.join(reasons)}")
+    return lm.traits.predicts_next
 
 
 # Sites

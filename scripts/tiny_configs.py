@@ -88,12 +88,11 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
             name: {"rope_type": "default", "rope_theta": 1e4} for name in ("full_attention", "sliding_attention")
         }
     },
-    "Cosmos3EdgeTextConfig": {"rope_parameters": SECTIONS},
     "DbrxConfig": {
         "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8},
         "ffn_config": {"hidden_size": WIDTH, "ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2},
     },
-    "DeepseekOcr2TextConfig": {"mlp_layer_types": ["dense", "sparse", "sparse"]},
+    "DeepseekOcr2TextConfig": {"mlp_layer_types": ["dense", "sparse", "sparse"], "num_experts_per_tok": 2},
     "DiffusionGemmaTextConfig": {"top_k_experts": 2, "num_experts": 4, "moe_intermediate_size": 16},
     "Dots1Config": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
     "Dots3NoteTextConfig": {"num_key_value_heads": HEADS, "use_sliding_window": False},
@@ -106,6 +105,10 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "Gemma3nTextConfig": NO_SHARED_CACHE,
     "Glm5NextTextConfig": {"num_key_value_heads": HEADS},
     "GPTNeoConfig": {"attention_types": [[["global", "local", "global"], 1]]},
+    "Glm4vMoeTextConfig": {
+        "rope_parameters": {**SECTIONS, "mrope_section": [1, 1, 0], "partial_rotary_factor": 0.5}
+    },
+    "HunYuanVLTextConfig": {"rope_parameters": {**SECTIONS, "mrope_section": [1, 1, 1, 1]}},
     "Granite4VisionConfig": {
         "deepstack_layer_map": [], "downsample_rate": "1/2", "vision_config": WIDE_VISION,
         "spatial_target_layers": [0, 1],
@@ -182,6 +185,8 @@ def _shrink(config_class: Any, ids: Iterator[int], defaults: dict[str, Any], **g
             values[field.name] = default if small is None else small
     if "kv_lora_rank" in values and "num_key_value_heads" in values:  # latent attention gives every head its own
         values["num_key_value_heads"] = values["num_attention_heads"]
+    if "mrope_section" in getattr(config_class, "ignore_keys_at_rope_validation", ()):
+        values["rope_parameters"] = SECTIONS
     for name, value in exceptions.items():
         values[name] = (
             _shrink(CONFIG_MAPPING[value.family], ids, {}, **value.values) if isinstance(value, Part) else value

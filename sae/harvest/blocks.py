@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 FINAL_NORMS = ("norm", "ln_f", "final_layernorm", "final_layer_norm", "norm_f", "final_norm", "layernorm")
@@ -94,7 +95,7 @@ def _config(root: nn.Module, model: nn.Module) -> Any:
 
 
 def _stacks(root: nn.Module, config: Any) -> list[nn.ModuleList]:
-    lists = [module for module in _text_modules(root) if isinstance(module, nn.ModuleList) and len(module)]
+    lists = [module for _, module in text_modules(root) if isinstance(module, nn.ModuleList) and len(module)]
     if getattr(config, "model_type", None) == "albert":
         # One group of weights serves several layers. Larger groups have no paths for their inner layers' parts.
         return [stack for stack in lists if _shares_blocks(config) and type(stack[0]).__name__ == "AlbertLayerGroup"]
@@ -110,13 +111,19 @@ def _shares_blocks(config: Any) -> bool:
     return getattr(config, "model_type", None) == "albert" and config.inner_group_num == 1
 
 
-def _text_modules(module: nn.Module, main_input: str | None = None) -> Iterator[nn.Module]:
-    """All modules, without models inside the model that read something else than it does: towers for images, sound."""
+def text_modules(module: nn.Module, path: str = "", main_input: str | None = None) -> Iterator[tuple[str, nn.Module]]:
+    """(path, module) of all modules, without those of towers inside the model that read something else (images).
+
+    A tower is told by its main input, or where it has none by a config without a vocabulary.
+    """
     main_input = main_input or getattr(module, "main_input_name", "input_ids")
-    yield module
-    for child in module.children():
-        if getattr(child, "main_input_name", main_input) == main_input:
-            yield from _text_modules(child, main_input)
+    yield path, module
+    for name, child in module.named_children():
+        config = getattr(child, "config", None)
+        known = main_input == "input_ids" and isinstance(config, PreTrainedConfig)
+        wordless = known and not hasattr(config.get_text_config(), "vocab_size")
+        if not wordless and getattr(child, "main_input_name", main_input) == main_input:
+            yield from text_modules(child, f"{path}.{name}" if path else name, main_input)
 
 
 def _final_norm(model: nn.Module, stack_path: str) -> str | None:
