@@ -38,7 +38,8 @@ class Captured:
 
     def __init__(self, model: nn.Module, sites: Sequence[Site], stop: bool) -> None:
         self._model, self._stop = model, stop
-        self._names = {site.name for site in sites}
+        self._widths = {site.name: site.width for site in sites}
+        self._names = set(self._widths)
         # Keys and values of past tokens are of no use in a pass over whole contexts.
         self._defaults = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
         self._start()
@@ -58,12 +59,17 @@ class Captured:
         return self.activations
 
     def _check_rows(self, tokens: tuple[int, ...]) -> None:
-        """Refuse activations of which it is not known which row belongs to which token (prompts put in front)."""
+        """Refuse activations that are not one vector a token of the width expected (prompts in front, several streams)."""
         for name, activation in self.activations.items():
             if tuple(activation.shape[:2]) != tokens:
                 raise SiteError(
                     f"{name} of {type(self._model).__name__} has {tuple(activation.shape[:2])} rows for {tokens}"
                     " tokens: its rows are not the tokens"
+                )
+            if self._widths[name] not in (None, activation.shape[-1]):
+                raise SiteError(
+                    f"{name} of {type(self._model).__name__} is {activation.shape[-1]} wide, expected"
+                    f" {self._widths[name]}: it is not the one vector of a token"
                 )
 
     def _start(self) -> None:

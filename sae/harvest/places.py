@@ -52,7 +52,7 @@ RESIDUAL_SCALES = ("residual_multiplier", "residual_scale")
 FACTOR_ENDINGS = ("multiplier", "scale", "alpha", "factor")
 """Endings of numbers in other families that weight a sum in a way not known here (Falcon-H1, MiniMax)."""
 
-SEVERAL_STREAMS = ("altup", "attn_hc", "ffn_hc", "hyper_connection")
+SEVERAL_STREAMS = ("altup", "attn_hc", "ffn_hc", "hyper_connection", "attn_hyper_connection")
 """Children that mark a block with several residual streams side by side (Gemma 3n, hyper-connections)."""
 
 OTHER_PARTS = ("fc1", "fc2", "intermediate", "output", "encoder_attn", "crossattention", "cross_attention", "router")
