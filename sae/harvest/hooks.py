@@ -59,7 +59,7 @@ class Captured:
         return self.activations
 
     def _check_rows(self, tokens: tuple[int, ...]) -> None:
-        """Refuse activations that are not one vector a token of the width expected (prompts in front, several streams)."""
+        """Refuse what is not one vector a token, of the width expected (prompts in front, several streams)."""
         for name, activation in self.activations.items():
             if tuple(activation.shape[:2]) != tokens:
                 raise SiteError(
