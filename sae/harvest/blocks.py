@@ -119,9 +119,9 @@ def text_modules(module: nn.Module, path: str = "", main_input: str | None = Non
     main_input = main_input or getattr(module, "main_input_name", "input_ids")
     yield path, module
     for name, child in module.named_children():
-        config = getattr(child, "config", None)
-        known = main_input == "input_ids" and isinstance(config, PreTrainedConfig)
-        wordless = known and not hasattr(config.get_text_config(), "vocab_size")
+        wordless = False
+        if main_input == "input_ids" and isinstance(config := getattr(child, "config", None), PreTrainedConfig):
+            wordless = not hasattr(config.get_text_config(), "vocab_size")
         if not wordless and getattr(child, "main_input_name", main_input) == main_input:
             yield from text_modules(child, f"{path}.{name}" if path else name, main_input)
 
