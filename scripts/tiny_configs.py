@@ -124,6 +124,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "Molmo2AdapterConfig": {"vision_feature_layer": [-1, -2]},
     "NemotronHConfig": {"n_groups": 2},
     "Qwen3OmniMoeThinkerConfig": {"vision_start_token_id": 315, "vision_end_token_id": 316},
+    "Qwen2_5OmniThinkerConfig": {"vision_start_token_id": 315, "vision_end_token_id": 316},
     "Step3p7TextConfig": {"sliding_window": 8},
     "NemotronConfig": {"num_key_value_heads": 2},
     "NeoMMEConfig": {"head_dim": 16},

@@ -146,6 +146,9 @@ def _scale(block: nn.Module) -> float:
     known = BRANCHES.union(POST_ATTENTION, POST_MLP, OTHER_PARTS)
     if type(block).__name__ not in BLOCK_PLACES:
         unknown += [name for name, part in block.named_children() if name not in known and not _is_plain(part)]
+    if _has(block, "output.dense"):  # BERT's blocks add inside `output`, XMOD's adapters too
+        parts = dict(getattr(block, "output").named_children())  # noqa: B009 - a module's attribute may be a tensor
+        unknown += [f"output.{name}" for name, part in parts.items() if name != "dense" and not _is_plain(part)]
     factors = [name for name in vars(block) if name.endswith(FACTOR_ENDINGS) and name not in RESIDUAL_SCALES]
     unknown += [name for name in factors if isinstance(getattr(block, name), (int, float))]
     if unknown:

@@ -113,6 +113,8 @@ def find_traits(model: nn.Module, tokenizer: Any, *, has_head: bool) -> ModelTra
         reason = f"{name}: the checkpoint holds no output head"
     elif both_ways:
         reason = f"{name} reads both ways"
+    elif not (hasattr(model, "can_generate") and model.can_generate()):
+        reason = f"transformers generates no text with {name}"
     return ModelTraits(
         has_head=has_head,
         bidirectional=both_ways,
