@@ -36,7 +36,7 @@ model: `sae train`, `sae eval`, `sae features` and `sae steer`, and every site r
 def table(results: list[dict[str, Any]], version: str) -> str:
     """The text of docs/families.md."""
     statuses = Counter(result["status"] for result in results)
-    counts = ", ".join(f"{count} {status}" for status, count in statuses.most_common())
+    counts = ", ".join(f"{status} {count}" for status, count in statuses.most_common())
     rows = "\n".join([*HEAD, *map(line, results)])
     return TEXT.format(version=version, counts=f"{len(results)} rows: {counts}.", table=rows)
 
