@@ -100,5 +100,6 @@ def adam_step(
         | {"beta1": float(beta1), "rest1": 1.0 - beta1, "beta2": float(beta2), "rest2": 1.0 - beta2}
         | {"rate": lr / (1 - beta1**step), "root": 1 / math.sqrt(1 - beta2**step), "eps": float(eps)},
         {"HAS_SCALE": scale is not None, "UNIT": unit_rows, "ROWS": height, "BLOCK_D": block},
-        warps=max(1, min(16, block * height // 256)),
+        # elements a thread: eight, or four where rows are normalised, which keeps twice as many alive (eight spill)
+        warps=max(1, min(16, block * height // (128 if unit_rows else 256))),
     )
