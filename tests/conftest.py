@@ -67,6 +67,20 @@ def nothing_left_behind(empty_folder: Path) -> Iterator[None]:
     assert os.listdir(empty_folder) == []
 
 
+@pytest.fixture(autouse=True)
+def two_threads_for_kernels(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The kernels are tested with two threads, however many the tests around them are given."""
+    if request.path.parent.name != "ops":
+        yield
+        return
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
 WORDS = (
     "the river ran past a mill where grain was ground while children watched wheels turn and birds flew over green "
     "fields towards hills that hid an old stone town built by people who traded salt iron wool with ships from far "

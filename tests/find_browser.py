@@ -15,6 +15,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -100,6 +101,12 @@ def launch(chromium: BrowserType, path: Path) -> Browser:
 
 def search(environment: Mapping[str, str], places: Iterable[str] = PLACES) -> Search:
     """The first browser that starts; playwright's own download is tried last."""
+    # in a thread of its own: in the caller's, playwright may be running already
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(_search, environment, places).result()
+
+
+def _search(environment: Mapping[str, str], places: Iterable[str]) -> Search:
     refused = []
     with sync_playwright() as playwright:
         paths = candidates(environment, places)

@@ -5,14 +5,19 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
+from playwright.sync_api import Playwright
 
 import find_browser
 from find_browser import candidates, install, installers, launch, search
 
 ROOT = Path(__file__).parent.parent
+T = TypeVar("T")
 
 
 def script(path: Path, body: str) -> Path:
@@ -21,6 +26,17 @@ def script(path: Path, body: str) -> Path:
     path.write_text(f"#!/bin/sh\n{body}\n")
     path.chmod(0o755)
     return path
+
+
+def beside_a_running_loop(use: Callable[[Playwright], T]) -> T:
+    """What `use` makes of a playwright in a thread of its own: other tests may keep one running in this one."""
+
+    def started() -> T:
+        with find_browser.sync_playwright() as playwright:
+            return use(playwright)
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(started).result()
 
 
 @pytest.fixture
@@ -91,8 +107,7 @@ def test_a_browser_that_answers_its_version_alone_is_none(
 
 
 def test_playwright_s_own_download_is_found(tmp_path: Path, real: Path, no_download: dict[str, str]) -> None:
-    with find_browser.sync_playwright() as playwright:
-        download = Path(playwright.chromium.executable_path)
+    download = beside_a_running_loop(lambda playwright: Path(playwright.chromium.executable_path))
     assert download.is_relative_to(tmp_path / "downloads")
     assert search(no_download, []).path is None
     script(download, f'exec "{real}" "$@"')
@@ -150,9 +165,12 @@ def test_without_a_browser_the_other_tests_run_and_the_end_says_so(tmp_path: Pat
 
 
 def test_the_browser_found_shows_a_page(real: Path) -> None:
-    with find_browser.sync_playwright() as playwright:
+    def shown(playwright: Playwright) -> str:
         browser = launch(playwright.chromium, real)
         page = browser.new_page()
         page.set_content("<p id=a>seen</p>")
-        assert page.inner_text("#a") == "seen"
+        text = page.inner_text("#a")
         browser.close()
+        return text
+
+    assert beside_a_running_loop(shown) == "seen"

@@ -448,9 +448,9 @@ def test_the_width_of_any_module_is_found_without_weights(family: str, path: str
 @pytest.mark.parametrize(
     ("path", "says"),
     [
-        ("model.rotary_emb", r"expected \[B, S, d\]"),
+        ("model.rotary_emb", r"\(1, 8\) rows for \(2, 8\) tokens"),
         ("model.layers", "never reached"),
-        ("model.embed_tokens:in", r"expected \[B, S, d\]"),
+        ("model.embed_tokens:in", r"\(2, 1\) rows for \(2, 8\) tokens"),
     ],
 )
 def test_a_place_that_holds_no_vector_a_token_is_refused(path: str, says: str) -> None:

@@ -242,7 +242,9 @@ def test_steering_a_conversation_replies_and_leaves_other_roles_alone(run: Run, 
 
 def test_the_beginning_of_the_data_is_shown(config: TrainConfig) -> None:
     harvest = harvest_of(config)
-    lines = opening(harvest.documents, harvest.lm.tokenizer, config.harvest, width=60).splitlines()
+    lines = opening(
+        harvest.documents, harvest.lm.tokenizer, config.harvest, beginning=harvest.lm.beginning, width=60
+    ).splitlines()
     assert 5 < len(lines) <= 8
     assert lines[0] == f"Data: {config.harvest.dataset}, column 'messages' (chat), all."
     assert all(len(line) <= 60 and line.startswith("  | u:") for line in lines[1:4])
@@ -287,6 +289,6 @@ def test_the_command_shows_the_data_without_weights_and_refuses_roles_of_text(
     parse([str(part) for part in (*common, "--dataset", chats, *out)]).run()
     said = capsys.readouterr().err
     assert "column 'messages' (chat), 90% for training" in said
-    assert "First tokens: '<s>'" in said
+    assert "First tokens: 'u' ':'" in said, "what comes before them is settled with the weights"
     with pytest.raises(DataError, match="--roles assistant: column 'text'"):
         parse([str(part) for part in (*common, "--dataset", corpus, *out)]).run()
