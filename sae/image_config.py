@@ -73,7 +73,7 @@ class VisionConfig(SAEConfig):
     variance: float = 0.5
     """Variance of the Gaussian likelihood; 1/2 makes it the squared error plus a constant."""
     beta: float | None = None
-    """Weight of the divergence from the prior; by default 1 (4 for beta_vae, 6 for beta_tcvae)."""
+    """Weight of the divergence from the prior; by default 1 (beta_vae 4, beta_tcvae 6; less below 784 pixels)."""
     beta_per: Literal["nats", "dimension"] = "nats"
     """dimension: --beta is the normalised one, weight = beta · pixels / latents (Higgins et al. 2017)."""
     kl_warmup: float = 0.0
@@ -82,8 +82,8 @@ class VisionConfig(SAEConfig):
     """Nats a latent below which its divergence costs nothing."""
     capacity: float = 25.0
     """Nats of the capacity that --variant capacity_vae ends at."""
-    gamma: float = 100.0
-    """Weight of the distance from that capacity."""
+    gamma: float | None = None
+    """Weight of the distance from that capacity; by default 100, with fewer than 784 pixels less."""
     rate: float = 0.05
     """Mean value that --variant kl_sparse holds every latent to."""
     rate_weight: float | None = None
@@ -117,9 +117,10 @@ class VisionConfig(SAEConfig):
         check(self.variance > 0, "variance", self.variance, "more than 0")
         check(self.beta is None or self.beta >= 0, "beta", self.beta, "0 or more")
         check(0 <= self.kl_warmup <= 1, "kl_warmup", self.kl_warmup, "a share of the steps, 0 to 1")
+        check(self.beta_per == "nats" or self.beta is not None, "beta_per", self.beta_per, "--beta, which it is of")
         check(self.free_bits >= 0, "free_bits", self.free_bits, "0 or more nats")
         check(self.capacity >= 0, "capacity", self.capacity, "0 or more nats")
-        check(self.gamma > 0, "gamma", self.gamma, "more than 0")
+        check(self.gamma is None or self.gamma > 0, "gamma", self.gamma, "more than 0")
         check(0 < self.rate < 1, "rate", self.rate, "between 0 and 1, both excluded")
         check(self.rate_weight is None or self.rate_weight >= 0, "rate_weight", self.rate_weight, "0 or more")
         momentum = self.rate_momentum

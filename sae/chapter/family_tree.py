@@ -85,7 +85,7 @@ TREE = (
         "β-VAE",
         "The divergence from the prior weighs more, so that latents part the causes of an image.",
         "Higgins et al. 2017, ICLR",
-        (_image("beta_vae", "beta-vae", "--width 10 --beta 4"),),
+        (_image("beta_vae", "beta-vae", "--width 10"),),
         ("VAE",),
     ),
     Node(

@@ -106,7 +106,7 @@ def pixel_members(shape: Sequence[int], *, quick: bool) -> list[Member]:
         *(_member("vae", width=width) for width in (8, 32)),
         *(_member("beta_vae", width=16, beta=beta) for beta in (0.5, 2.0, 4.0)),
         _member("capacity_vae", width=16, capacity=15.0),
-        _member("beta_tcvae", width=16),
+        _member("beta_tcvae", width=16, beta=6.0),
         _member("vqvae", width=32, code_dim=16, channels=narrow_channels(shape), **nats),
         *(_member("topk", width=width, k=k) for width in (64, 128) for k in (4, 8, 16)),
         *(_member(variant, width=256, k=k) for variant in sparse for k in (8, 16)),
@@ -127,7 +127,7 @@ def planted_members(*, quick: bool) -> list[Member]:
         *(_member(variant, **sized, k=PLANTED_K) for variant in sparse),
         _member("ae", **sized, **real),
         _member("vae", **sized, **normal),
-        _member("beta_vae", **sized, **normal),
+        _member("beta_vae", **sized, beta=4.0, **normal),
         _member("kl_sparse", **sized, **real),
         _member("linear", **sized),
     ]

@@ -25,6 +25,7 @@ from sae.models.variants.images import (
     VQ_VAE,
     VQ_VAE_2,
     ImageVariant,
+    share_for,
 )
 from sae.modules.corruption import USUAL_LEVEL
 from sae.modules.losses import Term
@@ -45,6 +46,7 @@ NAMES = (*OWN, *SPARSE)
 USUAL_CHANNELS = (32, 64, 128)
 SMALLEST_MAP = 4  # sides of the last feature map where --channels does not say otherwise
 DECODES_ITSELF = {"nested_error", "gate_error"}  # terms that go through the dictionary and know of no head
+USUAL_GAMMA = 100.0  # where images are not small
 USUAL_LR = 1e-3  # of Adam, for sparse codes with a stem or head
 
 
@@ -59,6 +61,7 @@ def completed(config: VisionConfig, shape: Sequence[int]) -> VisionConfig:
     row = OWN.get(config.variant)
     stem = _chosen(config.stem, "none" if row is None else row.stem)
     head = _chosen(config.head, "none" if row is None else row.head)
+    pixels = math.prod(shape)
     whole = dataclasses.replace(
         config,
         stem=stem,
@@ -67,8 +70,9 @@ def completed(config: VisionConfig, shape: Sequence[int]) -> VisionConfig:
         output=_chosen(config.output, "linear" if row is None or head == "none" else row.output),
         likelihood=_chosen(config.likelihood, "squared_error" if row is None else row.likelihood),
         corruption=_chosen(config.corruption, "none" if row is None else row.corruption),
-        beta=config.beta if config.beta is not None else (1.0 if row is None else row.beta),
-        rate_weight=config.rate_weight if config.rate_weight is not None else 0.01 * math.prod(shape),
+        beta=config.beta if config.beta is not None else (1.0 if row is None else row.beta(pixels)),
+        gamma=config.gamma if config.gamma is not None else USUAL_GAMMA * share_for(pixels),
+        rate_weight=config.rate_weight if config.rate_weight is not None else 0.01 * pixels,
     )
     plain = row is None and stem == head == "none" and whole.likelihood != "gaussian"
     whole = dataclasses.replace(whole, normalise=_chosen(config.normalise, "scale" if plain else "none"))

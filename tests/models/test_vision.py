@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import sae
+from sae.comparison.plan import pixel_members, planted_members
 from sae.config import ConfigError, OptimConfig
 from sae.files import publish_json
 from sae.image_config import VisionConfig
@@ -219,8 +220,47 @@ def test_auto_is_written_out() -> None:
     assert completed(VisionConfig(variant="vqvae"), (1, 8, 8)).channels == (32,)
     assert completed(VisionConfig(variant="vqvae"), (3, 64, 64)).channels == (32, 64, 128)
     assert completed(VisionConfig(variant="topk"), (1, 28, 28)).normalise == "scale"
-    assert completed(VisionConfig(variant="beta_vae"), (1, 28, 28)).beta == 4.0
     assert set(OWN) <= set(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("shape", "betas", "gamma"),
+    [
+        ((1, 28, 28), (1.0, 4.0, 6.0), 100.0),
+        ((3, 64, 64), (1.0, 4.0, 6.0), 100.0),
+        ((1, 14, 14), (1.0, 1.0, 2.25), 25.0),
+        ((1, 8, 8), (1.0, 16 / 49, 1 + 20 / 49), 400 / 49),
+    ],
+)
+def test_small_images_are_held_to_their_prior_in_proportion(
+    shape: tuple[int, int, int], betas: tuple[float, ...], gamma: float
+) -> None:
+    for variant, beta in zip(("vae", "beta_vae", "beta_tcvae"), betas, strict=True):
+        assert completed(VisionConfig(variant=variant), shape).beta == pytest.approx(beta), variant
+        assert completed(VisionConfig(variant=variant, beta=3.0), shape).beta == 3.0, "as given"
+    terms = recipe_of(VisionConfig(variant="capacity_vae"), shape, 10).terms
+    assert {t.name: t.weight for t in terms}["capacity"] == pytest.approx(gamma)
+    assert completed(VisionConfig(variant="capacity_vae", gamma=30.0), shape).gamma == 30.0
+
+
+def test_the_comparison_s_models_do_not_hang_on_what_is_usual() -> None:
+    """Its recorded figures were taken at these weights."""
+    shapes = ((pixel_members((1, 32, 32), quick=False), (1, 32, 32)), (planted_members(quick=False), (1, 12, 12)))
+    weights = {
+        member.name: (whole.beta, whole.gamma)
+        for members, shape in shapes
+        for member in members
+        if member.family in ("beta_vae", "beta_tcvae", "capacity_vae")
+        for whole in [completed(member.vision, shape)]
+    }
+    assert {name: beta for name, (beta, _) in weights.items() if name.startswith("beta")} == {
+        "beta_vae-w16-beta0.5": 0.5,
+        "beta_vae-w16-beta2": 2.0,
+        "beta_vae-w16-beta4": 4.0,
+        "beta_tcvae-w16": 6.0,
+        "beta_vae-w96-beta4": 4.0,
+    }
+    assert weights["capacity_vae-w16"][1] == 100.0
 
 
 def test_k_means_nothing_where_nothing_keeps_k() -> None:
@@ -252,6 +292,7 @@ def test_normalised_beta_counts_pixels_over_latents() -> None:
         ),
         ({"variant": "matching_pursuit", "stem": "mlp"}, "--stem mlp: --variant matching_pursuit reads what it writes"),
         ({"variant": "ae", "normalise": "scale"}, "--normalise scale: cannot be folded through a stem or head"),
+        ({"variant": "vae", "beta_per": "dimension"}, "--beta-per dimension: expected --beta, which it is of"),
         ({"variant": "denoising", "corrupted_only": True}, "--corrupted-only: --corruption gaussian leaves no pixel"),
         ({"variant": "vqvae", "channels": (4, 4, 4, 4)}, r"--channels \[4, 4, 4, 4\]: a side of 8 cannot be halved 4"),
     ],

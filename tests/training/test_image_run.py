@@ -359,9 +359,13 @@ def test_a_run_of_the_usual_length_tells_it_and_goes_on_with_it(
     assert all(tensor.equal(b[name]) for name, tensor in a.items())
 
 
-def test_the_readme_s_command_gives_digits_that_can_be_read(tmp_path: Path) -> None:
-    """Some twenty seconds: the length is what is tested."""
-    out = tmp_path / "vae"
-    cli.main(["image", "train", "--variant", "vae", "--data", "digits", "--out", str(out), "--device", "cpu", "--json"])
+@pytest.mark.parametrize(("variant", "most"), [("vae", 0.4), ("beta_vae", 0.2), ("capacity_vae", 0.3)])
+def test_codes_held_to_a_prior_give_digits_that_can_be_read(variant: str, most: float, tmp_path: Path) -> None:
+    """The README's command and its kin, at 180 passes of 545: some eight seconds each, as the length is tested."""
+    out = tmp_path / variant
+    cli.main(
+        ["image", "train", "--variant", variant, "--data", "digits", "--epochs", "180", "--out", str(out),
+         "--device", "cpu", "--json"]
+    )  # fmt: skip
     report = evaluate_images(out, ImageEvalConfig(samples=0, resamples=10))
-    assert report["fvu"]["value"] < 0.4, "it was .53 after 60 passes: grey smears"
+    assert report["fvu"]["value"] < most, "the first was .53 after 60 passes, the second 1 at any length: grey smears"
