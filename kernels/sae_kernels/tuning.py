@@ -148,7 +148,7 @@ def threshold_config(N: int, F: int, d: int, dtype: torch.dtype, device: Device)
     Buckets of 64, with room for four survivors, for two where F is so large that they are few and room is dear.
     """
     config = _product_config(N, d, 64, 4 if F < 65_536 else 2, dtype, device)
-    # on Blackwell the product's sums stay in tensor memory; with eight warps what is left of a thread's registers spills
+    # on Blackwell, whose sums stay in tensor memory: eight warps spill registers
     return replace(config, warps=4) if device.name.startswith("sm_10") else config
 
 

@@ -97,7 +97,8 @@ class Trainer:
         self.recipe, self.sae = recipe, recipe.config
         self.config, self.steps, self.device, self.seed = optim, steps, device, seed
         self.dead_after, self.auxk = dead_after, auxk
-        self.model = recipe.model.to(device)
+        # a recipe may be trained several times, for a trial of its speed for one: its own model stays untrained
+        self.model = copy.deepcopy(recipe.model).to(device)
         self.terms: list[Term] = list(recipe.terms)
         default = recipe.lr or default_peak(self.model.width, steps, optim.optimizer)
         self.peak = optim.lr or default

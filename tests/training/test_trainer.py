@@ -6,6 +6,7 @@ import pytest
 import torch
 from planted import BATCH, RECIPES, TIED, initialise, planted, relative, run, trained, trainer_of, use_autograd
 
+from sae.config import OptimConfig
 from sae.models.language import VARIANTS
 from sae.training.routes import FusedRoute
 from sae.training.schedules import annealed, course, default_peak
@@ -99,6 +100,16 @@ def test_two_trainers_with_one_seed_are_equal_and_another_seed_differs(name: str
     other.seed = 1
     initialise(other, batches)
     assert not other.model.W_enc.equal(first.model.W_enc)
+
+
+@pytest.mark.parametrize("name", list(VARIANTS))
+def test_a_recipe_trains_to_the_same_weights_a_second_time(name: str) -> None:
+    batches = planted(4)
+    first = trained(RECIPES[name], batches)
+    constants = {"dead_after": 10**9, "auxk": 5, "device": torch.device("cpu"), "seed": 0}
+    again = Trainer(first.recipe, OptimConfig(lr=3e-3), steps=4, **constants)
+    initialise(again, batches)
+    assert_same_state(first, run(again, batches))
 
 
 @pytest.mark.parametrize("route", ["fused", "autograd"])
