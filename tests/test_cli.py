@@ -89,7 +89,7 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     def unwanted(*_: object, **__: object) -> None:
         raise AssertionError("weights were loaded before the input was refused")
 
-    monkeypatch.setattr("sae.training.run.load_language_model", unwanted)
+    monkeypatch.setattr("sae.training.batches.load_language_model", unwanted)
 
 
 @pytest.fixture
@@ -511,7 +511,7 @@ def test_activations_over_float16_are_refused_where_it_is_asked_for(
 @pytest.mark.parametrize("epochs", [1, 2])
 def test_a_data_set_of_less_than_a_batch_leaves_no_run_folder(epochs: int, train: TrainWith, tmp_path: Path) -> None:
     tiny = _write(tmp_path, "tiny.jsonl", '{"text": "a few words of the kind that tests are made of"}\n')
-    train(dataset=tiny, epochs=epochs, heldout=0.001, buffer_mb=512).refused("tokens", "batch", "256")
+    train(dataset=tiny, epochs=epochs, heldout=0.001, buffer_mb=None).refused("tokens", "batch", "256")
     assert sorted(tmp_path.iterdir()) == [tiny]
 
 
