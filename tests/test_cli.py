@@ -310,7 +310,7 @@ BAD: dict[str, tuple[Callable[[Path], dict[str, object]], tuple[str, ...]]] = {
     "site: several": (lambda t: {"site": "resid_*.1", "layer": None}, ("--site resid_*.1", "names 3 places")),
     "site: no vector a token": (
         lambda t: {"site": "model.rotary_emb", "layer": None},
-        ("model.rotary_emb", "expected [B, S, d]"),
+        ("model.rotary_emb", "rows are not the tokens"),
     ),
     "site: never reached": (lambda t: {"site": "model.layers", "layer": None}, ("never reached model.layers",)),
     "data: no such file": (lambda t: {"dataset": t / "none.jsonl"}, ("none.jsonl: no such file or folder",)),
@@ -318,7 +318,7 @@ BAD: dict[str, tuple[Callable[[Path], dict[str, object]], tuple[str, ...]]] = {
         lambda t: {"dataset": _write(t, "texts.jsonl", '{"text": "a"}').with_name("text.jsonl")},
         ("text.jsonl: no such file", "there is texts.jsonl"),
     ),
-    "data: unknown ending": (lambda t: {"dataset": _write(t, "d.csv", "a,b")}, ("d.csv", ".jsonl", ".parquet")),
+    "data: unknown ending": (lambda t: {"dataset": _write(t, "d.xlsx", "a,b")}, ("d.xlsx", ".jsonl", ".parquet")),
     "data: empty": (lambda t: {"dataset": _write(t, "d.jsonl", "")}, ("d.jsonl: is empty",)),
     "data: not text": (
         lambda t: {"dataset": _write(t, "d.jsonl", '{"text": 3}\n{"text": null}\n{"text": ""}\n')},

@@ -48,10 +48,10 @@ def signal_at_step(process: subprocess.Popen[str], run: Path, step: int, signum:
 
 @pytest.fixture(scope="module")
 def short_run(tiny_model: Path, corpus: Path) -> list[object]:
-    """80 steps with a checkpoint every 8, over buffers of 8 batches, with latents dying (AuxK runs)."""
+    """80 steps with a checkpoint every 8, with latents dying (AuxK runs)."""
     return [
         "train", "--model", tiny_model, "--dataset", corpus, "--layer", 1, "--width", 256, "--k", 4,
-        "--tokens", 20_480, "--batch", 256, "--context", 64, "--contexts", 4, "--buffer-mb", 1,
+        "--tokens", 20_480, "--batch", 256, "--context", 64, "--contexts", 4,
         "--store-precision", "float32", "--checkpoint-every", 2048, "--log-every", 1, "--dead-after", 2000,
     ]  # fmt: skip
 
@@ -66,11 +66,13 @@ def unbroken(short_run: list[object], tmp_path_factory: pytest.TempPathFactory) 
     return {name: folder / name for name in RUNS}
 
 
+LIVE: list[object] = ["--buffer-mb", 1]
+"""Over buffers of 8 batches."""
 # more than 32,768 entries a batch: here PyTorch and the kernels take several threads
 PARALLEL: list[object] = ["--width", 1024, "--k", 16, "--batch", 2560, "--buffer-mb", 4, "--checkpoint-every", 7680]
 RUNS: dict[str, list[object]] = {
-    "live": [],
-    "epochs": ["--epochs", 2, "--tokens", 10_240, "--buffer-mb", 512],
+    "live": LIVE,
+    "epochs": ["--epochs", 2, "--tokens", 10_240],
     "gated": ["--variant", "gated", *PARALLEL],
 }
 
@@ -103,7 +105,7 @@ def test_a_signal_saves_and_says_how_to_resume(
     signum: int, status: int, short_run: list[object], unbroken: dict[str, Path], tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    process = start(*short_run, "--out", run)
+    process = start(*short_run, *LIVE, "--out", run)
     signal_at_step(process, run, 20, signum)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == status, errors
@@ -117,7 +119,7 @@ def test_a_signal_saves_and_says_how_to_resume(
 
 def test_a_second_process_is_refused_with_the_owners_pid(short_run: list[object], tmp_path: Path) -> None:
     run = tmp_path / "run"
-    process = start(*short_run, "--out", run)
+    process = start(*short_run, *LIVE, "--out", run)
     signal_at_step(process, run, 1, signal.SIGSTOP)
     try:
         second = run_sae("train", "--resume", "--out", run)
@@ -132,7 +134,7 @@ def test_a_second_process_is_refused_with_the_owners_pid(short_run: list[object]
 
 def test_a_damaged_checkpoint_is_named_and_not_used(short_run: list[object], tmp_path: Path) -> None:
     run = tmp_path / "run"
-    process = start(*short_run, "--out", run)
+    process = start(*short_run, *LIVE, "--out", run)
     signal_at_step(process, run, 30, signal.SIGKILL)
     process.wait()
     newest = sorted((run / "checkpoints").glob("[0-9]*"))[-1]

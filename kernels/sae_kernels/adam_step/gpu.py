@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sae_kernels.launch import launch
+from sae_kernels.launch import device_of, launch
 
 # IEEE's largest fp32: a comparison with it is false for NaN and infinity
 _LARGEST = tl.constexpr(3.4028234663852886e38)
@@ -92,6 +92,9 @@ def adam_step(
     rows = triton.cdiv(param.numel(), d)
     height = max(1, 1024 // block)
     arrays = {"param": param, "grad": grad.contiguous(), "m": m, "v": v}
+    lanes = 64 if device_of(param).name.startswith("gfx") else 32
+    # rows that are normalised keep twice as many values alive: with eight a lane registers spill
+    per_lane = 4 if unit_rows or lanes == 64 else 8
     launch(
         _adam,
         (triton.cdiv(rows, height),),
@@ -100,6 +103,5 @@ def adam_step(
         | {"beta1": float(beta1), "rest1": 1.0 - beta1, "beta2": float(beta2), "rest2": 1.0 - beta2}
         | {"rate": lr / (1 - beta1**step), "root": 1 / math.sqrt(1 - beta2**step), "eps": float(eps)},
         {"HAS_SCALE": scale is not None, "UNIT": unit_rows, "ROWS": height, "BLOCK_D": block},
-        # elements a thread: eight, or four where rows are normalised, which keeps twice as many alive (eight spill)
-        warps=max(1, min(16, block * height // (128 if unit_rows else 256))),
+        warps=max(1, min(16, block * height // (lanes * per_lane))),
     )
