@@ -51,7 +51,7 @@ NONE_STARTS = "No browser that starts was found"
 REMEDY = (
     f"Install Chrome, Chromium or Edge, or name one in {VARIABLE}; or run one of:\n"
     "  .venv/bin/python -m playwright install --with-deps chromium\n"
-    "  apt-get install chromium      (Debian, as root)"
+    "  apt-get install chromium libatomic1      (Debian, as root)"
 )
 
 
@@ -107,8 +107,12 @@ def search(environment: Mapping[str, str], places: Iterable[str] = PLACES) -> Se
 
 
 def _search(environment: Mapping[str, str], places: Iterable[str]) -> Search:
+    try:
+        playwright = sync_playwright().start()
+    except Exception as error:  # playwright has no class of its own for a driver that does not start
+        return Search(None, (f"playwright's own driver does not start ({error}); does it lack libatomic.so.1?",))
     refused = []
-    with sync_playwright() as playwright:
+    try:
         paths = candidates(environment, places)
         download = Path(playwright.chromium.executable_path)
         if VARIABLE not in environment and download.is_file():
@@ -120,6 +124,8 @@ def _search(environment: Mapping[str, str], places: Iterable[str]) -> Search:
                 refused.append(f"{path}: {_reason(error)}")
             else:
                 return Search(path, tuple(refused))
+    finally:
+        playwright.stop()
     return Search(None, tuple(refused))
 
 
@@ -156,7 +162,9 @@ def installers(*, root: bool, downloads: str) -> list[list[str]]:
         if packages:  # the download lacks its libraries on a bare machine
             commands.append([*playwright, "install-deps", "chromium"])
     if packages:
-        commands.append(["sh", "-c", "apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium"])
+        # playwright's driver needs libatomic, which a bare machine lacks
+        install = "apt-get install -y -qq --no-install-recommends chromium libatomic1"
+        commands.append(["sh", "-c", f"apt-get update -qq && {install}"])
     return commands
 
 

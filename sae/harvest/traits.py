@@ -108,12 +108,13 @@ def find_traits(model: nn.Module, tokenizer: Any, *, has_head: bool) -> ModelTra
     special = special_tokens(tokenizer)
     both_ways, table = _try(model, embeddings, special)
     limits = [length for length in (known_limit(model), table) if length is not None]
+    can_generate: Any = getattr(model, "can_generate", None)
     reason = None
     if not has_head:
         reason = f"{name}: the checkpoint holds no output head"
     elif both_ways:
         reason = f"{name} reads both ways"
-    elif not (hasattr(model, "can_generate") and model.can_generate()):
+    elif can_generate is None or not can_generate():
         reason = f"transformers generates no text with {name}"
     return ModelTraits(
         has_head=has_head,
