@@ -194,3 +194,25 @@ print(run(), torch.get_num_threads())
 
 def test_doctor_says_how_many_and_why() -> None:
     assert '"threads": "1, from OMP_NUM_THREADS=1"' in run_sae("doctor", "--json", env={"OMP_NUM_THREADS": "1"}).stdout
+
+
+@pytest.mark.parametrize("layer", ["omp", "workqueue"])
+def test_several_threads_may_call_kernels_whatever_numba_runs_on(layer: str) -> None:
+    # without libgomp numba takes its own work queue, which ends the process when two threads enter it
+    code = """
+import threading, torch
+from sae_kernels import topk_encode
+x, W, b = torch.randn(2048, 64), torch.randn(1024, 64), torch.zeros(1024)
+expected = topk_encode(x, W, b, 8).values
+equal = []
+def work():
+    for _ in range(10):
+        equal.append(topk_encode(x, W, b, 8).values.equal(expected))
+threads = [threading.Thread(target=work) for _ in range(4)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+assert equal == [True] * 40
+"""
+    environment = {**os.environ, "NUMBA_THREADING_LAYER": layer, "OMP_NUM_THREADS": "2"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -17,6 +17,7 @@ module before a CPU op is called for the first time, so that `import sae_kernels
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -47,6 +48,8 @@ if config.THREADING_LAYER == "default":  # an explicit NUMBA_THREADING_LAYER win
 _starting = threading.Thread(target=parallel._launch_threads)
 _starting.start()
 _starting.join()
+# where the system has no libgomp (a bare Debian), numba falls back to its own work queue, which is not for two threads
+_entered = threading.RLock()
 
 
 def jit(*, parallel: bool = False, fastmath: bool = True) -> Callable[[Callable[..., Any]], Any]:
@@ -57,11 +60,23 @@ def jit(*, parallel: bool = False, fastmath: bool = True) -> Callable[[Callable[
         options = {"parallel": parallel, "nogil": True, "error_model": "numpy"}
         options["fastmath"] = _FASTMATH if fastmath else False
         try:
-            return numba.njit(cache=True, **options)(function)
+            compiled = numba.njit(cache=True, **options)(function)
         except RuntimeError:  # "cannot cache function: no locator available": no writable folder at all
-            return numba.njit(**options)(function)
+            compiled = numba.njit(**options)(function)
+        return _alone(compiled) if parallel and numba.threading_layer() == "workqueue" else compiled
 
     return decorate
+
+
+def _alone(compiled: Callable[..., Any]) -> Callable[..., Any]:
+    """A parallel kernel, one thread in it at a time: numba's own work queue ends the process where two enter it."""
+
+    @functools.wraps(compiled)
+    def run(*arguments: Any) -> Any:
+        with _entered:
+            return compiled(*arguments)
+
+    return run
 
 
 def sync_threads(work: int | None = None) -> int:
