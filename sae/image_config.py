@@ -117,7 +117,6 @@ class VisionConfig(SAEConfig):
         check(self.variance > 0, "variance", self.variance, "more than 0")
         check(self.beta is None or self.beta >= 0, "beta", self.beta, "0 or more")
         check(0 <= self.kl_warmup <= 1, "kl_warmup", self.kl_warmup, "a share of the steps, 0 to 1")
-        check(self.beta_per == "nats" or self.beta is not None, "beta_per", self.beta_per, "--beta, which it is of")
         check(self.free_bits >= 0, "free_bits", self.free_bits, "0 or more nats")
         check(self.capacity >= 0, "capacity", self.capacity, "0 or more nats")
         check(self.gamma is None or self.gamma > 0, "gamma", self.gamma, "more than 0")

@@ -75,6 +75,8 @@ def ignored_by_images(config: VisionConfig, shape: tuple[int, ...]) -> Ignored:
         found["channels"] = f"it is of convolutional ones, and --stem is {whole.stem}, --head {whole.head}"
     if whole.head not in ("convolutional", "two_level"):
         found["upsampling"] = f"it is of convolutional heads, and --head is {whole.head}"
+    if config.beta is None:
+        found.setdefault("beta_per", "it is of --beta, which is missing")
     if whole.likelihood != "gaussian":
         found["variance"] = f"it is of --likelihood gaussian, and here it is {whole.likelihood}"
     if whole.corruption == "none":

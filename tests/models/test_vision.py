@@ -292,7 +292,6 @@ def test_normalised_beta_counts_pixels_over_latents() -> None:
         ),
         ({"variant": "matching_pursuit", "stem": "mlp"}, "--stem mlp: --variant matching_pursuit reads what it writes"),
         ({"variant": "ae", "normalise": "scale"}, "--normalise scale: cannot be folded through a stem or head"),
-        ({"variant": "vae", "beta_per": "dimension"}, "--beta-per dimension: expected --beta, which it is of"),
         ({"variant": "denoising", "corrupted_only": True}, "--corrupted-only: --corruption gaussian leaves no pixel"),
         ({"variant": "vqvae", "channels": (4, 4, 4, 4)}, r"--channels \[4, 4, 4, 4\]: a side of 8 cannot be halved 4"),
     ],
