@@ -173,7 +173,7 @@ def estimate_images(plan: ImagePlan) -> dict[str, Any]:
         "route": trainer.route.name,
         "memory_bytes": {"weights_gradients_moments": 16 * parameters, "images": batches.held_bytes},
         "disk_bytes": {"run": 4 * parameters * (1 + 3 * checkpoints)},
-        "seconds": {"training": round(seconds, 1)},
+        "seconds": {"training": round(seconds, 3)},
         "device": str(plan.device),
     }
 
