@@ -5,6 +5,7 @@ for batch in prefetch(slow_batches(), depth=4): ...
 
 from __future__ import annotations
 
+import atexit
 import queue
 import threading
 from collections.abc import Generator, Iterator
@@ -49,15 +50,21 @@ def prefetch(items: Iterator[T], depth: int) -> Iterator[T]:
                 items.close()
         offer(_End(error))
 
+    def finish() -> None:
+        stopped.set()
+        # not joined where the generator is collected by the thread itself
+        if thread is not threading.current_thread():
+            thread.join()
+
     thread = threading.Thread(target=work, name="sae-prefetch", daemon=True)
     thread.start()
+    # Python ends daemon threads wherever they are, inside torch too, which then aborts the process
+    atexit.register(finish)
     try:
         while not isinstance(item := ready.get(), _End):
             yield item
         if item.error is not None:
             raise item.error
     finally:
-        stopped.set()
-        # not joined where the generator is collected by the thread itself
-        if thread is not threading.current_thread():
-            thread.join()
+        atexit.unregister(finish)
+        finish()

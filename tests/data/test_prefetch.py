@@ -1,3 +1,5 @@
+import subprocess
+import sys
 import threading
 import time
 
@@ -64,3 +66,18 @@ def test_thread_ends_and_source_is_closed_when_the_consumer_stops(how):
         del stream
     assert closed.is_set()
     assert _threads() == 0
+
+
+def test_a_process_may_end_while_items_are_prepared():
+    code = """
+import sys, torch
+from sae.data.prefetch import prefetch
+def items():
+    while True:
+        yield [torch.from_numpy(torch.randn(1000).numpy()) + 1 for _ in range(50)]
+batches = prefetch(items(), 1_000_000)
+next(batches)
+sys.modules["kept"] = batches  # alive until Python itself ends
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
