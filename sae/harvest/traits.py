@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sae.harvest.blocks import text_modules
+
 LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length", "n_ctx")
 """Names under which configs give the number of positions; transformers maps most of them to the first."""
-OTHER_TOWERS = ("vision", "visual", "image", "patch", "audio", "speech", "codec", "vit")
 TRIAL_TOKENS = 8
 
 
@@ -146,12 +147,11 @@ def _text_config(config: Any) -> Any:
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
-def _tables(model: nn.Module) -> Iterator[tuple[str, int]]:
+def _tables(model: Any) -> Iterator[tuple[str, int]]:
     """Learned tables of the text model's positions and the tokens that each serves."""
-    for path, module in model.named_modules():
-        # towers of pictures and sound have tables of their own
-        if any(word in path for word in OTHER_TOWERS):
-            continue
+    # towers of pictures and sound have tables of their own
+    wraps = wraps_text(getattr(model, "config", None)) and hasattr(model, "get_decoder")
+    for path, module in text_modules(model.get_decoder() if wraps else model):
         leaf = path.rpartition(".")[2]
         if not isinstance(module, nn.Embedding) or not ("position" in leaf or leaf == "wpe"):
             continue

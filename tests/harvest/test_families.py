@@ -24,6 +24,8 @@ DOCUMENT = ROOT / "docs" / "families.md"
 
 SAMPLE = [
     ("causal", "bert"),
+    ("image-text", "video_llava"),
+    ("image-text", "ovis2"),
     ("causal", "gpt2"),
     ("causal", "gemma4_text"),
     ("causal", "rwkv"),
