@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from sae.threads import keep_to_quota
+from sae.base.threads import keep_to_quota
 
 # before torch is loaded, which reads its number of threads once
 keep_to_quota()

@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from transformers.models.auto import modeling_auto
 
 import sae.evaluation.run
-import sae.features.collect
-import sae.features.steer
+import sae.features.collect.collect
+import sae.features.steer.steer
 import sae.training.run
 from sae.config import CollectConfig, EvalConfig, HarvestConfig, OptimConfig, SAEConfig, SteerConfig, TrainConfig
 from sae.data.documents import open_documents
 from sae.data.packing import BEGINNING
-from sae.features.lens import UndefinedError, next_token_unembedding
+from sae.features.store.lens import UndefinedError, next_token_unembedding
 from sae.harvest.hooks import harvest_forward, splice
 from sae.harvest.language_model import LanguageModel, load_language_model, locate_model
 from sae.harvest.sites import KINDS, Site, SiteError, find_blocks, resolve_sites
@@ -130,7 +130,7 @@ def _walk(row: Row, folder: Path, run: Path, texts: Path) -> None:
     report = sae.evaluation.run.evaluate(
         run, EvalConfig(tokens=128, downstream_tokens=64, pca_tokens=128, resamples=10, device="cpu")
     )
-    sae.features.collect.collect(run, CollectConfig(tokens=256, device="cpu"))
+    sae.features.collect.collect.collect(run, CollectConfig(tokens=256, device="cpu"))
     row.predicts = agreed(lm, run, report)
 
 
@@ -145,7 +145,7 @@ def agreed(lm: LanguageModel, run: Path, report: dict[str, Any]) -> bool:
         reasons.append(said(error))
     try:
         steering = SteerConfig(latent=(0,), prompt="the river ran", absolute=True, tokens=4, device="cpu")
-        sae.features.steer.steer_run(run, steering)
+        sae.features.steer.steer.steer_run(run, steering)
     except ValueError as error:
         if not is_refusal(error):
             raise

@@ -136,7 +136,7 @@ def save_tiny_model(family: str, folder: Path) -> Path:
 def run_sae(*arguments: object, env: dict[str, str] | None = None, timeout: int = 300) -> subprocess.CompletedProcess:
     """Run the command `sae` in a subprocess."""
     return subprocess.run(
-        [sys.executable, "-m", "sae.cli", *map(str, arguments)],
+        [sys.executable, "-m", "sae", *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=timeout,

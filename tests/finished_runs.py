@@ -7,10 +7,10 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from sae.cli import parse
+from sae.cli.main import parse
 from sae.config import CollectConfig
-from sae.features.collect import collect
-from sae.runs import Run, open_run
+from sae.features.collect.collect import collect
+from sae.runs.text import Run, open_run
 
 
 @functools.cache

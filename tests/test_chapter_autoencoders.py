@@ -12,22 +12,21 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from sae import cli
-from sae.chapter import report
-from sae.chapter.anomaly import failure_said
-from sae.chapter.base import EXPERIMENTS, Experiment, Finding, Setting, experiment, trained
-from sae.chapter.collapse import LATENTS, collapse_said
-from sae.chapter.denoising import Gains, gains_said
-from sae.chapter.measure import Spread, fvu, mean_of, over_seeds, pca_reconstruction, side
-from sae.chapter.overcomplete import COPIES, copying_said
-from sae.chapter.reduction import less_said, reduced
-from sae.chapter.sparse import same_l0_said
-from sae.config import ConfigError
+from sae.base.progress import Interrupted
+from sae.book.chapter import report
+from sae.book.chapter.anomaly import failure_said
+from sae.book.chapter.base import EXPERIMENTS, Experiment, Finding, Setting, experiment, trained
+from sae.book.chapter.collapse import LATENTS, collapse_said
+from sae.book.chapter.denoising import Gains, gains_said
+from sae.book.chapter.measure import Spread, fvu, mean_of, over_seeds, pca_reconstruction, side
+from sae.book.chapter.overcomplete import COPIES, copying_said
+from sae.book.chapter.reduction import less_said, reduced
+from sae.book.chapter.sparse import same_l0_said
+from sae.cli import main as cli
+from sae.config import ConfigError, VisionConfig
 from sae.evaluation.baselines import PCA
 from sae.evaluation.images import psnr
-from sae.image_config import VisionConfig
 from sae.models.vision import recipe_of
-from sae.progress import Interrupted
 from sae.training.trainer import Trainer
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from sae.chapter import family_tree
-from sae.chapter.base import EXPERIMENTS, Setting
-from sae.chapter.generative import generative_families, vqvae2_samples
-from sae.chapter.generative_verdicts import Numbers, verdicts
-from sae.chapter.measure import plain
-from sae.cli import parse
-from sae.image_commands import ImageChapter, ImageTrain
+from sae.book.chapter import family_tree
+from sae.book.chapter.base import EXPERIMENTS, Setting
+from sae.book.chapter.generative import generative_families, vqvae2_samples
+from sae.book.chapter.generative_verdicts import Numbers, verdicts
+from sae.book.chapter.measure import plain
+from sae.cli.image_commands import ImageChapter, ImageTrain
+from sae.cli.main import parse
 from sae.models.vision import recipe_of
 
 PAGE = Path(__file__).parent.parent / "docs/family-tree.md"

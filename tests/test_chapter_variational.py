@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from sae.chapter import (  # noqa: F401  makes the experiments known
+from sae.book.chapter import (  # noqa: F401  makes the experiments known
     convolutional,
     convolutional_spectra,
     latent_space,
@@ -19,10 +19,10 @@ from sae.chapter import (  # noqa: F401  makes the experiments known
     variational_beta,
     variational_bounds,
 )
-from sae.chapter.base import EXPERIMENTS, Finding, Setting
-from sae.chapter.convolutional import CHAPTER_SHAPE, convolutional_vae, stages
-from sae.chapter.convolutional_spectra import blur_said, power_beyond, times
-from sae.chapter.latent_space import (
+from sae.book.chapter.base import EXPERIMENTS, Finding, Setting
+from sae.book.chapter.convolutional import CHAPTER_SHAPE, convolutional_vae, stages
+from sae.book.chapter.convolutional_spectra import blur_said, power_beyond, times
+from sae.book.chapter.latent_space import (
     AE_REBUILT,
     GAUSSIAN,
     REAL,
@@ -33,13 +33,13 @@ from sae.chapter.latent_space import (
     interpolation_said,
     mixture_draws,
 )
-from sae.chapter.latent_space_arithmetic import OWN, RANDOM, Flips, arithmetic_said
-from sae.chapter.networks import untrained
-from sae.chapter.quantised import use_said
-from sae.chapter.variational import check_gradient, check_kl, gradient_estimates
-from sae.chapter.variational_bounds import importance_bound, rises_said
+from sae.book.chapter.latent_space_arithmetic import OWN, RANDOM, Flips, arithmetic_said
+from sae.book.chapter.networks import untrained
+from sae.book.chapter.quantised import use_said
+from sae.book.chapter.variational import check_gradient, check_kl, gradient_estimates
+from sae.book.chapter.variational_bounds import importance_bound, rises_said
+from sae.config import VisionConfig
 from sae.evaluation.bootstrap import Interval
-from sae.image_config import VisionConfig
 from sae.models.autoencoder import Autoencoder
 
 SHAPE = (1, 4, 4)

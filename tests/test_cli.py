@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import corpus_texts
-from sae import cli
+from sae.cli import main as cli
 from sae.harvest.stream import Harvest
 from sae.training.trainer import Trainer
 from tiny_tokenizers import byte_tokenizer
@@ -104,7 +104,7 @@ def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_help_imports_no_torch() -> None:
     code = """
 import sys
-from sae.cli import COMMANDS, main
+from sae.cli.main import COMMANDS, main
 for arguments in [["--help"], *([name, "--help"] for name in COMMANDS)]:
     try:
         main(arguments)
@@ -186,7 +186,7 @@ def test_without_json_a_table_goes_to_stdout(train: TrainWith) -> None:
 @pytest.mark.parametrize("arguments", [["doctor"], ["doctor", "--json"]])
 def test_a_reader_that_goes_away_is_no_fault(arguments: list[str], tmp_path: Path) -> None:
     patched = "commands.Doctor.run = lambda self: dict(x=['long'] * 20_000)"
-    code = f"from sae import cli, commands; {patched}; cli.main({arguments})"
+    code = f"from sae.cli import main as cli, commands; {patched}; cli.main({arguments})"
     with (tmp_path / "errors").open("wb") as errors:
         process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=errors)
         assert process.stdout is not None

@@ -12,17 +12,17 @@ import pytest
 import torch
 
 from finished_runs import finished_run
-from sae.cli import parse
-from sae.comparison.coders import Coder, changes
-from sae.comparison.controls import pca_controls
-from sae.comparison.grounds import Ground, pixel_ground
-from sae.comparison.language import LeftOut, language_rows
-from sae.comparison.measures import measure
-from sae.comparison.plan import QUICK
-from sae.comparison.report import Comparison, compare
-from sae.comparison.table import COLUMNS
+from sae.book.comparison.coders import Coder, changes
+from sae.book.comparison.controls import pca_controls
+from sae.book.comparison.grounds import Ground, pixel_ground
+from sae.book.comparison.language import LeftOut, language_rows
+from sae.book.comparison.measures import measure
+from sae.book.comparison.plan import QUICK
+from sae.book.comparison.report import Comparison, compare
+from sae.book.comparison.table import COLUMNS
+from sae.book.measures.rate_curve import RatePoint
+from sae.cli.main import parse
 from sae.config import ConfigError
-from sae.evaluation.rate_curve import RatePoint
 
 
 @pytest.fixture(scope="session")

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 import sae
+from sae.base.files import publish_json
+from sae.cli.recovery import Course, recover
 from sae.evaluation.synthetic.sampling import SyntheticData
 from sae.evaluation.synthetic.worlds import WORLDS
-from sae.files import publish_json
 from sae.models.language import VARIANTS, recipe_of
 from sae.models.saved import save_weights
 from sae.modules.losses import TERMS
-from sae.recovery import Course, recover
 
 ROOT = Path(__file__).parent.parent
 

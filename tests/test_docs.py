@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-import sae.chapter.all  # noqa: F401  makes the experiments known
-from sae.chapter.base import EXPERIMENTS
+import sae.book.chapter.all  # noqa: F401  makes the experiments known
+from sae.book.chapter.base import EXPERIMENTS
 from sae.models.vision import NAMES
 
 ROOT = Path(__file__).parent.parent

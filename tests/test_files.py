@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sae.files import (
+from sae.base.files import (
     CorruptError,
     check_folder,
     publish_file,

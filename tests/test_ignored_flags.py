@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sae.cli import main
-from sae.commands import READ_BY_BENCHES, Bench
+from sae.cli.commands import READ_BY_BENCHES, Bench
+from sae.cli.main import main
 
 IGNORED: dict[str, tuple[str, list[str]]] = {
     "bench kernels --worlds easy16 --seeds 9": ("sae bench kernels does not read it", ["--worlds easy16", "--seeds 9"]),

@@ -16,14 +16,12 @@ import pytest
 import torch
 
 from conftest import run_sae
-from sae.config import ConfigError, OptimConfig
-from sae.evaluation.bootstrap import Interval
-from sae.files import CorruptError
-from sae.image_config import ImageDataConfig, ImageTrainConfig, VisionConfig
-from sae.image_runs import ImageRun, dense_codes, open_image_run
-from sae.pictures.atoms import codebook_images, contributions
-from sae.pictures.grids import diverging, draw_rows, tiled
-from sae.pictures.latents import (
+from sae.base.colours import diverging
+from sae.base.files import CorruptError
+from sae.base.tables import number
+from sae.book.pictures.atoms import codebook_images, contributions
+from sae.book.pictures.grids import draw_rows, tiled
+from sae.book.pictures.latents import (
     arithmetic,
     linear,
     normal_quantiles,
@@ -33,12 +31,14 @@ from sae.pictures.latents import (
     traversals,
     typical,
 )
-from sae.pictures.lines import Curve, draw_lines
-from sae.reports.codes import traversal_values, traversed
-from sae.reports.image import image_report
-from sae.reports.material import Material
-from sae.reports.reconstructions import anomaly_scores, usual_labels
-from sae.tables import number
+from sae.book.pictures.lines import Curve, draw_lines
+from sae.book.report.codes import traversal_values, traversed
+from sae.book.report.image import image_report
+from sae.book.report.material import Material
+from sae.book.report.reconstructions import anomaly_scores, usual_labels
+from sae.config import ConfigError, ImageDataConfig, ImageTrainConfig, OptimConfig, VisionConfig
+from sae.evaluation.bootstrap import Interval
+from sae.runs.images import ImageRun, dense_codes, open_image_run
 from sae.training.images import train_images
 
 DIGITS = ImageDataConfig(data="digits", limit=512)

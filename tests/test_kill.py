@@ -15,14 +15,14 @@ import pytest
 from safetensors.torch import load_file
 
 from conftest import run_sae
-from sae.files import sha256_of
+from sae.base.files import sha256_of
 
 TWO_THREADS = {"OMP_NUM_THREADS": "2"}
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "sae.cli", *map(str, arguments)],
+        [sys.executable, "-m", "sae", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

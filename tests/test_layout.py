@@ -1,8 +1,10 @@
-"""Imports go one way, heavy packages stay in their rooms, and `kernels` is no package."""
+"""Imports go down the house and never in a circle, heavy packages stay in their rooms, `kernels` is no package."""
 
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterable
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -10,75 +12,114 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted([*ROOT.glob("sae/**/*.py"), *ROOT.glob("kernels/**/*.py")])
 
-# each room may import itself, the foundations, and what its row lists
-FOUNDATIONS = {"config", "image_config", "fields", "files", "device", "draws", "progress", "tables"}
-ALLOWED = {
-    "data": set(),
-    "harvest": {"data"},
-    "modules": set(),
-    "models": {"modules"},
-    "training": {"data", "harvest", "modules", "models", "image_runs"},
-    "evaluation": {"data", "harvest", "modules", "models", "runs", "image_runs"},
-    "pictures": {"data", "modules", "models", "evaluation", "image_runs"},
-    "reports": {"data", "modules", "models", "training", "evaluation", "pictures", "image_runs"},
-    "chapter": {"data", "modules", "models", "training", "evaluation", "pictures", "image_runs", "runs", "generate"},
-    "comparison": {
-        *("data", "harvest", "modules", "models", "training", "evaluation", "pictures", "chapter"),
-        *("image_runs", "runs"),
-    },
-    "generate": {"data", "modules", "models", "training", "image_runs"},
-    "features": {"data", "harvest", "modules", "models", "runs", "image_runs"},
-    "browser": {"data", "harvest", "modules", "models", "runs", "image_runs", "evaluation", "features", "pictures"},
-    "interop": {"data", "harvest", "modules", "models", "runs", "features"},
-}
+FLOORS: list[set[str]] = [
+    {"base", "config"},
+    {"modules"},
+    {"models", "data"},
+    {"harvest"},
+    {"runs"},
+    {"training", "evaluation", "features"},
+    {"browser", "interop"},
+    {"book"},
+    {"cli"},
+]
+"""From the ground up: a room imports rooms of lower floors, and those of its own floor that import none back."""
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 HEAVY = {
     "transformers": ("sae/harvest/", "sae/data/", "sae/evaluation/downstream.py"),
     "datasets": ("sae/data/",),
     "wandb": ("sae/training/logging.py",),
-    "matplotlib": ("sae/pictures/", "sae/chapter/"),
+    "matplotlib": ("sae/book/", "sae/base/colours.py"),
     "fastapi": ("sae/browser/",),
     "starlette": ("sae/browser/",),
     "uvicorn": ("sae/browser/",),
     "triton": ("kernels/sae_kernels/",),
     "numba": ("kernels/sae_kernels/",),
 }
+WITHOUT_TORCH = ("sae/config/", "sae/cli/main.py", "sae/cli/commands.py", "sae/cli/image_commands.py")
 
 
 def imported(path: Path) -> set[str]:
+    """Modules that a file imports, late ones included; `from package import module` gives the module as well."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            names.add(node.module)
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     return names
 
 
-def room_of(module: str) -> str | None:
-    parts = module.split(".")
-    return parts[1] if parts[0] == "sae" and len(parts) > 1 else None
+def room_of(path: Path) -> str | None:
+    """base, data, ...; None for a file at the top of sae/ and for the kernels."""
+    parts = path.relative_to(ROOT).parts
+    return parts[1] if parts[0] == "sae" and len(parts) > 2 else None
+
+
+def files_imported(path: Path) -> set[Path]:
+    """Files of sae that a file imports; a package's `__init__` only where a name of its own is taken from it."""
+    files: set[Path] = set()
+    for name in imported(path):
+        place = ROOT / name.replace(".", "/")
+        if name.startswith("sae."):
+            files |= {p for p in (place.with_suffix(".py"), place / "__init__.py") if p.is_file()}
+    return files - {path}
+
+
+def circle_of(graph: dict[str, set[str]]) -> list[str]:
+    """The nodes of one circle, first and last the same; empty where there is none."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return []
+
+
+def named(paths: Iterable[Path]) -> set[str]:
+    return {path.relative_to(ROOT).as_posix() for path in paths}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_imports_go_one_way(path: Path) -> None:
-    relative = path.relative_to(ROOT).as_posix()
-    names = imported(path)
+def test_imports_go_down(path: Path) -> None:
+    relative, names = path.relative_to(ROOT).as_posix(), imported(path)
     if relative.startswith("kernels/"):
         assert not {n for n in names if n.split(".")[0] == "sae"}, "sae_kernels knows nothing of sae"
         return
-    room = relative.split("/")[1]
-    if room in ALLOWED:
-        rooms = {r for r in map(room_of, names) if r}
-        assert rooms <= ALLOWED[room] | FOUNDATIONS | {room}
+    room = room_of(path)
+    if room is not None:
+        others = {other for other in map(room_of, files_imported(path)) if other not in (None, room)}
+        assert room in FLOOR, f"{room} is a new room: give it a floor"
+        assert not {other for other in others if FLOOR[other] > FLOOR[room]}, "an import goes up"
     for package, places in HEAVY.items():
         if any(n.split(".")[0] == package for n in names):
             assert relative.startswith(places), f"{relative} imports {package}"
+    if relative.startswith(WITHOUT_TORCH):
+        top = {n.split(".")[0] for n in names}
+        assert "torch" not in top, "settings and commands are read before torch is loaded"
 
 
-def test_config_imports_no_torch() -> None:
-    assert "torch" not in imported(ROOT / "sae/config.py")
-    assert "torch" not in imported(ROOT / "sae/cli.py")
-    assert "torch" not in imported(ROOT / "sae/commands.py")
+def test_no_files_import_each_other_in_a_circle() -> None:
+    files = [path for path in SOURCES if path.is_relative_to(ROOT / "sae")]
+    assert not circle_of({path.relative_to(ROOT).as_posix(): named(files_imported(path)) for path in files})
+
+
+def test_no_rooms_import_each_other_in_a_circle() -> None:
+    rooms: dict[str, set[str]] = {}
+    for path in SOURCES:
+        room = room_of(path)
+        if room is not None:
+            rooms.setdefault(room, set()).update(r for r in map(room_of, files_imported(path)) if r not in (None, room))
+    assert not circle_of(rooms)
+
+
+def test_a_circle_is_noticed() -> None:
+    assert circle_of({"a": {"b"}, "b": {"c"}, "c": {"a"}})
+    assert not circle_of({"a": {"b", "c"}, "b": {"c"}})
+
+
+def test_only_the_command_line_imports_the_book() -> None:
+    outside = [path for path in SOURCES if room_of(path) not in ("book", "cli")]
+    assert not [p for p in outside if any(room_of(other) == "book" for other in files_imported(p))]
 
 
 def test_kernels_is_a_folder_and_not_a_package() -> None:

@@ -8,8 +8,8 @@ import re
 import pytest
 from rich.console import Console
 
-import sae.progress
-from sae.progress import Progress
+import sae.base.progress
+from sae.base.progress import Progress
 
 
 class Clock:
@@ -25,7 +25,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(sae.progress.time, "perf_counter", clock)
+    monkeypatch.setattr(sae.base.progress.time, "perf_counter", clock)
     return clock
 
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import pytest
 
+from sae.cli.recovery import Course, measure_recovery, recover
 from sae.config import ConfigError
-from sae.recovery import Course, measure_recovery, recover
 
 QUICK = Course(32, 500, 1e-2)
 EASY = {

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import pytest
 
-from sae import cli
-from sae.files import check_folder, sha256_of
+from sae.base.files import check_folder, sha256_of
+from sae.cli import main as cli
 from sae.training import loop
 
 MIB = 1 << 20

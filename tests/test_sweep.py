@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sae.cli import main, parse_sweep
+from sae.cli.main import main, parse_sweep
 from sae.config import ConfigError
 
 VARIANTS = (

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from conftest import run_sae
-from sae.threads import Quota, cpu_quota
+from sae.base.threads import Quota, cpu_quota
 
 KERNELS = """
 import torch
@@ -132,12 +132,12 @@ def test_every_library_keeps_to_a_quota(tmp_path: Path) -> None:
 import os
 os.sched_getaffinity = lambda pid: set(range(64))
 from pathlib import Path
-import sae.threads
-sae.threads.keep_to_quota(Path({str(root)!r}))
+import sae.base.threads
+sae.base.threads.keep_to_quota(Path({str(root)!r}))
 import numpy, sklearn.cluster, threadpoolctl
 {KERNELS}
 print(run(), torch.get_num_threads(), *(pool["num_threads"] for pool in threadpoolctl.threadpool_info()))
-print(sae.threads.reason(torch.get_num_threads()))
+print(sae.base.threads.reason(torch.get_num_threads()))
 """
     words = python(code)
     counts = [word for word in words if word.isdigit()][:-1]
@@ -151,8 +151,8 @@ def test_what_the_user_set_stays(tmp_path: Path) -> None:
     code = f"""
 import os
 from pathlib import Path
-import sae.threads
-sae.threads.keep_to_quota(Path({str(root)!r}))
+import sae.base.threads
+sae.base.threads.keep_to_quota(Path({str(root)!r}))
 print(os.environ["OMP_NUM_THREADS"])
 """
     assert python(code, {"OMP_NUM_THREADS": "3"}) == ["3"]

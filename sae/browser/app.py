@@ -26,7 +26,7 @@ from sae.browser.guard import HOSTS, Guard
 from sae.browser.opened import BrowsedRun
 from sae.browser.worker import BusyError, LanguageWorker
 from sae.config import Device
-from sae.features.keys import FeatureError
+from sae.features.store.keys import FeatureError
 
 STATIC = Path(__file__).resolve().parent / "static"
 # by suffix, so that a machine's own table of types cannot turn a script into text

@@ -19,14 +19,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from sae.base.files import publish_folder
+from sae.base.progress import Progress
 from sae.browser.bundle import bundle
 from sae.browser.lists import full_record, with_briefs
 from sae.browser.opened import BrowsedRun, View
 from sae.browser.pictures import Pictures
 from sae.config import ConfigError
-from sae.features.keys import FeatureError
-from sae.files import publish_folder
-from sae.progress import Progress
+from sae.features.store.keys import FeatureError
 
 STATIC = Path(__file__).resolve().parent / "static"
 PER_SHARD = 16

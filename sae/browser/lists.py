@@ -17,7 +17,7 @@ from sae.browser import listing
 from sae.browser.answers import Answer
 from sae.browser.context import Context, RequestError
 from sae.browser.opened import BrowsedRun, View
-from sae.features.keys import FeatureError
+from sae.features.store.keys import FeatureError
 
 WINDOW = 500
 ZIPPED = 2000  # latents in one download of a static page
@@ -198,7 +198,7 @@ def python_snippet(run: BrowsedRun, latents: list[int]) -> bytes:
     """Python that opens the run and takes these latents."""
     listed = ", ".join(map(str, latents[:10_000]))
     return f"""import sae
-from sae.features.store import FeatureStore
+from sae.features.store.store import FeatureStore
 
 folder = {str(run.folder.resolve())!r}
 latents = [{listed}]

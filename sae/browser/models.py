@@ -11,9 +11,9 @@ from starlette.responses import Response
 
 from sae.browser.answers import Answer
 from sae.browser.context import Context
-from sae.features.prompt import examine
-from sae.features.steer import Intervention, steer
-from sae.features.subject import check_language
+from sae.features.collect.subject import check_language
+from sae.features.steer.prompt import examine
+from sae.features.steer.steer import Intervention, steer
 
 Text = Annotated[str, Field(min_length=1, max_length=20_000)]
 

@@ -15,14 +15,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sae.base.files import CorruptError, read_json
 from sae.browser.listing import Listing, Marks
 from sae.browser.pictures import Pictures
 from sae.evaluation.words import described
-from sae.features.annotations import Annotations
-from sae.features.keys import FeatureError
-from sae.features.store import FeatureStore
-from sae.files import CorruptError, read_json
-from sae.image_runs import kind_of
+from sae.features.store.annotations import Annotations
+from sae.features.store.keys import FeatureError
+from sae.features.store.store import FeatureStore
+from sae.runs.images import kind_of
 
 CURVE_POINTS = 2000
 

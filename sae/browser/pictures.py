@@ -17,9 +17,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sae.features.image_subject import provenance_of
-from sae.features.keys import FeatureError
-from sae.image_runs import decode_dense, open_image_run
+from sae.features.collect.image_subject import provenance_of
+from sae.features.store.keys import FeatureError
+from sae.runs.images import decode_dense, open_image_run
 
 
 class Pictures:
@@ -68,7 +68,7 @@ class Pictures:
 
     def _png(self, pixels: Tensor, *, signed: bool) -> bytes:
         """One image [1, D] as a PNG file of its own size."""
-        from sae.pictures.grids import diverging  # matplotlib takes its time, and pages of text do without
+        from sae.base.colours import diverging  # matplotlib takes its time, and pages of text do without
 
         channels, height, width = self.run.shape
         if signed:

@@ -16,7 +16,7 @@ from typing import Any
 
 from sae.config import Device
 from sae.harvest.language_model import LanguageModel
-from sae.runs import Run, open_run
+from sae.runs.text import Run, open_run
 
 Job = Callable[[Run, LanguageModel], Any]
 WAITING = 4
@@ -65,7 +65,7 @@ class LanguageWorker:
                 future.set_exception(error)
 
     def _open(self, folder: Path) -> tuple[Run, LanguageModel]:
-        from sae.device import pick_device
+        from sae.base.device import pick_device
 
         device = pick_device(self._device)
         if folder not in self._runs:

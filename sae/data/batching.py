@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from sae.draws import generator
+from sae.base.draws import generator
 
 
 class Batch(NamedTuple):

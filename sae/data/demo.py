@@ -19,8 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from sae.base.files import CorruptError, check_folder, publish_folder, remove_leftovers, sha256_of
 from sae.data.cache import cache_dir
-from sae.files import CorruptError, check_folder, publish_folder, remove_leftovers, sha256_of
 
 
 class FetchError(RuntimeError):

@@ -9,7 +9,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from sae.fields import ConfigError
+from sae.config import ConfigError
 from sae_kernels import SparseCodes
 
 Matrix = Any  # np.ndarray or sparse.csr_matrix, which has no types
@@ -85,3 +85,9 @@ def matrix(codes: Any, name: str) -> Matrix:
     if result.nnz:
         table(result.data, name, ndim=1)
     return result
+
+
+def entropy(counts: np.ndarray) -> np.ndarray:
+    """Entropy of counts over the last axis, nats."""
+    share = counts / counts.sum(-1, keepdims=True)
+    return -np.where(share > 0, share * np.log(np.where(share > 0, share, 1)), 0).sum(-1)

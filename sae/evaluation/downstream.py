@@ -22,7 +22,7 @@ from sae.harvest.hooks import capture, splice
 from sae.harvest.sites import Site
 from sae.harvest.stream import ORDINARY, Harvest
 from sae.models.autoencoder import Autoencoder
-from sae.runs import joined
+from sae.runs.text import joined
 
 ROWS_AT_ONCE = 2048  # of logits turned into probabilities together, so that the vocabulary does not fill the memory
 

@@ -14,21 +14,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae import draws
+from sae.base import draws
+from sae.base.files import publish_json
+from sae.base.progress import Progress
+from sae.config import ImageEvalConfig, refuse_ignored
 from sae.evaluation import bootstrap
+from sae.evaluation.arrays import entropy
 from sae.evaluation.baselines import PCA
 from sae.evaluation.bootstrap import GroupSums, Interval, ratio
-from sae.evaluation.disentanglement.information import entropy
 from sae.evaluation.reconstruction import Reconstruction
 from sae.evaluation.variational import Bounds, activity, bounds, moments
-from sae.fields import refuse_ignored
-from sae.files import publish_json
-from sae.image_config import ImageEvalConfig
-from sae.image_runs import ImageRun, decode_dense, dense_codes, open_image_run
 from sae.models.recipe import Corruption
 from sae.modules.codes import Gaussian, Quantised
 from sae.modules.corruption import corrupt
-from sae.progress import Progress
+from sae.runs.images import ImageRun, decode_dense, dense_codes, open_image_run
 
 CHUNK = 512
 PCA_IMAGES = 20_000  # training images on which the baseline is fitted

@@ -24,8 +24,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from sae.config import ConfigError
 from sae.evaluation.arrays import Matrix, labels, matrix
-from sae.fields import ConfigError
 
 # on raw pixels, PCA, random features and TopK codes of MNIST, within .008 of the best of 1, 10, 100 and 1000
 TOTAL_VARIANCE = 10.0

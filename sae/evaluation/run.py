@@ -14,20 +14,20 @@ from typing import Any
 
 from torch import Tensor
 
+from sae.base.device import pick_device
+from sae.base.files import publish_json
+from sae.base.progress import Progress, StopSignal
 from sae.config import ConfigError, EvalConfig, HarvestConfig, to_json
 from sae.data.packing import BEGINNING
-from sae.device import pick_device
 from sae.evaluation import bootstrap, downstream
 from sae.evaluation.baselines import PCA
 from sae.evaluation.reconstruction import Reconstruction
-from sae.files import publish_json
 from sae.harvest.language_model import LanguageModel
 from sae.harvest.opening import opening
 from sae.harvest.stream import KINDS, ORDINARY, OTHER_ROLE, Harvest
 from sae.models.autoencoder import Autoencoder
 from sae.modules.codes import make_code
-from sae.progress import Progress, StopSignal
-from sae.runs import Run, harvest_of, open_run
+from sae.runs.text import Run, harvest_of, open_run
 
 LOGIT_CONTEXTS = 4  # contexts in a forward pass with logits, whose vocabulary is what fills the memory
 

@@ -16,9 +16,9 @@ from scipy.integrate import quad
 from scipy.special import betainc
 from torch import Tensor
 
+from sae.config import ConfigError
 from sae.evaluation.bootstrap import Interval
 from sae.evaluation.synthetic.metrics import RECOVERED, cosines, match
-from sae.fields import ConfigError
 
 
 class Stability(NamedTuple):

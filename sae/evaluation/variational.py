@@ -11,8 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sae.fields import ConfigError
-from sae.image_config import VisionConfig
+from sae.config import ConfigError, VisionConfig
 from sae.models.autoencoder import Autoencoder
 from sae.modules.codes import Gaussian, drawn
 from sae.modules.divergences import gaussian_log_density, kl_per_latent

@@ -18,10 +18,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from sae.config import ConfigError
-from sae.data.documents import DataError
-from sae.data.packing import Cursor
-from sae.files import (
+from sae.base.files import (
     CorruptError,
     check_folder,
     publish_folder,
@@ -30,6 +27,9 @@ from sae.files import (
     remove_leftovers,
     save_tensors,
 )
+from sae.config import ConfigError
+from sae.data.documents import DataError
+from sae.data.packing import Cursor
 from sae.harvest.precision import PRECISIONS
 from sae.harvest.stream import ActivationError, Harvest
 

@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from sae.base.files import publish_file, publish_folder, read_json
 from sae.config import ConfigError
-from sae.features.keys import FeatureError
-from sae.features.store import FeatureStore
-from sae.features.subject import check_language
-from sae.files import publish_file, publish_folder, read_json
+from sae.features.collect.subject import check_language
+from sae.features.store.keys import FeatureError
+from sae.features.store.store import FeatureStore
 from sae.models.saved import CONFIG, locate_run
 
 A_FILE = 128  # features of one upload, the most it takes

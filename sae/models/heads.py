@@ -12,7 +12,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from sae.fields import built
+from sae.config import built
 from sae.models.stems import KERNEL, PADDING, STRIDE, Network, layered, map_shape
 
 

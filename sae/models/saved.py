@@ -18,8 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from sae.base.files import CorruptError, publish_file, read_json, sha256_of
 from sae.config import ConfigError
-from sae.files import CorruptError, publish_file, read_json, sha256_of
 from sae.models.autoencoder import Autoencoder
 from sae.models.heads import make_head
 from sae.models.language import VARIANTS

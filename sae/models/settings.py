@@ -10,8 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping
 
-from sae.config import OptimConfig, SAEConfig
-from sae.image_config import SPARSE, VisionConfig
+from sae.config import SPARSE, OptimConfig, SAEConfig, VisionConfig
 from sae.models.language import VARIANTS, revival_of
 from sae.models.variants.base import Variant
 from sae.models.vision import OWN, completed

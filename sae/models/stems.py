@@ -13,8 +13,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from sae.config import ConfigError
-from sae.fields import built
+from sae.config import ConfigError, built
 from sae.modules.dictionary import start_linear
 
 KERNEL, STRIDE, PADDING = 4, 2, 1  # halves or doubles a side exactly

@@ -6,8 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from sae.config import ConfigError, unknown_choice
-from sae.image_config import SPARSE, VisionConfig
+from sae.config import SPARSE, ConfigError, VisionConfig, unknown_choice
 from sae.models import language
 from sae.models.autoencoder import Autoencoder
 from sae.models.heads import ConvolutionalHead, Head, MLPHead, TwoLevelHead

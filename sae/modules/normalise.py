@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sae.fields import ConfigError
+from sae.config import ConfigError
 
 RIDGE = 1e-4  # added to the covariance's diagonal, in units of its mean: directions without variance are not blown up
 LAYER_NORM_EPS = 1e-5

@@ -7,16 +7,16 @@ from typing import Any
 
 import torch
 
+from sae.base.files import read_json
+from sae.base.progress import PLAIN_SECONDS, Progress, StopSignal
 from sae.config import TrainConfig
 from sae.data.packing import named_ids
-from sae.files import read_json
 from sae.harvest.beginning import Beginning, described, recorded, settle
 from sae.harvest.buffer import LiveBatches, StoredBatches
 from sae.harvest.language_model import LanguageModel, load_language_model
 from sae.harvest.store import DiskStore, MemoryStore, Store, fill_store
 from sae.harvest.stream import PERCENTILES, Harvest
 from sae.models.language import find_variant
-from sae.progress import PLAIN_SECONDS, Progress, StopSignal
 from sae.training.plan import Plan, with_precision
 from sae.training.run_folder import read_record, run_lock
 

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sae.files import (
+from sae.base.files import (
     CorruptError,
     check_folder,
     publish_folder,

@@ -15,20 +15,18 @@ from typing import Any, NamedTuple
 
 import torch
 
-from sae.config import ConfigError
+from sae.base.device import pick_device
+from sae.base.files import publish_json
+from sae.base.progress import Progress, StopSignal
+from sae.config import ConfigError, ImageTrainConfig, refuse_ignored, usual_epochs
 from sae.data.batching import Batch, permutation
 from sae.data.images import ImageSet
 from sae.data.prefetch import prefetch
-from sae.device import pick_device
-from sae.fields import refuse_ignored
-from sae.files import publish_json
-from sae.image_config import ImageTrainConfig, usual_epochs
-from sae.image_runs import open_split, with_labels
 from sae.models.recipe import Recipe
 from sae.models.saved import CONFIG
 from sae.models.settings import ignored_by_images, ignored_by_optimizer
 from sae.models.vision import recipe_of
-from sae.progress import Progress, StopSignal
+from sae.runs.images import open_split, with_labels
 from sae.training.loop import take_steps
 from sae.training.optimizers import check_optimizer
 from sae.training.run_folder import check_finite, check_run_folder, finish_record, new_record, own_folder

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from sae.base.files import CorruptError, publish_file
 from sae.config import RunConfig, to_json
-from sae.files import CorruptError, publish_file
 
 METRICS = "metrics.jsonl"
 

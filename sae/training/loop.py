@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from itertools import chain, islice
 from typing import Any
 
+from sae.base.progress import Interrupted, Progress, StopSignal
 from sae.config import RunConfig
 from sae.data.batching import Batch, Batches
 from sae.data.rows import DataError
-from sae.progress import Interrupted, Progress, StopSignal
 from sae.training.checkpoint import load_newest, save_checkpoint
 from sae.training.logging import RunLog
 from sae.training.trainer import DivergedError, Trainer

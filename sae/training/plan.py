@@ -6,11 +6,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from sae.config import ConfigError, TrainConfig, to_json
+from sae.base.device import pick_device
+from sae.config import ConfigError, TrainConfig, refuse_ignored, to_json
 from sae.data.columns import TEXT
 from sae.data.documents import Documents, open_documents
-from sae.device import pick_device
-from sae.fields import refuse_ignored
 from sae.harvest.beginning import described
 from sae.harvest.language_model import (
     LanguageModel,

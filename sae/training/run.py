@@ -9,8 +9,9 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sae.base.files import publish_json
+from sae.base.progress import Progress, StopSignal
 from sae.config import TrainConfig
-from sae.files import publish_json
 from sae.harvest.beginning import described
 from sae.harvest.buffer import LiveBatches, StoredBatches
 from sae.harvest.language_model import LanguageModel
@@ -18,7 +19,6 @@ from sae.harvest.opening import opening
 from sae.harvest.stream import Harvest
 from sae.models.language import recipe_of
 from sae.models.saved import CONFIG
-from sae.progress import Progress, StopSignal
 from sae.training.batches import (
     how_to_resume,
     live_batches,

@@ -14,8 +14,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from sae.base.files import CorruptError, existing, publish_json, read_json
 from sae.config import ConfigError, RunConfig, from_json, to_json
-from sae.files import CorruptError, existing, publish_json, read_json
 from sae.models.saved import CONFIG, WEIGHTS, save_weights
 from sae.training.logging import METRICS
 from sae.training.trainer import Trainer

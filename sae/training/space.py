@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sae.base.device import product_rate
+from sae.base.files import existing
 from sae.config import ConfigError
-from sae.device import product_rate
-from sae.files import existing
 from sae.harvest.buffer import batches_in
 
 if TYPE_CHECKING:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+from sae.base.progress import Progress, StopSignal
 from sae.config import ConfigError, TrainConfig, to_json
 from sae.harvest.opening import opening
 from sae.harvest.store import DiskStore
 from sae.harvest.stream import Harvest
-from sae.progress import Progress, StopSignal
 from sae.training.batches import fill, load_model, settled, store_identity, stored_batches
 from sae.training.plan import Plan, make_plan, widths, with_precision
 from sae.training.run import TrainResult, begin_record, fit

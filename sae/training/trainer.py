@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sae import draws
+from sae.base import draws
 from sae.config import OptimConfig
 from sae.models.autoencoder import Autoencoder
 from sae.models.recipe import Recipe

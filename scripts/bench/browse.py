@@ -25,12 +25,12 @@ import numpy as np
 import uvicorn
 from playwright.sync_api import Browser, sync_playwright
 
+from sae.base.tables import number
 from sae.browser.app import STATIC, create_app
 from sae.browser.listing import Listing, Marks, Query
 from sae.browser.serve import listen
-from sae.features.store import FeatureStore
-from sae.features.writer import FIELDS
-from sae.tables import number
+from sae.features.store.store import FeatureStore
+from sae.features.store.writer import FIELDS
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "bench"

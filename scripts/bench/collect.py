@@ -32,12 +32,12 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests/features")]
 
 def measure_added(model: str, dataset: str, layer: int, width: int, tokens: int) -> dict[str, Any]:
     """Seconds a token of harvest and encoding, and of collecting, in alternation over one pass."""
+    from sae.base.device import pick_device
     from sae.config import HarvestConfig, SAEConfig
     from sae.data.documents import open_documents
     from sae.data.packing import BEGINNING
-    from sae.device import pick_device
-    from sae.features.collection import Collection
-    from sae.features.source import LiveSource
+    from sae.features.collect.source import LiveSource
+    from sae.features.store.collection import Collection
     from sae.harvest.language_model import load_language_model, locate_model, skeleton
     from sae.harvest.sites import resolve_sites
     from sae.harvest.stream import Harvest
@@ -99,7 +99,7 @@ def measure_memory(width: int, folder: Path) -> dict[str, Any]:
     begin = time.perf_counter()
     from synthetic_store import synthetic_info  # pyright: ignore[reportMissingImports]
 
-    from sae.features.writer import write_store
+    from sae.features.store.writer import write_store
 
     write_store(folder, collection, synthetic_vocabulary(), synthetic_info(collection), np.ones(width, np.float32))
     return {
@@ -114,7 +114,7 @@ def measure_memory(width: int, folder: Path) -> dict[str, Any]:
 
 def measure_reader(folder: Path) -> dict[str, float]:
     """Milliseconds of what the page asks of a store; medians, the first time for each latent."""
-    from sae.features.store import FeatureStore
+    from sae.features.store.store import FeatureStore
 
     begin = time.perf_counter()
     store = FeatureStore(folder)
@@ -175,7 +175,7 @@ def main() -> None:
     added = measure_added(arguments.model, arguments.dataset, arguments.layer, arguments.width, arguments.tokens)
     report = {"added": added, **report}
     if not arguments.json:
-        from sae.tables import number
+        from sae.base.tables import number
 
         for group, values in report.items():
             for name, value in values.items():

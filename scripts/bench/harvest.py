@@ -19,16 +19,16 @@ from pathlib import Path
 
 import torch
 
+from sae.base.device import pick_device, product_rate
+from sae.base.tables import number
 from sae.config import HarvestConfig, OptimConfig, SAEConfig
 from sae.data.documents import open_documents
 from sae.data.packing import BEGINNING, Contexts
-from sae.device import pick_device, product_rate
 from sae.harvest.buffer import LiveBatches
 from sae.harvest.language_model import LanguageModel, load_language_model, locate_model
 from sae.harvest.sites import find_blocks, resolve_sites
 from sae.harvest.stream import Harvest
 from sae.models.language import recipe_of
-from sae.tables import number
 from sae.training.trainer import Trainer
 
 LAYER = 9

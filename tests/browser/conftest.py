@@ -17,13 +17,21 @@ from playwright.sync_api import Browser, Page, sync_playwright
 import find_browser
 from finished_runs import collected_run, finished_run
 from sae.browser.serve import serve
-from sae.config import CollectConfig, EvalConfig, ExplainConfig, OptimConfig
+from sae.config import (
+    CollectConfig,
+    EvalConfig,
+    ExplainConfig,
+    ImageDataConfig,
+    ImageEvalConfig,
+    ImageTrainConfig,
+    OptimConfig,
+    VisionConfig,
+)
 from sae.evaluation.images import evaluate_images
 from sae.evaluation.run import evaluate
-from sae.features.annotations import Annotations
-from sae.features.collect import collect
-from sae.features.explain import explain
-from sae.image_config import ImageDataConfig, ImageEvalConfig, ImageTrainConfig, VisionConfig
+from sae.features.collect.collect import collect
+from sae.features.explain.explain import explain
+from sae.features.store.annotations import Annotations
 from sae.training.images import train_images
 
 PAYLOAD = "<img src=x onerror=alert(1)><script>alert(2)</script>"
@@ -67,14 +75,14 @@ def hostile_run(tiny_model: Path, corpus: Path, tmp_path_factory: pytest.TempPat
 
 def most_frequent(folder: Path) -> int:
     """The latent that fires most, which every test can rely on to have examples."""
-    from sae.features.store import FeatureStore
+    from sae.features.store.store import FeatureStore
 
     return int(FeatureStore(folder).scalars["count"].argmax())
 
 
 def second_most_frequent(folder: Path) -> int:
     """The latent that `sae explain` has named."""
-    from sae.features.store import FeatureStore
+    from sae.features.store.store import FeatureStore
 
     return int(FeatureStore(folder).scalars["count"].argsort()[-2])
 

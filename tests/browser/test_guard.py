@@ -246,7 +246,7 @@ def test_too_many_waiting_prompts_are_refused(app_folder: Path) -> None:
 def test_the_command_serves_until_it_is_stopped(app_folder: Path) -> None:
     import urllib.request
 
-    command = [sys.executable, "-m", "sae.cli", "browse", str(app_folder)]
+    command = [sys.executable, "-m", "sae", "browse", str(app_folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         address = process.stdout.readline().strip()

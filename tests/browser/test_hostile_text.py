@@ -7,7 +7,7 @@ from pathlib import Path
 from playwright.sync_api import expect
 
 from browser.conftest import HOSTILE, Opened, most_frequent
-from sae.features.store import FeatureStore
+from sae.features.store.store import FeatureStore
 
 
 def test_hostile_text_is_shown_as_text(opened: Opened, address: str, hostile_run: Path) -> None:

@@ -14,14 +14,14 @@ from starlette.testclient import TestClient
 
 from browser.conftest import Opened, train
 from browser.test_looks import check_texts
+from sae.base.files import check_folder, publish_json, read_json
 from sae.browser.app import STATIC, create_app
 from sae.browser.export import export_static
 from sae.browser.pictures import Pictures
-from sae.features.keys import FeatureError
-from sae.features.store import FeatureStore
-from sae.files import check_folder, publish_json, read_json
-from sae.image_config import VisionConfig
-from sae.image_runs import open_image_run
+from sae.config import VisionConfig
+from sae.features.store.keys import FeatureError
+from sae.features.store.store import FeatureStore
+from sae.runs.images import open_image_run
 
 TOKEN = "a-token-of-the-test"
 LANGUAGE_ONLY = ("tab-prompt", "tab-steer", "steer-this", "logits", "context-short", "strip")

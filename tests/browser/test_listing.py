@@ -12,7 +12,7 @@ import pytest
 from sae.browser.app import STATIC
 from sae.browser.listing import FIELDS, Listing, Marks, Query, QueryError
 from sae.browser.opened import curves
-from sae.features import writer
+from sae.features.store import writer
 
 WIDTH = 500
 NAMES = {3: {"name": "Zebra", "score": 0.9}, 7: {"name": "apple", "score": None}, 400: {"name": "Mango"}}

@@ -13,9 +13,9 @@ from playwright.sync_api import Page, expect
 
 from browser.conftest import Opened, most_frequent, second_most_frequent
 from sae.config import CollectConfig
-from sae.features.annotations import Annotations
-from sae.features.collect import collect
-from sae.features.store import FeatureStore
+from sae.features.collect.collect import collect
+from sae.features.store.annotations import Annotations
+from sae.features.store.store import FeatureStore
 
 
 def show(page: Page, state: str) -> None:

@@ -14,11 +14,11 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from browser.conftest import Opened, most_frequent
+from sae.base.files import check_folder
 from sae.browser.bundle import BundleError, bundle
 from sae.browser.export import export_static
 from sae.config import ConfigError
-from sae.features.store import FeatureStore
-from sae.files import check_folder
+from sae.features.store.store import FeatureStore
 
 # parts that must read the same wherever the page comes from
 PARTS = ("latent-name", "fact-density", "fact-entropy", "zero-mass", "band-top", "logits-top", "neighbours", "coactive")

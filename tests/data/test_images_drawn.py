@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from sae.config import ConfigError
 from sae.data.images import open_images
 from sae.data.images.planted import PlantedWorld
 from sae.data.rows import DataError
-from sae.fields import ConfigError
 
 
 def sprite_by_formula(shape: int, scale: int, orientation: int, x: int, y: int) -> np.ndarray:

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from sae.config import ConfigError
 from sae.data.images import open_images
 from sae.data.rows import DataError
-from sae.fields import ConfigError
 
 
 def test_wrong_name_lists_the_known_ones():

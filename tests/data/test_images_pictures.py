@@ -9,10 +9,10 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
+from sae.config import ConfigError
 from sae.data.images import open_images
 from sae.data.images.hub import from_hub
 from sae.data.rows import DataError
-from sae.fields import ConfigError
 
 
 def noise(rows: int, columns: int, seed: int = 0, channels: int = 3) -> np.ndarray:

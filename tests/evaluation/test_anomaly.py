@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy.stats import norm
 
-from sae.evaluation.anomaly import detect, detect_each, over_classes
-from sae.fields import ConfigError
+from sae.book.measures.anomaly import detect, detect_each, over_classes
+from sae.config import ConfigError
 
 
 def draws(seed: int = 0) -> np.random.Generator:

@@ -15,14 +15,14 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import mutual_info_score
 
-from sae.evaluation.disentanglement import fixed
-from sae.evaluation.disentanglement.arrays import live_latents, split
-from sae.evaluation.disentanglement.dci import dci, dci_of
-from sae.evaluation.disentanglement.fixed import beta_vae_score, draw_from_encoder, draw_from_table, factor_vae_score
-from sae.evaluation.disentanglement.information import binned, mig_of, modularity_of, mutual_information
-from sae.evaluation.disentanglement.irs import irs, irs_of
-from sae.evaluation.disentanglement.sap import _accuracies, sap, sap_of
-from sae.evaluation.disentanglement.scores import controls, disentanglement
+from sae.book.measures.disentanglement import fixed
+from sae.book.measures.disentanglement.arrays import live_latents, split
+from sae.book.measures.disentanglement.dci import dci, dci_of
+from sae.book.measures.disentanglement.fixed import beta_vae_score, draw_from_encoder, draw_from_table, factor_vae_score
+from sae.book.measures.disentanglement.information import binned, mig_of, modularity_of, mutual_information
+from sae.book.measures.disentanglement.irs import irs, irs_of
+from sae.book.measures.disentanglement.sap import _accuracies, sap, sap_of
+from sae.book.measures.disentanglement.scores import controls, disentanglement
 
 ONE_EACH = 5.0 * np.eye(5)
 DUPLICATED = np.vstack([ONE_EACH, ONE_EACH])

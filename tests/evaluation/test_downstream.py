@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sae.cli import main
+from sae.cli.main import main
 from sae.config import EvalConfig, HarvestConfig, OptimConfig, SAEConfig, TrainConfig
 from sae.data.documents import open_documents
 from sae.data.packing import BEGINNING

@@ -8,8 +8,8 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 
-from sae.evaluation.embedding import clusters, neighbourhoods
-from sae.fields import ConfigError
+from sae.book.measures.embedding import clusters, neighbourhoods
+from sae.config import ConfigError
 from sae_kernels import SparseCodes
 
 

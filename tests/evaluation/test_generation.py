@@ -9,8 +9,8 @@ import pytest
 import torch
 from scipy.linalg import sqrtm
 
-from sae.evaluation.generation import frechet, manifolds, modes, score_generator
-from sae.fields import ConfigError
+from sae.book.measures.generation import frechet, manifolds, modes, score_generator
+from sae.config import ConfigError
 
 CLASSES = np.repeat(np.arange(10), 30)
 
@@ -83,7 +83,7 @@ def test_precision_and_recall_by_brute_force(neighbours: int) -> None:
 def test_manifolds_over_several_chunks_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = normal(40, 2), normal(50, 2, seed=1) + 1
     whole = manifolds(x, y)
-    monkeypatch.setattr("sae.evaluation.generation.CHUNK", 7)
+    monkeypatch.setattr("sae.book.measures.generation.CHUNK", 7)
     assert manifolds(x, y) == whole
 
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from sae.config import VisionConfig
 from sae.evaluation import bootstrap
 from sae.evaluation.baselines import PCA
 from sae.evaluation.bootstrap import GroupSums, ratio, resample_weights
 from sae.evaluation.reconstruction import Reconstruction, fvu_of, fvu_sums
-from sae.image_config import VisionConfig
 from sae.models.autoencoder import Autoencoder
 from sae.models.vision import recipe_of
 from sae.modules.codes import Identity, TopK

@@ -9,6 +9,7 @@ from scipy import sparse
 from scipy.stats import norm
 from sklearn.datasets import load_digits
 
+from sae.config import ConfigError
 from sae.evaluation.probing import (
     TOTAL_VARIANCE,
     ProbingTask,
@@ -20,7 +21,6 @@ from sae.evaluation.probing import (
     shuffled_probe,
     sparse_probe,
 )
-from sae.fields import ConfigError
 from sae_kernels import SparseCodes
 
 

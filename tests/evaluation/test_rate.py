@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sae.evaluation.baselines import PCA
-from sae.evaluation.entropy_coding import SymbolModel, gamma_bits
-from sae.evaluation.rate import (
+from sae.book.measures.entropy_coding import SymbolModel, gamma_bits
+from sae.book.measures.rate import (
     default_steps,
     medians,
     pca_rate_distortion,
@@ -19,7 +18,8 @@ from sae.evaluation.rate import (
     sensitivity,
     stack,
 )
-from sae.evaluation.rate_curve import RatePoint, bits_at, fvu_at, gaussian_bound, hull
+from sae.book.measures.rate_curve import RatePoint, bits_at, fvu_at, gaussian_bound, hull
+from sae.evaluation.baselines import PCA
 from sae_kernels import SparseCodes
 
 GAP = 0.5 * math.log2(2 * math.pi * math.e / 12)  # .2546 bits a component
@@ -218,7 +218,7 @@ def test_medians_are_those_of_the_dense_table_in_blocks_or_not(monkeypatch: pyte
     want = codes.median(0).values
     assert (want == 0).sum() == 4
     assert torch.equal(medians(stack([codes])), want)
-    monkeypatch.setattr("sae.evaluation.rate.BLOCK", 100)
+    monkeypatch.setattr("sae.book.measures.rate.BLOCK", 100)
     assert torch.equal(medians(stack([codes])), want)
 
 
@@ -231,7 +231,7 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         return rate_distortion(*code, gain=torch.ones(12), steps=[0.1, 1.0])
 
     whole = curve()
-    monkeypatch.setattr("sae.evaluation.rate.BLOCK", 40)
+    monkeypatch.setattr("sae.book.measures.rate.BLOCK", 40)
     for one, other in zip(whole, curve(), strict=True):
         assert other == pytest.approx(one, rel=1e-6)
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from sae.evaluation.spectra import checkerboard, power, radial_spectrum
-from sae.fields import ConfigError
+from sae.book.measures.spectra import checkerboard, power, radial_spectrum
+from sae.config import ConfigError
 
 
 def noise(*shape: int, seed: int = 0) -> np.ndarray:

@@ -10,9 +10,9 @@ import pytest
 import torch
 from scipy import stats
 
+from sae.config import ConfigError
 from sae.evaluation.stability import over_pairs, random_best, stability
 from sae.evaluation.synthetic.metrics import match
-from sae.fields import ConfigError
 
 
 def atoms(count: int, dim: int, seed: int = 0) -> torch.Tensor:

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
+from sae.config import ConfigError
 from sae.evaluation.variational import activity
-from sae.fields import ConfigError
 
 
 def test_activity_is_the_variance_of_the_means_over_samples() -> None:

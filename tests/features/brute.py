@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from sae.features import keys
-from sae.features.buffers import SLOTS
-from sae.features.collection import Collection, Tokens
+from sae.features.store import keys
+from sae.features.store.buffers import SLOTS
+from sae.features.store.collection import Collection, Tokens
 from sae_kernels import SparseCodes
 
 

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from sae.features.collection import Collection, Tokens
-from sae.features.lens import NEIGHBOURS, TOKENS
-from sae.features.store import FeatureStore
-from sae.features.text import Vocabulary
-from sae.features.writer import FORMAT, write_store
+from sae.features.store.collection import Collection, Tokens
+from sae.features.store.lens import NEIGHBOURS, TOKENS
+from sae.features.store.store import FeatureStore
+from sae.features.store.text import Vocabulary
+from sae.features.store.writer import FORMAT, write_store
 from sae_kernels import SparseCodes
 
 WORDS = (

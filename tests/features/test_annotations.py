@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from synthetic_store import synthetic_store
 
-from sae.features.annotations import FILE, Annotations
-from sae.features.keys import FeatureError
-from sae.features.store import FeatureStore
-from sae.files import CorruptError
+from sae.base.files import CorruptError
+from sae.features.store.annotations import FILE, Annotations
+from sae.features.store.keys import FeatureError
+from sae.features.store.store import FeatureStore
 
 NOTHING = {"label": None, "bookmark": False, "note": None}
 
@@ -92,7 +92,7 @@ def test_many_writers_at_once_lose_nothing(tmp_path: Path) -> None:
 
 def test_a_kill_while_writing_leaves_whole_rows(tmp_path: Path) -> None:
     code = (
-        "from sae.features.annotations import Annotations\n"
+        "from sae.features.store.annotations import Annotations\n"
         f"a = Annotations({str(tmp_path)!r}, 'w')\n"
         "for i in range(10**6): a.set(i % 50, label=f'label {i}', note='n' * 3000)\n"
     )

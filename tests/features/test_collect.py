@@ -16,16 +16,16 @@ import pytest
 import torch
 
 from finished_runs import finished_run
-from sae.cli import parse
+from sae.base.files import publish_json, read_json
+from sae.cli.main import parse
 from sae.config import CollectConfig, ConfigError
-from sae.features import keys
-from sae.features.collect import collect
-from sae.features.store import FeatureStore, read_info
-from sae.features.writer import STORE
-from sae.files import publish_json, read_json
+from sae.features.collect.collect import collect
+from sae.features.store import keys
+from sae.features.store.store import FeatureStore, read_info
+from sae.features.store.writer import STORE
 from sae.harvest.store import DiskStore, fill_store
 from sae.harvest.stream import ORDINARY
-from sae.runs import Run
+from sae.runs.text import Run
 
 TOKENS = 6000
 
@@ -130,7 +130,7 @@ def test_a_stopped_pass_leaves_a_readable_store_and_goes_on(
     signum: int, trained: Run, whole: Path, tmp_path: Path
 ) -> None:
     folder = copy_of(trained, tmp_path)
-    arguments = [sys.executable, "-m", "sae.cli", "features", str(folder), "--tokens", str(TOKENS), "--save-every", "0"]
+    arguments = [sys.executable, "-m", "sae", "features", str(folder), "--tokens", str(TOKENS), "--save-every", "0"]
     process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not (folder / STORE).exists():
@@ -154,7 +154,7 @@ def test_a_stopped_pass_leaves_a_readable_store_and_goes_on(
 def test_two_processes_give_the_store_of_one(trained: Run, whole: Path, tmp_path: Path) -> None:
     folder = copy_of(trained, tmp_path)
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "sae.cli",
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "sae",
          "features", str(folder), "--tokens", str(TOKENS), "--save-every", "1"],
         capture_output=True, text=True, timeout=240, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
@@ -229,7 +229,7 @@ def test_a_full_disk_leaves_the_store_that_was_there(trained: Run, whole: Path, 
     for name in (STORE, "features.scalars.npy"):
         shutil.copy(whole / name, folder / name)
     before = content(folder)
-    command = f"ulimit -f 200; exec {sys.executable} -m sae.cli features {folder} --tokens 3000"
+    command = f"ulimit -f 200; exec {sys.executable} -m sae features {folder} --tokens 3000"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr

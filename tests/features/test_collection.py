@@ -9,12 +9,12 @@ from brute import Corpus, assert_same, csr, expected, make_corpus, rectangular, 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sae.features import collection as collection_module
-from sae.features import keys, windows
-from sae.features.buffers import Buffer
-from sae.features.collection import Collection, Tokens
-from sae.features.keys import FeatureError
-from sae.features.statistics import Statistics, edges
+from sae.features.store import collection as collection_module
+from sae.features.store import keys, windows
+from sae.features.store.buffers import Buffer
+from sae.features.store.collection import Collection, Tokens
+from sae.features.store.keys import FeatureError
+from sae.features.store.statistics import Statistics, edges
 from sae_kernels import SparseCodes
 
 

@@ -12,19 +12,19 @@ import pytest
 import torch
 
 from finished_runs import collected_run
-from sae.cli import parse
+from sae.cli.main import parse
 from sae.config import ConfigError, ExplainConfig
-from sae.features import keys
-from sae.features.examples import Pool
-from sae.features.explain import explain, nearest_atoms, open_pool
-from sae.features.induction import Background, Sample, induce
-from sae.features.likeness import token_groups
-from sae.features.naming import name_of
-from sae.features.predicates import FAMILIES, Page, Terms, gather
-from sae.features.scoring import auroc, judge, mean_interval
-from sae.features.source import LiveSource
-from sae.features.store import FeatureStore
-from sae.runs import Run
+from sae.features.collect.source import LiveSource
+from sae.features.explain.examples import Pool
+from sae.features.explain.explain import explain, nearest_atoms, open_pool
+from sae.features.explain.induction import Background, Sample, induce
+from sae.features.explain.likeness import token_groups
+from sae.features.explain.naming import name_of
+from sae.features.explain.predicates import FAMILIES, Page, Terms, gather
+from sae.features.explain.scoring import auroc, judge, mean_interval
+from sae.features.store import keys
+from sae.features.store.store import FeatureStore
+from sae.runs.text import Run
 
 
 @pytest.fixture(scope="module")

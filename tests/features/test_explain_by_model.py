@@ -18,10 +18,10 @@ import torch
 from conftest import save_tiny_model
 from finished_runs import collected_run
 from sae.config import ExplainConfig
-from sae.features.explain import explain
-from sae.features.explainers import EndpointChat, ExplainerError, LocalChat, Marked, ask_name, ask_verdicts
-from sae.features.store import FeatureStore
-from sae.runs import Run
+from sae.features.explain.explain import explain
+from sae.features.explain.explainers import EndpointChat, ExplainerError, LocalChat, Marked, ask_name, ask_verdicts
+from sae.features.store.store import FeatureStore
+from sae.runs.text import Run
 
 
 class Oracle(ThreadingHTTPServer):

@@ -17,18 +17,18 @@ from brute import assert_same, make_corpus, rectangular
 from synthetic_store import synthetic_collection, synthetic_store
 
 from finished_runs import finished_run
+from sae.base.files import CorruptError
 from sae.config import CollectConfig
-from sae.features import records, writer
-from sae.features.annotations import Annotations
-from sae.features.collect import collect
-from sae.features.collection import Collection, Tokens
-from sae.features.database import has_fts5
-from sae.features.keys import FeatureError
-from sae.features.restore import restore
-from sae.features.store import FeatureStore
-from sae.features.text import Vocabulary
-from sae.features.writer import SCALARS, STORE, write_store
-from sae.files import CorruptError
+from sae.features.collect.collect import collect
+from sae.features.store import records, writer
+from sae.features.store.annotations import Annotations
+from sae.features.store.collection import Collection, Tokens
+from sae.features.store.database import has_fts5
+from sae.features.store.keys import FeatureError
+from sae.features.store.restore import restore
+from sae.features.store.store import FeatureStore
+from sae.features.store.text import Vocabulary
+from sae.features.store.writer import SCALARS, STORE, write_store
 from sae_kernels import SparseCodes
 from tiny_tokenizers import byte_tokenizer
 

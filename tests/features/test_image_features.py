@@ -15,19 +15,27 @@ import pytest
 import torch
 
 from features.brute import Corpus, expected
-from sae.cli import parse
-from sae.config import CollectConfig, ConfigError, ExplainConfig, OptimConfig, SteerConfig
+from sae.base.files import publish_json, read_json
+from sae.base.progress import Interrupted
+from sae.cli.main import parse
+from sae.config import (
+    CollectConfig,
+    ConfigError,
+    ExplainConfig,
+    ImageDataConfig,
+    ImageTrainConfig,
+    OptimConfig,
+    SteerConfig,
+    VisionConfig,
+)
 from sae.data.images import ImageSet
-from sae.features.collect import collect
-from sae.features.explain import explain
-from sae.features.lens import UndefinedError
-from sae.features.steer import steer_run
-from sae.features.store import FeatureStore, read_info
-from sae.features.writer import STORE
-from sae.files import publish_json, read_json
-from sae.image_config import ImageDataConfig, ImageTrainConfig, VisionConfig
-from sae.image_runs import ImageRun, dense_codes, open_image_run
-from sae.progress import Interrupted
+from sae.features.collect.collect import collect
+from sae.features.explain.explain import explain
+from sae.features.steer.steer import steer_run
+from sae.features.store.lens import UndefinedError
+from sae.features.store.store import FeatureStore, read_info
+from sae.features.store.writer import STORE
+from sae.runs.images import ImageRun, dense_codes, open_image_run
 from sae.training.images import train_images
 
 LEVELS = (0.0, 0.25, 0.5, 0.75, 0.9, 0.98, 1.0)

@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from finished_runs import finished_run
+from sae.base.files import CorruptError
 from sae.config import CollectConfig
-from sae.features import lens as lens_module
-from sae.features.collect import collect
-from sae.features.lens import FILE, Lens, UndefinedError, unembedding_of
-from sae.features.store import FeatureStore
-from sae.files import CorruptError
+from sae.features.collect.collect import collect
+from sae.features.store import lens as lens_module
+from sae.features.store.lens import FILE, Lens, UndefinedError, unembedding_of
+from sae.features.store.store import FeatureStore
 from sae.harvest.blocks import find_blocks
-from sae.runs import Run
+from sae.runs.text import Run
 from tiny_models import FAMILIES
 
 

@@ -10,10 +10,10 @@ import torch
 from conftest import save_tiny_model
 from finished_runs import finished_run
 from sae.data.documents import Document
-from sae.features.prompt import PromptError, examine
+from sae.features.steer.prompt import PromptError, examine
 from sae.harvest.language_model import LanguageModel
 from sae.harvest.stream import Harvest
-from sae.runs import Run
+from sae.runs.text import Run
 
 
 @pytest.fixture(scope="module")

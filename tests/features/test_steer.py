@@ -13,16 +13,16 @@ from conftest import run_sae, save_tiny_model
 from finished_runs import collected_run, finished_run
 from sae.config import EvalConfig
 from sae.evaluation.run import evaluate
-from sae.features.inject import Places, Steering
-from sae.features.keys import FeatureError
-from sae.features.lens import Lens, UndefinedError
-from sae.features.prompt import examine, prompt_ids
-from sae.features.steer import Intervention, SteerError, steer
-from sae.features.store import FeatureStore
+from sae.features.steer.inject import Places, Steering
+from sae.features.steer.prompt import examine, prompt_ids
+from sae.features.steer.steer import Intervention, SteerError, steer
+from sae.features.store.keys import FeatureError
+from sae.features.store.lens import Lens, UndefinedError
+from sae.features.store.store import FeatureStore
 from sae.harvest.hooks import capture, harvest_forward
 from sae.harvest.language_model import LanguageModel
 from sae.harvest.sites import resolve_sites
-from sae.runs import Run
+from sae.runs.text import Run
 
 PROMPT = "the river ran past a mill"
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import BertTokenizerLegacy, ByT5Tokenizer, CTRLTokenizer, EsmTokenizer, PreTrainedTokenizerFast
 
-from sae.features.text import GAP, Vocabulary
+from sae.features.store.text import GAP, Vocabulary
 from tiny_tokenizers import SENTENCES, byte_tokenizer
 
 HARD = [

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from sae.image_config import ImageDataConfig, ImageTrainConfig, VisionConfig
-from sae.image_runs import ImageRun, open_image_run
+from sae.config import ImageDataConfig, ImageTrainConfig, VisionConfig
+from sae.runs.images import ImageRun, open_image_run
 from sae.training.images import train_images
 
 

@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sae.fields import ConfigError
-from sae.generate.denoisers import ConvolutionalDenoiser, MLPDenoiser
-from sae.generate.diffusion import (
+from sae.book.generate.denoisers import ConvolutionalDenoiser, MLPDenoiser
+from sae.book.generate.diffusion import (
     SCHEDULES,
     Denoise,
     Diffusion,
@@ -21,6 +20,7 @@ from sae.generate.diffusion import (
     train_diffusion,
     walk_back,
 )
+from sae.config import ConfigError
 
 MEAN, SPREAD = torch.tensor([0.5, -1.0, 0.0]), torch.tensor([0.1, 0.7, 1.0])
 

@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from sae.fields import ConfigError
-from sae.generate.adversarial import GAMES, Discriminator
-from sae.generate.gan import GANConfig, Generator, train_gan
+from sae.book.generate.adversarial import GAMES, Discriminator
+from sae.book.generate.gan import GANConfig, Generator, train_gan
+from sae.config import ConfigError
 from sae.models.heads import ConvolutionalHead, MLPHead
 from sae.models.stems import ConvolutionalStem, MLPStem
 

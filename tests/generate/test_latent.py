@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sae.fields import ConfigError
-from sae.generate.diffusion import DiffusionConfig
-from sae.generate.latent import FromPrior, train_latent_diffusion
-from sae.image_runs import ImageRun, decode_dense, dense_codes
+from sae.book.generate.diffusion import DiffusionConfig
+from sae.book.generate.latent import FromPrior, train_latent_diffusion
+from sae.config import ConfigError
+from sae.runs.images import ImageRun, decode_dense, dense_codes
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sae.fields import ConfigError
-from sae.generate.base import seeded as started
-from sae.generate.prior import CodePrior, PriorConfig, code_indices, decode_indices, earlier, train_prior
-from sae.image_runs import ImageRun
+from sae.book.generate.base import seeded as started
+from sae.book.generate.prior import CodePrior, PriorConfig, code_indices, decode_indices, earlier, train_prior
+from sae.config import ConfigError
 from sae.models.stems import ConvolutionalStem, MLPStem, TwoLevelStem
+from sae.runs.images import ImageRun
 
 SMALL = PriorConfig(hidden=32, embedding=8, steps=150, lr=5e-3)
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sae.book.generate.vaegan import VAEGAN, VAEGANConfig, train_vaegan
+from sae.config import ConfigError, VisionConfig
 from sae.data.images import open_images
-from sae.fields import ConfigError
-from sae.generate.vaegan import VAEGAN, VAEGANConfig, train_vaegan
-from sae.image_config import VisionConfig
 from sae.models.autoencoder import Autoencoder
 from sae.models.stems import MLPStem
 from sae.models.vision import recipe_of

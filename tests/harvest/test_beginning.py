@@ -16,10 +16,10 @@ from finished_runs import finished_run
 from sae.config import ConfigError, HarvestConfig, OptimConfig, SAEConfig, TrainConfig
 from sae.data.documents import open_documents
 from sae.data.packing import BEGINNING, named_ids, pack
-from sae.features.prompt import prompt_ids
+from sae.features.steer.prompt import prompt_ids
 from sae.harvest.beginning import cross_entropies, recorded, settle
 from sae.harvest.language_model import LanguageModel, load_language_model, locate_model
-from sae.runs import open_run
+from sae.runs.text import open_run
 from sae.training.run import train
 from tiny_tokenizers import byte_tokenizer
 

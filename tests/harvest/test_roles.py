@@ -10,21 +10,21 @@ import pytest
 import torch
 
 from conftest import corpus_texts, save_tiny_model
-from sae.cli import parse
+from sae.base.files import read_json
+from sae.cli.main import parse
 from sae.config import CollectConfig, ConfigError, EvalConfig, HarvestConfig, OptimConfig, SAEConfig, TrainConfig
 from sae.data.documents import DataError, open_documents
 from sae.evaluation.run import evaluate
-from sae.features.collect import collect
-from sae.features.prompt import PromptError, examine
-from sae.features.steer import Intervention, steer
-from sae.features.store import FeatureStore
-from sae.files import read_json
+from sae.features.collect.collect import collect
+from sae.features.steer.prompt import PromptError, examine
+from sae.features.steer.steer import Intervention, steer
+from sae.features.store.store import FeatureStore
 from sae.harvest.language_model import load_language_model, locate_model
 from sae.harvest.opening import opening
 from sae.harvest.sites import resolve_sites
 from sae.harvest.store import MemoryStore, fill_store
 from sae.harvest.stream import BOS, KINDS, ORDINARY, OTHER_ROLE, SPECIAL, Harvest
-from sae.runs import Run, open_run
+from sae.runs.text import Run, open_run
 from sae.training.run import TrainResult, train
 
 # short, since the tiny model reads 64 tokens
@@ -188,8 +188,8 @@ def test_evaluation_and_features_leave_out_the_same_tokens(run: Run, lm, config:
 
 
 def test_a_store_of_other_roles_is_refused(run: Run, config: TrainConfig, tmp_path: Path) -> None:
-    from sae.features.source import open_store
-    from sae.files import publish_json
+    from sae.base.files import publish_json
+    from sae.features.collect.source import open_store
 
     folder = tmp_path / "store"
     folder.mkdir()
@@ -225,7 +225,7 @@ def test_steering_a_conversation_replies_and_leaves_other_roles_alone(run: Run, 
     assert "".join(answer["tokens"]["prompt"]).endswith("the river ran</s>\na:")
     # of the prompt, the reply's header alone is the assistant's
     touched = []
-    from sae.features import steer as module
+    from sae.features.steer import steer as module
 
     class Noted(module.Steering):
         def __init__(self, run, model, effects, places):
@@ -255,7 +255,7 @@ def test_the_beginning_of_the_data_is_shown(config: TrainConfig) -> None:
 def test_brackets_and_control_characters_are_shown_as_they_are(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from sae.progress import Progress
+    from sae.base.progress import Progress
 
     path = tmp_path / "x.jsonl"
     rows = ["[/INST] [bold]a :smile: \u001b[31m\n\nb", "short", "third", "fourth"]

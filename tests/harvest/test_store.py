@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from conftest import corpus_texts
+from sae.base.files import CorruptError
 from sae.config import ConfigError, HarvestConfig
 from sae.data.documents import open_documents
-from sae.files import CorruptError
 from sae.harvest import store as stores
 from sae.harvest.language_model import LanguageModel, load_language_model, locate_model
 from sae.harvest.sites import Site, resolve_sites

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from finished_runs import collected_run
+from sae.base.files import check_folder
 from sae.config import ConfigError
-from sae.features.keys import FeatureError
-from sae.features.store import FeatureStore
-from sae.files import check_folder
+from sae.features.store.keys import FeatureError
+from sae.features.store.store import FeatureStore
 from sae.interop.neuronpedia import export
-from sae.runs import Run
+from sae.runs.text import Run
 
 UPLOAD = {"index", "density", "topLogits", "bottomLogits", "explanations", "activations"}
 DASHBOARD = {

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import sae
+from sae.base.files import CorruptError, publish_json
 from sae.config import ConfigError, SAEConfig
-from sae.files import CorruptError, publish_json
 from sae.models.autoencoder import Autoencoder
 from sae.models.language import VARIANTS, build, find_variant, recipe_of, revival_of, terms_of
 from sae.models.recipe import Recipe

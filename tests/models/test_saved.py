@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import sae
+from sae.base.files import CorruptError, publish_json
 from sae.config import ConfigError
-from sae.files import CorruptError, publish_json
 from sae.models.autoencoder import Autoencoder
 from sae.models.saved import SELF_TEST_ROWS, load, save_weights, verify
 from sae.modules.codes import TopK

@@ -10,9 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from sae.config import ConfigError, OptimConfig, SAEConfig
-from sae.fields import refuse_ignored
-from sae.image_config import SPARSE, VisionConfig
+from sae.config import SPARSE, ConfigError, OptimConfig, SAEConfig, VisionConfig, refuse_ignored
 from sae.models import language, vision
 from sae.models.language import VARIANTS, find_variant
 from sae.models.settings import ignored, ignored_by_images, ignored_by_optimizer

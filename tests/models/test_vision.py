@@ -10,17 +10,16 @@ import torch
 from torch import Tensor, nn
 
 import sae
-from sae.comparison.plan import pixel_members, planted_members
-from sae.config import ConfigError, OptimConfig
-from sae.files import publish_json
-from sae.image_config import VisionConfig
-from sae.image_runs import decode_dense, dense_codes
+from sae.base.files import publish_json
+from sae.book.comparison.plan import pixel_members, planted_members
+from sae.config import ConfigError, OptimConfig, VisionConfig
 from sae.models.heads import HEADS, ConvolutionalHead, doubled
 from sae.models.saved import save_weights
 from sae.models.stems import STEMS, ConvolutionalStem
 from sae.models.vision import NAMES, OWN, completed, recipe_of
 from sae.modules.codes import BatchTopK, Gaussian, TopK
 from sae.modules.losses import find_term
+from sae.runs.images import decode_dense, dense_codes
 from sae.training.trainer import Trainer
 
 SHAPE = (1, 8, 8)

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from sae.config import ConfigError
-from sae.image_config import VisionConfig
+from sae.config import ConfigError, VisionConfig
 from sae.models.vision import completed
 
 SHAPE = (1, 16, 16)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sae import draws
+from sae.base import draws
 from sae.config import ConfigError
 from sae.modules.codes import Gaussian, Identity, Quantised, Sigmoid
 from sae.modules.corruption import CORRUPTIONS, corrupt

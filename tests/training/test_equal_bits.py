@@ -18,8 +18,7 @@ import torch
 from planted import DIM, RECIPES, initialise, planted, run, trainer_of
 from torch import Tensor
 
-from sae.config import OptimConfig
-from sae.image_config import VisionConfig
+from sae.config import OptimConfig, VisionConfig
 from sae.models.language import VARIANTS
 from sae.models.vision import NAMES, OWN, recipe_of
 from sae.training.trainer import Trainer

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from conftest import save_tiny_model
-from sae.cli import main
-from sae.files import read_json
+from sae.base.files import read_json
+from sae.cli.main import main
 from sae.training.trainer import Trainer
 from tiny_tokenizers import byte_tokenizer
 

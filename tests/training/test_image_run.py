@@ -15,15 +15,22 @@ import torch
 from safetensors.torch import load_file
 
 import sae
-from sae import cli
-from sae.config import ConfigError, OptimConfig
+from sae.base.progress import Interrupted
+from sae.cli import main as cli
+from sae.config import (
+    ConfigError,
+    ImageDataConfig,
+    ImageEvalConfig,
+    ImageTrainConfig,
+    OptimConfig,
+    VisionConfig,
+    usual_epochs,
+)
 from sae.data.images import open_images
 from sae.evaluation.images import evaluate_images
 from sae.evaluation.variational import activity, bounds, moments
-from sae.image_config import ImageDataConfig, ImageEvalConfig, ImageTrainConfig, VisionConfig, usual_epochs
-from sae.image_runs import decode_dense, dense_codes, open_image_run
 from sae.modules.divergences import kl_per_latent
-from sae.progress import Interrupted
+from sae.runs.images import decode_dense, dense_codes, open_image_run
 from sae.training.images import ImageBatches, estimate_images, plan_images, train_images
 from sae.training.trainer import Trainer
 
@@ -335,7 +342,7 @@ def test_a_few_pictures_get_as_many_steps_as_passes() -> None:
 def test_a_run_of_the_usual_length_tells_it_and_goes_on_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sae.image_config.USUAL_STEPS", 44)
+    monkeypatch.setattr("sae.config.images.USUAL_STEPS", 44)
     whole = dataclasses.replace(config_of(tmp_path / "whole"), epochs=None)
     train_images(whole)
     said = capsys.readouterr().err
@@ -353,7 +360,7 @@ def test_a_run_of_the_usual_length_tells_it_and_goes_on_with_it(
         patch.setattr(Trainer, "step", interrupt)
         with pytest.raises(Interrupted):
             train_images(stopped)
-    monkeypatch.setattr("sae.image_config.USUAL_STEPS", 9_000)  # as another version may have it
+    monkeypatch.setattr("sae.config.images.USUAL_STEPS", 9_000)  # as another version may have it
     cli.main(["image", "train", "--resume", "--out", str(stopped.out)])
     a, b = (load_file(run.out / "sae.safetensors") for run in (whole, stopped))
     assert all(tensor.equal(b[name]) for name, tensor in a.items())

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 import sae
-from sae import cli
+from sae.cli import main as cli
 from sae.config import ConfigError, HarvestConfig, OptimConfig, SAEConfig, TrainConfig
 from sae.models.language import VARIANTS
 from sae.models.saved import verify
-from sae.runs import open_run
+from sae.runs.text import open_run
 from sae.training.plan import make_plan
 from sae.training.run import train
 from sae.training.space import estimate

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sae.config import ConfigError
 from sae.data.rows import DataError
-from sae.fields import ConfigError
 
 # largest tensor that a set is turned into as a whole, in bytes
 WHOLE_LIMIT = 2 << 30

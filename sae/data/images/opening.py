@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sae.config import ConfigError, check, unknown_choice
 from sae.data.images import hub
 from sae.data.images.base import ImageSet
 from sae.data.images.dsprites import dsprites
@@ -21,7 +22,6 @@ from sae.data.images.pictures import held
 from sae.data.images.planted import planted
 from sae.data.images.shapes3d import shapes3d
 from sae.data.rows import DataError
-from sae.fields import ConfigError, check, unknown_choice
 
 SPLITS = ("train", "heldout", "all")
 

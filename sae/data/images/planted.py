@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sae.config import ConfigError, check
 from sae.data.images.base import ImageSet, check_option, checked
-from sae.fields import ConfigError, check
 
 COHERENCE = 0.5  # no two atoms have a |cosine| as large
 PATIENCE = 200  # candidates for an atom before it is given up

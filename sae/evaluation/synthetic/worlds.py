@@ -157,7 +157,7 @@ WORLDS: Mapping[str, World] = {
     # twice as many features as dimensions, close to the best that packing allows
     "superposed": World(features=128, dim=64, l0=4, exact=True, directions="spread"),
     # from here on the number of features varies from token to token
-    # many at once that favour or avoid each other's company, and a dictionary (sae/recovery.py) without a latent to
+    # many at once that favour or avoid each other's company, and a dictionary (sae/cli/recovery.py) without a latent to
     # spare: with fewer or more active latents than features the least error lies in mixtures of them (Chanin and
     # Garriga-Alonso 2025, "Sparse but wrong", from whose toy model the sizes are)
     "correlated": World(features=50, dim=100, l0=12.0, correlation=0.6, rank=10, std=0.15, directions="spread"),

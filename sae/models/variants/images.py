@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from sae.image_config import VisionConfig
+from sae.config import VisionConfig
 from sae.modules import divergences, likelihoods  # noqa: F401  makes the terms known
 from sae.modules.codes import Code, Gaussian, Identity, Quantised, Sigmoid
 from sae.modules.losses import Term

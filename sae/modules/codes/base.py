@@ -16,8 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from sae.config import ConfigError
-from sae.fields import built
+from sae.config import ConfigError, built
 from sae.modules.dictionary import Dictionary
 from sae_kernels import SparseCodes, threshold_encode
 

@@ -1,0 +1,41 @@
+"""Makes every experiment known. A new file of experiments is a name here."""
+
+from sae.book.chapter import (
+    anomaly,
+    collapse,
+    convolutional,
+    convolutional_spectra,
+    denoising,
+    family_tree,
+    generative,
+    latent_space,
+    latent_space_arithmetic,
+    overcomplete,
+    quantised,
+    reduction,
+    sparse,
+    undercomplete,
+    variational,
+    variational_beta,
+    variational_bounds,
+)
+
+__all__ = [
+    "anomaly",
+    "collapse",
+    "convolutional",
+    "convolutional_spectra",
+    "denoising",
+    "family_tree",
+    "generative",
+    "latent_space",
+    "latent_space_arithmetic",
+    "overcomplete",
+    "quantised",
+    "reduction",
+    "sparse",
+    "undercomplete",
+    "variational",
+    "variational_beta",
+    "variational_bounds",
+]

@@ -1,0 +1,106 @@
+"""What several experiments measure alike: held-out images, FVU of any reconstruction, means over seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import stats
+from torch import Tensor
+
+from sae.config import ConfigError, ImageDataConfig
+from sae.data.images import ImageSet
+from sae.evaluation.baselines import PCA
+from sae.evaluation.bootstrap import Interval
+from sae.evaluation.reconstruction import fvu_of, fvu_sums
+from sae.runs.images import ImageRun, decode_dense, dense_codes, open_split
+
+Spread = Interval | float
+"""A mean over seeds with its interval, or a plain number where there is one seed."""
+
+
+class Images(NamedTuple):
+    """Pixels with their classes."""
+
+    x: Tensor
+    """float32 [n, D]."""
+    labels: Tensor
+    """int64 [n]."""
+    names: tuple[str, ...]
+    """Of the classes."""
+    shape: tuple[int, int, int]
+    """Channels, rows, columns."""
+
+
+def split_images(data: str) -> tuple[Images, Images]:
+    """Training and held-out images, split as `trained` splits them.
+
+    Raises:
+        ConfigError: they have no labels.
+    """
+    config = ImageDataConfig(data=data)
+    return _labelled(open_split(config, "train")), _labelled(open_split(config, "heldout"))
+
+
+def _labelled(images: ImageSet) -> Images:
+    if images.labels is None:
+        raise ConfigError(f"--data {images.name}: has no labels; expected digits, mnist5k or another set with labels")
+    names = images.label_names or tuple(str(label) for label in images.labels.unique().tolist())
+    return Images(images.all(), images.labels, names, images.shape)
+
+
+def over_seeds(values: Sequence[float]) -> Spread:
+    """Mean with the 95% interval of Student's t over seeds (a mean of few runs, taken as normal)."""
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return mean
+    half = float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
+    return Interval(mean, mean - half, mean + half)
+
+
+def mean_of(spread: Spread) -> float:
+    """The mean that `over_seeds` gave."""
+    return spread.value if isinstance(spread, Interval) else spread
+
+
+def side(spread: Spread) -> int:
+    """1 or -1 where all of the interval, or the plain number, lies above or below zero, and 0 where it does not."""
+    low, high = (spread.low, spread.high) if isinstance(spread, Interval) else (spread, spread)
+    return int(low > 0) - int(high < 0)
+
+
+def shifted(spread: Spread, by: float) -> Spread:
+    """The mean and its interval with a number added."""
+    return Interval(*(end + by for end in spread)) if isinstance(spread, Interval) else spread + by
+
+
+def enumerated(words: Iterable[Any]) -> str:
+    """One, two and three."""
+    *first, last = map(str, words)
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def plain(values: Any) -> Any:
+    """Findings as JSON values: intervals, mappings and sequences all the way down."""
+    if isinstance(values, Interval):
+        return values.to_json()
+    if isinstance(values, Mapping):
+        return {str(name): plain(value) for name, value in values.items()}
+    return [plain(value) for value in values] if isinstance(values, list | tuple) else values
+
+
+def fvu(x: Tensor, x_hat: Tensor) -> float:
+    """Σ||x - x̂||² / Σ||x - mean||² of images [n, D] and any reconstruction of them."""
+    return fvu_of("error", fvu_sums(x, x_hat)).item()
+
+
+def pca_reconstruction(pca: PCA, x: Tensor, k: int) -> Tensor:
+    """Images [n, D] rebuilt from k components."""
+    return pca.decode(pca.codes(x, k)).float()
+
+
+def reconstructed(run: ImageRun, x: Tensor) -> Tensor:
+    """Images [n, D] through the saved autoencoder, at the mean of its code."""
+    return decode_dense(run.model, dense_codes(run.model, x))

@@ -1,0 +1,188 @@
+"""The reparameterised draw: its divergence in closed form, its gradient by finite differences, and its variance."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from sae.base import draws
+from sae.book.chapter.base import Finding, Picture, Setting, experiment
+from sae.book.chapter.variational_models import heldout, vae
+from sae.book.pictures.bars import draw_bars
+from sae.book.pictures.charts import draw_scatter
+from sae.book.pictures.lines import Curve, draw_lines
+from sae.config import VisionConfig
+from sae.evaluation.variational import gaussian_code, moments, nll_at
+from sae.models.autoencoder import Autoencoder
+from sae.modules.divergences import gaussian_log_density, kl_per_latent
+from sae_kernels import SparseCodes
+
+KL_DRAWS, NOISE, GRADIENT = range(3)  # what random numbers are drawn for
+
+
+class KLCheck(NamedTuple):
+    """KL(q(z|x) || N(0, 1)) of every image [N], nats, two ways."""
+
+    closed: Tensor
+    """-½ Σ 1 + log σ² - μ² - σ²."""
+    estimate: Tensor
+    """Mean of log q(z|x) - log p(z) over draws."""
+    error: Tensor
+    """Standard error of the estimate."""
+
+    @property
+    def scores(self) -> Tensor:
+        """The difference in standard errors [N]: standard normal, if the two are one number."""
+        return (self.estimate - self.closed) / self.error
+
+
+class GradientCheck(NamedTuple):
+    """Gradient of nll + KL by the encoder's outputs (means, log-variances) of every image [N, 2 F]."""
+
+    automatic: Tensor
+    """Through the draw z = μ + σ ε, ε held fixed."""
+    differences: Tensor
+    """Central differences of the same."""
+
+    @property
+    def error(self) -> float:
+        """RMS of the difference over RMS of the gradient."""
+        return ((self.automatic - self.differences).norm() / self.automatic.norm()).item()
+
+
+@torch.no_grad()
+def check_kl(model: Autoencoder, x: Tensor, *, draws: int, generator: torch.Generator) -> KLCheck:
+    """The closed form beside Monte Carlo with so many of the training step's own draws, for images x [N, D]."""
+    mean, log_variance = moments(model, x)
+    listed = model.select(model.embed(x))
+    zero = torch.zeros(())
+    total, squares = (torch.zeros(len(x), dtype=torch.float64) for _ in range(2))
+    for _ in range(draws):
+        z = model.code.sample(listed, generator).values
+        ratio = gaussian_log_density(z, mean, log_variance) - gaussian_log_density(z, zero, zero)
+        total += ratio.sum(1).double()
+        squares += ratio.sum(1).double().square()
+    average = total / draws
+    spread = (squares / draws - average.square()).clamp_min(0) * draws / (draws - 1)
+    return KLCheck(kl_per_latent(mean, log_variance).sum(1).double(), average, (spread / draws).sqrt())
+
+
+def check_gradient(
+    model: Autoencoder, config: VisionConfig, x: Tensor, *, seed: int, step: float = 0.005
+) -> GradientCheck:
+    """The gradient through the draw beside central differences of width 2 `step`, with the same noise throughout."""
+    with torch.no_grad():
+        start = model.select(model.embed(x)).values
+
+    def loss(outputs: Tensor) -> Tensor:
+        listed = SparseCodes.dense(outputs)
+        z = model.code.sample(listed, draws.generator(seed, NOISE)).values
+        return nll_at(model, config, z, x) + kl_per_latent(*gaussian_code(model).moments(listed)).sum(1)
+
+    outputs = start.clone().requires_grad_()
+    (automatic,) = torch.autograd.grad(loss(outputs).sum(), outputs)
+    found = torch.empty_like(start)
+    with torch.no_grad():
+        for column in range(start.shape[1]):
+            shift = torch.zeros_like(start)
+            shift[:, column] = step
+            found[:, column] = (loss(start + shift) - loss(start - shift)) / (2 * step)
+    return GradientCheck(automatic, found)
+
+
+def gradient_estimates(
+    model: Autoencoder, config: VisionConfig, x: Tensor, *, samples: int, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """One-draw estimates of the gradient of E_q[-log p(x|z)] by (μ, log σ²), one image x [D]: [samples, 2 F] each.
+
+    pathwise: through z = μ + σ ε (Kingma & Welling 2014). score function: nll · ∇ log q(z|x) (Williams 1992); with a
+    baseline: nll less its mean over the other draws, which leaves the expectation as it is (Mnih & Rezende 2016).
+    """
+    with torch.no_grad():
+        start = model.select(model.embed(x.unsqueeze(0))).values
+    outputs = start.expand(samples, -1).clone().requires_grad_()
+    listed = SparseCodes.dense(outputs)
+    z = model.code.sample(listed, generator).values
+    nll = nll_at(model, config, z, x.expand(samples, -1))
+    (pathwise,) = torch.autograd.grad(nll.sum(), outputs, retain_graph=True)
+    mean, log_variance = gaussian_code(model).moments(listed)
+    log_q = gaussian_log_density(z.detach(), mean, log_variance).sum()
+    (score,) = torch.autograd.grad(log_q, outputs)
+    weight = nll.detach().unsqueeze(1)
+    others = (weight.sum() - weight) / (samples - 1)
+    return {"pathwise": pathwise, "score function": weight * score, "score, baseline": (weight - others) * score}
+
+
+@experiment(
+    "reparameterisation",
+    rows=(9,),
+    title="The reparameterised draw: exact divergence, gradients, little noise",
+    seeds="0",
+)
+def reparameterisation(setting: Setting) -> Finding:
+    """Closed form against Monte Carlo, automatic against finite differences, pathwise against score function."""
+    run = vae(setting)
+    model, config = run.model, run.vision
+    x = heldout(run, 64)
+    kl = check_kl(model, x, draws=setting.pick(10_000, 500), generator=draws.generator(0, KL_DRAWS))
+    gradient = check_gradient(model, config, x[:16], seed=0)
+    samples, images = setting.pick((4000, 16), (500, 4))
+    estimates = [
+        gradient_estimates(model, config, x[i], samples=samples, generator=draws.generator(i, GRADIENT))
+        for i in range(images)
+    ]
+    names = list(estimates[0])
+    # a draw's variance, summed over the encoder's outputs, mean over images
+    variances = {name: sum(e[name].var(0).sum().item() for e in estimates) / images for name in names}
+    ratio = {name: variances[name] / variances["pathwise"] for name in names}
+    rows = [
+        {"estimator": name, "variance of one draw": variances[name], "times the pathwise": ratio[name]}
+        for name in names
+    ]
+    inside = (kl.scores.abs() < 1.96).double().mean().item()
+    numbers = {
+        "kl_closed": kl.closed.mean().item(),
+        "kl_monte_carlo": kl.estimate.mean().item(),
+        "kl_inside_95": inside,
+        "gradient_relative_error": gradient.error,
+        "variance": variances,
+        "variance_ratio": ratio,
+    }
+    text = (
+        f"The closed form gives {kl.closed.mean():.3f} nats, Monte Carlo {kl.estimate.mean():.3f}; the first lies in "
+        f"the other's 95% interval for {inside:.0%} of {len(x)} images. The gradient through the draw is off finite "
+        f"differences by {gradient.error:.2%}. One draw's gradient varies {ratio['score function']:,.0f} times more "
+        f"by the score function than by the path, and {ratio['score, baseline']:,.0f} times more with a baseline."
+    )
+    points = torch.stack([kl.closed, kl.estimate], 1).numpy()
+    pictures = [
+        Picture(
+            draw_scatter(points, x="KL, closed form (nats)", y="KL, Monte Carlo (nats)"),
+            "KL of held-out images from the prior, two ways.",
+            vector=True,
+        ),
+        Picture(
+            draw_bars(variances, label="variance of one draw's gradient, summed over the encoder's outputs", log=True),
+            f"Variance of the gradient by estimator, mean over {images} images.",
+            vector=True,
+        ),
+        Picture(
+            draw_running_means(estimates[0]),
+            "The mean of more and more draws, for the component of one image's gradient that varies most.",
+            vector=True,
+        ),
+    ]
+    return Finding(text, numbers, [rows], pictures)
+
+
+def draw_running_means(estimates: dict[str, Tensor]) -> Figure:
+    """Means of the first draws, a curve an estimator."""
+    component = int(estimates["pathwise"].var(0).argmax())
+    curves = {}
+    for name, rows in estimates.items():
+        count = torch.arange(1, len(rows) + 1)
+        curves[name] = Curve(count.tolist(), (rows[:, component].cumsum(0) / count).tolist(), "-")
+    return draw_lines(curves, "draws", "mean gradient (nats a unit)", log_x=True)

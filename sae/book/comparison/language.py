@@ -1,0 +1,123 @@
+"""Activations of a language model as rows: the demo model's, or those a run was trained on.
+
+found = language_rows(None, tokens=40_000, quick=False, scratch=out / "runs" / "harvest")
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sae.base.device import pick_device
+from sae.base.files import read_json
+from sae.base.progress import Progress, StopSignal
+from sae.config import HarvestConfig, TrainConfig
+from sae.data.cache import cache_dir
+from sae.data.demo import FetchError
+from sae.harvest.store import DiskStore, Store
+from sae.harvest.stream import Harvest
+from sae.models.autoencoder import Autoencoder
+from sae.runs.text import Run, open_run
+from sae.training.batches import load_model, open_store, settled
+from sae.training.plan import make_plan
+
+LAYER = 9
+HELD_SHARE = 0.1  # of the tokens: the last documents
+LEAST = 2000  # tokens with which anything can be said
+
+
+class LanguageRows(NamedTuple):
+    """Activations, split by document."""
+
+    source: str
+    train: Tensor
+    """float32 [n, d]."""
+    heldout: Tensor
+    """float32 [m, d], of other documents."""
+    provenance: dict[str, Any]
+    """JSON values."""
+    model: Autoencoder | None = None
+    """That of the run that was named."""
+
+
+class LeftOut(NamedTuple):
+    """Why there are none."""
+
+    reason: str
+
+
+def language_rows(run: str | None, *, tokens: int, quick: bool, scratch: Path) -> LanguageRows | LeftOut:
+    """Activations at the site of `run`, else of the demo model's layer 9.
+
+    The demo's are harvested into the store that `sae demo` uses, and read from there; quick, nothing is fetched or
+    harvested, and only a store that is there already is read.
+
+    Args:
+        run: a run folder on a language model.
+        tokens: rows wanted, held-out ones included.
+        quick: see above.
+        scratch: a folder's name that is free; nothing is written to it.
+    """
+    if run is not None:
+        return _of_run(open_run(run), tokens)
+    folder = cache_dir() / "stores" / f"demo-resid_post.{LAYER}"
+    if quick:
+        if not (folder / "identity.json").exists():
+            return LeftOut(f"no harvest of the demo model lies in {folder}, and a quick report fetches none")
+        return _of_store(DiskStore(folder, read_json(folder / "identity.json")), tokens)
+    try:
+        return _of_store(_demo_store(folder, tokens, scratch), tokens)
+    except FetchError as error:
+        return LeftOut(str(error))
+
+
+def _demo_store(folder: Path, tokens: int, scratch: Path) -> Store:
+    """The demo's store, harvested further where it holds too little."""
+    harvest = HarvestConfig(model="demo", dataset="demo", layer=LAYER)
+    plan = make_plan(TrainConfig(harvest=harvest, out=scratch, tokens=tokens, store=folder, device="cpu"))
+    if plan.precision != "auto":  # there is a store
+        held = DiskStore(folder, plan.store_identity)
+        if held.rows >= tokens:
+            return held
+    with StopSignal() as stop, Progress() as progress:
+        lm = load_model(plan, progress)
+        stream = Harvest(lm, plan.sites, plan.documents, harvest)
+        return open_store(settled(plan, stream, progress), stream, stop, progress)
+
+
+def _of_store(store: Store, tokens: int) -> LanguageRows | LeftOut:
+    rows = range(min(tokens, store.rows))
+    if len(rows) < LEAST:
+        return LeftOut(f"the store of the demo model's activations holds {store.rows} tokens only")
+    (site,) = store.identity["sites"]
+    x = store.read(rows, [site])[site].float()
+    document, _ = store.places(rows)
+    # documents lie one behind the other: the one in which the held-out share begins is the first held out
+    held = document >= document[round((1 - HELD_SHARE) * len(rows))]
+    source = f"{store.identity['model']} model, {site}"
+    return LanguageRows(source, x[~held], x[held], {**store.identity, "tokens": len(rows)})
+
+
+def _of_run(run: Run, tokens: int) -> LanguageRows:
+    device = pick_device("cpu")
+    lm = run.load_language_model(device)
+    held = max(1, round(HELD_SHARE * tokens))
+    train = _collected(run, run.harvest(lm, split="train"), tokens - held)
+    heldout = _collected(run, run.harvest(lm, split="heldout"), held)
+    source = f"{run.config.harvest.model}, {', '.join(site.name for site in run.inputs)}"
+    weights = run.record["autoencoder"]["sha256"]
+    provenance = {"run": str(run.folder), "weights": weights, "train": len(train), "heldout": len(heldout)}
+    return LanguageRows(source, train, heldout, provenance, None if run.model.transcodes else run.model)
+
+
+def _collected(run: Run, harvest: Harvest, count: int) -> Tensor:
+    """The first `count` rows that a training run would see, or all there are."""
+    parts: list[Tensor] = []
+    for step in harvest.batches():
+        parts.append(run.inputs_of(harvest.trained_on(step.rows)))
+        if sum(map(len, parts)) >= count:
+            break
+    return torch.cat(parts)[:count]

@@ -1,0 +1,110 @@
+"""One table over all tiers: means over seeds with their intervals.
+
+rows = [Row("pixels", "topk-w64-k8", "topk", [seed_0, seed_1])]
+table(rows)[0]["FVU"]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from sae.base.tables import number
+from sae.book.chapter.measure import Spread, over_seeds, plain
+from sae.book.comparison.measures import Measured
+from sae.evaluation.bootstrap import Interval
+from sae.evaluation.stability import over_pairs
+
+COLUMNS = {
+    "fvu": "FVU",
+    "bits": "bits",
+    "fvu_low": "FVU at low rate",
+    "fvu_high": "FVU at high rate",
+    "native_bits": "native bits",
+    "l0": "L0",
+    "dead": "dead",
+    "active": "active",
+    "disentanglement": "DCI-D",
+    "modularity": "modularity",
+    "completeness": "DCI-C",
+    "informativeness": "DCI-I",
+    "mig": "MIG",
+    "mcc": "MCC",
+    "probe_1": "probe, 1",
+    "probe_5": "probe, 5",
+    "probe_16": "probe, 16",
+    "probe_full": "probe, all",
+    "stability": "seeds' cosine",
+    "parameters": "parameters",
+    "seconds": "s / epoch",
+}
+"""Measure -> heading; the two measures of disentanglement that an overcomplete code can do well in come first."""
+
+
+class Row(NamedTuple):
+    """One model or control, all seeds."""
+
+    tier: str
+    data: str
+    name: str
+    family: str
+    """The variant, or PCA or control."""
+    seeds: Sequence[Measured]
+    """One a seed; a code without a seed has one."""
+    stability: Sequence[float] = ()
+    """Cosine of the dictionaries of every pair of seeds; none for a single seed."""
+    settings: dict[str, Any] | None = None
+    """What a trained model was made with."""
+
+    def spread(self, measure: str) -> Spread | None:
+        """Mean over seeds with its interval; None where a seed has no such value."""
+        if measure == "stability":
+            return over_pairs(self.stability) if self.stability else None
+        values = [seed.values.get(measure) for seed in self.seeds]
+        known = [value for value in values if value is not None]
+        return over_seeds(known) if values and len(known) == len(values) else None
+
+
+def table(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Rows for people, with one heading a column; means carry their intervals."""
+    return [
+        {"tier": row.tier, "model": row.name, **{head: plain(row.spread(name)) for name, head in COLUMNS.items()}}
+        for row in rows
+    ]
+
+
+BRIEF = ("fvu", "bits", "fvu_low", "l0", "dead", "disentanglement", "modularity", "mcc", "probe_5", "stability")
+"""Measures that the terminal shows; the page and the record have all."""
+
+
+def brief(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """The table for a terminal: mean ± half its interval."""
+
+    def shown(value: Spread | None) -> str:
+        if isinstance(value, Interval):
+            return f"{value.value:.3g} ± {value.high - value.value:.2g}"
+        return number(value)
+
+    return [
+        {"tier": row.tier, "model": row.name, **{COLUMNS[name]: shown(row.spread(name)) for name in BRIEF}}
+        for row in rows
+    ]
+
+
+def record(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Everything measured, as JSON values: means, and every seed's own."""
+    return [
+        {
+            "tier": row.tier,
+            "data": row.data,
+            "model": row.name,
+            "family": row.family,
+            "settings": row.settings,
+            "means": {name: plain(row.spread(name)) for name in COLUMNS},
+            "seeds": [seed.values for seed in row.seeds],
+            "curves": [seed.curve for seed in row.seeds],
+            "firing_rates": [seed.rates for seed in row.seeds],
+            "stability_by_pair": list(row.stability),
+        }
+        for row in rows
+    ]

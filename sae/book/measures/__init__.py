@@ -1,0 +1,1 @@
+"""Measures that the study alone uses."""

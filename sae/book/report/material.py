@@ -1,0 +1,122 @@
+"""What the sections of an image run's page are made from, computed once."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sae.base.colours import diverging
+from sae.base.files import read_json
+from sae.data.images import ImageSet
+from sae.evaluation.images import evaluate_images
+from sae.evaluation.variational import Activity, activity, moments
+from sae.modules.codes import Gaussian, Identity, Quantised, Sigmoid
+from sae.runs.images import ImageRun, decode_dense, dense_codes
+
+Family = Literal["gaussian", "quantised", "rate", "dense", "sparse"]
+IMAGES = 2000  # held-out images behind pictures and their numbers
+CHUNK = 512
+
+
+class Material:
+    """A run's held-out images with their codes, and the run's numbers.
+
+    Args:
+        run: an opened run.
+    """
+
+    def __init__(self, run: ImageRun) -> None:
+        self.run, self.model, self.vision, self.shape = run, run.model, run.vision, run.shape
+        self.held: ImageSet = run.images("heldout", limit=IMAGES)
+        self.family: Family = family_of(run)
+
+    @cached_property
+    def numbers(self) -> dict[str, Any]:
+        """The run's eval.json, made now where it is not there."""
+        path: Path = self.run.folder / "eval.json"
+        return read_json(path) if path.exists() else evaluate_images(self.run.folder)
+
+    @cached_property
+    def x(self) -> Tensor:
+        """Held-out images [n, D]."""
+        return self.held.render(torch.arange(self.held.count))
+
+    @cached_property
+    def codes(self) -> Tensor:
+        """Their codes [n, P F]: means, where the code is random."""
+        return dense_codes(self.model, self.x)
+
+    @cached_property
+    def reconstruction(self) -> Tensor:
+        """What the autoencoder makes of them [n, D]."""
+        with torch.no_grad():
+            return torch.cat([self.model(part).reconstruction for part in self.x.split(CHUNK)])
+
+    @cached_property
+    def activity(self) -> Activity:
+        """What the latents of a Gaussian code carry."""
+        return activity(*moments(self.model, self.x))
+
+    @cached_property
+    def firing(self) -> Tensor:
+        """Share of the images in which every latent is not zero, float64 [F]."""
+        return (self.codes != 0).double().mean(0)
+
+    @property
+    def decodes_codes(self) -> bool:
+        """Whether an image follows from its code alone (layer norm adds the input's own mean and deviation)."""
+        return not self.model.per_token_norm
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """int64 [n]."""
+        return None if self.held.labels is None else self.held.labels.numpy()
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Of every label number that there is."""
+        if self.held.labels is None:
+            return ()
+        return self.held.label_names or tuple(str(n) for n in range(int(self.held.labels.max()) + 1))
+
+    @cached_property
+    def ranking(self) -> tuple[Tensor, str]:
+        """What every latent carries, [F], and what that is: KL for Gaussian codes, else variance over images."""
+        if self.family == "gaussian":
+            return self.activity.kl, "KL (nats)"
+        return self.codes.var(0), "variance"
+
+    @cached_property
+    def order(self) -> list[int]:
+        """Latents, those that carry most first."""
+        return self.ranking[0].argsort(descending=True, stable=True).tolist()
+
+    @cached_property
+    def signed(self) -> float | None:
+        """Largest magnitude of a pixel, where images are real numbers and not in [0, 1]."""
+        return self.x.abs().max().item() if self.x.min() < 0 or self.x.max() > 1 else None
+
+    def look(self, images: Tensor) -> Tensor:
+        """Images [n, D] as they are shown: themselves, or in two colours where pixels have a sign."""
+        return images if self.signed is None else diverging(images, self.shape, limit=self.signed)
+
+    def decoded(self, codes: Tensor) -> Tensor:
+        """Codes [n, P F] -> images [n, D]."""
+        return decode_dense(self.model, codes)
+
+
+def family_of(run: ImageRun) -> Family:
+    """Which kind of code a run has: what can be asked of it depends on that."""
+    code = run.model.code
+    if isinstance(code, Gaussian):
+        return "gaussian"
+    if isinstance(code, Quantised):
+        return "quantised"
+    if isinstance(code, Sigmoid):
+        return "rate"
+    return "dense" if isinstance(code, Identity) else "sparse"

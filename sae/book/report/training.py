@@ -1,0 +1,56 @@
+"""The run's numbers with their intervals, and how its loss fell."""
+
+from __future__ import annotations
+
+from sae.book.pictures.lines import Curve, draw_lines
+from sae.book.pictures.page import Page
+from sae.book.report.material import Material
+from sae.evaluation.words import described, value_at
+from sae.training.logging import read_metrics
+
+WIDE = 20  # largest value over least, from which on an axis is logarithmic
+OF_SPARSE = ("l0", "dead", "densities.never")  # say nothing where every latent always has a value
+
+
+def write_numbers(material: Material, page: Page) -> None:
+    """A table of eval.json."""
+    page.section("Numbers", "On held-out images; in brackets the 95% interval over images.")
+    measures = described(material.numbers, "image")
+    if material.family != "sparse":
+        measures = [measure for measure in measures if measure.key not in OF_SPARSE]
+    rows = [
+        {"Measure": measure.name, "Value": measure.value, "Meaning": measure.meaning}
+        for measure in measures
+        if not isinstance(measure.value, str)
+    ]
+    page.table(rows)
+
+
+def write_loss(material: Material, page: Page) -> None:
+    """The loss by images seen, whole and in its terms, and the training batches' FVU."""
+    lines = read_metrics(material.run.folder)
+    if not lines:
+        return
+    seen = [line["images"] for line in lines]
+    page.section("Training", "Means over batches, between two lines of the log.")
+    unit = "Squared error" if material.vision.likelihood == "squared_error" else "Nats"
+    loss = {"loss": Curve(seen, [line["loss"] for line in lines], "-")}
+    _draw(page, loss, f"{unit} an image", "Loss: the sum of its terms by their weights.")
+    parts = {
+        name.replace("_", " "): Curve(seen, [line["parts"][name] for line in lines], "-") for name in lines[0]["parts"]
+    }
+    if len(parts) > 1:
+        _draw(page, parts, "Term, an image", "Its terms, before their weights.")
+    fvu = {"training batches": Curve(seen, [line["fvu"] for line in lines], "-")}
+    held = value_at(material.numbers, "fvu")
+    if held is not None:
+        fvu["held out, at the end"] = Curve([seen[-1]], [held], "o")
+    caption = "Variance not explained; training batches have their noise in, of inputs and of codes."
+    _draw(page, fvu, "FVU", caption)
+
+
+def _draw(page: Page, curves: dict[str, Curve], y: str, caption: str) -> None:
+    """Curves over images seen; on a logarithmic axis where they span more than that."""
+    values = [v["value"] if isinstance(v, dict) else v for curve in curves.values() for v in curve.y]
+    wide = min(values) > 0 and max(values) > WIDE * min(values)
+    page.figure(draw_lines(curves, "Images seen", y, log_y=wide), caption, vector=True)

@@ -1,0 +1,357 @@
+"""The commands of `sae`: one dataclass each, whose fields are the flags. Heavy packages are imported inside `run`."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from sae.config import CollectConfig, Device, EvalConfig, ExplainConfig, SteerConfig, TrainConfig, refuse_ignored
+
+Json = Annotated[bool, tyro.conf.arg(help="Print one JSON line on stdout, and nothing else there.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """Train on the demo model and text, evaluate, and print what came out."""
+
+    out: Path = Path("runs/demo")
+    """Run folder; where one exists, a number is added to the name."""
+    tokens: int = 420_000
+    """Tokens to harvest."""
+    epochs: int = 4
+    """Passes over them."""
+    seed: int = 0
+    """Seed of every random draw."""
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:
+        from sae.cli.demo import run_demo
+
+        return run_demo(self.out, tokens=self.tokens, epochs=self.epochs, seed=self.seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Train an autoencoder on a model's activations."""
+
+    config: TrainConfig
+    dry_run: bool = False
+    """Print sites, shapes, steps, memory, disk and time; train nothing, write nothing."""
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:
+        if self.dry_run:
+            from sae.base.progress import Progress
+            from sae.training.plan import make_plan, opening_of
+            from sae.training.space import estimate
+
+            plan = make_plan(self.config)
+            with Progress() as progress:
+                progress.say(opening_of(plan))
+            return estimate(plan)
+        from sae.training.run import train
+
+        return summary(train(self.config))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """Train several autoencoders on one harvest and compare them in one table.
+
+    Takes the flags of `sae train`; --variant, --k, --width, --layer, --lr and --seed take several values with commas,
+    and every combination is a member. A variant may bring settings of its own: `jumprelu:recipe=anthropic`,
+    `transcoder:site=mlp_in:target-site=mlp_out`, `crosscoder:layer=None:site=resid_post.6+resid_post.9`. Run again with
+    the same flags, it goes on where it was stopped.
+    """
+
+    config: TrainConfig
+    evaluate_tokens: int = 32_768
+    """Held-out tokens on which members are evaluated."""
+    downstream_tokens: int = 4_096
+    """Held-out tokens on which reconstructions are spliced in; 0 leaves this out."""
+    members: tyro.conf.Suppress[tuple[TrainConfig, ...]] = ()
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:
+        from sae.cli.sweep import run_sweep
+
+        refuse_ignored(self.config, {"resume": "sae sweep goes on with what is there by itself"})
+        evaluation = EvalConfig(
+            tokens=self.evaluate_tokens, downstream_tokens=self.downstream_tokens, device=self.config.device
+        )
+        return run_sweep(self.config.out, self.members, evaluation)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eval:
+    """Evaluate a saved autoencoder on held-out documents, or held-out images."""
+
+    run_folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
+    """Run folder, or a hub repository that holds one."""
+    config: EvalConfig = dataclasses.field(default_factory=EvalConfig)
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:
+        from sae.runs.images import kind_of
+
+        kind = kind_of(self.run_folder)
+        if kind == "image":
+            from sae.config import ImageEvalConfig
+            from sae.evaluation.images import evaluate_images
+
+            why = f"{self.run_folder} is a run on images; see sae image eval --help for its settings"
+            shared = ("resamples", "seed", *(["device"] if self.config.device == "cpu" else []))  # it runs on a CPU
+            names = [field.name for field in dataclasses.fields(self.config) if field.name not in shared]
+            refuse_ignored(self.config, dict.fromkeys(names, why))
+            asked = ImageEvalConfig(resamples=self.config.resamples, seed=self.config.seed)
+            return evaluate_images(self.run_folder, asked)
+        from sae.evaluation.run import evaluate
+
+        return evaluate(self.run_folder, self.config)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explain:
+    """Name the latents of a run from its collected features, and score the names on held-out documents."""
+
+    run_folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
+    """Run folder with collected features."""
+    config: ExplainConfig = dataclasses.field(default_factory=ExplainConfig)
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:
+        from sae.features.explain.explain import explain
+
+        return explain(self.run_folder, self.config)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steer:
+    """Generate text with latents pushed, set or taken out, beside the plain text."""
+
+    run_folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
+    """Run folder, or a hub repository that holds one."""
+    config: SteerConfig
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:
+        from sae.features.steer.steer import steer_run
+
+        found = steer_run(self.run_folder, self.config)
+        # token by token is for programs: a table of it helps nobody
+        return found if self.json else {name: v for name, v in found.items() if name not in ("tokens", "kl")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """Collect statistics and examples of every latent of a run, over its text or its images, in one pass."""
+
+    run_folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
+    """Run folder; the features are written into it."""
+    config: CollectConfig = dataclasses.field(default_factory=CollectConfig)
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:
+        from sae.features.collect.collect import collect
+
+        return collect(self.run_folder, self.config)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Browse:
+    """Serve the page of one or several runs on this machine: find, read, compare, test and steer latents."""
+
+    run_folders: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN [RUN ...]")]
+    """Run folders."""
+    port: int = 0
+    """Port on 127.0.0.1; 0 takes a free one."""
+    open: bool = False
+    """Also open the address in the default browser."""
+    device: Device = "auto"
+    """Where to run the language model for prompts and steering: auto takes a GPU where there is one."""
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:
+        import sys
+        import webbrowser
+
+        from sae.browser.serve import serve
+
+        def ready(address: str) -> None:
+            print(address, file=sys.stderr if self.json else sys.stdout, flush=True)
+            if self.open:
+                webbrowser.open(address)
+
+        return serve(self.run_folders, port=self.port, device=self.device, ready=ready)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """Write a run's features as a static page, or as JSON for Neuronpedia."""
+
+    run_folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """Run folder with collected features."""
+    to: Literal["static", "neuronpedia"]
+    """static (a page that opens from the disk or any web host) or neuronpedia."""
+    out: Path
+    """New folder to write."""
+    latents: tuple[int, ...] = ()
+    """Latents of a static page; by default all."""
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:
+        if self.to == "static":
+            from sae.browser.export import export_static
+
+            return export_static(self.run_folder, self.out, latents=self.latents or None)
+        refuse_ignored(self, {"latents": "--to neuronpedia writes all; some can be chosen with --to static"})
+        from sae.interop.neuronpedia import export
+
+        return export(self.run_folder, self.out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verify:
+    """Check a saved autoencoder's hash, shapes and self-test."""
+
+    run_folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
+    """Run folder, or a hub repository that holds one."""
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:
+        from sae.models.saved import TOLERANCE, verify
+
+        distance = verify(self.run_folder)
+        return {"run": self.run_folder, "verified": True, "tolerance": TOLERANCE, **distance._asdict()}
+
+
+BENCHED = (
+    "topk",
+    "batchtopk",
+    "matryoshka",
+    "temporal",
+    "relu",
+    "relu:penalty=tanh",
+    "p_anneal",
+    "gated",
+    "jumprelu",
+    "jumprelu:recipe=anthropic",
+    "jumprelu:recipe=target",
+    "transcoder",
+    "skip_transcoder",
+    "crosscoder",
+    "matching_pursuit",
+)
+
+
+_SHAPE = ("tokens", "d", "k", "rounds", "device")
+READ_BY_BENCHES: dict[str, tuple[str, ...]] = {
+    "kernels": (*_SHAPE, "width"),
+    "step": (*_SHAPE, "width"),
+    "curve": _SHAPE,
+    "variants": (*_SHAPE, "width", "variants"),
+    "recovery": ("variants", "worlds", "seeds", "l0_factor"),
+}
+"""Bench -> the flags that it reads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Time the sparse ops and training steps against floors of the same run, or measure recovery of known features."""
+
+    what: Annotated[
+        tyro.conf.Positional[Literal["kernels", "step", "curve", "variants", "recovery"]], tyro.conf.arg(metavar="WHAT")
+    ]
+    """kernels (op by op), step (a whole TopK step), curve (the step over the number of latents), variants (every
+    variant's step), or recovery (every variant on synthetic worlds)."""
+    variants: str = ",".join(BENCHED)
+    """variants, recovery: which, with commas; settings behind a colon."""
+    worlds: str = "easy16,superposed,correlated,zipf,noisy,hierarchical,deep"
+    """recovery: which synthetic worlds."""
+    seeds: int = 3
+    """recovery: worlds and trainings drawn anew this many times."""
+    l0_factor: float = 1.0
+    """recovery: the L0 asked for, in multiples of the true one."""
+    tokens: int = 2048
+    """Tokens a batch."""
+    d: int = 576
+    """Width of the activations."""
+    width: int = 9216
+    """Latents; the curve goes from 4k to 131k."""
+    k: int = 32
+    """Latents active a token."""
+    rounds: int = 9
+    """Interleaved rounds, of which medians are taken."""
+    device: Device = "auto"
+    """Where to compute: auto takes a GPU where there is one."""
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:
+        from sae.base.device import pick_device
+
+        common = ("what", "json")
+        read = (*common, *READ_BY_BENCHES[self.what])
+        names = [field.name for field in dataclasses.fields(self) if field.name not in read]
+        refuse_ignored(self, dict.fromkeys(names, f"sae bench {self.what} does not read it"))
+        if self.what == "recovery":
+            from sae.base.progress import Progress
+            from sae.cli.recovery import measure_recovery
+
+            with Progress() as progress:
+                chosen = {"variants": self.variants.split(","), "worlds": self.worlds.split(",")}
+                return measure_recovery(**chosen, seeds=self.seeds, l0_factor=self.l0_factor, tell=progress.say)
+        from sae_kernels.bench.kernels import measure_kernels
+        from sae_kernels.bench.step import measure_curve, measure_step
+
+        shape: dict[str, Any] = {"tokens": self.tokens, "d": self.d, "k": self.k, "rounds": self.rounds}
+        shape["device"] = pick_device(self.device).type
+        if self.what == "variants":
+            from sae.training.bench import measure_variants
+
+            return measure_variants(self.variants.split(","), width=self.width, **shape)
+        if self.what == "curve":
+            return measure_curve(**shape)
+        return (measure_kernels if self.what == "kernels" else measure_step)(width=self.width, **shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Image:
+    """Image autoencoders on the same modules: train, report, compare; see `sae image --help`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doctor:
+    """Show versions, device, kernel backends, cache and space; say what is missing and how to mend it."""
+
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:
+        from sae.cli.doctor import examine
+
+        return examine()
+
+
+COMMANDS: dict[str, type] = {
+    "demo": Demo,
+    "train": Train,
+    "sweep": Sweep,
+    "eval": Eval,
+    "explain": Explain,
+    "steer": Steer,
+    "features": Features,
+    "browse": Browse,
+    "export": Export,
+    "verify": Verify,
+    "image": Image,
+    "bench": Bench,
+    "doctor": Doctor,
+}
+
+
+def summary(value: Any) -> dict[str, Any]:
+    """A NamedTuple result as JSON values."""
+    return {name: str(v) if isinstance(v, Path) else v for name, v in value._asdict().items()}

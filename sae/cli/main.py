@@ -1,0 +1,201 @@
+"""The command `sae`. Heavy packages are imported inside the commands, so that --help is instant.
+
+Exit status: 0 done, 1 the run failed, 2 a wrong argument or damaged input, 130 or 143 stopped by a signal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import io
+import itertools
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Union, cast
+
+import tyro
+
+from sae.cli.commands import COMMANDS, Sweep, Train
+from sae.cli.image_commands import IMAGE_COMMANDS, ImageTrain
+from sae.config import TYPED, ConfigError, ImageTrainConfig, TrainConfig, from_json
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the command `sae`."""
+    given = sys.argv[1:] if arguments is None else arguments
+    typed = TYPED.set(frozenset(a[2:].partition("=")[0].replace("-", "_") for a in given if a.startswith("--")))
+    try:
+        command = parse_sweep(given) if given[:1] == ["sweep"] else parse(given)
+        result = command.run()
+        show(result, as_json=command.json)
+    except BaseException as error:
+        status = _status_of(error)
+        if status is None:
+            raise
+        sys.exit(status)
+    finally:
+        TYPED.reset(typed)
+    if result.get("status", 0):
+        sys.exit(result["status"])
+
+
+def parse(arguments: list[str]) -> Any:
+    """The command dataclass that `arguments` ask for; tyro prints help and refuses what is no flag or no number.
+
+    Raises:
+        ConfigError: a setting is out of range.
+    """
+    if arguments[:1] == ["image"]:
+        return _parse(arguments[1:], IMAGE_COMMANDS, "sae image", "Train image autoencoders, show them, compare them.")
+    says = "Train sparse autoencoders on language-model activations, prove how good they are, look inside."
+    return _parse(arguments, COMMANDS, "sae", says)
+
+
+def _parse(arguments: list[str], commands: dict[str, type], prog: str, description: str) -> Any:
+    union: list[Any] = []
+    for name, cls in commands.items():
+        default = _resumed(arguments, cls) if cls in (Train, ImageTrain) else None
+        settings: dict[str, Any] = {"name": name, "prefix_name": False}
+        if default is not None:
+            settings["default"] = default
+        union.append(Annotated[cls, tyro.conf.subcommand(**settings)])
+    refusal = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(refusal):
+            return tyro.cli(
+                cast(Any, Union[tuple(union)]),  # noqa: UP007 - built at run time
+                args=arguments,
+                prog=prog,
+                description=description,
+                config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes),
+            )
+    except SystemExit as stopped:
+        # tyro wraps what a dataclass refuses, and names its own inner parts where ours already names the flag
+        cause: BaseException | None = stopped
+        while cause is not None and not isinstance(cause, ConfigError):
+            cause = cause.__context__
+        if cause is not None:
+            raise cause from None
+        sys.stderr.write(refusal.getvalue())
+        raise
+
+
+GRID = ("variant", "k", "width", "layer", "lr", "seed")
+"""Flags of `sae sweep` that take several values."""
+
+
+def parse_sweep(arguments: list[str]) -> Sweep:
+    """`sae sweep`'s arguments, taken apart into one set of `sae train`'s for every combination of the grid's values.
+
+    Raises:
+        ConfigError: two members would have one name.
+    """
+    grid: dict[str, list[str]] = {}
+    rest: list[str] = []
+    waiting = iter(arguments)
+    for argument in waiting:
+        name, equals, value = argument.removeprefix("--").partition("=")
+        if argument.startswith("--") and name in GRID:
+            grid[name] = (value if equals else next(waiting, "")).split(",")
+        else:
+            rest.append(argument)
+    members: list[TrainConfig] = []
+    sweep: Sweep | None = None
+    for values in itertools.product(*grid.values()):
+        own: list[str] = []
+        later: list[str] = []  # a variant's own settings win
+        parts: list[str] = []
+        for name, value in zip(grid, values, strict=True):
+            chosen, *settings = value.split(":") if name == "variant" else [value]
+            own += [f"--{name}", chosen]
+            later += [f"--{setting}" for setting in settings]
+            if name == "variant":
+                parts.append(
+                    "-".join(
+                        [chosen, *(s.partition("=")[2] for s in settings if s.startswith(("recipe=", "penalty=")))]
+                    )
+                )
+            elif len(grid[name]) > 1:
+                parts.append(f"{name}{value}")
+        sweep = parse([*rest, *own, *later])
+        assert isinstance(sweep, Sweep)
+        out = sweep.config.out / "-".join(parts or [sweep.config.sae.variant])
+        members.append(dataclasses.replace(sweep.config, out=out))
+    names = [member.out.name for member in members]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"sweep: two members have one name ({', '.join(names)}); name every value once")
+    assert sweep is not None
+    return dataclasses.replace(sweep, members=tuple(members))
+
+
+def show(result: dict[str, Any], *, as_json: bool) -> None:
+    """Print the table for people (on stderr when the JSON line goes to stdout)."""
+    from rich.console import Console
+
+    from sae.base.tables import render
+
+    Console(stderr=as_json, highlight=False).print(render(result))
+    if as_json:
+        print(json.dumps(result, allow_nan=False), flush=True)
+
+
+def _resumed(arguments: list[str], cls: type) -> Any:
+    """With --resume, the settings that the run in --out was started with are the defaults of all other flags."""
+    if arguments[:1] != ["train"] or "--resume" not in arguments:
+        return None
+    out = next((a.split("=", 1)[1] for a in arguments if a.startswith("--out=")), None)
+    if out is None and "--out" in arguments[:-1]:
+        out = arguments[arguments.index("--out") + 1]
+    if out is None or not (Path(out) / "config.json").is_file():
+        return None
+    from sae.base.files import read_json
+
+    record = read_json(Path(out) / "config.json")
+    settings = record.get("train") if isinstance(record, dict) else None
+    kind = TrainConfig if cls is Train else ImageTrainConfig
+    config = from_json(kind, settings, f"{out}/config.json: train")
+    return cls(config=dataclasses.replace(config, out=Path(out)))
+
+
+def _status_of(error: BaseException) -> int | None:
+    """Print a failure that is the user's to mend as one message; None for a fault of ours: it keeps its traceback."""
+    from sae.base.progress import Interrupted
+
+    if isinstance(error, Interrupted):
+        return _say(f"{error}", error.exit_status)
+    if isinstance(error, KeyboardInterrupt):
+        return _say("stopped", 130)
+    if isinstance(error, BrokenPipeError):
+        # the reader of the output went away (`sae doctor | head`); what is still buffered has nowhere to go
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    if isinstance(error, OSError):
+        return _say(*_describe_os_error(error)) if error.errno in _OS_ERRORS else None
+    # refusals are exceptions defined in sae; a fault is any other and keeps its traceback
+    if type(error).__module__.startswith("sae."):
+        return _say(f"error: {error}", 1 if isinstance(error, ArithmeticError) else 2)
+    return None
+
+
+_WHOLE = "what was saved before is whole: make room, then go on (a training run with --resume)"
+_OS_ERRORS: dict[int, Callable[[OSError], str]] = {
+    errno.ENOSPC: lambda e: f"no space left on the disk for {e.filename or 'the run folder'}; {_WHOLE}",
+    errno.EDQUOT: lambda e: f"the disk quota is used up (writing {e.filename or 'the run folder'}); {_WHOLE}",
+    errno.EFBIG: lambda e: f"{e.filename or 'the run folder'}: over the limit on a file's size (ulimit -f); {_WHOLE}",
+    errno.EACCES: lambda e: f"{e.filename}: permission denied",
+    errno.EROFS: lambda e: f"{e.filename}: the file system is read-only",
+    errno.EIO: lambda e: f"{e.filename}: the disk reports an input/output error; what was saved before is whole",
+}
+
+
+def _describe_os_error(error: OSError) -> tuple[str, int]:
+    return f"error: {_OS_ERRORS[error.errno or 0](error)}", 1
+
+
+def _say(message: str, status: int) -> int:
+    print(message, file=sys.stderr)
+    return status

@@ -1,0 +1,247 @@
+"""`sae features`: one pass over a corpus, or over images, that collects every latent's statistics and examples.
+
+report = collect("runs/demo", CollectConfig(tokens=1_000_000))
+FeatureStore("runs/demo").record(17)
+
+The store is rewritten now and then while the pass goes on, so that it can be looked at; a pass that was stopped or
+killed goes on from the last writing and ends with what an unbroken one gives. Under torchrun the steps are shared out
+among the processes and the result is that of one process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+
+from sae.base.device import pick_device
+from sae.base.progress import Progress, StopSignal
+from sae.config import CollectConfig, ConfigError
+from sae.features.collect.ranks import Ranks
+from sae.features.collect.subject import Mark, Step, Subject
+from sae.features.store import windows
+from sae.features.store.buffers import NAMES
+from sae.features.store.collection import Collection
+from sae.features.store.lens import Lens
+from sae.features.store.restore import restore
+from sae.features.store.store import read_info
+from sae.features.store.text import Vocabulary
+from sae.features.store.writer import FORMAT, STORE, write_store
+from sae.runs.images import kind_of
+
+LOCK = "features.lock"
+PLACE = ("dataset", "text_field", "split", "store", "seed", "tokens")
+"""Settings that a pass must be given again to go on."""
+DEFAULTS = dataclasses.asdict(CollectConfig())
+SHARE = 20  # the work between two writings takes at least this many times as long as the last writing took
+
+
+def collect(run: str | Path, config: CollectConfig | None = None) -> dict[str, Any]:
+    """Collect the features of a finished run into its folder.
+
+    Returns:
+        JSON values: tokens, documents, latents that fired, seconds, the store's size.
+
+    Raises:
+        ConfigError, CorruptError, ModelError, DataError: the run, its model, the data or a setting cannot be used.
+        Interrupted: SIGINT or SIGTERM; what was collected is written, `--resume` goes on.
+    """
+    config = config or CollectConfig()
+    with Ranks.of_process() as ranks:
+        subject = open_subject(run, config)
+        if subject.folder != Path(run).expanduser():
+            raise ConfigError(
+                f"{run}: features are written into the run's folder, and this one lies on the hub; fetch it first: "
+                f"hf download {run} --local-dir DIR"
+            )
+        with _lock(subject.folder) if ranks.first else contextlib.nullcontext():
+            return _Collecting(subject, config, ranks).work()
+
+
+def open_subject(run: str | Path, config: CollectConfig) -> Subject:
+    """The run with what its features are collected over; a new kind of run is another case here."""
+    device = pick_device(config.device)
+    if kind_of(run) == "image":
+        from sae.features.collect.image_subject import ImageSubject
+
+        return ImageSubject(run, config, device)
+    from sae.features.collect.text_subject import (
+        TextSubject,  # brings a language model's packages, which images do without
+    )
+
+    return TextSubject(run, config, device)
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ConfigError(f"{folder}: another process is collecting the features of this run") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+class _Collecting:
+    """One pass."""
+
+    def __init__(self, subject: Subject, config: CollectConfig, ranks: Ranks) -> None:
+        self.subject, self.config, self.ranks = subject, config, ranks
+        self.begun = time.perf_counter()
+        self.device = next(subject.model.parameters()).device
+        self.path = subject.folder / STORE
+        before = read_info(self.path) if self.path.exists() else None
+        self.revision = before["revision"] if before else 0
+        self.identity = subject.identity()
+        self.mark: Mark = [0, 0]
+        self.open_document: int | None = None
+        self.seen = 0
+        """Tokens of text gone by, those left out included."""
+        self.collection = Collection(subject.model.width, config.seed, self.device)
+        if config.resume:
+            self._check_resume(before)
+            assert before is not None
+            self.mark, self.seen, self.open_document = before["mark"], before["seen"], before["open_document"]
+            if ranks.first:
+                self.collection = restore(subject.folder, self.device)
+        self.finished_before = bool(config.resume and before and before["finished"] and self.seen >= subject.limit)
+
+    def work(self) -> dict[str, Any]:
+        """Go through the corpus; see `collect`."""
+        if self.ranks.first:
+            for path in self.subject.folder.glob(".partial-*features*"):  # of a writer that was killed
+                path.unlink(missing_ok=True)
+        with StopSignal() as stop, Progress() as progress:
+            if not self.finished_before:
+                self._pass(stop, progress)
+        return self._report()
+
+    def _pass(self, stop: StopSignal, progress: Progress) -> None:
+        limit, vocabulary = self.subject.limit, self.subject.vocabulary()
+        if self.ranks.first and (shown := self.subject.opening()):
+            progress.say(shown)
+        written, cost = time.perf_counter(), 0.0
+        with progress.bar("Collecting", limit, "tokens") as bar:
+            bar.skip(min(self.seen, limit))
+            for number, step in enumerate(self._steps()):
+                if number % self.ranks.world == self.ranks.rank:
+                    self._take(step)
+                self.seen += step.tokens
+                self.mark, self.open_document = step.after, step.open_document
+                bar.advance(min(step.tokens, max(0, limit - self.seen + step.tokens)))
+                if (number + 1) % self.ranks.world:
+                    continue
+                due = time.perf_counter() - written > max(self.config.save_every, SHARE * cost)
+                if self.ranks.any(stop.requested is not None):
+                    progress.say("Writing what was collected.")
+                    self._publish(vocabulary, finished=False)
+                    stop.requested = stop.requested or 15
+                    stop.check(f"continue with: {self._how_to_resume()}")
+                if self.ranks.any(due and self.ranks.first):
+                    begun = time.perf_counter()
+                    self._publish(vocabulary, finished=False)
+                    written, cost = time.perf_counter(), time.perf_counter() - begun
+            if self.seen < limit:
+                progress.say(f"The data set is used up: it gave {self.seen:,} of {limit:,} tokens.")
+        self._finish(vocabulary, progress)
+
+    def _steps(self) -> Iterator[Step]:
+        source = self.subject.source()
+        seen = self.seen
+        if seen >= self.subject.limit:
+            return
+        for step in source.steps(self.mark):
+            yield step
+            seen += step.tokens
+            if seen >= self.subject.limit:
+                return
+
+    def _take(self, step: Step) -> None:
+        read = step.read()
+        with torch.no_grad():
+            codes = self.subject.model.encode(self.subject.inputs_of(read.rows).to(self.device))
+        self.collection.add(codes, read.tokens, read.text)
+        for kind, count in read.left_out.items():
+            self.collection.leave_out(kind, count)
+
+    def _publish(self, vocabulary: Vocabulary, *, finished: bool, nearest: np.ndarray | None = None) -> None:
+        """Bring the processes' collections together in the first, and write them."""
+        self.collection = self.ranks.gather(self.collection, self.open_document)
+        if not self.ranks.first:
+            return
+        self.revision += 1
+        norms = self.subject.model.dictionary.W.detach().float().norm(dim=1).cpu().numpy()
+        write_store(self.subject.folder, self.collection, vocabulary, self._info(finished), norms, nearest)
+
+    def _finish(self, vocabulary: Vocabulary, progress: Progress) -> None:
+        nearest = None
+        if self.ranks.first:
+            lens = Lens(self.subject.folder, self.identity["weights"])
+            progress.say("Writing the features.")
+            self.subject.prepare(lens)
+            nearest = lens.nearest_cosines()
+        self._publish(vocabulary, finished=True, nearest=nearest)
+
+    def _how_to_resume(self) -> str:
+        given = dataclasses.asdict(self.config)
+        flags = [f"--{name.replace('_', '-')} {given[name]}" for name in PLACE if given[name] != DEFAULTS[name]]
+        return " ".join(["sae features", str(self.subject.folder), "--resume", *flags])
+
+    def _check_resume(self, before: dict[str, Any] | None) -> None:
+        if before is None:
+            raise ConfigError(f"--resume: {self.subject.folder} has no features to go on with; leave --resume out")
+        for name, value in self.identity.items():
+            if before.get(name) != value:
+                raise ConfigError(
+                    f"--resume: the features were collected with {name} = {before.get(name)!r}, now it is {value!r}; "
+                    "leave --resume out to begin anew"
+                )
+
+    def _info(self, finished: bool) -> dict[str, Any]:
+        collection = self.collection
+        return {
+            "format": FORMAT,
+            **self.subject.info(),
+            "width": collection.width,
+            "tokens": collection.tokens,
+            "documents": len(collection.documents),
+            "left_out": collection.left_out,
+            "finished": finished,
+            "progress": 1.0 if finished else min(1.0, self.seen / self.subject.limit),
+            "window": [windows.BACK, windows.AHEAD],
+            "slots": {name: collection.buffers[name].slots for name in NAMES},
+            "collected_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "revision": self.revision,
+            "seen": self.seen,
+            "mark": self.mark,
+            "open_document": self.open_document,
+            **self.identity,
+        }
+
+    def _report(self) -> dict[str, Any]:
+        if not self.ranks.first:
+            return self.ranks.share(None)
+        info = read_info(self.path)
+        return self.ranks.share(
+            {
+                "run": str(self.subject.folder),
+                "tokens": info["tokens"],
+                "left_out": info["left_out"],
+                "documents": info["documents"],
+                "latents": info["width"],
+                "fired": int((self.collection.statistics.count > 0).sum()),
+                "megabytes": round(self.path.stat().st_size / 1e6, 1),
+                "seconds": round(time.perf_counter() - self.begun, 1),
+            }
+        )

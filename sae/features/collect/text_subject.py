@@ -1,0 +1,84 @@
+"""Text as the subject of a pass: the language model's activations, live or stored."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sae.config import CollectConfig
+from sae.features.collect.source import LiveSource, StoredSource, open_store
+from sae.features.collect.subject import Source
+from sae.features.store.lens import Lens
+from sae.features.store.text import Vocabulary
+from sae.harvest.language_model import LanguageModel
+from sae.harvest.opening import opening
+from sae.harvest.stream import Harvest, Rows
+from sae.runs.text import open_run
+
+
+class TextSubject:
+    """A run on a language model's activations; see `Subject`.
+
+    Raises:
+        ConfigError, CorruptError, ModelError, SiteError: the run, its model or a setting cannot be used.
+    """
+
+    def __init__(self, run: str | Path, config: CollectConfig, device: torch.device) -> None:
+        self.run, self.config, self.device = open_run(run, device=device), config, device
+        self.folder, self.model, self.limit = self.run.folder, self.run.model, config.tokens
+
+    @cached_property
+    def lm(self) -> LanguageModel:
+        """The language model, loaded when it is first needed."""
+        return self.run.load_language_model(self.device)
+
+    def identity(self) -> dict[str, Any]:
+        """See `Subject`."""
+        config = self.config
+        return {
+            "weights": self.run.record["autoencoder"]["sha256"],
+            "dataset": self.run.settings(config.dataset, config.text_field).dataset,
+            "split": None if config.store else config.split,
+            "store": str(config.store.absolute()) if config.store else None,
+            "seed": config.seed,
+        }
+
+    def info(self) -> dict[str, Any]:
+        """See `Subject`."""
+        site = "+".join(site.name for site in self.run.inputs)
+        return {"kind": "language", "model": self.run.config.harvest.model, "site": site}
+
+    def vocabulary(self) -> Vocabulary:
+        """See `Subject`; the tokenizer's."""
+        return Vocabulary.of(self.lm.tokenizer)
+
+    def source(self) -> Source:
+        """See `Subject`."""
+        if self.config.store is not None:
+            store = open_store(self.config.store, self.run)
+            names = [site.name for site in self.run.inputs]
+            return StoredSource(store, names, self.lm.traits.special, self.lm.beginning)
+        return LiveSource(self._harvest)
+
+    def opening(self) -> str:
+        """See `Subject`; nothing for a store, which has no text."""
+        if self.config.store is not None:
+            return ""
+        return opening(self._harvest.documents, self.lm.tokenizer, self._harvest.config, beginning=self.lm.beginning)
+
+    @cached_property
+    def _harvest(self) -> Harvest:
+        settings = self.run.settings(self.config.dataset, self.config.text_field)
+        return self.run.harvest(self.lm, split=self.config.split, settings=settings)
+
+    def inputs_of(self, rows: Rows) -> Tensor:
+        """See `Subject`."""
+        return self.run.inputs_of(rows)
+
+    def prepare(self, lens: Lens) -> None:
+        """See `Subject`; the logit lens."""
+        lens.prepare_logits(self.lm)

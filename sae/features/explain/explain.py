@@ -1,0 +1,203 @@
+"""`sae explain RUN`: a name for every latent that fires, scored on examples it was not made from. No key, no network.
+
+report = explain("runs/demo", ExplainConfig())
+report["score"]["value"], report["control"]["value"]
+
+The score is the AUROC of the latent's rule on held-out documents: firings spread over the quantiles of the activation
+against as many tokens where the latent is silent, half of them random and half where its neighbours fire. The control
+gives every latent another one's rule. Names are saved as they are made, beside the features and bound to the weights'
+SHA-256, so that an interrupted run goes on and a new collection keeps them.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from sae.base.device import pick_device
+from sae.base.files import publish_json
+from sae.base.progress import Progress, StopSignal
+from sae.config import ConfigError, ExplainConfig
+from sae.features.collect.subject import check_language
+from sae.features.explain.examples import Examples, Pool
+from sae.features.explain.explainers import Chat, EndpointChat, LocalChat
+from sae.features.explain.induction import Rule, induce
+from sae.features.explain.likeness import token_groups
+from sae.features.explain.naming import name_of
+from sae.features.explain.opinion import describe
+from sae.features.explain.scoring import auroc, judge, mean_interval
+from sae.features.store.keys import FeatureError
+from sae.features.store.store import FeatureStore
+from sae.harvest.language_model import ModelError
+from sae.models.saved import locate_run
+
+SCORES = ("score", "control", "score_random", "score_neighbours", "precision", "recall")
+REPORT = "explain.json"
+BATCH = 128  # latents between two saves; a control takes its rule from the same batch
+
+
+class Found(NamedTuple):
+    """What was found of one latent."""
+
+    latent: int
+    rule: Rule
+    examples: Examples
+
+
+def explain(run: str | Path, config: ExplainConfig | None = None) -> dict[str, Any]:
+    """Name and score the latents of a run whose features are collected.
+
+    Args:
+        run: run folder.
+        config: which latents, and who explains.
+
+    Returns:
+        JSON values, also written to the run's explain.json: "live" latents, "named", "scored" (with enough held-out
+        examples), "score" and "control" (mean held-out AUROC over scored latents, {"value", "low", "high"}, latents
+        resampled), "score_random" and "score_neighbours" (against either kind of silent tokens alone), "precision",
+        "recall", "clear" (share of scored latents whose interval excludes 0.5).
+
+    Raises:
+        FeatureError: no features there, or a latent that the run has not.
+        ConfigError, ModelError, ExplainerError: the run is one on images, or the explainer cannot be used.
+    """
+    config = config or ExplainConfig()
+    check_language(run, "naming latents from text")
+    folder = locate_run(run)
+    store = FeatureStore(folder)
+    begun = time.perf_counter()
+    chat = _chat(config)
+    method = "rules" if chat is None else f"{config.explainer}:{chat.name}"
+    live = np.flatnonzero(store.scalars["count"] > 0)
+    wanted = _wanted(config, live, store.width)
+    held = {} if config.again else store.annotations.names()
+    # a model's name takes the place of a rule's, and not the other way round
+    done = {latent for latent, name in held.items() if chat is None or name["method"] == method}
+    left = [latent for latent in wanted if latent not in done]
+    hint = f"names made so far are kept; go on with: sae explain {run}"
+    with StopSignal() as stop, Progress() as progress:
+        if left:
+            progress.say(f"Reading the examples of {store.width:,} latents")
+            pool = open_pool(store, progress.say)
+            with progress.bar("Naming", len(wanted), "latents") as bar:
+                bar.skip(len(wanted) - len(left))
+                for begin in range(0, len(left), BATCH):
+                    batch = left[begin : begin + BATCH]
+                    names = _explain_batch(pool, batch, config, method, chat)
+                    store.annotations.set_names(names)
+                    bar.advance(len(batch))
+                    stop.check(hint)
+    names = store.annotations.names()
+    report = {"run": str(run), "method": method, **summary([names[i] for i in live.tolist() if i in names], len(live))}
+    report["seconds"] = round(time.perf_counter() - begun, 1)
+    publish_json(folder / REPORT, report)
+    return report
+
+
+def summary(names: Sequence[dict[str, Any]], live: int) -> dict[str, Any]:
+    """What `explain` returns of the names given, of `live` latents."""
+    scored = [name for name in names if name["score"] is not None]
+    report: dict[str, Any] = {"live": live, "named": len(names), "scored": len(scored)}
+    for field in (
+        "score",
+        "control",
+        "score_random",
+        "score_neighbours",
+        "precision",
+        "recall",
+        "detection",
+        "fuzzing",
+    ):
+        values = np.array([name[field] for name in scored if name.get(field) is not None], dtype=np.float64)
+        if len(values):
+            report[field] = mean_interval(values)
+    if scored:
+        report["clear"] = sum(name["low"] > 0.5 for name in scored) / len(scored)
+    return report
+
+
+def open_pool(store: FeatureStore, say: Callable[[str], None]) -> Pool:
+    """All latents' examples, with groups of alike tokens; says so where the language model has no vectors for them."""
+    groups: dict[int, str] = {}
+    try:
+        vectors = store.lens.unembedding()
+        ids = np.unique(np.concatenate([store.tokens(d) for (d,) in store.query("SELECT id FROM documents")]))
+        groups = token_groups(vectors, ids[ids >= 0].tolist(), store.vocabulary.name)
+    except (FeatureError, ModelError) as error:
+        say(f"Names do without groups of alike tokens: {error}")
+    return Pool(store, nearest_atoms(store.lens.atoms()), groups)
+
+
+def nearest_atoms(atoms: torch.Tensor, count: int = 10) -> np.ndarray:
+    """The latents whose atoms (unit length, [F, d]) have the largest cosine with each one's, int64 [F, count]."""
+    found = []
+    for rows in torch.arange(len(atoms)).split(2048):
+        cosines = atoms[rows] @ atoms.T
+        cosines[torch.arange(len(rows)), rows] = -torch.inf
+        found.append(cosines.topk(min(count, len(atoms) - 1), dim=1).indices)
+    return torch.cat(found).numpy()
+
+
+def _explain_batch(
+    pool: Pool, latents: Sequence[int], config: ExplainConfig, method: str, chat: Chat | None
+) -> dict[int, dict[str, Any]]:
+    """Names of some latents, each with the score of its rule and of another's."""
+    found = [Found(latent, induce(e.fit, pool.background), e) for latent in latents for e in [pool.examples(latent)]]
+    # every latent gets the rule of another one: a cyclic shift has no fixed point
+    shift = 1 + int(np.random.default_rng(config.seed).integers(max(1, len(found) - 1)))
+    names = {}
+    for index, mine in enumerate(found):
+        other = found[(index + shift) % len(found)]
+        rule = mine.rule.to_json(pool.terms)
+        name = {"name": name_of(rule), "method": "rules", "rule": rule, **_score(mine, other, len(pool.terms), config)}
+        if chat is not None:
+            name |= {"rule_name": name["name"], "rule_score": name["score"], "method": method}
+            name |= describe(chat, pool, mine.latent, mine.examples, config)
+        names[mine.latent] = name
+    return names
+
+
+def _score(mine: Found, other: Found, size: int, config: ExplainConfig) -> dict[str, Any]:
+    """Scores of a latent's rule on its held-out examples; all None where those are too few."""
+    test, neighbour = mine.examples.test, mine.examples.neighbour
+    counts = {"positives": int(test.positive.sum()), "negatives": int((~test.positive).sum())}
+    if not mine.examples.enough:
+        return {**dict.fromkeys(("low", "high", *SCORES)), **counts}
+    said = mine.rule.score(test.facts, size)
+    verdict = judge(said, test.positive, test.document, mine.rule.threshold, seed=config.seed)
+    parts = {}
+    for field, chosen in (("score_random", ~neighbour), ("score_neighbours", neighbour | test.positive)):
+        kind = chosen[~test.positive].any()
+        parts[field] = auroc(said[chosen], test.positive[chosen]) if kind else None
+    control = None
+    if other is not mine:
+        control = auroc(other.rule.score(test.facts, size), test.positive)
+    bounds = {field: getattr(verdict, field) for field in ("low", "high", "precision", "recall")}
+    return {"score": verdict.auroc, **bounds, "control": control, **parts, **counts}
+
+
+def _wanted(config: ExplainConfig, live: np.ndarray, width: int) -> list[int]:
+    if not config.latents:
+        return live.tolist()
+    fires = set(live.tolist())
+    for latent in config.latents:
+        if not 0 <= latent < width:
+            raise ConfigError(f"--latents {latent}: the run has latents 0 to {width - 1}")
+        if latent not in fires:
+            raise ConfigError(f"--latents {latent}: it never fired in the collected tokens, so it has no examples")
+    return list(dict.fromkeys(config.latents))
+
+
+def _chat(config: ExplainConfig) -> Chat | None:
+    """Who explains; None for rules alone."""
+    if config.explainer == "rules":
+        return None
+    if config.explainer == "local":
+        return LocalChat(str(config.explainer_model), pick_device(config.device))
+    return EndpointChat(str(config.endpoint), str(config.explainer_model), os.environ.get(config.key_variable))

@@ -1,0 +1,1 @@
+"""Generation with latents pushed, set or ablated, and prompts read latent by latent."""

@@ -1,0 +1,254 @@
+"""Steering and ablation: generate with some latents pushed, set or taken out, beside the plain text.
+
+    steer(run, lm, "I went to", [Intervention(1203, "add", 1.0)], tokens=40)["steered"]
+
+At every chosen token the activation x becomes x + Σ_j δ_j w_j, w_j being atom j and, in units of the activation,
+
+    add     δ_j = s_j               (Turner et al. 2023; Templeton et al. 2024 scale by the latent's maximum, as here)
+    set     δ_j = s_j - f_j(x)      the latent takes the value s_j; what the autoencoder misses of x stays
+    ablate  δ_j = -f_j(x)
+
+where s_j is the given strength times the latent's largest activation in the collected data, or the strength itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sae.base.device import pick_device
+from sae.config import SteerConfig
+from sae.data.packing import padding_token
+from sae.features.collect.subject import check_language
+from sae.features.steer.inject import OVERFLOW, Places, SteerError, Steering
+from sae.features.steer.prompt import read_prompt, vocabulary_of, wanted_in
+from sae.features.store.keys import FeatureError
+from sae.features.store.store import FeatureStore
+from sae.harvest.language_model import LanguageModel
+from sae.runs.text import Run, open_run
+
+Mode = Literal["add", "set", "ablate"]
+MODES = ("add", "set", "ablate")
+
+
+class Intervention(NamedTuple):
+    """What happens to one latent."""
+
+    latent: int
+    mode: Mode = "add"
+    strength: float = 1.0
+    """In units of the latent's maximum, or of the activation where `absolute` is set; not used by `ablate`."""
+    absolute: bool = False
+
+
+def steer(
+    run: Run,
+    lm: LanguageModel,
+    prompt: str,
+    interventions: Sequence[Intervention],
+    *,
+    where: Literal["every", "generated"] | Sequence[int] = "every",
+    bos: bool = False,
+    tokens: int = 48,
+    temperature: float = 0.0,
+    seed: int = 0,
+    store: FeatureStore | None = None,
+) -> dict[str, Any]:
+    """Generate from `prompt` twice from the same seed: as the model is, and with the interventions.
+
+    Args:
+        run: a finished run; its features must be collected unless every strength is absolute or every mode `ablate`.
+        lm: the run's language model.
+        prompt: the beginning; BOS is put before it as in the harvest. A run on chats also takes a conversation as JSON,
+            to which the assistant replies; tokens of roles that the run leaves out are then not among `every`.
+        interventions: one a latent.
+        where: every token, the generated ones alone, or tokens of prompt and generation by position (BOS is 0 where
+            the tokenizer has one).
+        bos: steer BOS as well, which models use as a sink; it is left alone otherwise.
+        tokens: how many to generate; fewer where the model ends the text.
+        temperature: 0 is greedy; above, tokens are drawn from the seed.
+        seed: of the draws, the same for both texts.
+        store: the run's features where the caller has them open.
+
+    Returns:
+        JSON values: "prompt", "site", "plain" and "steered" (generated text), "interventions" (latent, mode, strength,
+        "value" in the activation's units, "maximum"), "tokens" ({"prompt", "plain", "steered"}: display strings),
+        "kl" (nats a steered token: KL of the steered from the plain next-token distribution after the same text),
+        "mean_kl" and "note" (where the site written is not the one read).
+
+    Raises:
+        SteerError, PromptError, SiteError: it cannot be done, or the activations overflow.
+        FeatureError: maxima are needed and the run's features are not collected.
+    """
+    _check_call(run, lm, interventions, tokens, temperature)
+    ids, roles = read_prompt(run, lm, prompt, reply=True)
+    limit = lm.traits.limit
+    if limit is not None and len(ids) + tokens > limit:
+        raise SteerError(
+            f"--tokens {tokens}: with the prompt's {len(ids)} tokens that is over the model's {limit}; ask for fewer"
+        )
+    effects = [_effect(run, i, store) for i in interventions]
+    places = Places.of(where, prompt=len(ids), skip_first=bool(lm.beginning) and not bos, total=len(ids) + tokens)
+    wanted = wanted_in(run, roles)
+    if wanted is not None and where == "every":  # the latents have not learnt from the other roles' tokens
+        places.touched[: len(ids)] &= wanted
+    steering = Steering(run, lm.model, [(e["latent"], e["mode"], e["value"]) for e in effects], places)
+
+    sampling = {"tokens": tokens, "temperature": temperature, "seed": seed}
+    plain, _ = _generate(lm, ids, **sampling)
+    with steering.applied():
+        steered, scores = _generate(lm, ids, **sampling)
+    kl = _divergence(lm, torch.cat([ids, steered]), scores)
+    return {
+        "prompt": prompt,
+        "site": ", ".join(site.name for site in run.targets),
+        "plain": lm.tokenizer.decode(plain, skip_special_tokens=True),
+        "steered": lm.tokenizer.decode(steered, skip_special_tokens=True),
+        "interventions": effects,
+        "tokens": {
+            name: vocabulary_of(lm.tokenizer).display(part.numpy())
+            for name, part in (("prompt", ids), ("plain", plain), ("steered", steered))
+        },
+        "kl": kl,
+        "mean_kl": sum(kl) / len(kl) if kl else 0.0,
+        "note": steering.note,
+    }
+
+
+def steer_run(run: str | Path, config: SteerConfig) -> dict[str, Any]:
+    """`steer` for a run folder with the flags of `sae steer`; opens the run and its language model.
+
+    Raises:
+        ConfigError, CorruptError, ModelError: the run or its model cannot be used; and what `steer` raises.
+    """
+    check_language(run, "steering")
+    device = pick_device(config.device)
+    opened = open_run(run, device=device)
+    scales = config.scale if len(config.scale) == len(config.latent) else config.scale * len(config.latent)
+    given = [Intervention(i, config.mode, s, config.absolute) for i, s in zip(config.latent, scales, strict=True)]
+    return steer(
+        opened,
+        opened.load_language_model(device),
+        config.prompt,
+        given,
+        where=_positions(config.where),
+        bos=config.steer_bos,
+        tokens=config.tokens,
+        temperature=config.temperature,
+        seed=config.seed,
+    )
+
+
+def _positions(where: str) -> Literal["every", "generated"] | list[int]:
+    if where in ("every", "generated"):
+        return where
+    try:
+        return [int(part) for part in where.split(",")]
+    except ValueError as error:
+        raise SteerError(f"--where {where}: expected every, generated, or positions such as 3,4,5") from error
+
+
+def _check_call(
+    run: Run, lm: LanguageModel, interventions: Sequence[Intervention], tokens: int, temperature: float
+) -> None:
+    if not interventions:
+        raise SteerError("--latent: none given; name at least one latent")
+    if tokens < 1:
+        raise SteerError(f"--tokens {tokens}: expected at least 1")
+    if not (math.isfinite(temperature) and temperature >= 0):
+        raise SteerError(f"--temperature {temperature}: expected 0 (greedy) or more")
+    seen: set[int] = set()
+    for latent, mode, strength, _ in interventions:
+        if not 0 <= latent < run.model.width:
+            raise SteerError(f"--latent {latent}: the run has latents 0 to {run.model.width - 1}")
+        if latent in seen:
+            raise SteerError(f"--latent {latent}: given twice")
+        if mode not in MODES:
+            raise SteerError(f"--mode {mode}: expected one of {', '.join(MODES)}")
+        if not math.isfinite(strength):
+            raise SteerError(f"--scale {strength}: expected a finite number")
+        if mode == "set" and strength < 0:
+            raise SteerError(f"--scale {strength}: a latent's value is never negative; use --mode add")
+        seen.add(latent)
+    model: Any = lm.model
+    if not lm.traits.predicts_next or not hasattr(model, "can_generate") or not model.can_generate():
+        why = lm.traits.no_next_token or "transformers has no generation for it"
+        raise SteerError(
+            f"{lm.provenance['architecture']} predicts no next token, so there is no text to steer ({why}); its "
+            "prompts can be examined on the page"
+        )
+
+
+def _effect(run: Run, given: Intervention, store: FeatureStore | None) -> dict[str, Any]:
+    """The intervention as JSON values, with the strength in the activation's units."""
+    base = {"latent": given.latent, "mode": given.mode}
+    if given.mode == "ablate":
+        return {**base, "strength": None, "value": 0.0, "maximum": None}
+    if given.absolute:
+        return {**base, "strength": given.strength, "value": given.strength, "maximum": None}
+    maximum = _maximum(run, given.latent, store)
+    return {**base, "strength": given.strength, "value": given.strength * maximum, "maximum": maximum}
+
+
+def _maximum(run: Run, latent: int, store: FeatureStore | None) -> float:
+    """The latent's largest activation in the collected data."""
+    remedy = "give --absolute, and --scale in the activation's own units"
+    try:
+        scalars = (store or FeatureStore(run.folder)).scalars
+    except FeatureError as error:
+        raise FeatureError(f"{error}; or {remedy}") from error
+    row = scalars[latent]
+    if row["count"] == 0 or not row["max"] > 0:
+        raise SteerError(
+            f"--latent {latent}: it never fired in the collected tokens, so it has no maximum to scale by; {remedy}"
+        )
+    return float(row["max"])
+
+
+def _generate(
+    lm: LanguageModel, ids: Tensor, *, tokens: int, temperature: float, seed: int
+) -> tuple[Tensor, list[Tensor]]:
+    """Tokens [n] that follow `ids`, on the CPU, and the logits [vocabulary] that each was chosen from."""
+    settings: dict[str, Any] = {"do_sample": temperature > 0, "num_beams": 1, "repetition_penalty": 1.0}
+    if temperature > 0:
+        settings |= {"temperature": temperature, "top_k": 0, "top_p": 1.0}
+    devices = [lm.device] if lm.device.type == "cuda" else []
+    with torch.random.fork_rng(devices), torch.no_grad():
+        torch.manual_seed(seed)
+        generate: Any = lm.model.generate
+        try:
+            found = generate(
+                ids[None].to(lm.device),
+                attention_mask=torch.ones_like(ids)[None].to(lm.device),
+                max_new_tokens=tokens,
+                pad_token_id=padding_token(lm.tokenizer),
+                output_logits=True,
+                return_dict_in_generate=True,
+                **settings,
+            )
+        except RuntimeError as error:
+            # what multinomial says of a distribution that is none
+            if "inf" not in str(error) and "nan" not in str(error):
+                raise
+            raise SteerError(OVERFLOW) from error
+    logits = [step[0].float().cpu() for step in found.logits]
+    if not all(bool(torch.isfinite(step).any() and not step.isnan().any()) for step in logits):
+        raise SteerError(OVERFLOW)
+    return found.sequences[0, len(ids) :].cpu(), logits
+
+
+def _divergence(lm: LanguageModel, text: Tensor, scores: list[Tensor]) -> list[float]:
+    """KL(steered || plain) in nats at every generated token of `text` [S], both after the same tokens before it."""
+    with torch.no_grad():
+        rows = lm.model(input_ids=text[None].to(lm.device)).logits[0, -len(scores) - 1 : -1].float().cpu()
+    found = []
+    for steered, plain in zip(scores, rows, strict=True):
+        p, q = steered.log_softmax(-1), plain.log_softmax(-1)
+        # tokens that the model rules out have a log probability of -inf in both
+        found.append(max(0.0, torch.where(p.isinf(), 0.0, p.exp() * (p - q)).sum().item()))
+    return found

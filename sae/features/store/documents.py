@@ -1,0 +1,73 @@
+"""The tokens of documents, each kept once, so that examples need only say where they stand."""
+
+from __future__ import annotations
+
+from collections.abc import Collection as Many
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from sae.features.store import keys
+
+if TYPE_CHECKING:
+    from sae.features.store.collection import Tokens
+
+UNKNOWN = -1
+"""Stands for a token that was not seen: a store of activations lacks those that were left out of it."""
+
+
+class DocumentTokens:
+    """Token ids of documents, put together from segments in any order."""
+
+    def __init__(self) -> None:
+        self._segments: dict[int, dict[int, np.ndarray]] = {}
+
+    def add(self, tokens: Tokens) -> None:
+        """Keep the tokens of whole segments."""
+        if not len(tokens.token):
+            return
+        place, by = keys.pack(tokens.document, tokens.position).sort()
+        segment = keys.pack(tokens.document, tokens.start)[by]
+        found, counts = torch.unique_consecutive(segment, return_counts=True)
+        begin = 0
+        ids = tokens.token[by].numpy().astype(np.int32)
+        position = keys.position_of(place).numpy()
+        documents, starts = keys.document_of(found).tolist(), keys.position_of(found).tolist()
+        for document, start, count in zip(documents, starts, counts.tolist(), strict=True):
+            part = slice(begin, begin + count)
+            piece = np.full(position[part][-1] - start + 1, UNKNOWN, np.int32)
+            piece[position[part] - start] = ids[part]
+            self._segments.setdefault(document, {})[start] = piece
+            begin += count
+
+    def put(self, document: int, tokens: np.ndarray) -> None:
+        """Keep a whole document, or its beginning."""
+        self._segments.setdefault(document, {})[0] = tokens.astype(np.int32)
+
+    def merge(self, other: DocumentTokens) -> None:
+        """Take in another's segments."""
+        for document, segments in other._segments.items():
+            self._segments.setdefault(document, {}).update(segments)
+
+    def keep(self, documents: Many[int]) -> None:
+        """Forget all but these."""
+        wanted = set(documents)
+        self._segments = {d: segments for d, segments in self._segments.items() if d in wanted}
+
+    def __len__(self) -> int:
+        return len(self._segments)
+
+    def numbers(self) -> list[int]:
+        """The documents held, ascending."""
+        return sorted(self._segments)
+
+    def tokens(self, document: int) -> np.ndarray:
+        """Token ids from the document's beginning to the last token seen, int32; UNKNOWN where none was seen."""
+        segments = self._segments[document]
+        if len(segments) == 1 and 0 in segments:
+            return segments[0]
+        whole = np.full(max(start + len(piece) for start, piece in segments.items()), UNKNOWN, np.int32)
+        for start, piece in sorted(segments.items()):
+            whole[start : start + len(piece)] = np.where(piece == UNKNOWN, whole[start : start + len(piece)], piece)
+        return whole

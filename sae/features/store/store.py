@@ -1,0 +1,212 @@
+"""Reading features: every latent's record, examples, documents, and the columns to sort and filter by.
+
+store = FeatureStore("runs/demo")
+store.info["tokens"], store.scalars["density"]
+store.record(17)["examples"][0]["tokens"]
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import threading
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sae.base.files import CorruptError
+from sae.features.store import records, windows
+from sae.features.store.annotations import Annotations
+from sae.features.store.columns import FIELDS
+from sae.features.store.database import Blobs, has_fts5, open_read_only
+from sae.features.store.keys import FeatureError
+from sae.features.store.lens import Lens
+from sae.features.store.records import Example, Record
+from sae.features.store.related import coactive
+from sae.features.store.search import Hit, search
+from sae.features.store.text import Vocabulary
+from sae.features.store.writer import FORMAT, PARTS, SCALARS, STORE, PlacedEvents
+
+
+class FeatureStore:
+    """The features of a run, as they were when this was made; `changed` tells whether there are newer ones.
+
+    Read-only, and safe to use from several threads.
+
+    Raises:
+        FeatureError: the folder has no features.
+        CorruptError: they are damaged; so may every method.
+    """
+
+    def __init__(self, run_folder: str | Path) -> None:
+        self.folder = Path(run_folder).expanduser()
+        path = self.folder / STORE
+        if not path.is_file():
+            raise FeatureError(f"{self.folder}: no features there; collect them first: sae features {self.folder}")
+        self._lock = threading.RLock()
+        self.blobs = Blobs(open_read_only(path), path)
+        self.info: dict[str, Any] = json.loads(self._part("info"))
+        """What was collected, from what, and how far; "revision" differs between rewrites."""
+        if self.info.get("format") != FORMAT:
+            raise FeatureError(
+                f"{path}: format {self.info.get('format')}, expected {FORMAT}; collect again: sae features RUN"
+            )
+        self.vocabulary = Vocabulary.unpack(self._part("vocabulary"))
+        self.annotations = Annotations(self.folder, self.info["weights"])
+        self.lens = Lens(self.folder, self.info["weights"])
+        self.scalars = self._map_scalars()
+        """Columns of all latents, a structured array [F]; see `columns.FIELDS`."""
+        self.has_fts5 = has_fts5(self.blobs.connection)
+        """Whether the index of words can be used."""
+        self.raw = lru_cache(4096)(self._record)
+        """A latent's record as it was collected; see `records.Record`."""
+        self.tokens = lru_cache(1024)(self._tokens)
+        """Token ids of a document, int32; -1 where a token was left out before it was stored."""
+
+    @property
+    def width(self) -> int:
+        """F, the number of latents."""
+        return self.info["width"]
+
+    def close(self) -> None:
+        """Let go of the file."""
+        with self._lock:
+            self.blobs.connection.close()
+
+    def changed(self) -> bool:
+        """Whether the features have been rewritten since this was made."""
+        path = self.folder / STORE
+        return not path.is_file() or read_info(path)["revision"] != self.info["revision"]
+
+    def record(self, latent: int) -> dict[str, Any]:
+        """A latent's statistics, examples and bands, as JSON values; FeatureError where there is no such latent."""
+        record = self.raw(latent)
+        found = records.examples(record, self.info["seed"])
+        return {
+            "latent": latent,
+            **records.statistics_of(record, self.info["tokens"]),
+            "examples": [self.example(example) for example in found],
+            "bands": records.bands(record, found),
+        }
+
+    def document(self, document: int) -> dict[str, Any]:
+        """A document's tokens, as strings and ids; FeatureError where no example stands in it."""
+        ids = self.tokens(document)
+        return {"tokens": self.vocabulary.display(ids), "token_ids": ids.tolist()}
+
+    def events_in(self, document: int) -> PlacedEvents:
+        """Events of the top and uniform buffers that stand in a document."""
+        return PlacedEvents.unpack(self._get("events", document) or b"")
+
+    def logits(self, latent: int) -> dict[str, Any]:
+        """The 20 tokens that a latent makes most and least likely, see `Lens.logits`; computed once.
+
+        Raises:
+            UndefinedError: the atoms do not lie where an unembedding reads; a FeatureError.
+        """
+        top, bottom = self.lens.logits(self._checked(latent))
+
+        def listed(pairs: list[tuple[int, float]]) -> list[dict[str, Any]]:
+            return [{"token": self.vocabulary.name(token), "value": value} for token, value in pairs]
+
+        return {"top": listed(top), "bottom": listed(bottom)}
+
+    def neighbours(self, latent: int) -> list[dict[str, Any]]:
+        """The 10 latents whose atoms are nearest, with cosines; computed once."""
+        return [{"latent": i, "cosine": c} for i, c in self.lens.neighbours(self._checked(latent))]
+
+    def coactive(self, latent: int) -> list[dict[str, Any]]:
+        """The 10 latents that fire on the most nearly same tokens, see `related.coactive`."""
+        return [{"latent": i, "jaccard": j} for i, j in coactive(self, self._checked(latent))]
+
+    def search(self, text: str, limit: int = 50) -> list[dict[str, Any]]:
+        """Latents by name, label, logit token or example text, as JSON values; see `search.search`."""
+        hits: list[Hit] = search(self, text, limit)
+        return [hit._asdict() for hit in hits]
+
+    def query(self, statement: str, values: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
+        """All rows of a SELECT on the store's own tables."""
+        with self._lock:
+            return list(self.blobs.query(statement, values))
+
+    def to_parquet(self, path: str | Path) -> None:
+        """Write a Parquet file with a row a latent: the scalars, name, label, histogram and strongest examples."""
+        from sae.features.store.export import write_parquet
+
+        write_parquet(self, Path(path))
+
+    def example(self, example: Example) -> dict[str, Any]:
+        """An event with the tokens around it, as JSON values."""
+        ids = self.tokens(example.document)
+        start = max(0, example.position - windows.BACK)
+        end = min(len(ids), example.position + windows.AHEAD + 1)
+        shown = self.vocabulary.display(ids, start, end)
+        first = start - example.position + windows.BACK
+        return {
+            "band": example.band,
+            "value": example.value,
+            "key": example.key,
+            "document": example.document,
+            "position": example.position,
+            "start": start,
+            "tokens": shown,
+            "token_ids": ids[start:end].tolist(),
+            "values": example.window[first : first + end - start].tolist(),
+            "peak": example.position - start,
+        }
+
+    def _checked(self, latent: int) -> int:
+        if not 0 <= latent < self.width:
+            raise FeatureError(f"latent {latent}: this run has latents 0 to {self.width - 1}")
+        return latent
+
+    def _get(self, table: str, index: int) -> bytes | None:
+        with self._lock:
+            return self.blobs.get(table, index)
+
+    def _part(self, name: str) -> bytes:
+        data = self._get("parts", PARTS[name])
+        if data is None:
+            raise CorruptError(f"{self.folder / STORE}: {name} is missing; collect again: sae features RUN")
+        return data
+
+    def _record(self, latent: int) -> Record:
+        data = self._get("records", self._checked(latent))
+        if data is None:
+            raise CorruptError(f"{self.folder / STORE}: the record of latent {latent} is missing")
+        return records.unpack(data)
+
+    def _tokens(self, document: int) -> np.ndarray:
+        data = self._get("documents", document)
+        if data is None:
+            raise FeatureError(f"document {document}: no example of these features stands in it")
+        return np.frombuffer(data, "<i4")
+
+    def _map_scalars(self) -> np.ndarray:
+        """The mapped file, or the database's copy where the file is of another writing; scores are filled in."""
+        inside = self._part("scalars")
+        path = self.folder / SCALARS
+        scalars = None
+        if path.is_file() and path.read_bytes() == inside:
+            # copied on write: the scores filled in below change nothing on the disk
+            scalars = np.load(path, mmap_mode="c")
+        else:
+            scalars = np.load(io.BytesIO(inside))
+        if scalars.dtype != FIELDS or scalars.shape != (self.width,):
+            raise CorruptError(f"{self.folder / STORE}: scalars of another shape; collect again: sae features RUN")
+        for latent, value in self.annotations.names().items():
+            if latent < self.width and isinstance(value.get("score"), (int, float)):
+                scalars["score"][latent] = value["score"]
+        return scalars
+
+
+def read_info(path: Path) -> dict[str, Any]:
+    """The info of a store's file alone."""
+    with contextlib.closing(open_read_only(path)) as connection:
+        data = Blobs(connection, path).get("parts", PARTS["info"])
+    if data is None:
+        raise CorruptError(f"{path}: info is missing; collect again: sae features RUN")
+    return json.loads(data)

@@ -1,0 +1,140 @@
+"""Writes what a collection holds as a store: `features.sqlite` and `features.scalars.npy`.
+
+`features.sqlite` holds everything, so that a reader needs nothing else and a collection can go on from it; the scalars
+lie beside it once more, as an array to be mapped into memory.
+
+    write_store(folder, collection, vocabulary, info, atom_norms)
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sae.base.files import publish_file
+from sae.features.store import keys
+from sae.features.store.buffers import EMPTY, NAMES
+from sae.features.store.collection import Collection
+from sae.features.store.columns import FIELDS, columns, token_lookup
+from sae.features.store.database import Blobs, build_database, has_fts5
+from sae.features.store.documents import DocumentTokens
+from sae.features.store.records import pack
+from sae.features.store.text import Vocabulary
+
+STORE, SCALARS = "features.sqlite", "features.scalars.npy"
+FORMAT = 1
+PARTS = {"info": 0, "scalars": 1, "vocabulary": 2}
+"""Single blobs, by their id in the table `parts`."""
+INDEXED = ("top", "uniform")
+"""Buffers whose events can be found by document."""
+_LATENTS_AT_ONCE = 4096
+_EVENTS_AT_ONCE = 1 << 19
+
+
+def write_store(
+    folder: Path,
+    collection: Collection,
+    vocabulary: Vocabulary,
+    info: dict[str, Any],
+    atom_norms: np.ndarray,
+    nearest: np.ndarray | None = None,
+) -> np.ndarray:
+    """Publish a finished collection in `folder`, in place of the store that is there; returns the scalars.
+
+    Args:
+        collection: after `finish`.
+        vocabulary: of the model's tokenizer.
+        info: JSON values, see `FeatureStore.info`; "revision" must differ from that of the store that is replaced.
+        atom_norms: float32 [F].
+        nearest: cosine to the nearest other atom, float32 [F], where it is known.
+    """
+    scalars = np.zeros(collection.width, FIELDS)
+
+    def fill(connection: sqlite3.Connection) -> None:
+        blobs = Blobs(connection, folder / STORE)
+        for table in ("parts", "records", "documents", "events"):
+            blobs.create(table)
+        tokens_at = token_lookup(collection.documents)
+        for begin in range(0, collection.width, _LATENTS_AT_ONCE):
+            end = min(begin + _LATENTS_AT_ONCE, collection.width)
+            events = {name: buffer.events(begin, end) for name, buffer in collection.buffers.items()}
+            scalars[begin:end] = columns(collection, events, tokens_at, vocabulary, begin, end)
+            blobs.put("records", pack(collection.statistics, events, begin, end))
+        scalars["atom_norm"] = atom_norms
+        scalars["nearest_cos"] = np.nan if nearest is None else nearest
+        file = io.BytesIO()
+        np.save(file, scalars)
+        parts = {"info": json.dumps(info, allow_nan=False).encode(), "scalars": file.getvalue()}
+        parts["vocabulary"] = vocabulary.pack()
+        blobs.put("parts", ((PARTS[name], data) for name, data in parts.items()))
+        documents = collection.documents
+        blobs.put("documents", ((d, documents.tokens(d).astype("<i4").tobytes()) for d in documents.numbers()))
+        blobs.put("events", _events_by_document(collection))
+        _write_texts(connection, documents, vocabulary)
+        # published before the database: a reader that finds them newer than it takes the copy inside it
+        publish_file(folder / SCALARS, file.getvalue())
+
+    build_database(folder / STORE, fill)
+    return scalars
+
+
+def _write_texts(connection: sqlite3.Connection, documents: DocumentTokens, vocabulary: Vocabulary) -> None:
+    """The documents' texts, to be searched: with an index of words where this SQLite can make one."""
+    connection.execute("CREATE TABLE texts (id INTEGER PRIMARY KEY, text TEXT)")
+    texts = ((d, vocabulary.text(documents.tokens(d)).replace("\0", " ")) for d in documents.numbers())
+    connection.executemany("INSERT INTO texts VALUES (?, ?)", texts)
+    if has_fts5(connection):
+        connection.execute("CREATE VIRTUAL TABLE words USING fts5(text, content='texts', content_rowid='id')")
+        connection.execute("INSERT INTO words(words) VALUES ('rebuild')")
+
+
+def _events_by_document(collection: Collection) -> Iterator[tuple[int, bytes]]:
+    """For every document what `PlacedEvents` unpacks: its events, sorted by position, then latent."""
+    buffers = [(NAMES.index(name), collection.buffers[name].place) for name in INDEXED]
+    numbers = collection.documents.numbers()
+    held = sum(int((place != EMPTY).sum()) for _, place in buffers)
+    # so many documents together that about _EVENTS_AT_ONCE events stand in them
+    together = max(1, len(numbers) * _EVENTS_AT_ONCE // max(held, 1))
+    for first in range(0, len(numbers), together):
+        low = numbers[first] << keys.POSITION_BITS
+        high = (numbers[min(first + together, len(numbers)) - 1] + 1) << keys.POSITION_BITS
+        found = []
+        for kind, places in buffers:
+            row, slot = ((places >= low) & (places < high)).nonzero(as_tuple=True)
+            found.append((places[row, slot].cpu().numpy(), row.int().cpu().numpy(), np.full(len(row), kind, np.uint8)))
+        place, latent, kind = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        by = np.lexsort((kind, latent, place))
+        place, latent, kind = place[by], latent[by].astype("<i4"), kind[by]
+        position = (place & ((1 << keys.POSITION_BITS) - 1)).astype("<i4")
+        documents, begins = np.unique(place >> keys.POSITION_BITS, return_index=True)
+        ends = [*begins[1:].tolist(), len(by)]
+        for number, begin, end in zip(documents.tolist(), begins.tolist(), ends, strict=True):
+            part = slice(begin, end)
+            yield number, position[part].tobytes() + latent[part].tobytes() + kind[part].tobytes()
+
+
+class PlacedEvents(NamedTuple):
+    """The events of one document, sorted by position, then latent."""
+
+    position: np.ndarray
+    """int32 [E]"""
+    latent: np.ndarray
+    """int32 [E]"""
+    buffer: np.ndarray
+    """uint8 [E], index into `buffers.NAMES`"""
+
+    @classmethod
+    def unpack(cls, data: bytes) -> PlacedEvents:
+        """What the table `events` holds."""
+        count = len(data) // 9
+        return cls(
+            np.frombuffer(data, "<i4", count),
+            np.frombuffer(data, "<i4", count, 4 * count),
+            np.frombuffer(data, np.uint8, count, 8 * count),
+        )
