@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from sae.base.files import publish_file
 from sae.base.tables import number
 
-STYLE = Path(__file__).parent.parent / "browser" / "static" / "base.css"
+STYLE = Path(__file__).parents[2] / "browser" / "static" / "base.css"
 """What all pages look like, the browser's and these."""
 LAYOUT = """
 body { margin: 0; }
