@@ -2,10 +2,11 @@
 
 from sae.config.features import CollectConfig, ExplainConfig, SteerConfig
 from sae.config.fields import TYPED, ConfigError, built, check, from_json, refuse_ignored, to_json, unknown_choice
+from sae.config.image_variants import SPARSE, VisionConfig
 from sae.config.images import ImageDataConfig, ImageEvalConfig, ImageTrainConfig, usual_epochs
 from sae.config.run import Device, OptimConfig, RunConfig
 from sae.config.text import EvalConfig, HarvestConfig, TrainConfig
-from sae.config.variants import SPARSE, SAEConfig, VisionConfig
+from sae.config.variants import SAEConfig
 
 __all__ = [
     "SPARSE",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from sae.config.fields import check
+from sae.config.image_variants import VisionConfig
 from sae.config.run import OptimConfig, RunConfig
-from sae.config.variants import VisionConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,6 +46,18 @@ class OptimConfig:
         check(self.eps > 0, "eps", self.eps, "more than 0")
         check(self.clip >= 0, "clip", self.clip, "0 or more")
 
+    def ignored(self) -> dict[str, str]:
+        """Settings that the optimizer does not read, each with the reason; for `refuse_ignored`."""
+        if self.optimizer != "signsgd":
+            return {}
+        reasons = {
+            "beta2": "has no second moment",
+            "eps": "has no second moment",
+            "clip": "takes the gradient's sign, whatever its norm",
+            "decay": "averages the weights instead",
+        }
+        return {name: f"--optimizer signsgd {reason}" for name, reason in reasons.items()}
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
