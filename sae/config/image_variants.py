@@ -154,7 +154,7 @@ IMAGE_SETTINGS: dict[str, type[CommonSettings]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class VisionConfig(RateSettings, DivergenceSettings, CapacitySettings, CodebookSettings, SAEConfig):
-    """Which image autoencoder: the settings of all variants, of which each reads its own."""
+    """The autoencoder. `sae image train --variant NAME --help` shows the settings of one variant alone."""
 
     k: int = 8
     """Active latents per image; of penalised variants the average, unless --l0-target or --sparsity is given."""

@@ -26,7 +26,7 @@ class OptimConfig:
     optimizer: Literal["adam", "signsgd", "muon", "adam8bit"] = "adam"
     """adam (fused), signsgd (schedule-free), muon (matrices; Adam for the rest), adam8bit (where bitsandbytes is)."""
     beta1: float | None = None
-    """Adam's decay of the first moment; by default what the variant likes (0.9)."""
+    """Adam's decay of the first moment; by default 0.9."""
     beta2: float = 0.999
     """Adam's decay of the second moment."""
     eps: float = 6.25e-10

@@ -192,7 +192,7 @@ def names_of(settings: type[CommonSettings]) -> frozenset[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class SAEConfig(ReLUSettings, JumpReLUSettings, MatryoshkaSettings, TemporalSettings, BasedSettings):
-    """Which autoencoder: the settings of all variants, of which each reads its own."""
+    """The autoencoder. `sae train --variant NAME --help` shows the settings of one variant alone."""
 
     @classmethod
     def readers(cls) -> dict[str, frozenset[str]]:
