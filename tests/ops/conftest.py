@@ -1,4 +1,4 @@
-"""Runs the tests of test_gpu_kernels.py in a process of their own, one for all that are selected, and reports each here.
+"""Runs the selected tests of test_gpu_kernels.py in one process of their own, and reports each of them here.
 
 Triton decides when a kernel is decorated whether it will be interpreted, for the whole process, and test_gpu_aot.py
 compiles the same kernels. Where there is a GPU, a second process runs the tests on it.
@@ -44,7 +44,7 @@ class OtherProcess:
         environment = os.environ | {"TRITON_INTERPRET": "1" if mode == "interpreter" else "0", REPORTS: str(write)}
         environment.pop("PYTEST_ADDOPTS", None)
         command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *(item.nodeid for item in items)]
-        self.output = tempfile.TemporaryFile("w+")
+        self.output = tempfile.TemporaryFile("w+")  # noqa: SIM115  open until `end`
         self.process = subprocess.Popen(
             command, env=environment, cwd=config.rootpath, pass_fds=[write], stdout=self.output, stderr=self.output
         )

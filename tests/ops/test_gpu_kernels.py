@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 import triton.language as tl
+from gpu_buffers import guarded, guarded_allocations
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gpu_buffers import guarded, guarded_allocations
 from sae_kernels.adam_step import gpu as adam
 from sae_kernels.adam_step import naive as adam_naive
 from sae_kernels.batch_topk_encode import gpu as batch
