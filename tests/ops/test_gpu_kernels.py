@@ -396,10 +396,10 @@ def test_adam_equals_the_reference(shape, unit_rows, scale):
     param = torch.nn.functional.normalize(param, dim=1) if unit_rows else param
     grad, m, v = torch.randn_like(param), torch.randn_like(param) * 0.1, torch.rand_like(param)
     tensor = None if scale is None else torch.tensor(scale, device=DEVICE)
-    options = {"step": 3, "lr": 1e-2, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "scale": tensor}
+    options = adam_naive.Adam(step=3, lr=1e-2, beta1=0.9, beta2=0.999, eps=1e-8), tensor, unit_rows
     found, expected = [guarded(t) for t in (param, grad, m, v)], [t.clone() for t in (param, grad, m, v)]
-    adam.adam_step(*found, **options, unit_rows=unit_rows)
-    adam_naive.adam_step(*expected, **options, unit_rows=unit_rows)
+    adam.adam_step(*found, *options)
+    adam_naive.adam_step(*expected, *options)
     for f, e in zip(found, expected, strict=True):
         torch.testing.assert_close(f, e, rtol=1e-6, atol=1e-7)
     if scale is not None and scale != 0.5:
@@ -408,14 +408,14 @@ def test_adam_equals_the_reference(shape, unit_rows, scale):
 
 def test_adam_takes_bf16_gradients_and_refuses_what_it_cannot_write():
     param, m, v = (torch.rand(6, 5, device=DEVICE) for _ in range(3))
-    options = {"step": 1, "lr": 1e-2, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "scale": None, "unit_rows": False}
+    options = adam_naive.Adam(step=1, lr=1e-2, beta1=0.9, beta2=0.999, eps=1e-8), None, False
     grad = torch.randn(5, 6, device=DEVICE).bfloat16().T
     expected = [param.clone(), grad.float(), m.clone(), v.clone()]
-    adam.adam_step(param, grad, m, v, **options)
-    adam_naive.adam_step(*expected, **options)
+    adam.adam_step(param, grad, m, v, *options)
+    adam_naive.adam_step(*expected, *options)
     torch.testing.assert_close(param, expected[0], rtol=1e-6, atol=1e-7)
     with pytest.raises(ValueError, match="contiguous"):
-        adam.adam_step(param.T, grad.T, m, v, **options)
+        adam.adam_step(param.T, grad.T, m, v, *options)
 
 
 @pytest.fixture
