@@ -20,7 +20,7 @@ class Corrupted(NamedTuple):
     x: Tensor
     """[N, D]"""
     where: Tensor
-    """Which dimensions were touched, bool [N, D]."""
+    """Which dimensions were corrupted, bool [N, D]."""
 
 
 def _gaussian(x: Tensor, level: float, generator: torch.Generator) -> Corrupted:
@@ -48,14 +48,14 @@ CORRUPTIONS: dict[str, Callable[[Tensor, float, torch.Generator], Corrupted]] = 
     "salt_and_pepper": _salt_and_pepper,
 }
 USUAL_LEVEL = {"gaussian": 0.3, "masking": 0.3, "salt_and_pepper": 0.2}
-"""Strength where none is asked for: standard deviation, or share of dimensions."""
+"""Default level: standard deviation, or share of dimensions."""
 
 
 def corrupt(name: str, level: float, x: Tensor, generator: torch.Generator) -> Corrupted:
-    """Inputs x [N, D] corrupted by the kind of that name.
+    """Inputs x [N, D], corrupted in the named way.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: the name is unknown.
     """
     if name not in CORRUPTIONS:
         raise unknown_choice("--corruption", name, CORRUPTIONS)

@@ -1,4 +1,4 @@
-"""The dictionary: the atoms a code is decoded through, their norm rule, the bias, and which atoms are dead."""
+"""The dictionary: atoms, their norm rule, the bias, and the count of tokens since each latent fired."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from sae_kernels import SparseCodes, sparse_decode
 class Dictionary(nn.Module):
     """x̂ = Σ_j f_j w_j + b, with atoms w_j of unit norm (Bricken et al. 2023; Gao et al. 2024).
 
-    W [F, d] holds atom j in row j. `unit` atoms are kept at unit norm by the optimizer's step (see
-    `sae_kernels.adam_step`), so that a latent's value is the length of its contribution; free ones are a linear layer's
-    columns, for latents whose scale the code itself fixes (a Gaussian's prior, a sigmoid, a codebook). Dead-atom
-    bookkeeping counts in tokens.
+    Row j of W [F, d] is atom j. With `unit`, the optimizer's step keeps atoms at unit norm (`sae_kernels.adam_step`):
+    a latent's value is the length of its contribution. Otherwise W is a plain linear layer, for codes that fix
+    the scale of their latents (a Gaussian's prior, a sigmoid, a codebook). Dead latents are counted in tokens.
     """
 
     tokens_since_fired: Tensor
@@ -27,7 +26,7 @@ class Dictionary(nn.Module):
         self.register_buffer("tokens_since_fired", torch.zeros(width, dtype=torch.int64))
 
     def initialise(self, generator: torch.Generator) -> None:
-        """Atoms in random directions of unit norm and bias zero, or a linear layer's usual start; no atom dead."""
+        """Random unit atoms and bias zero, or a linear layer's usual initialisation; no latent is dead."""
         with torch.no_grad():
             if self.unit:
                 directions = torch.randn(self.W.shape, generator=generator)
@@ -38,7 +37,7 @@ class Dictionary(nn.Module):
             self.tokens_since_fired.zero_()
 
     def decode(self, codes: SparseCodes) -> Tensor:
-        """Codes of N tokens -> reconstruction [N, d]; a plain product where every latent is listed."""
+        """Codes of N tokens -> reconstruction [N, d]; a dense product where every latent is listed."""
         if codes.in_order:
             return self.decode_dense(codes.values)
         return sparse_decode(codes, self.W.to(codes.values.dtype), self.b)
@@ -51,7 +50,7 @@ class Dictionary(nn.Module):
     def note_fired(self, codes: SparseCodes) -> None:
         """Count this batch's tokens for every latent and restart the count of those that fired; no synchronisation."""
         self.tokens_since_fired += codes.tokens
-        # scatter zero where a latent fired; entries with value zero go to a spare slot instead of being filtered out,
+        # mark where a latent fired; entries with value zero go to a spare slot instead of being filtered out,
         # because filtering would make the host wait for the device
         fired = torch.where(codes.values > 0, codes.indices, codes.width).flatten()
         mask = torch.zeros(codes.width + 1, dtype=torch.bool, device=fired.device).index_fill_(0, fired, True)
@@ -64,7 +63,7 @@ class Dictionary(nn.Module):
 
 @torch.no_grad()
 def start_linear(weight: Tensor, bias: Tensor | None, *, fan_in: int, generator: torch.Generator) -> None:
-    """Weights and bias uniform in ±1/sqrt(fan_in), as `torch.nn.Linear` starts them (LeCun et al. 1998)."""
+    """Weights and bias uniform in ±1/sqrt(fan_in), as `torch.nn.Linear` initialises them (LeCun et al. 1998)."""
     bound = fan_in**-0.5
     for parameter in (weight, bias):
         if parameter is not None:

@@ -1,6 +1,6 @@
-"""Loss terms that hold a code to a distribution: nats a sample, summed over latents.
+"""Loss terms that pull a code towards a distribution: nats a sample, summed over latents.
 
-A Gaussian code q(z|x) is held to the prior p(z) = N(0, 1), wholly or in parts: with q(z) the codes' aggregate,
+A Gaussian code q(z|x) is pulled towards the prior p(z) = N(0, 1), as a whole or in parts: with q(z) the aggregate code,
 
     KL(q(z|x) || p) = I(x; z) + KL(q(z) || Π_j q(z_j)) + Σ_j KL(q(z_j) || p(z_j))       (Chen et al. 2018, eq. 2)
 """
@@ -37,9 +37,9 @@ def kl_per_latent(mean: Tensor, log_variance: Tensor) -> Tensor:
 
 @term
 def capacity(entries: Entries, nats: float, over: float = 1.0) -> Tensor:
-    """|KL - C|, C rising from 0 to `nats` over a share `over` of the steps (Burgess et al. 2018, eq. 8), alike in [N].
+    """|KL - C|, C rising from 0 to `nats` over a share `over` of the steps (Burgess et al. 2018, eq. 8), [N].
 
-    KL is the batch's mean, as the published code has it.
+    All values are equal: KL is the batch's mean, as in the published code.
     """
     at = nats * min(1.0, entries.progress / over)
     mean = gaussian_kl(entries).mean()
@@ -66,29 +66,29 @@ def gaussian_log_density(z: Tensor, mean: Tensor, log_variance: Tensor) -> Tenso
 
 @term
 def rate_kl(entries: Entries, rate: float) -> Tensor:
-    """Σ_j KL(ρ || ρ̂_j) of Bernoulli rates, ρ̂_j the latents' mean value (Ng 2011, section 3), alike for all [N].
+    """Σ_j KL(ρ || ρ̂_j) of Bernoulli rates, ρ̂_j the latents' mean value (Ng 2011, section 3), [N] equal values.
 
-    ρ̂ is the batch's mean, or, where the trainer keeps a running one, that mean with the batch's gradient.
+    ρ̂ is the batch's mean; where the trainer keeps a running mean, its value with the batch's gradient.
     """
     if not isinstance(entries.code, Sigmoid):
         raise ValueError(f"rate_kl: expected a code between 0 and 1 (sigmoid); got {entries.code.name!r}")
-    found = entries.codes.values.float().mean(0)
+    mean = entries.codes.values.float().mean(0)
     if entries.running is not None:
-        found = entries.running + found - found.detach()
-    found = found.clamp(1e-6, 1 - 1e-6)
-    kl = rate * (rate / found).log() + (1 - rate) * ((1 - rate) / (1 - found)).log()
+        mean = entries.running + mean - mean.detach()
+    mean = mean.clamp(1e-6, 1 - 1e-6)
+    kl = rate * (rate / mean).log() + (1 - rate) * ((1 - rate) / (1 - mean)).log()
     return kl.sum().expand(entries.listed.tokens)
 
 
 @term
 def commitment(everything: Everything) -> Tensor:
-    """||x - sg(e)||², which keeps the encoder near the atoms it chooses (van den Oord et al. 2017, eq. 3), [N P]."""
+    """||x - sg(e)||², which pulls rows towards their nearest atoms (van den Oord et al. 2017, eq. 3), [N P]."""
     return (everything.x - _atoms(everything).detach()).float().square().sum(1)
 
 
 @term
 def codebook(everything: Everything) -> Tensor:
-    """||sg(x) - e||², which brings atoms to the rows that choose them (van den Oord et al. 2017, eq. 3), [N P]."""
+    """||sg(x) - e||², which pulls atoms towards the rows nearest to them (van den Oord et al. 2017, eq. 3), [N P]."""
     return (everything.x.detach() - _atoms(everything)).float().square().sum(1)
 
 
@@ -99,6 +99,6 @@ def _gaussian(entries: Entries) -> Gaussian:
 
 
 def _atoms(everything: Everything) -> Tensor:
-    if not isinstance(everything.entries.code, Quantised) or everything.decoded is None:
+    if not isinstance(everything.entries.code, Quantised):
         raise ValueError(f"a codebook's terms need a quantised code; got {everything.entries.code.name!r}")
     return everything.decoded

@@ -1,6 +1,6 @@
-"""Loss terms that say how likely a sample is under its reconstruction: nats a sample, summed over dimensions.
+"""Negative log-likelihoods of a sample under its reconstruction: nats a sample, summed over dimensions.
 
-The textbook's "squared error" is the Gaussian of variance 1/2, but for a constant: ||x - x̂||² / (2 · 1/2).
+The textbook's "squared error" is the Gaussian of variance 1/2, up to a constant: ||x - x̂||² / (2 · 1/2).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Input normalisation: maps fitted on the first batches, under which autoencoders of any model train alike.
+"""Input normalisation: maps fitted to the first batches, so that the same settings suit activations of any model.
 
-scale and centre make mean ||x||² = d over the rows they are fitted on; whiten makes it the rank of their covariance
-(less a ridge's part), and layer_norm d - 1 for every token. Those that act alike on every token are affine and are
-folded into the saved weights; layer norm depends on the token and stays a part of the saved autoencoder.
+scale and centre make mean ||x||² = d over the rows they are fitted to; whiten makes it the rank of their covariance
+(less the ridge's part), and layer_norm d - 1 for every token. All but layer_norm are one affine map for all tokens,
+folded into the saved weights; layer norm depends on the token and remains part of the saved autoencoder.
 
     scale       x' = s x
     centre      x' = s (x - mean)
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sae.config import ConfigError
 
-RIDGE = 1e-4  # added to the covariance's diagonal, in units of its mean: directions without variance are not blown up
+RIDGE = 1e-4  # added to the covariance's diagonal, in units of its mean: limits directions without variance
 LAYER_NORM_EPS = 1e-5
 
 
@@ -58,12 +58,12 @@ def identity(dim: int) -> Affine:
 
 
 def fit(name: str, x: Tensor, widths: Sequence[int]) -> Affine:
-    """The affine map of that name for rows x [n, d] of sites of these widths, side by side, each with its own scale.
+    """The named affine map, fitted to rows x [n, d] of sites of these widths, side by side, each with its own scale.
 
-    `none` gives the identity, and so does `layer_norm`: its work is done token by token, by `layer_norm`.
+    `none` gives the identity, and so does `layer_norm`, which the function `layer_norm` applies token by token.
 
     Raises:
-        ConfigError: nothing is there to scale: rows are all zero or, where their mean is taken off, all alike.
+        ConfigError: nothing can be scaled: rows are all zero or, where their mean is subtracted, all equal.
     """
     x = x.double()
     offset = x.mean(0) if name in ("centre", "whiten") else torch.zeros_like(x[0])
@@ -86,19 +86,19 @@ def fit(name: str, x: Tensor, widths: Sequence[int]) -> Affine:
 
 
 def _rounding(part: Tensor, whole: Tensor) -> bool:
-    """Whether all that is left of rows, behind taking off their mean, is zero or rounding."""
+    """Whether the rows, with their mean subtracted, are zero or only rounding errors."""
     return bool(part.square().mean() <= 1e-12 * whole.square().mean())
 
 
 class TokenStatistics(NamedTuple):
-    """What layer norm took out of every token [N, 1]."""
+    """Mean and deviation that layer norm removed from every token [N, 1]."""
 
     mean: Tensor
     deviation: Tensor
 
 
 def layer_norm(x: Tensor) -> tuple[Tensor, TokenStatistics]:
-    """Every row of x [N, d] with its mean taken out and divided by its standard deviation (unbiased, plus 1e-5)."""
+    """Every row of x [N, d], minus its mean, divided by its standard deviation (unbiased, plus 1e-5)."""
     mean, deviation = x.mean(1, keepdim=True), x.std(1, keepdim=True) + LAYER_NORM_EPS
     return (x - mean) / deviation, TokenStatistics(mean, deviation)
 

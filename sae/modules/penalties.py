@@ -1,4 +1,4 @@
-"""Loss terms that read the listed entries of a code alone: what keeps codes sparse, or neighbours alike."""
+"""Loss terms of entries: penalties that keep codes sparse, and a contrast that keeps neighbours similar."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from sae.modules.losses import term
 from sae.modules.views import Entries
 from sae_kernels import SparseCodes
 
-BLOCK = 256  # pairs among which a contrast looks for negatives
-# a value, times its atom's norm, below which its p-th power goes on in a straight line: its slope would grow unbounded
+BLOCK = 256  # pairs that share their negatives in a contrast
+# below this value (times its atom's norm) the p-th power is replaced by a straight line: its slope is unbounded
 SMALL = 0.01
 
 
@@ -25,8 +25,8 @@ def l1(entries: Entries) -> Tensor:
 def tanh(entries: Entries, scale: float) -> Tensor:
     """Σ_j tanh(c f_j ||w_j||), c = `scale` (Jermyn et al. 2024), [N].
 
-    At a threshold θ the summand jumps by tanh(c θ), and the estimate by θ is that jump's: -(tanh(c θ)/ε) rect. The
-    chain rule through f would give c θ (1 - tanh²(c f)) in its place: the same for small θ, and nothing for large ones.
+    At a threshold θ the summand jumps by tanh(c θ), and the gradient by θ estimates that jump: -(tanh(c θ)/ε) rect. The
+    chain rule through f would have c θ (1 - tanh²(c f)) instead: the same for small θ, and nothing for large θ.
     """
     if not isinstance(entries.code, JumpReLU):
         return entries.codes.per_token(torch.tanh(scale * _weighted(entries, entries.codes.values)))
@@ -55,7 +55,7 @@ def l0(entries: Entries) -> Tensor:
 
 @term
 def l0_target(entries: Entries, target: float) -> Tensor:
-    """d (L0 / target - 1)², L0 the batch's mean (Rajamanoharan et al. 2024, appendix F), alike for all tokens, [N].
+    """d (L0 / target - 1)², L0 the batch's mean (Rajamanoharan et al. 2024, appendix F), [N] equal values.
 
     The paper's inputs have mean ||x||² = 1, ours d: so the term is d times as large, as the squared error is.
     """
@@ -74,23 +74,23 @@ def contrast(entries: Entries, latents: int, temperature: float) -> Tensor:
     """InfoNCE between neighbouring tokens on the first `latents` latents (temporal SAE: Bhalla et al. 2025), [N].
 
     With z the unit-norm codes of these latents, a the first and b the second tokens of the pairs:
-    -log softmax_i(z_a · z_b / temperature), averaged over both directions, the negatives being the other pairs of a
-    block of 256. Pairs that are no neighbours count zero.
+    -log softmax_i(z_a · z_b / temperature), averaged over both directions; negatives are the other pairs of a block of
+    256. Pairs that are not neighbours count zero.
     """
     if entries.adjacent is None:
         raise ValueError("contrast: expected batches of neighbouring tokens; got shuffled rows")
     codes = entries.codes
     inside = codes.indices < latents
-    # what is outside goes into one spare column
+    # the others go into one spare column
     places = torch.where(inside, codes.indices, latents)
     kept = SparseCodes(torch.where(inside, codes.values, 0).float(), places, latents + 1, codes.offsets)
     z = torch.nn.functional.normalize(kept.to_dense()[:, :latents], dim=1, eps=1e-6)
     loss = torch.zeros(len(entries.adjacent), device=z.device)
     pairs = zip(z[0::2][entries.adjacent].split(BLOCK), z[1::2][entries.adjacent].split(BLOCK), strict=True)
-    found = [_both_ways(a @ b.T / temperature) for a, b in pairs]
-    if not found:
+    losses = [_both_ways(a @ b.T / temperature) for a, b in pairs]
+    if not losses:
         return loss.repeat_interleave(2)
-    return loss.masked_scatter(entries.adjacent, torch.cat(found).float()).repeat_interleave(2)
+    return loss.masked_scatter(entries.adjacent, torch.cat(losses).float()).repeat_interleave(2)
 
 
 def _both_ways(scores: Tensor) -> Tensor:

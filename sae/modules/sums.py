@@ -1,4 +1,4 @@
-"""Sums of all of a tensor's values, in an order that the number of threads has no part in."""
+"""Sums of all of a tensor's values, in an order that does not depend on the number of threads."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ BLOCK = 1024
 def total(values: Tensor) -> Tensor:
     """Sum of all values, 0-dim.
 
-    `values.sum()` gives every thread a share of a large tensor, so that its last bits follow the number of threads;
-    here each block of 1,024 is added up by one thread, then the blocks' sums likewise.
+    `values.sum()` splits a large tensor among threads, so that its last bits depend on their number; here one thread
+    adds up each block of 1,024, then the blocks' sums in the same way.
     """
     flat = values.flatten()
     while flat.numel() > BLOCK:

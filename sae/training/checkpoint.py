@@ -1,4 +1,4 @@
-"""Checkpoints: `checkpoints/<step>/`, each published whole with its hashes, the newest whole one found on resume."""
+"""Checkpoints: `checkpoints/<step>/`, each published at once with its hashes; resuming reads the newest."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Checkpoint(NamedTuple):
     trainer: dict[str, Any]
     """The trainer's values."""
     data: dict[str, Any]
-    """State of the batch after which training goes on."""
+    """State of the last batch; training continues after it."""
 
 
 def save_checkpoint(
@@ -60,17 +60,18 @@ def load_newest(folder: Path) -> Checkpoint | None:
         CorruptError: it was damaged after it was written; names the file, and the older checkpoint that could be used.
     """
     remove_leftovers(folder)
-    found = steps_in(folder)
-    if not found:
+    checkpoints = steps_in(folder)
+    if not checkpoints:
         return None
+    newest = checkpoints[-1]
     try:
-        check_folder(found[-1])
-        values = read_json(found[-1] / "state.json")
+        check_folder(newest)
+        values = read_json(newest / "state.json")
         if values.get("format") != FORMAT:
-            raise CorruptError(
-                f"{found[-1] / 'state.json'}: format {values.get('format')!r}, this version reads {FORMAT}"
-            )
-        return Checkpoint(load_file(found[-1] / "state.safetensors"), values["trainer"], values["data"])
+            raise CorruptError(f"{newest / 'state.json'}: format {values.get('format')!r}, this version reads {FORMAT}")
+        return Checkpoint(load_file(newest / "state.safetensors"), values["trainer"], values["data"])
     except (CorruptError, SafetensorError) as error:
-        older = f"delete {found[-1]} to resume from {found[-2].name}" if len(found) > 1 else "no older one is left"
+        older = "no older one is left"
+        if len(checkpoints) > 1:
+            older = f"delete {newest} to resume from {checkpoints[-2].name}"
         raise CorruptError(f"{error}; {older}") from error

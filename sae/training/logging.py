@@ -1,4 +1,4 @@
-"""What a run tells: a line of `metrics.jsonl` every few steps, always; Weights & Biases when asked."""
+"""The metrics of a run: lines of `metrics.jsonl`, and Weights & Biases on request."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ METRICS = "metrics.jsonl"
 
 
 class RunLog:
-    """Appends JSON lines to the run's `metrics.jsonl`, and logs the same to Weights & Biases when asked.
+    """Appends JSON lines to the run's `metrics.jsonl`, and logs the same to Weights & Biases on request.
 
-    After a resume, lines of steps that will be taken again are dropped first.
+    On resuming it first drops the lines of steps that will be taken again.
     """
 
     def __init__(self, config: RunConfig, *, resume_at: int) -> None:
@@ -28,7 +28,7 @@ class RunLog:
         self._wandb = _open_wandb(config, resume=resume_at > 0) if config.wandb != "off" else None
 
     def write(self, values: dict[str, Any]) -> None:
-        """Add one line; `values` must hold "step"."""
+        """Add one line; `values` must include "step"."""
         self.last = values
         self._file.write(json.dumps(values) + "\n")
         self._file.flush()
@@ -58,7 +58,7 @@ def _open_wandb(config: RunConfig, *, resume: bool) -> Any:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's `metrics.jsonl` without one that a kill cut short; none where there is no such file.
+    """The lines of a run's `metrics.jsonl`, without a last one that a kill cut short; none if there is no such file.
 
     Raises:
         CorruptError: a line before the last cannot be read.

@@ -1,4 +1,4 @@
-"""The loop of a run: steps until the data ends, lines of metrics, checkpoints, and a stop that loses nothing."""
+"""The loop of a run: steps until the data ends, metrics, checkpoints, and a stop that loses nothing."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def take_steps(
     hint: str,
     unit: str = "tokens",
 ) -> dict[str, Any]:
-    """Take all steps that are left, from the newest checkpoint on where `config.resume`.
+    """Take all remaining steps, from the newest checkpoint if `config.resume`.
 
     Args:
         batch_rows: rows of a batch.
-        hint: how the user goes on after a stop.
+        hint: tells the user how to resume after a stop.
         unit: what a row is, for the progress bar and the metrics.
 
     Returns:
@@ -81,7 +81,7 @@ def take_steps(
 def _start(
     config: RunConfig, trainer: Trainer, batches: Batches, progress: Progress
 ) -> tuple[dict[str, Any] | None, Iterator[Batch]]:
-    """Set the trainer up, fresh or from the newest checkpoint; the data's state and the batches still to come."""
+    """Initialise the trainer, or restore the newest checkpoint; the data's state and the remaining batches."""
     checkpoint = load_newest(config.out / "checkpoints") if config.resume else None
     if checkpoint is not None:
         trainer.restore(checkpoint.tensors, checkpoint.trainer)

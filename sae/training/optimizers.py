@@ -1,7 +1,7 @@
-"""Optimizers by name: what turns gradients into a step. Adam is ours and fused; the others are kept libraries'.
+"""Optimizers by name. Adam and sign descent are our own, Adam is fused; the others come from libraries.
 
-Every optimizer keeps its state in named tensors ("kind.parameter"), which checkpoints hold and resampling zeroes.
-Unit atoms stay so: the part of their gradient along themselves is taken out first, their norm restored after.
+Every optimizer keeps its state in named tensors ("kind.parameter"), which checkpoints save and resampling resets.
+Unit atoms keep their norm: a step ignores the part of the gradient along the atom, and normalises the atom after.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sae_kernels import adam_step
 
 
 def parameters_of(model: Autoencoder) -> dict[str, Tensor]:
-    """Name -> parameter that is trained."""
+    """Name -> trained parameter."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
@@ -29,7 +29,7 @@ def latent_rows(parameters: Mapping[str, Tensor]) -> list[str]:
 
 
 def unit_atoms(model: Autoencoder) -> Tensor | None:
-    """The parameter whose rows are kept at unit norm, where there is one."""
+    """The parameter whose rows are kept at unit norm, or None."""
     return model.dictionary.W if model.dictionary.unit else None
 
 
@@ -62,21 +62,21 @@ class Adam:
 
     @torch.no_grad()
     def forget(self, latents: Tensor) -> None:
-        """Drop what is known of some latents' gradients."""
+        """Reset the state of some latents' rows."""
         for name in latent_rows(self.parameters):
             for kind in "mv":
                 self.tensors[f"{kind}.{name}"][latents] = 0
 
     def averaged(self) -> dict[str, Tensor]:
-        """The parameters to save where they are not those trained on."""
+        """The parameters to save, where they differ from those the model trains with."""
         return {}
 
 
 class ScheduleFreeSign:
     """Sign descent without a schedule: z <- z - lr sign(g(y)), x <- (1-c) x + c z, y <- (1-β) z + β x, c = 1/t.
 
-    Schedule-free averaging (Defazio et al. 2024, eqs. 3 to 5) over sign descent; gradients are taken at y, which is
-    what the model holds during training, and x is what is saved. Tensors "z.<parameter>" and "x.<parameter>".
+    Schedule-free averaging (Defazio et al. 2024, eqs. 3 to 5) of sign descent. The model trains with y, where gradients
+    are taken; x is saved. Tensors "z.<parameter>" and "x.<parameter>".
     """
 
     def __init__(self, model: Autoencoder, beta: float) -> None:
@@ -86,7 +86,7 @@ class ScheduleFreeSign:
 
     @torch.no_grad()
     def step(self, gradients: Mapping[str, Tensor], *, step: int, lr: float, scale: Tensor) -> None:
-        """See `Adam.step`; only whether `scale` is finite matters to a sign."""
+        """One step, counted from 1; of `scale` only matters whether it is finite, since signs have no scale."""
         if step == 1:
             for name, parameter in self.parameters.items():
                 self.tensors[f"z.{name}"].copy_(parameter)
@@ -102,18 +102,18 @@ class ScheduleFreeSign:
             if atoms:
                 z_new, x_new = (torch.nn.functional.normalize(t, dim=1) for t in (z_new, x_new))
             y_new = (1 - self.beta) * z_new + self.beta * x_new
-            for held, new in ((z, z_new), (x, x_new), (y, _unit(y_new) if atoms else y_new)):
-                held.copy_(torch.where(go, new, held))
+            for tensor, new in ((z, z_new), (x, x_new), (y, _unit(y_new) if atoms else y_new)):
+                tensor.copy_(torch.where(go, new, tensor))
 
     @torch.no_grad()
     def forget(self, latents: Tensor) -> None:
-        """See `Adam.forget`; both sequences go on from the new rows."""
+        """Restart both sequences from the present rows of some latents."""
         for name in latent_rows(self.parameters):
             for kind in "zx":
                 self.tensors[f"{kind}.{name}"][latents] = self.parameters[name][latents]
 
     def averaged(self) -> dict[str, Tensor]:
-        """See `Adam.averaged`."""
+        """The average x."""
         return {name: self.tensors[f"x.{name}"] for name in self.parameters}
 
 
@@ -126,29 +126,29 @@ class Library:
         if config.optimizer == "muon":
             # Muon orthogonalises matrices; biases and thresholds have nothing to orthogonalise
             self.names = [name for name, p in self.parameters.items() if p.ndim == 2]
-            chosen: Any = [self.parameters[name] for name in self.names]
-            self.optimizer: Any = torch.optim.Muon(chosen, lr=1.0, weight_decay=0.0, momentum=0.95, nesterov=True)
+            matrices: Any = [self.parameters[name] for name in self.names]
+            self.optimizer: Any = torch.optim.Muon(matrices, lr=1.0, weight_decay=0.0, momentum=0.95, nesterov=True)
         else:
             import bitsandbytes  # pyright: ignore[reportMissingImports]
 
             self.names = list(self.parameters)
             betas = (beta1, config.beta2)
-            chosen = [self.parameters[name] for name in self.names]
-            self.optimizer = bitsandbytes.optim.Adam8bit(chosen, lr=1.0, betas=betas, eps=config.eps)
+            parameters = list(self.parameters.values())
+            self.optimizer = bitsandbytes.optim.Adam8bit(parameters, lr=1.0, betas=betas, eps=config.eps)
         self.adam = Adam(model, config, beta1)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
         """State of both optimizers."""
-        own = {name: t for name, t in self.adam.tensors.items() if name.split(".", 1)[1] not in self.names}
+        tensors = {name: t for name, t in self.adam.tensors.items() if name.split(".", 1)[1] not in self.names}
         for name in self.names:
             state = self.optimizer.state[self.parameters[name]]
-            own |= {f"{kind}.{name}": value for kind, value in state.items() if isinstance(value, Tensor)}
-        return own
+            tensors |= {f"{kind}.{name}": value for kind, value in state.items() if isinstance(value, Tensor)}
+        return tensors
 
     @torch.no_grad()
     def step(self, gradients: Mapping[str, Tensor], *, step: int, lr: float, scale: Tensor) -> None:
-        """See `Adam.step`. Here the host waits to know whether the step is taken."""
+        """One step, counted from 1. Here the host waits to know whether the step is taken."""
         if not torch.isfinite(scale):
             return
         W = unit_atoms(self.model)
@@ -168,7 +168,7 @@ class Library:
 
     @torch.no_grad()
     def forget(self, latents: Tensor) -> None:
-        """See `Adam.forget`."""
+        """Reset the state of some latents' rows."""
         for name in set(self.names) & set(latent_rows(self.parameters)):
             for value in self.optimizer.state[self.parameters[name]].values():
                 if isinstance(value, Tensor) and value.shape == self.parameters[name].shape:
@@ -176,11 +176,11 @@ class Library:
         self.adam.forget(latents)
 
     def averaged(self) -> dict[str, Tensor]:
-        """See `Adam.averaged`."""
+        """Nothing: the model's parameters are saved."""
         return {}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Continue from what `tensors` held."""
+        """Continue from the state that `tensors` returned."""
         for name in self.names:
             ending = f".{name}"
             self.optimizer.state[self.parameters[name]] |= {

@@ -1,4 +1,4 @@
-"""Dead latents, made anew from inputs that the autoencoder reconstructs worst."""
+"""Resampling: dead latents restart from inputs that the autoencoder reconstructs badly."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ def resample(
     error: Tensor,
     generator: torch.Generator,
 ) -> None:
-    """Give every dead latent an input as its direction, drawn with chance ∝ error² (Bricken et al. 2023).
+    """Point every dead latent at an input, drawn with probability ∝ error² (Bricken et al. 2023).
 
     Its atom becomes the unit vector of the target minus the bias, its encoder row the unit vector of the input minus
-    the bias times a fifth of the living rows' mean norm, its bias 0, the code's own parameters what they were at first,
-    and it counts as alive. The optimizer's `forget` belongs to it.
+    the bias times a fifth of the living rows' mean norm, its bias 0; the code's own parameters are reset, and it
+    counts as alive. Call the optimizer's `forget` afterwards.
 
     Args:
         model: changed in place.
         dead: indices [R].
         x, target: the step's inputs [N, d] and targets [N, d_out], normalised.
         error: squared error of every token [N].
-        generator: on the CPU; the only source of chance.
+        generator: on the CPU; the only source of randomness.
     """
     if dead.numel() == 0:
         return

@@ -1,4 +1,4 @@
-"""What changes over a run by plan: the learning rate, and the number of latents kept."""
+"""Schedules of a run: the learning rate, and the number of active latents."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ SIGN_RATE, MUON_RATE = 5e-3, 2e-3
 
 
 def default_peak(width: int, steps: int, optimizer: str = "adam") -> float:
-    """Peak learning rate for a dictionary of `width` latents trained for `steps` steps, of Adam unless said otherwise.
+    """Peak learning rate for a dictionary of `width` latents trained for `steps` steps.
 
     The published rule, 2e-4 / sqrt(F / 16384) (Gao et al. 2024, figure 3), is for runs of hundreds of thousands of
-    steps; short runs want more. Fitted on layer 9 of the demo model, k = 32, batches of 2048: of factors 2.5 to 30, the
+    steps; short runs need more. Fitted on layer 9 of the demo model, k = 32, batches of 2048: of factors 2.5 to 30, the
     best held-out FVU with under 1% dead latents was at 7 to 10 for 100 to 2,300 steps (F = 1024 and 4608; from 10 on,
     latents die). So the factor is 7 up to 1,500 steps, and falls as steps^-0.42 to the published rule at 150,000; that
     fall joins two known ends and is not itself measured.
@@ -26,8 +26,8 @@ def default_peak(width: int, steps: int, optimizer: str = "adam") -> float:
 def course(step: int, steps: int, *, warmup: float, decay: float) -> float:
     """Share of the peak rate at `step` (counted from 0) of `steps`.
 
-    Rises linearly over the first `warmup` share of the steps (at most 1000), stays, and falls linearly to zero over the
-    last `decay` share.
+    Rises linearly over the first `warmup` share of the steps (at most 1000), stays at the peak, and falls linearly to
+    zero over the last `decay` share.
     """
     rising = min(round(warmup * steps), 1000)
     falling = round(decay * steps)

@@ -1,4 +1,4 @@
-"""How hard a penalty presses: its weight over a run, fixed with a warm-up, or moved until L0 is what was asked for.
+"""The weight of a sparsity penalty over a run: fixed after a warm-up, or controlled until L0 reaches its target.
 
 sparsity = Sparsity("l1", steps=10_000, warmup=0.3, target=32.0, fixed=None, device=device)
 weight = sparsity.weight()          # 0-dim, on the device: nothing here makes the host wait
@@ -17,24 +17,24 @@ from sae.modules.sums import total
 from sae_kernels import SparseCodes
 
 START = 0.1
-"""The controller's first weight: a weak pressure at inputs with mean ||x||² = d."""
+"""The controller's first weight: a weak penalty for inputs with mean ||x||² = d."""
 P_START, P_END, P_CHANGES = 1.0, 0.2, 30
-"""p-annealing: from where to where, in how many changes over the second third of the run."""
-MEMORY = 0.9  # of the running L0 that the controller looks at
-WIDEST = 9.0  # of log(weight / START): where no weight in that range reaches the aim, none outside would
-LARGEST_ERROR = 1.0  # of log(L0 / aim), so that the first steps do not wind the integral up
+"""p-annealing: first and last p, and the number of changes over the second third of the run."""
+MEMORY = 0.9  # of the running L0 that the controller reads
+WIDEST = 9.0  # bound of log(weight / START): if no weight in that range reaches the aim, none outside would
+LARGEST_ERROR = 1.0  # bound of log(L0 / aim), so that the first steps do not wind up the integral
 
 
 class Sparsity:
     """The weight of one penalty.
 
-    The controller is a proportional-integral one on logarithms: log weight = P e + I Σ e with e = log(L0 / aim), L0 a
+    It is set by a proportional-integral controller on logarithms: log weight = P e + I Σ e with e = log(L0 / aim), L0 a
     running mean over about ten steps. The aim falls geometrically from the first step's L0 to the target over the
     warm-up. `power` is p of a penalty Σ f^p; at each change of p the weight is rescaled so that the penalty of the
-    batch stays as it was (Karvonen et al. 2024, section 3).
+    batch stays the same (Karvonen et al. 2024, section 3).
 
-    `pace` is the learning rate in units of the default one: at a lower rate L0 follows the weight more slowly, and the
-    integral must wait for it.
+    `pace` is the learning rate over the default one: at a lower rate L0 follows the weight more slowly, and so must
+    the integral.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Sparsity:
     ) -> None:
         self.penalty, self.steps, self.target, self.fixed = penalty, steps, target, fixed
         self.rising = max(1, round(warmup * steps))
-        # a run must have time for some tens of corrections, whatever its length
+        # a run of any length must have time for some tens of corrections
         self.proportional = 1.0
         self.integral = min(0.15, 45.0 / max(steps, 1)) * min(1.0, pace)
         self.taken = 0
@@ -67,7 +67,7 @@ class Sparsity:
 
     @torch.no_grad()
     def observe(self, codes: SparseCodes) -> None:
-        """Take a step's codes into account."""
+        """Update the running L0 and the controller with a step's codes."""
         l0 = (codes.values != 0).sum().double() / codes.tokens
         if self.taken == 0:
             self.values["first"], self.values["l0"] = l0.clamp_min(1e-3), l0
@@ -98,10 +98,10 @@ class Sparsity:
         return P_START + (P_END - P_START) * round(share * P_CHANGES) / P_CHANGES
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and JSON values from which `restore` goes on bit-identically."""
+        """Tensors and JSON values from which `restore` continues bit-identically."""
         return dict(self.values), {"taken": self.taken, "power": self.power}
 
     def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        """Continue from what `state` gave."""
+        """Continue from what `state` returned."""
         self.values = {name: tensors[name].to(t.device) for name, t in self.values.items()}
         self.taken, self.power = values["taken"], values["power"]

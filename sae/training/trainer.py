@@ -1,4 +1,4 @@
-"""The trainer: one autoencoder, one optimizer, one step. It does not know where its batches come from.
+"""The trainer: one autoencoder, one optimizer, one step at a time; batches may come from anywhere.
 
 trainer = Trainer(recipe_of(SAEConfig(variant="topk"), [576]), OptimConfig(), steps=steps, device=device, seed=0, ...)
 trainer.initialise(first_inputs, first_targets)
@@ -29,16 +29,16 @@ from sae.training.routes import StepContext, StepOutcome, choose_route
 from sae.training.schedules import annealed, course, default_peak
 from sae.training.sparsity import Sparsity
 
-DEAD_REFRESH = 20  # steps between two looks at which latents are dead: each look makes the host wait for the device
+DEAD_REFRESH = 20  # steps between updates of the list of dead latents: each makes the host wait for the device
 PROBE_ROWS = 256  # inputs kept for the saved autoencoder's self-test
-SETTLE_ROWS = 16_384  # of the newest inputs, on which a threshold is settled at the end
-FIRST_ACTIVE = 4  # times the L0 asked for: how many latents of a penalised variant fire at the start
-SEED_ROWS = 2048  # inputs by which that is set
-BEGINNING, DRAWS, CORRUPTED, REVIVED = range(4)  # what a step's random draws are for: each use has its own
+SETTLE_ROWS = 16_384  # newest inputs, to which a threshold is fitted at the end
+FIRST_ACTIVE = 4  # L0 of a penalised variant at the start, as a multiple of its target
+SEED_ROWS = 2048  # inputs that the first biases are fitted to
+BEGINNING, DRAWS, CORRUPTED, REVIVED = range(4)  # uses of random numbers, each with a generator of its own
 
 
 class DivergedError(ArithmeticError):
-    """A loss or gradient stopped being finite; weights and optimizer are as they were before that step."""
+    """A loss or gradient was not finite; weights and optimizer are as before that step."""
 
     def __init__(self, step: int, culprit: str) -> None:
         super().__init__(
@@ -51,7 +51,7 @@ class Window(NamedTuple):
     """Means over the steps since the last report."""
 
     loss: float
-    """The whole loss."""
+    """The weighted sum of all terms."""
     parts: dict[str, float]
     """Each term, unweighted."""
     fvu: float
@@ -67,15 +67,14 @@ class Window(NamedTuple):
 
 
 class Trainer:
-    """Steps an autoencoder in normalised units, in which mean ||x||² = d.
+    """Trains an autoencoder in normalised units, in which mean ||x||² = d.
 
-    Master weights and the optimizer's tensors are float32. On a GPU nothing in a step makes the host wait for the
-    device, but for a look at the dead latents every 20 steps; a step that is not finite, and all after it, change
-    nothing there.
+    Master weights and the optimizer's tensors are float32. On a GPU the host waits for the device only every 20 steps,
+    to list the dead latents; a step that is not finite, and all steps after it, change nothing there.
 
     Args:
-        recipe: the autoencoder, its loss, and how it likes to be trained.
-        optim: how its weights move.
+        recipe: the autoencoder, its loss, and its variant's defaults for training.
+        optim: optimizer, learning rate, precision.
         steps: of the whole run.
         dead_after: tokens without firing after which a latent is dead.
         auxk: dead latents that the auxiliary loss uses.
@@ -96,7 +95,7 @@ class Trainer:
         self.recipe, self.sae = recipe, recipe.config
         self.config, self.steps, self.device, self.seed = optim, steps, device, seed
         self.dead_after, self.auxk = dead_after, auxk
-        # a recipe may be trained several times, for a trial of its speed for one: its own model stays untrained
+        # a recipe may be trained several times, to measure its speed for example: its own model stays untrained
         self.model = copy.deepcopy(recipe.model).to(device)
         self.terms: list[Term] = list(recipe.terms)
         default = recipe.lr or default_peak(self.model.width, steps, optim.optimizer)
@@ -106,7 +105,7 @@ class Trainer:
         self.compute = getattr(torch, compute)
         self.inputs = self.targets = identity(self.model.dim)
         self.taken = 0
-        self.seconds = 0.0  # of training so far, in all processes; whoever takes the steps measures it
+        self.seconds = 0.0  # of training so far, in all processes; measured by the loop that takes the steps
         self.dead = torch.zeros(0, dtype=torch.int64, device=device)
         self.probe = torch.zeros(0, self.model.dim)
         self.optimizer = make_optimizer(self.model, optim, recipe.beta1 if optim.beta1 is None else optim.beta1)
@@ -119,7 +118,7 @@ class Trainer:
             compute=self.compute,
             site_widths=recipe.target_widths,
         )
-        # the latents' running mean values, for terms that hold them to a rate
+        # the latents' running mean values, for terms that compare them with a rate
         self.running = None if recipe.rate_momentum is None else torch.zeros(self.model.width, device=device)
         self._recent: list[Tensor] = []
         # variance, loss terms and gradient norm of the newest step, or of the first that was not finite
@@ -137,7 +136,7 @@ class Trainer:
     def initialise(self, inputs: Sequence[Tensor], targets: Sequence[Tensor], *, active: float = FIRST_ACTIVE) -> None:
         """Weights from the seed; normalisation and pre-bias from the first batches (the targets' geometric median).
 
-        A penalised variant starts with `active` times as many active latents as are asked for.
+        A penalised variant starts with `active` times the active latents of its target.
         """
         self.model.initialise(torch.Generator().manual_seed(self.seed))
         x = torch.cat([batch.to(self.device).float() for batch in inputs])
@@ -153,12 +152,12 @@ class Trainer:
             self._start_sparse(embedded, active)
 
     def _start_sparse(self, x: Tensor, active: float) -> None:
-        """From embedded inputs x, encoder biases under which all latents fire at `active` times the rate asked for.
+        """Fit encoder biases to embedded inputs x, so that every latent fires at `active` times the target rate.
 
-        Without it half of all latents fire at first, and the run's beginning is spent on switching them off.
+        Otherwise half of all latents would fire at first, and the first steps would only switch them off.
         """
-        asked = self.sae.l0_target or float(self.sae.k)
-        rate = min(0.5, active * asked / self.model.width)
+        l0 = self.sae.l0_target or float(self.sae.k)
+        rate = min(0.5, active * l0 / self.model.width)
         centred = x if self.model.b_pre is None else x - self.model.b_pre
         rank = max(1, round(rate * len(x)))
         for rows in torch.arange(self.model.width, device=x.device).split(4096):
@@ -173,7 +172,7 @@ class Trainer:
     def step(self, inputs: Tensor, targets: Tensor, adjacent: Tensor | None = None) -> None:
         """One step on inputs [N, d] and targets [N, d_out] in any float precision and on any device.
 
-        `adjacent` bool [N / 2]: whether rows 2i and 2i + 1 are neighbouring tokens, for variants that ask for pairs.
+        `adjacent` bool [N / 2]: whether rows 2i and 2i + 1 are neighbouring tokens, for variants that need pairs.
 
         Raises:
             DivergedError: the loss or a gradient was not finite (on a GPU noticed at the next `window`).
@@ -220,14 +219,14 @@ class Trainer:
             self._recent = [*self._recent, inputs][-max(1, SETTLE_ROWS // len(inputs)) :]
 
     def _draws(self, use: int, device: torch.device | str | None = None) -> torch.Generator:
-        """This step's generator for one use."""
+        """This step's random generator for one use."""
         return draws.generator(self.seed, self.taken + 1, use, device=device or self.device)
 
     def _decay(self) -> float:
-        return 0.0 if self.config.optimizer == "signsgd" else self.config.decay  # averaging takes the decay's place
+        return 0.0 if self.config.optimizer == "signsgd" else self.config.decay  # averaging replaces the decay
 
     def _weighted(self) -> list[Term]:
-        """The terms with this step's weights: of the penalty, and of those that rise from zero."""
+        """The terms with this step's weights: the penalty's, and those in warm-up."""
         terms = [term.at(self.taken / self.steps) for term in self.terms]
         sparsity = self.sparsity
         if sparsity is None:
@@ -248,9 +247,9 @@ class Trainer:
 
     @torch.no_grad()
     def finished(self) -> Autoencoder:
-        """The autoencoder to save: in the form that looks at one token at a time, normalisation folded into it.
+        """The autoencoder to save: encodes each token by itself, with normalisation folded in.
 
-        A threshold that takes the place of a selection over the batch is settled on the newest inputs.
+        A threshold that replaces a selection over the batch is fitted to the newest inputs.
         """
         model = self.model.like(copy.deepcopy(self.model.code))
         for name, averaged in self.optimizer.averaged().items():
@@ -262,7 +261,7 @@ class Trainer:
 
     @torch.no_grad()
     def _note(self, taken: StepOutcome, target: Tensor) -> None:
-        """Add the step to the window, and keep the first step's checks that are not finite; no synchronisation."""
+        """Add the step to the window, and keep the checks of the first step that is not finite; no synchronisation."""
         variance = (target - target.mean(0)).square().sum()
         checks = torch.stack([variance, *taken.parts.values(), taken.grad_norm]).float()
         self._checks = torch.where(torch.isfinite(self._checks).all(), checks, self._checks)
@@ -271,7 +270,7 @@ class Trainer:
         dictionary.note_fired(taken.codes)
         good = torch.isfinite(self._checks).all()
         dictionary.tokens_since_fired.copy_(torch.where(good, dictionary.tokens_since_fired, before))
-        news = {
+        values = {
             "loss": taken.loss,
             "error": taken.error.sum(),
             "variance": variance,
@@ -280,12 +279,12 @@ class Trainer:
             **{f"part.{name}": value for name, value in taken.parts.items()},
         }
         if self.sparsity is not None:
-            news["sparsity"] = self.sparsity.weight()
-        self._window = {name: self._window.get(name, 0) + value for name, value in news.items()}
+            values["sparsity"] = self.sparsity.weight()
+        self._window = {name: self._window.get(name, 0) + value for name, value in values.items()}
         self._window_steps += 1
 
     def raise_if_diverged(self) -> None:
-        """Raise DivergedError if some step was not finite; names the input, the loss term or the gradient."""
+        """Raise DivergedError if a step was not finite; names the input, the loss term or the gradient."""
         if torch.isfinite(self._checks).all():
             return
         names = ["the variance of the inputs", *(f"loss term {term.name}" for term in self.terms), "the gradient"]
@@ -309,7 +308,7 @@ class Trainer:
         )
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Everything a later process needs to go on bit-identically: tensors, and JSON values."""
+        """Everything a later process needs to continue bit-identically: tensors, and JSON values."""
         model = self.model.state_dict()
         if self.model.code.tied:
             del model["W_enc"]  # the same memory as the dictionary's
@@ -329,17 +328,17 @@ class Trainer:
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        """Continue from what `state` gave."""
+        """Continue from what `state` returned."""
 
         def part(prefix: str) -> dict[str, Tensor]:
             return {n[len(prefix) + 1 :]: t for n, t in tensors.items() if n.startswith(prefix + ".")}
 
         self.model.load_state_dict(part("model"), strict=not self.model.code.tied)
-        held = part("optimizer")
+        moments = part("optimizer")
         if isinstance(self.optimizer, Library):
-            self.optimizer.restore(held)
+            self.optimizer.restore(moments)
         for name, tensor in self.optimizer.tensors.items():
-            tensor.copy_(held[name])
+            tensor.copy_(moments[name])
         self.inputs, self.targets = (
             Affine(**{name: t.to(self.device) for name, t in part(end).items()}) for end in ("inputs", "targets")
         )
