@@ -119,7 +119,6 @@ def recipe_of(config: VisionConfig, shape: Sequence[int], samples: int) -> Recip
         target_widths=[pixels],
         penalty=None if sparse is None else sparse.penalty(config),
         revival="none" if sparse is None or head is not None else language.revival_of(config, sparse),
-        beta1=0.9 if sparse is None else sparse.beta1,
         lr=row.lr if row is not None else None if stem is None and head is None else USUAL_LR,
         corruption=None if config.corruption_level is None else Corruption(config.corruption, config.corruption_level),
         rate_momentum=config.rate_momentum if config.variant == "kl_sparse" else None,
