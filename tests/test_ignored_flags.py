@@ -14,7 +14,7 @@ IGNORED: dict[str, tuple[str, list[str]]] = {
     "bench kernels --worlds easy16 --seeds 9": ("sae bench kernels does not read it", ["--worlds easy16", "--seeds 9"]),
     "bench recovery --width 64 --rounds 1": ("sae bench recovery does not read it", ["--width 64", "--rounds 1"]),
     "bench curve --width 64": ("sae bench curve does not read it", ["--width 64"]),
-    "export RUN --to neuronpedia --out X --latents 3": ("some can be chosen with --to static", ["--latents 3"]),
+    "export RUN --to neuronpedia --out X --latents 3": ("applies to --to static; --to neuronpedia", ["--latents 3"]),
     "steer RUN --latent 3 --prompt a --mode ablate --scale 2 --absolute": (
         "applies to --mode add and set; ablate removes the whole latent", ["--scale 2.0", "--absolute True"],
     ),
@@ -34,7 +34,7 @@ IGNORED: dict[str, tuple[str, list[str]]] = {
     ),
     "steer RUN --latent 3 --prompt a --mode ablate --scale 1": ("applies to --mode add and set", ["--scale 1.0"]),
     "bench kernels --seeds 3": ("sae bench kernels does not read it", ["--seeds 3"]),
-    "sweep --model M --dataset D --out X --resume": ("sae sweep goes on with what is there", ["--resume True"]),
+    "sweep --model M --dataset D --out X --resume": ("sae sweep always resumes what is there", ["--resume True"]),
 }  # fmt: skip
 
 

@@ -26,6 +26,7 @@ from sae.models.variants.images import (
     ImageVariant,
     share_for,
 )
+from sae.modules.codes import Identity
 from sae.modules.corruption import USUAL_LEVEL
 from sae.modules.losses import Term
 
@@ -42,6 +43,8 @@ OWN: dict[str, ImageVariant] = {
     "vqvae2": VQ_VAE_2,
 }
 NAMES = (*OWN, *SPARSE)
+PLAIN = ImageVariant(code=lambda config: Identity(), stem="none", head="none", output="linear")
+"""What `auto` stands for in the settings of sparse variants."""
 USUAL_CHANNELS = (32, 64, 128)
 SMALLEST_MAP = 4  # sides of the last feature map, unless --channels is given
 DECODES_ITSELF = {"nested_error", "gate_error"}  # terms that use the dictionary and bypass the head
@@ -57,25 +60,24 @@ def completed(config: VisionConfig, shape: Sequence[int]) -> VisionConfig:
     """
     if config.variant not in NAMES:
         raise unknown_choice("--variant", config.variant, NAMES)
-    row = OWN.get(config.variant)
-    stem = _or_usual(config.stem, "none" if row is None else row.stem)
-    head = _or_usual(config.head, "none" if row is None else row.head)
+    row = OWN.get(config.variant, PLAIN)
+    stem, head = _or_usual(config.stem, row.stem), _or_usual(config.head, row.head)
     pixels = math.prod(shape)
     whole = dataclasses.replace(
         config,
         stem=stem,
         head=head,
         channels=_channels(config, shape, stem, head),
-        output=_or_usual(config.output, "linear" if row is None or head == "none" else row.output),
-        likelihood=_or_usual(config.likelihood, "squared_error" if row is None else row.likelihood),
-        corruption=_or_usual(config.corruption, "none" if row is None else row.corruption),
-        beta=config.beta if config.beta is not None else (1.0 if row is None else row.beta(pixels)),
+        output=_or_usual(config.output, "linear" if head == "none" else row.output),
+        likelihood=_or_usual(config.likelihood, row.likelihood),
+        corruption=_or_usual(config.corruption, row.corruption),
+        beta=config.beta if config.beta is not None else row.beta(pixels),
         gamma=config.gamma if config.gamma is not None else USUAL_GAMMA * share_for(pixels),
         rate_weight=config.rate_weight if config.rate_weight is not None else 0.01 * pixels,
     )
-    plain = row is None and stem == head == "none" and whole.likelihood != "gaussian"
+    plain = row is PLAIN and stem == head == "none" and whole.likelihood != "gaussian"
     whole = dataclasses.replace(whole, normalise=_or_usual(config.normalise, "scale" if plain else "none"))
-    _check(whole, row)
+    _check(whole, OWN.get(config.variant))
     level = None if whole.corruption == "none" else whole.corruption_level or USUAL_LEVEL[whole.corruption]
     return dataclasses.replace(whole, corruption_level=level)
 
