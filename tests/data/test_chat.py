@@ -186,9 +186,9 @@ def test_roles_go_on_from_any_cursor(tmp_path):
 
 
 def test_a_conversation_of_many_pieces_keeps_its_roles(tmp_path, monkeypatch):
-    from sae.data import packing
+    from sae.data import tokens
 
-    monkeypatch.setattr(packing, "PIECE", 60)
+    monkeypatch.setattr(tokens, "PIECE", 60)
     talk = [{"role": ("user", "assistant")[i % 2], "content": f"{'ab'[i % 2]} " * 100} for i in range(4)]
     path, tokenizer = (
         saved(tmp_path, [{"messages": talk}]),
