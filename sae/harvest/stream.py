@@ -24,12 +24,13 @@ from sae.config import HarvestConfig
 from sae.data.documents import DataError, Documents
 from sae.data.isolation import Isolation, choose_isolation, model_inputs
 from sae.data.packing import BEGINNING, Contexts, Cursor, pack, padding_token
+from sae.harvest.checks import check_ids, check_length
 from sae.harvest.hooks import harvest_forward
-from sae.harvest.language_model import LanguageModel, ModelError
+from sae.harvest.language_model import LanguageModel
 from sae.harvest.precision import Choice, Kept, choose_precision
 from sae.harvest.rows import ActivationError, Rows, all_finite
 from sae.harvest.sites import Site
-from sae.harvest.traits import embedding_rows, refusal, too_long, unusable
+from sae.harvest.traits import embedding_rows
 
 ORDINARY, BOS, SPECIAL, SINK, OTHER_ROLE = range(5)
 KINDS = ("ordinary", "bos", "special", "sink", "other_role")
@@ -99,6 +100,7 @@ class Harvest:
         self._first = torch.tensor(lm.beginning, dtype=torch.int64)
         self._special = torch.tensor(sorted(lm.traits.special), dtype=torch.int64)
         self._norm_limits = norm_limits
+        self._reads_context = False
         self.counts: Counter[str] = Counter()
         """Tokens harvested so far, by the name of their kind."""
 
@@ -148,10 +150,11 @@ class Harvest:
         Raises:
             ModelError: contexts are longer than the model reads, or a token has no row in its embedding.
         """
-        if problem := too_long(self.lm.traits, self.config.context, self.config.model):
-            raise ModelError(problem)
-        self._check_ids(torch.tensor([padding_token(self.lm.tokenizer)]), "it fills rows")
-        self._check_ids(self._first, "it begins every segment")
+        if not self._reads_context:
+            check_length(self.lm, self.config.context, self.config.model, self.sites)
+            self._reads_context = True
+        check_ids(self.lm, torch.tensor([padding_token(self.lm.tokenizer)]), self.config.model, "it fills rows")
+        check_ids(self.lm, self._first, self.config.model, "it begins every segment")
         packed = pack(
             self.documents,
             self.lm.tokenizer,
@@ -165,13 +168,8 @@ class Harvest:
 
     def _checked(self, packed: Iterator[Contexts]) -> Iterator[Contexts]:
         for contexts in packed:
-            self._check_ids(contexts.tokens, "it is in the text")
+            check_ids(self.lm, contexts.tokens, self.config.model, "it is in the text")
             yield contexts
-
-    def _check_ids(self, ids: Tensor, where: str) -> None:
-        rows = self.lm.traits.embeddings
-        if (token := unusable(ids, rows)) is not None:
-            raise ModelError(refusal(self.lm.tokenizer, token, rows, name=self.config.model, where=where))
 
     def inputs(self, contexts: Contexts) -> dict[str, Any]:
         """Keyword arguments of the model's forward for these contexts, documents kept apart."""
