@@ -14,7 +14,7 @@ import torch
 from finished_runs import collected_run
 from sae.cli.main import parse
 from sae.config import ConfigError, ExplainConfig
-from sae.features.collect.source import LiveSource
+from sae.features.collect.text_chunks import live_chunks
 from sae.features.explain.examples import Pool
 from sae.features.explain.explain import explain, nearest_atoms, open_pool
 from sae.features.explain.induction import Background, Sample, induce
@@ -187,18 +187,18 @@ def test_silence_is_known_and_documents_are_kept_apart(run: Run, corpus: Path) -
     pool = Pool(store, nearest_atoms(store.lens.atoms()))
     fired: dict[int, set[int]] = {latent: set() for latent in range(128)}
     lm = run.load_language_model(run.model.W_enc.device)
-    steps = LiveSource(run.harvest(lm, split="train")).steps([0, 0])
+    chunks = live_chunks(run.harvest(lm, split="train"), [0, 0])
     seen = 0
     while seen < 8_192:
-        step = next(steps)
-        rows, tokens, *_ = step.read()
+        chunk = next(chunks)
+        rows, tokens, *_ = chunk.read()
         place = keys.pack(tokens.document, tokens.position)
         codes = run.model.encode(run.inputs_of(rows))
         active = codes.values.flatten() > 0
         row, latent = codes.rows().flatten()[active], codes.indices.flatten()[active]
         for i, p in zip(latent.tolist(), place[row].tolist(), strict=True):
             fired[i].add(p)
-        seen += step.tokens
+        seen += chunk.tokens
     checked = 0
     for latent in np.flatnonzero(store.scalars["count"] > 20)[:40]:
         examples = pool.examples(int(latent))

@@ -24,7 +24,6 @@ from sae.base.device import pick_device
 from sae.base.files import publish_json
 from sae.base.progress import Progress, StopSignal
 from sae.config import ConfigError, ExplainConfig
-from sae.features.collect.subject import check_language
 from sae.features.explain.examples import Examples, Pool
 from sae.features.explain.explainers import Chat, EndpointChat, LocalChat
 from sae.features.explain.induction import Rule, induce
@@ -32,6 +31,7 @@ from sae.features.explain.likeness import token_groups
 from sae.features.explain.naming import name_of
 from sae.features.explain.opinion import describe
 from sae.features.explain.scoring import auroc, judge, mean_interval
+from sae.features.kinds import check_language
 from sae.features.store.keys import FeatureError
 from sae.features.store.store import FeatureStore
 from sae.harvest.language_model import ModelError

@@ -54,11 +54,9 @@ class LocalChat:
     def __init__(self, name: str, device: torch.device) -> None:
         self.name = name
         self.lm = load_language_model(locate_model(name, trust_remote_code=False), device=device, precision="auto")
-        model: Any = self.lm.model
-        if not self.lm.traits.predicts_next or not hasattr(model, "can_generate") or not model.can_generate():
-            why = self.lm.traits.no_next_token or "transformers has no generation for it"
+        if (reason := self.lm.traits.no_next_token) is not None:
             raise ExplainerError(
-                f"--explainer-model {name}: {self.lm.provenance['architecture']} writes no text ({why})"
+                f"--explainer-model {name}: {self.lm.provenance['architecture']} writes no text ({reason})"
             )
 
     def reply(self, system: str, user: str, *, tokens: int) -> str:

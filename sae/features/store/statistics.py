@@ -5,7 +5,7 @@ are added up as integers (a small superaccumulator, Kulisch 1971), and rounded o
 
     statistics = Statistics(width=4608)
     statistics.add(latent, value)
-    statistics.count, statistics.sum(), statistics.histogram
+    statistics.count, read_sum(statistics.sums.numpy(), SUM_DIGITS), statistics.histogram
 """
 
 from __future__ import annotations
@@ -62,14 +62,6 @@ class Statistics:
             for i in range(digits.shape[1] - 1, 0, -1):
                 digits[:, i - 1] += digits[:, i] >> 32
                 digits[:, i] &= (1 << 32) - 1
-
-    def sum(self) -> np.ndarray:
-        """Sums of activations, float64 [F]."""
-        return read_sum(self.sums.cpu().numpy(), SUM_DIGITS)
-
-    def sum_of_squares(self) -> np.ndarray:
-        """Sums of squared activations, float64 [F]."""
-        return read_sum(self.squares.cpu().numpy(), SQUARE_DIGITS)
 
 
 def edges() -> np.ndarray:

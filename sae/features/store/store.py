@@ -30,7 +30,7 @@ from sae.features.store.writer import FORMAT, PARTS, SCALARS, STORE, PlacedEvent
 
 
 class FeatureStore:
-    """The features of a run, as they were when this was made; `changed` tells whether there are newer ones.
+    """The features of a run, as they were when this was opened.
 
     Read-only, and safe to use from several threads.
 
@@ -73,11 +73,6 @@ class FeatureStore:
         """Let go of the file."""
         with self._lock:
             self.blobs.connection.close()
-
-    def changed(self) -> bool:
-        """Whether the features have been rewritten since this was made."""
-        path = self.folder / STORE
-        return not path.is_file() or read_info(path)["revision"] != self.info["revision"]
 
     def record(self, latent: int) -> dict[str, Any]:
         """A latent's statistics, examples and bands, as JSON values; FeatureError where there is no such latent."""
