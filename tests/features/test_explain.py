@@ -17,10 +17,10 @@ from sae.config import ConfigError, ExplainConfig
 from sae.features.collect.text_chunks import live_chunks
 from sae.features.explain.examples import Pool
 from sae.features.explain.explain import explain, nearest_atoms, open_pool
-from sae.features.explain.induction import Background, Sample, induce
+from sae.features.explain.induction import Background, LabelledTokens, induce
 from sae.features.explain.likeness import token_groups
 from sae.features.explain.naming import name_of
-from sae.features.explain.predicates import FAMILIES, Page, Terms, gather
+from sae.features.explain.predicates import FAMILIES, DocumentText, Terms, gather
 from sae.features.explain.scoring import auroc, judge, mean_interval
 from sae.features.store import keys
 from sae.features.store.store import FeatureStore
@@ -61,7 +61,7 @@ def test_a_page_tells_words_sentences_and_scripts() -> None:
         "\n",
         "A",
     ]
-    page = Page(tokens)
+    page = DocumentText(tokens)
 
     def said(token: str) -> dict[str, tuple[str, ...]]:
         return page.describe(tokens.index(token))
@@ -112,17 +112,17 @@ def test_tokens_of_one_document_widen_the_interval() -> None:
     assert together.high - together.low > 1.5 * (alone.high - alone.low)
 
 
-def sampled(texts: list[tuple[list[str], int, bool]]) -> tuple[Sample, Terms]:
+def sampled(texts: list[tuple[list[str], int, bool]]) -> tuple[LabelledTokens, Terms]:
     """A sample from (tokens, position, fires), each text a document."""
     terms = Terms()
     lists = []
     for tokens, position, _ in texts:
-        page = Page(tokens)
+        page = DocumentText(tokens)
         said = [n for f, v in page.describe(position).items() for n in terms.add(f, v)]
         lists.append(np.array(said + terms.add("topic", page.topic), np.int32))
     positive = np.array([fires for *_, fires in texts])
     document = np.arange(len(texts))
-    return Sample(gather(lists, terms), positive, np.ones(len(texts)), document, document), terms
+    return LabelledTokens(gather(lists, terms), positive, np.ones(len(texts)), document, document), terms
 
 
 def texts_where(fires: list[tuple[list[str], int]], silent: list[tuple[list[str], int]]) -> Any:
