@@ -36,7 +36,7 @@ def measure_added(model: str, dataset: str, layer: int, width: int, tokens: int)
     from sae.config import HarvestConfig, SAEConfig
     from sae.data.documents import open_documents
     from sae.data.packing import BEGINNING
-    from sae.features.collect.source import LiveSource
+    from sae.features.collect.text_chunks import live_chunks
     from sae.features.store.collection import Collection
     from sae.harvest.language_model import load_language_model, locate_model, skeleton
     from sae.harvest.sites import resolve_sites
@@ -55,9 +55,9 @@ def measure_added(model: str, dataset: str, layer: int, width: int, tokens: int)
     autoencoder.initialise(torch.Generator().manual_seed(0))
     collection = Collection(width, 0, device)
     base, added, seen = [], [], 0
-    for step in LiveSource(harvest).steps(list(BEGINNING)):
+    for chunk in live_chunks(harvest, list(BEGINNING)):
         begin = time.perf_counter()
-        read = step.read()
+        read = chunk.read()
         x = read.rows.activations[sites[0].name].float()
         with torch.no_grad():
             # without a trained pre-bias every token's codes would be those of the mean
@@ -69,7 +69,7 @@ def measure_added(model: str, dataset: str, layer: int, width: int, tokens: int)
         _wait(device)
         base.append(middle - begin)
         added.append(time.perf_counter() - middle)
-        seen += step.tokens
+        seen += chunk.tokens
         if seen >= tokens:
             break
     per_step = seen / len(base)

@@ -23,7 +23,7 @@ from sae.book.comparison.plan import Member, RowMember
 from sae.book.comparison.rows import RowsConfig, trained_rows
 from sae.book.comparison.table import Row
 from sae.config import OptimConfig, to_json
-from sae.evaluation.stability import stability
+from sae.evaluation.stability import pair_cosines
 from sae.runs.images import ImageRun
 
 KEPT = "comparison.json"
@@ -153,7 +153,7 @@ def seeds_likeness(coders: Sequence[Coder], measured: Sequence[Measured]) -> tup
         live.append(coder.atoms[alive & (coder.atoms.norm(dim=1) > 0)])
     if len(live) < 2 or any(len(atoms) == 0 for atoms in live):
         return ()
-    return stability(live).pairs
+    return pair_cosines(live)
 
 
 def control_rows(
