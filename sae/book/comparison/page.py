@@ -1,4 +1,4 @@
-"""The page: what was done, the table, the pictures, and how to read them.
+"""The comparison's page: what was compared, the table, the pictures, and how to read them.
 
 write_page(out / "comparison.html", tiers, left_out, settings, seconds)
 """
@@ -10,20 +10,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from sae.base.tables import number
 from sae.book.chapter.base import Picture
-from sae.book.chapter.measure import mean_of
 from sae.book.comparison.coders import coder_of
 from sae.book.comparison.figures import (
     atom_pictures,
-    disentanglement_picture,
-    factor_pictures,
+    disentanglement_pictures,
     firing_pictures,
-    is_sparse,
     models,
     probe_pictures,
     rate_pictures,
-    sparsity_picture,
+    sparsity_pictures,
     training_picture,
 )
 from sae.book.comparison.grounds import MATCHED
@@ -31,16 +30,13 @@ from sae.book.comparison.measures import SLACK
 from sae.book.comparison.table import Row, table
 from sae.book.comparison.tiers import Tier
 from sae.book.pictures.page import Page
-from sae.runs.images import ImageRun
 from sae.training.logging import read_metrics
-
-SHEETS = 4  # models whose atoms are shown
 
 COLUMNS_TEXT = (
     "All measures are taken on held-out rows. Bits: one procedure for every code (quantise each latent, entropy-code "
     "it under its histogram on training rows, decode the quantised code), at the coarsest quantiser whose FVU is at "
-    f"most the code's own plus {SLACK}; native bits are the code's own account (KL from the prior of a variational "
-    "one, log2 of a codebook's size for every place). FVU at low and high rate: at the bits at which PCA reaches FVU "
+    f"most the unquantised code's plus {SLACK}; native bits are the model's (KL from the prior of a variational one, "
+    "log2 of a codebook's size for every place). FVU at low and high rate: at the bits at which PCA reaches FVU "
     f"{MATCHED[0]} and {MATCHED[1]}, by the same procedure. L0: mean number of codes that are not zero. Dead: share of "
     "latents that never vary; active: latents that vary, and for a Gaussian code those whose mean has a variance over "
     ".01. Seeds' cosine: mean over atoms of the largest |cos| to an atom of another seed's dictionary, live atoms "
@@ -51,16 +47,16 @@ COLUMNS_TEXT = (
 INTERVAL_TEXT = (
     "Numbers are means over seeds with the 95% interval of Student's t (of the seeds' cosine, by a jackknife over "
     "seeds, since pairs share them); the data and their split are the same for all seeds. PCA has no seed and no "
-    "interval. Seconds an epoch are of this machine as busy as it was."
+    "interval. Seconds an epoch depend on what else the machine did."
 )
 LEADING_TEXT = (
     "DCI-D and modularity lead among the measures of disentanglement, on live latents: they ask whether a latent means "
-    "one thing. MIG and DCI-C ask whether a thing has one latent, which an overcomplete sparse code denies by "
-    "construction: its latents can each mean one thing and still score near 0 there, since many share a factor."
+    "one thing. MIG and DCI-C ask whether a thing has one latent, which does not fit an overcomplete sparse "
+    "code: its latents can each mean one thing and still score near 0 there, since many share a factor."
 )
 INDICATORS_TEXT = (
-    "This set has labels and no factors: disentanglement is measured against an indicator of every class. An image is "
-    "of one class alone, so these indicators are no independent causes."
+    "This set has labels and no factors: disentanglement is measured against an indicator of every class. An image has "
+    "only one class, so these indicators are not independent."
 )
 
 
@@ -68,7 +64,7 @@ def write_page(
     path: Path, tiers: Sequence[Tier], left_out: Mapping[str, str], settings: Mapping[str, Any], seconds: float
 ) -> None:
     """Write the whole page to `path`."""
-    kind = "quick: a test of the way, not of who is better" if settings["quick"] else f"{seconds / 60:.0f} minutes"
+    kind = "quick: tests that everything runs" if settings["quick"] else f"{seconds / 60:.0f} minutes"
     about = f"{settings['data']}, {len(settings['seeds'])} seeds; {kind}"
     page = Page("Sparse and image autoencoders on common ground", about)
     page.section("What was compared")
@@ -81,24 +77,20 @@ def write_page(
     pixels = tiers[1]
     if pixels.ground.known is not None and pixels.ground.known.indicators:
         page.text(INDICATORS_TEXT)
-    # a row's name comes first: it stays in sight where the table is scrolled
+    # a row's name comes first: it stays visible if the table is scrolled
     page.table([{"model": row["model"], **row} for tier in tiers for row in table(tier.rows)])
-    page.section("FVU against bits")
-    for tier in tiers:
-        _show(page, rate_pictures(tier.rows, tier.ground))
-    page.section("FVU against L0")
-    _show(page, [sparsity_picture(pixels.rows)])
-    page.section("Disentanglement")
-    page.text(LEADING_TEXT)
-    _show(page, [disentanglement_picture(pixels.rows)])
-    if pixels.ground.known is not None:
-        _show(page, factor_pictures(pixels.rows, pixels.ground.known))
-    page.section("Probes on few latents")
-    _show(page, probe_pictures(pixels.rows))
-    page.section("Atoms at equal FVU")
-    _show(page, _sheets(pixels))
-    page.section("Firing over training")
-    _show(page, _courses(pixels))
+    sections = {
+        "FVU against bits": [picture for tier in tiers for picture in rate_pictures(tier.rows, tier.ground)],
+        "FVU against L0": sparsity_pictures(pixels.rows),
+        "Disentanglement": disentanglement_pictures(pixels.rows, pixels.ground.known),
+        "Probes on few latents": probe_pictures(pixels.rows),
+        "Atoms at equal FVU": _sheets(pixels),
+        "Firing over training": _courses(pixels),
+    }
+    for title, pictures in sections.items():
+        page.section(title, LEADING_TEXT if title == "Disentanglement" else "")
+        for picture in pictures:
+            page.figure(*picture)
     page.section("Settings")
     page.text(json.dumps(dict(settings)))
     page.write(path)
@@ -118,54 +110,24 @@ def _described(tier: Tier) -> dict[str, Any]:
     }
 
 
-def _show(page: Page, pictures: Sequence[Picture | None]) -> None:
-    for picture in pictures:
-        if picture is not None:
-            page.figure(picture.figure, picture.caption, vector=picture.vector)
-
-
 def _sheets(tier: Tier) -> list[Picture]:
-    """Atoms of models of different families, each the one of its family nearest to a common FVU."""
-    shape = tier.ground.shape
-    chosen = [row for row in models(tier.rows) if row.name in tier.runs and row.family != "vqvae"]
-    if shape is None or not chosen:
-        return []
-    target = _common_fvu(chosen)
-    nearest: dict[str, Row] = {}
-    for row in sorted(chosen, key=lambda row: abs(_fvu(row) - target)):
-        nearest.setdefault(row.family, row)
-    sparse = [row for row in nearest.values() if is_sparse(row)][: SHEETS // 2]
-    dense = [row for row in nearest.values() if not is_sparse(row)][: SHEETS // 2]
-    found = {}
-    for row in (*sparse, *dense):
-        atoms = coder_of(tier.runs[row.name][0].model, tier.ground.train).atoms
-        if atoms is not None:
-            found[row.name] = (row, atoms)
-    return atom_pictures(found, shape, target)
+    """Atoms of models of different families, near a common FVU."""
+    assert tier.ground.shape is not None
 
+    def atoms_of(row: Row) -> Tensor | None:
+        return coder_of(tier.runs[row.name][0].model, tier.ground.train).atoms
 
-def _common_fvu(rows: Sequence[Row]) -> float:
-    """An FVU that sparse and dense models both come near: of all sparse ones', that with the nearest dense one."""
-    sparse, dense = ([_fvu(row) for row in rows if is_sparse(row) == kind] for kind in (True, False))
-    if not sparse or not dense:
-        return (sparse or dense)[0]
-    return min(sparse, key=lambda fvu: min(abs(fvu - other) for other in dense))
-
-
-def _fvu(row: Row) -> float:
-    return mean_of(row.spread("fvu") or float("nan"))
+    return atom_pictures([row for row in tier.rows if row.family != "vqvae"], atoms_of, tier.ground.shape)
 
 
 def _courses(tier: Tier) -> list[Picture]:
-    """Firing over time: latents of the runs that were followed, and the mean of the first of every sparse family."""
+    """Firing over time: latents of the runs that were followed, and the mean of every sparse family's first run."""
     pictures = firing_pictures(tier.courses)
-    first: dict[str, ImageRun] = {}
-    families: set[str] = set()
-    for row in models(tier.rows):
-        if is_sparse(row) and row.family not in families:
-            families.add(row.family)
-            first[row.name] = tier.runs[row.name][0]
-    if first:
-        courses = {name: read_metrics(run.folder) for name, run in first.items()}
-        pictures.append(training_picture(courses, {name: run.model.width for name, run in first.items()}))
+    first: dict[str, Row] = {}
+    for row in models(tier.rows, True):
+        first.setdefault(row.family, row)
+    runs = {row.name: tier.runs[row.name][0] for row in first.values()}
+    if runs:
+        courses = {name: read_metrics(run.folder) for name, run in runs.items()}
+        pictures.append(training_picture(courses, {name: run.model.width for name, run in runs.items()}))
     return pictures

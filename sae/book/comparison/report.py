@@ -1,9 +1,9 @@
-"""The comparison as a page: everybody trained, measured and put into one table, with its pictures.
+"""The comparison as a page: all models trained and measured, in one table, with pictures.
 
     compare(Comparison(out=Path("runs/compare"), data="digits"))
 
 The folder holds comparison.html, comparison.json (everything, with settings and every seed's values) and `runs`. The
-same call again goes on where it ended: finished runs and their measures are kept.
+same call resumes where the last one ended: finished runs and their measures are kept.
 """
 
 from __future__ import annotations
@@ -16,20 +16,19 @@ from typing import Any
 
 from sae.base.files import publish_json
 from sae.base.progress import Interrupted
-from sae.book.chapter.base import Setting
+from sae.book.chapter.base import Setting, locked_folder
 from sae.book.comparison.page import write_page
 from sae.book.comparison.plan import FULL, QUICK, SMALLER
 from sae.book.comparison.table import brief, record
 from sae.book.comparison.tiers import Tier, run_tiers
-from sae.config import ConfigError, check
-from sae.training.run_folder import run_lock
+from sae.config import check
 
 PAGE, RECORD = "comparison.html", "comparison.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What is compared, and where."""
+    """The data, seeds and folder of a comparison."""
 
     out: Path
     """Folder of the page, of comparison.json, and of the runs."""
@@ -42,13 +41,13 @@ class Comparison:
     language_run: str | None = None
     """A language model's run whose activations are read; by default the demo model's."""
     tell: Callable[[str], None] = field(default=lambda text: None)
-    """Where progress is said."""
+    """Reports progress."""
 
     def __post_init__(self) -> None:
         check(self.seeds >= 2, "seeds", self.seeds, "at least 2: intervals and cosines are over seeds")
 
 
-def compare(asked: Comparison) -> dict[str, Any]:
+def compare(comparison: Comparison) -> dict[str, Any]:
     """Run the comparison, or what is left of it, and write its page.
 
     Returns:
@@ -58,39 +57,36 @@ def compare(asked: Comparison) -> dict[str, Any]:
         ConfigError, DataError: a setting or data set cannot be used.
         Interrupted: SIGINT or SIGTERM; what is finished is kept.
     """
-    if asked.out.exists() and not asked.out.is_dir():
-        raise ConfigError(f"--out {asked.out}: is a file; expected a folder")
-    asked.out.mkdir(parents=True, exist_ok=True)
-    with run_lock(asked.out):
+    with locked_folder(comparison.out):
         begun = time.perf_counter()
         setting = Setting(
-            out=asked.out,
-            data=SMALLER.get(asked.data, asked.data),
-            seeds=tuple(range(asked.seeds)),
-            quick=asked.quick,
-            tell=asked.tell,
+            out=comparison.out,
+            data=SMALLER.get(comparison.data, comparison.data),
+            seeds=tuple(range(comparison.seeds)),
+            quick=comparison.quick,
+            tell=comparison.tell,
         )
-        scale = QUICK if asked.quick else FULL
+        scale = QUICK if comparison.quick else FULL
         try:
-            tiers, left_out = run_tiers(setting, scale, asked.language_run)
+            tiers, left_out = run_tiers(setting, scale, comparison.language_run)
         except Interrupted as stopped:
-            again = "the same command goes on; finished runs and their measures are kept"
-            raise Interrupted(stopped.exit_status - 128, again) from None
+            hint = "the same command resumes; finished runs and their measures are kept"
+            raise Interrupted(stopped.exit_status - 128, hint) from None
         seconds = round(time.perf_counter() - begun, 1)
         settings = {
             "data": setting.data,
             "seeds": list(setting.seeds),
-            "quick": asked.quick,
-            "language_run": asked.language_run,
+            "quick": comparison.quick,
+            "language_run": comparison.language_run,
             "scale": scale._asdict(),
         }
-        write_page(asked.out / PAGE, tiers, left_out, settings, seconds)
-        publish_json(asked.out / RECORD, _record(tiers, left_out, settings, seconds))
+        write_page(comparison.out / PAGE, tiers, left_out, settings, seconds)
+        publish_json(comparison.out / RECORD, _record(tiers, left_out, settings, seconds))
     return {
         "table": brief([row for tier in tiers for row in tier.rows]),
         "left_out": left_out or None,
-        "page": str(asked.out / PAGE),
-        "record": str(asked.out / RECORD),
+        "page": str(comparison.out / PAGE),
+        "record": str(comparison.out / RECORD),
         "seconds": seconds,
     }
 

@@ -1,4 +1,4 @@
-"""The run's numbers with their intervals, and how its loss fell."""
+"""Sections on the run's numbers with their intervals, and on its loss."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from sae.book.report.material import Material
 from sae.evaluation.words import described, value_at
 from sae.training.logging import read_metrics
 
-WIDE = 20  # largest value over least, from which on an axis is logarithmic
-OF_SPARSE = ("l0", "dead", "densities.never")  # say nothing where every latent always has a value
+WIDE = 20  # largest over least value above which an axis is logarithmic
+OF_SPARSE = ("l0", "dead", "densities.never")  # without meaning if every latent always has a value
 
 
 def write_numbers(material: Material, page: Page) -> None:
@@ -42,15 +42,15 @@ def write_loss(material: Material, page: Page) -> None:
     if len(parts) > 1:
         _draw(page, parts, "Term, an image", "Its terms, before their weights.")
     fvu = {"training batches": Curve(seen, [line["fvu"] for line in lines], "-")}
-    held = value_at(material.numbers, "fvu")
-    if held is not None:
-        fvu["held out, at the end"] = Curve([seen[-1]], [held], "o")
-    caption = "Variance not explained; training batches have their noise in, of inputs and of codes."
+    heldout = value_at(material.numbers, "fvu")
+    if heldout is not None:
+        fvu["held out, at the end"] = Curve([seen[-1]], [heldout], "o")
+    caption = "Variance not explained; that of training batches is with the noise of inputs and of codes."
     _draw(page, fvu, "FVU", caption)
 
 
 def _draw(page: Page, curves: dict[str, Curve], y: str, caption: str) -> None:
-    """Curves over images seen; on a logarithmic axis where they span more than that."""
+    """Curves over images seen; on a logarithmic axis if they span more than `WIDE`."""
     values = [v["value"] if isinstance(v, dict) else v for curve in curves.values() for v in curve.y]
     wide = min(values) > 0 and max(values) > WIDE * min(values)
-    page.figure(draw_lines(curves, "Images seen", y, log_y=wide), caption, vector=True)
+    page.figure(draw_lines(curves, "Images seen", y, log_y=wide), caption)
