@@ -63,13 +63,7 @@ def denoising(setting: Setting) -> Finding:
         curves = {"corrupted input": before, PLAIN: without, f"trained at {level}": after}
         ends = ((levels[0], gain[0]), (levels[-1], gain[-1]))
         gains[kind.replace("_", " ")] = Gains(level, gain[known], *ends, over_plain)
-        numbers[kind] = {
-            "levels": levels,
-            "trained_at": level,
-            "psnr": curves,
-            "gains": gain,
-            "over_plain": over_plain,
-        }
+        numbers[kind] = {"levels": levels, "trained_at": level, "psnr": curves, "gains": gain, "over_plain": over_plain}
         for i, at in enumerate(levels):
             row = {"corruption": kind, "level": at, "seen": at == level, "corrupted input": before[i]}
             rows.append({**row, PLAIN: without[i], "denoising": after[i], "gain (dB)": gain[i]})

@@ -120,18 +120,16 @@ def gaps_said(frechet: Mapping[str, Sequence[float]]) -> str:
     beyond = {name: side(difference(values, frechet[REAL])) for name, values in added.items()}
     gap = {1: "has gaps", 0: "has none that are significant", -1: "has none"}
     larger = {1: "the autoencoder's is more", 0: "the difference is not significant", -1: "the VAE's is more"}
-    farther = {1: "farther than", 0: "not significantly farther or nearer than", -1: "nearer than"}
+    farther = {1: "farther than", 0: "not significantly farther than", -1: "nearer than"}
     holds = "holds" if beyond["AE"] > 0 >= beyond["VAE"] else "does not hold"
     return (
-        f"Codes drawn from one Gaussian fitted to the autoencoder's codes decode to images at a Fréchet distance of "
-        f"{mean[GAUSSIAN]:.1f} from held-out ones, {farther[side(difference(frechet[GAUSSIAN], frechet[VAE_PRIOR]))]} "
-        f"those of the VAE's prior ({mean[VAE_PRIOR]:.1f}). Reconstructions of held-out images, which show the error "
-        f"of the decoder alone, are at {mean[AE_REBUILT]:.1f} and {mean[VAE_REBUILT]:.1f}; training images at "
-        f"{mean[REAL]:.1f}. To the distance of reconstructions drawing adds {np.mean(added['AE']):.1f} for the "
-        f"autoencoder, which {gap[beyond['AE']]}, and {np.mean(added['VAE']):.1f} for the VAE, which "
-        f"{gap[beyond['VAE']]} (a gap: more than the distance of training images); "
-        f"{larger[side(difference(added['AE'], added['VAE']))]}. The claim that an autoencoder's codes leave gaps, and "
-        f"a VAE's none, {holds} here."
+        f"Codes drawn from one Gaussian fitted to the autoencoder's codes decode to images "
+        f"{farther[side(difference(frechet[GAUSSIAN], frechet[VAE_PRIOR]))]} those of the VAE's prior from held-out "
+        f"ones (Fréchet distance {mean[GAUSSIAN]:.1f} and {mean[VAE_PRIOR]:.1f}). To the distance of reconstructions "
+        f"drawing adds {np.mean(added['AE']):.1f} for the autoencoder, which {gap[beyond['AE']]}, and "
+        f"{np.mean(added['VAE']):.1f} for the VAE, which {gap[beyond['VAE']]} (a gap: more than the distance of "
+        f"training images, {mean[REAL]:.1f}); {larger[side(difference(added['AE'], added['VAE']))]}. The claim that an "
+        f"autoencoder's codes leave gaps, and a VAE's none, {holds} here."
     )
 
 
@@ -202,13 +200,11 @@ def interpolation_said(line: Mapping[str, Any], arc: Mapping[str, Any], blend: M
     return (
         f"Half-way between two held-out images of different classes, the decoded mean of their codes is "
         f"{line['nearest image, middle']:.3f} from the nearest training image (root mean squared, a pixel), {nearer} "
-        f"than the blend of their pixels ({blend['nearest image, middle']:.3f}). At the ends, where nothing is mixed, "
-        f"the distances are {line['nearest image, ends']:.3f} and {blend['nearest image, ends']:.3f}: the way to the "
-        f"middle ({codes:+.3f} and {pixels:+.3f}) leads the codes {leads} the training images than the pixels. A "
-        f"classifier of the real images gives its likeliest class {line['confidence, middle']:.2f} on the line's "
-        f"middle, {arc['confidence, middle']:.2f} on the arc's and {blend['confidence, middle']:.2f} on the blend; of "
-        f"{line['confidence, ends']:.2f} and {blend['confidence, ends']:.2f} at the ends, the line {surer} than the "
-        "blend."
+        f"than the blend of their pixels ({blend['nearest image, middle']:.3f}). From the ends, without a mixture, to "
+        f"the middle ({codes:+.3f} and {pixels:+.3f}) the way leads the codes {leads} the training images than the "
+        f"pixels. Of its confidence at the ends a classifier of real images loses {lost:.2f} on the line's middle and "
+        f"{lost_by_blend:.2f} on the blend's: the line {surer} than the blend (on the arc's middle it has "
+        f"{arc['confidence, middle']:.2f})."
     )
 
 

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from sae.base.colours import diverging
 from sae.book.chapter.base import Finding, Picture, Setting, experiment, trained_by_seed
-from sae.book.chapter.measure import Images, fvu_of_runs, keyed, mean_of, over_seeds, split_images
+from sae.book.chapter.measure import fvu_of_runs, keyed, mean_of, over_seeds, split_images
 from sae.book.chapter.networks import OPTIM
 from sae.book.pictures.bars import draw_ranked
 from sae.book.pictures.charts import draw_histograms
@@ -34,12 +33,6 @@ def latents_for(setting: Setting, pixels: int) -> int:
     return setting.pick(512 if pixels > 256 else 256, 128)
 
 
-def l0_of(run: ImageRun, images: Images) -> float:
-    """Mean number of active latents an image."""
-    with torch.no_grad():
-        return run.model.encode(images.x).l0().float().mean().item()
-
-
 def _dictionaries(setting: Setting, variant: str, width: int, k: int) -> list[ImageRun]:
     vision = VisionConfig(variant=variant, width=width, k=k)
     return trained_by_seed(setting, f"{variant}-{width}-{k}", vision, epochs=setting.pick(40, 10))
@@ -55,7 +48,9 @@ def l1(setting: Setting) -> Finding:
         row: dict[str, Any] = {"asked for": k}
         for variant, name in (("relu", "L1"), ("topk", "TopK")):
             runs = _dictionaries(setting, variant, width, k)
-            row[f"{name} L0"] = over_seeds([l0_of(run, heldout) for run in runs])
+            row[f"{name} L0"] = over_seeds(
+                [(dense_codes(run.model, heldout.x) != 0).sum(1).float().mean().item() for run in runs]
+            )
             row[f"{name} FVU"] = fvu_of_runs(runs, heldout.x)
         rows.append(row)
     points = {
@@ -95,7 +90,7 @@ def same_l0_said(l1: Sequence[tuple[float, float]], topk: Sequence[tuple[float, 
 def rate(setting: Setting) -> Finding:
     """Mean values of sigmoid latents on held-out images, with and without the divergence from the rate."""
     _, heldout = split_images(setting.data)
-    rows, pooled = [], {}
+    rows, pooled, near = [], {}, f"within {RATE / 2:g} and {RATE * 2:g}"
     for name, weight in (("held to the rate", RATE_WEIGHT * heldout.x.shape[1]), ("free", 0.0)):
         vision = VisionConfig(variant="kl_sparse", width=64, rate=RATE, rate_weight=weight)
         runs = trained_by_seed(setting, f"kl-sparse-{weight:g}", vision, epochs=setting.pick(60, 40), optim=OPTIM)
@@ -105,12 +100,12 @@ def rate(setting: Setting) -> Finding:
             {
                 "latents": name,
                 "median rate": over_seeds([float(np.median(r)) for r in rates]),
-                f"within {RATE / 2:g} and {RATE * 2:g}": over_seeds([near(r) for r in rates]),
+                near: over_seeds([float(((r >= RATE / 2) & (r <= RATE * 2)).mean()) for r in rates]),
                 "FVU": fvu_of_runs(runs, heldout.x),
             }
         )
     medians = [mean_of(row["median rate"]) for row in rows]
-    share = mean_of(rows[0][f"within {RATE / 2:g} and {RATE * 2:g}"])
+    share = mean_of(rows[0][near])
     text = (
         f"With the divergence from a rate of {RATE}, the median of the latents' mean values on held-out images is "
         f"{medians[0]:.3f}, and {share:.0%} of them are within a factor of two of the rate; without it the median is "
@@ -125,11 +120,6 @@ def rate(setting: Setting) -> Finding:
     )
     picture = Picture(figure, "Mean values of latents, all seeds together.")
     return Finding(text, keyed(rows, "latents"), [rows], [picture])
-
-
-def near(rates: np.ndarray) -> float:
-    """Share of latents whose rate is within a factor of two of the rate asked for."""
-    return float(((rates >= RATE / 2) & (rates <= RATE * 2)).mean())
 
 
 @experiment("selection", rows=(8,), title="TopK, BatchTopK and JumpReLU on pixels, by the kernels of language models")

@@ -117,10 +117,7 @@ def gradient_estimates(
 
 
 @experiment(
-    "reparameterisation",
-    rows=(9,),
-    title="The reparameterised draw: exact KL and gradients, little noise",
-    seeds="0",
+    "reparameterisation", rows=(9,), title="The reparameterised draw: exact KL and gradients, little noise", seeds="0"
 )
 def reparameterisation(setting: Setting) -> Finding:
     """Closed form against Monte Carlo, automatic against finite differences, pathwise against score function."""

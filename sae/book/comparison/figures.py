@@ -14,7 +14,7 @@ from sae.book.comparison.courses import Moment
 from sae.book.comparison.grounds import Ground, Known
 from sae.book.comparison.measures import PROBED
 from sae.book.comparison.table import Row
-from sae.book.measures.rate_curve import RatePoint, hull
+from sae.book.measures.rate import RatePoint, hull
 from sae.book.pictures.atoms import draw_atoms
 from sae.book.pictures.charts import draw_heatmap
 from sae.book.pictures.lines import Curve, draw_lines

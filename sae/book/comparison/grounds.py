@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from sae.book.comparison.plan import PLANTED, Scale
-from sae.book.measures.rate import pca_rate_distortion
-from sae.book.measures.rate_curve import RatePoint, bits_at
+from sae.book.measures.rate import RatePoint, bits_at, pca_rate_distortion
 from sae.config import ImageDataConfig
 from sae.data.images import ImageSet
 from sae.runs.images import open_split

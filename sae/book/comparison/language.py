@@ -43,14 +43,8 @@ class LanguageRows(NamedTuple):
     """The model of the run that was named."""
 
 
-class LeftOut(NamedTuple):
-    """Why there are no activations."""
-
-    reason: str
-
-
-def language_rows(run: str | None, *, tokens: int, quick: bool, scratch: Path) -> LanguageRows | LeftOut:
-    """Activations at the site of `run`, else of the demo model's layer 9.
+def language_rows(run: str | None, *, tokens: int, quick: bool, scratch: Path) -> LanguageRows | str:
+    """Activations at the site of `run`, else of the demo model's layer 9; or the reason why there are none.
 
     The demo's are harvested into the store of `sae demo` and read from there; if `quick`, nothing is fetched or
     harvested, and only an existing store is read.
@@ -66,12 +60,12 @@ def language_rows(run: str | None, *, tokens: int, quick: bool, scratch: Path) -
     folder = cache_dir() / "stores" / f"demo-resid_post.{LAYER}"
     if quick:
         if not (folder / "identity.json").exists():
-            return LeftOut(f"there is no harvest of the demo model in {folder}, and a quick report fetches none")
+            return f"there is no harvest of the demo model in {folder}, and a quick report fetches none"
         return _of_store(DiskStore(folder, read_json(folder / "identity.json")), tokens)
     try:
         return _of_store(_demo_store(folder, tokens, scratch), tokens)
     except FetchError as error:
-        return LeftOut(str(error))
+        return str(error)
 
 
 def _demo_store(folder: Path, tokens: int, scratch: Path) -> Store:
@@ -88,10 +82,10 @@ def _demo_store(folder: Path, tokens: int, scratch: Path) -> Store:
         return open_store(settled(plan, stream, progress), stream, stop, progress)
 
 
-def _of_store(store: Store, tokens: int) -> LanguageRows | LeftOut:
+def _of_store(store: Store, tokens: int) -> LanguageRows | str:
     rows = range(min(tokens, store.rows))
     if len(rows) < LEAST:
-        return LeftOut(f"the store of the demo model's activations has {store.rows} tokens only")
+        return f"the store of the demo model's activations has {store.rows} tokens only"
     (site,) = store.identity["sites"]
     x = store.read(rows, [site])[site].float()
     document, _ = store.places(rows)

@@ -16,8 +16,7 @@ from sae.book.chapter.measure import fvu
 from sae.book.comparison.coders import Coder
 from sae.book.comparison.grounds import Ground
 from sae.book.measures.disentanglement import disentanglement, live_latents
-from sae.book.measures.rate import rate_distortion, stack
-from sae.book.measures.rate_curve import bits_at, fvu_at
+from sae.book.measures.rate import bits_at, fvu_at, rate_distortion, stack
 from sae.evaluation.probing import ProbingTask, full_probe, probing_task, sparse_probe
 from sae.evaluation.synthetic.metrics import match
 

@@ -13,7 +13,7 @@ from sae.book.comparison.coders import coder_of
 from sae.book.comparison.controls import ceiling_and_floor, pca_controls, random_controls
 from sae.book.comparison.courses import Moment, firing_over_time
 from sae.book.comparison.grounds import Ground, ground_of, pixel_ground, planted_ground
-from sae.book.comparison.language import LanguageRows, LeftOut, language_rows
+from sae.book.comparison.language import LanguageRows, language_rows
 from sae.book.comparison.measures import measure
 from sae.book.comparison.members import Tour, control_path, control_rows, image_rows, kept_or_made, rows_on_rows
 from sae.book.comparison.plan import (
@@ -65,8 +65,8 @@ def run_tiers(setting: Setting, scale: Scale, language_run: str | None) -> tuple
     tour = Tour(setting, count * len(setting.seeds))
     tiers = [_planted(tour, planted, scale), _pixels(tour, pixels, scale)]
     tiers += [_on_encoder(tour, tiers[1], variant, scale) for variant in readers]
-    if isinstance(language, LeftOut):
-        return tiers, {"language-model activations": language.reason}
+    if isinstance(language, str):
+        return tiers, {"language-model activations": language}
     return [*tiers, _on_language_model(tour, language, scale)], {}
 
 

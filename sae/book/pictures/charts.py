@@ -46,9 +46,9 @@ def draw_histograms(
         axis.hist(numbers, edges, weights=weights, color=colour(place), alpha=0.35, label=name)
         # outlines separate overlapping histograms
         axis.hist(numbers, edges, weights=weights, color=colour(place), histtype="step", linewidth=1.6)
-    for place, (name, where) in enumerate((at or {}).items()):
+    for place, (name, x_at) in enumerate((at or {}).items()):
         style = ("--", ":", "-.")[place % 3]
-        axis.axvline(where, color="black" if place == 0 else GREY, linestyle=style, linewidth=1.3, label=name)
+        axis.axvline(x_at, color="black" if place == 0 else GREY, linestyle=style, linewidth=1.3, label=name)
     legend(figure, axis)
     return figure
 
@@ -63,7 +63,7 @@ def draw_scatter(
     title: str = "",
     legend_title: str = "",
 ) -> Figure:
-    """Points [n, 2] by label int64 [n]: in colour, and by marker (the name itself where it is one character)."""
+    """Points [n, 2] by label int64 [n]: in colour, and by marker (the name itself if it is one character)."""
     figure, axis = chart(6.6, 5.0, x=x, y=y, title=title)
     if labels is None:
         axis.scatter(*points.T, s=9, color=colour(0), alpha=0.7, linewidths=0)

@@ -64,14 +64,7 @@ def draw_rows(rows: Mapping[str, Tensor], shape: Sequence[int], *, headings: Seq
 
 
 def draw_tiles(
-    images: Tensor,
-    shape: Sequence[int],
-    columns: int,
-    *,
-    x: str = "",
-    y: str = "",
-    gap: int = 1,
-    inches: float = 6.0,
+    images: Tensor, shape: Sequence[int], columns: int, *, x: str = "", y: str = "", gap: int = 1, inches: float = 6.0
 ) -> Figure:
     """Images [n, C·H·W], or coloured ones, in a rectangle `inches` wide; `x` and `y` name what changes along it."""
     height, width = shape[1:]

@@ -110,7 +110,7 @@ def linear(a: Tensor, b: Tensor, alphas: Sequence[float]) -> Tensor:
 def spherical(a: Tensor, b: Tensor, alphas: Sequence[float]) -> Tensor:
     """(sin((1-α)θ) a + sin(αθ) b) / sin θ, θ the angle between a and b (Shoemake 1985; White 2016): [A, d].
 
-    Keeps the length where both have the same; straight where they are parallel, opposite, or one is zero.
+    Keeps the length if both have the same; a line if they are parallel or opposite, or one is zero.
     """
     lengths = a.norm() * b.norm()
     if lengths == 0:

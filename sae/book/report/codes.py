@@ -61,7 +61,8 @@ def write_traversals(material: Material, page: Page) -> None:
 def traversed(material: Material) -> list[int]:
     """The latents to traverse: of those that vary at all, those that carry the most."""
     carried, _ = material.ranking
-    return [latent for latent in material.order[:ROWS] if carried[latent] > 0]
+    order = carried.argsort(descending=True, stable=True)[:ROWS].tolist()
+    return [latent for latent in order if carried[latent] > 0]
 
 
 def traversal_values(material: Material, latents: list[int]) -> tuple[torch.Tensor, list[str], str]:

@@ -96,7 +96,7 @@ def write_rates(material: Material, page: Page) -> None:
     figure = draw_histograms(
         {"values": values}, x="Value of a latent in an image", y="Share", bins=np.linspace(0, 1, 51)
     )
-    page.figure(figure, "Single values: sparse where most are near 0 and few near 1.")
+    page.figure(figure, "Single values: a sparse code has most near 0 and few near 1.")
 
 
 def write_codebook(material: Material, page: Page) -> None:

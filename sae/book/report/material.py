@@ -19,6 +19,13 @@ from sae.modules.codes import Gaussian, Identity, Quantised, Sigmoid
 from sae.runs.images import ImageRun, decode_dense, dense_codes
 
 Family = Literal["gaussian", "quantised", "rate", "dense", "sparse"]
+FAMILIES: dict[type, Family] = {
+    Gaussian: "gaussian",
+    Quantised: "quantised",
+    Sigmoid: "rate",
+    Identity: "dense",
+}
+"""The kind of a run's code, on which its sections depend; all others are sparse."""
 IMAGES = 2000  # held-out images behind pictures and their numbers
 CHUNK = 512
 
@@ -33,7 +40,7 @@ class Material:
     def __init__(self, run: ImageRun) -> None:
         self.run, self.model, self.vision, self.shape = run, run.model, run.vision, run.shape
         self.heldout: ImageSet = run.images("heldout", limit=IMAGES)
-        self.family: Family = family_of(run)
+        self.family: Family = FAMILIES.get(type(run.model.code), "sparse")
 
     @cached_property
     def numbers(self) -> dict[str, Any]:
@@ -92,11 +99,6 @@ class Material:
         return self.codes.var(0), "variance"
 
     @cached_property
-    def order(self) -> list[int]:
-        """Latents, those that carry the most first."""
-        return self.ranking[0].argsort(descending=True, stable=True).tolist()
-
-    @cached_property
     def signed(self) -> float | None:
         """Largest magnitude of a pixel, if pixels are not in [0, 1]."""
         return self.x.abs().max().item() if self.x.min() < 0 or self.x.max() > 1 else None
@@ -108,15 +110,3 @@ class Material:
     def decoded(self, codes: Tensor) -> Tensor:
         """Codes [n, P F] -> images [n, D]."""
         return decode_dense(self.model, codes)
-
-
-def family_of(run: ImageRun) -> Family:
-    """The kind of a run's code, on which its sections depend."""
-    code = run.model.code
-    if isinstance(code, Gaussian):
-        return "gaussian"
-    if isinstance(code, Quantised):
-        return "quantised"
-    if isinstance(code, Sigmoid):
-        return "rate"
-    return "dense" if isinstance(code, Identity) else "sparse"

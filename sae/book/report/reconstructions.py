@@ -104,7 +104,7 @@ def write_anomalies(material: Material, page: Page) -> None:
         "Anomalies",
         f"Trained on the labels {', '.join(names[n] for n in normal)} alone; all others are anomalies. AUROC "
         f"{whole.auroc:.3f} (0.5 is chance, less is the wrong way round), average precision "
-        f"{whole.average_precision:.3f} where anomalies are {whole.share:.0%} of the images.",
+        f"{whole.average_precision:.3f} with anomalies {whole.share:.0%} of the images.",
     )
     histograms = {"normal": score[~unusual].numpy(), "anomalous": score[unusual].numpy()}
     page.figure(draw_histograms(histograms, x=name, y="Share of the images"), "Scores of held-out images.")
