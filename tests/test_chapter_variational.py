@@ -203,7 +203,7 @@ def test_gaps_are_what_drawing_adds_beyond_other_images() -> None:
     assert "drawing adds 4.0 for the autoencoder, which has gaps, and 0.5 for the VAE, which has none" in said(
         [5], [1.5]
     )
-    assert "more than the distance of training images); the autoencoder's is more." in said([5], [1.5])
+    assert "more than the distance of training images, 1.0); the autoencoder's is more." in said([5], [1.5])
     assert said([5], [1.5]).endswith("holds here.")
     both = said([3], [5])
     assert "nearer than those of the VAE's prior" in both

@@ -73,9 +73,9 @@ def _demo_store(folder: Path, tokens: int, scratch: Path) -> Store:
     harvest = HarvestConfig(model="demo", dataset="demo", layer=LAYER)
     plan = make_plan(TrainConfig(harvest=harvest, out=scratch, tokens=tokens, store=folder, device="cpu"))
     if plan.precision != "auto":  # there is a store
-        store = DiskStore(folder, plan.store_identity)
-        if store.rows >= tokens:
-            return store
+        held = DiskStore(folder, plan.store_identity)
+        if held.rows >= tokens:
+            return held
     with StopSignal() as stop, Progress() as progress:
         lm = load_model(plan, progress)
         stream = Harvest(lm, plan.sites, plan.documents, harvest)
