@@ -1,8 +1,8 @@
-"""The fused step on the GPU: one token-major pass forward; back, one sweep for all gradients, then Adam.
+"""The fused step on the GPU: a token-major forward pass; then one sweep for all gradients, and Adam.
 
-Whether a step may be taken at all, and how far it is scaled, depends on the norm of the whole gradient, and waiting for
-it with nothing written takes either a second sweep over the gathered rows or the gradients in memory. The rows are the
-larger of the two (N k d against F d), so the gradients are kept; nothing travels to the host.
+The norm of the whole gradient decides whether the step is taken and how far it is clipped. Until it is known nothing
+may be written, which takes either a second sweep over the gathered rows (N k d) or the gradients in memory (F d). The
+latter is less, so the gradients are stored. Nothing is copied to the host.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ def _compare(
 
 
 def forward(params: Any, codes: SparseCodes, target: Tensor, workspace: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """residual [N, d] and squared_error [N] in fp32, and an empty tensor for the dots; see op.py.
+    """residual = target - f W_dec - b_dec [N, d] and squared_error = Σ_d residual² [N], fp32; the dots stay empty.
 
-    The dots come with `update`: the sweep reads every atom once, while making them here would gather N k of them a
-    second time. `workspace` holds the CPU's memory; on a GPU torch's own allocator keeps it.
+    `update` computes the dots, in a sweep that reads every atom once; here N k atoms would be gathered a second time.
+    `workspace` is for the CPU; on a GPU torch's allocator reuses memory.
     """
     del workspace
     target = rows_contiguous(target)
@@ -89,7 +89,10 @@ def update(
     through: Tensor | None,
     more: float,
 ) -> tuple[Tensor, Tensor]:
-    """grad_norm, applied: one Adam step in place on params, m and v; see op.py, which calls it without the last two."""
+    """params, m, v <- one step of Adam with the gradients of the loss; returns grad_norm and applied.
+
+    op.py never passes `through` or `more` to this backend.
+    """
     assert through is None
     assert not more
     codes, grad_out = forward.codes, forward.residual * forward.factor

@@ -18,8 +18,11 @@ def latent_sweep(
     x: Tensor | None,
     grad_values: Tensor | None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """grad_W_dec, grad_values, grad_W_enc, grad_b_enc, each None where its inputs are; see op.py."""
-    # the last four share a dtype; sums in it keep half-precision values exact
+    """grad_W_dec = f^T g; grad_values = (g W_dec^T) at the codes' entries; grad_W_enc = δ^T x; grad_b_enc = Σ_n δ_n.
+
+    δ [N, F] are the gradients of the pre-activations: grad_values where f is not <= 0.
+    """
+    # the last four inputs share a dtype; half-precision values are exact in it
     dtype = next(tensor.dtype for tensor in (grad_out, x) if tensor is not None)
     codes = SparseCodes(values.to(dtype), indices, width, offsets)
     grad_W_dec = grad_W_enc = grad_b_enc = None

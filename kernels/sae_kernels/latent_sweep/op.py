@@ -13,12 +13,12 @@ from sae_kernels.dispatch import choose, density_of, no_autocast
 from sae_kernels.latent_sweep import naive
 
 # A backend takes (values, indices, offsets or None, width, grad_out, W_dec, x, grad_values), the last four each
-# optional, and returns (grad_W_dec, grad_values, grad_W_enc, grad_b_enc), in fp32, None where not asked for:
+# optional, and returns (grad_W_dec, grad_values, grad_W_enc, grad_b_enc) in fp32, None for those not computed:
 #   grad_out and W_dec          -> grad_W_dec, grad_values         the backward of decode
 #   x and grad_values           -> grad_W_enc, grad_b_enc          the backward of encode
 #   grad_out, W_dec and x       -> all four                        both at once
 #   grad_out alone              -> grad_W_dec
-# An entry whose value is <= 0 passes nothing on to W_enc and b_enc (the relu); NaN does.
+# An entry whose value is <= 0 adds nothing to the gradients of W_enc and b_enc (the relu); NaN does.
 IMPLEMENTATIONS = {
     "naive": naive.latent_sweep,
     "cpu": "sae_kernels.latent_sweep.cpu:latent_sweep",
@@ -40,17 +40,17 @@ class SweepGradients(NamedTuple):
 
 
 def latent_sweep(codes: SparseCodes, grad_out: Tensor, x: Tensor, W_dec: Tensor) -> SweepGradients:
-    """The backward of x̂ = Σ_j f_j w_j with f = relu(select(W_enc x + b_enc)), for the gradient of x̂ alone.
+    """The backward of x̂ = Σ_j f_j w_j with f = relu(select(W_enc x + b_enc)), given the gradient g of x̂.
 
-    The dense expressions, with f [N, F] the dense codes: W_dec: f.T @ g; values: (g @ W_dec.T) at the codes' places;
-    W_enc: (that, where f > 0).T @ x; b_enc: its sum over tokens. The entries are sorted by latent (a stable counting
-    sort), and each latent's rows are added up by one thread in the order of the tokens: no atomics, and results do
-    not depend on the number of threads. Not differentiable itself.
+    The dense expressions, with f [N, F] the dense codes: W_dec: f.T @ g; values: (g @ W_dec.T) at the codes' entries;
+    W_enc: (those where f > 0).T @ x; b_enc: their sum over tokens. The entries are sorted by latent (a stable counting
+    sort), and one thread adds up each latent's rows in the order of tokens: there are no atomics, and results do not
+    depend on the number of threads. Not differentiable itself.
 
     Args:
         codes: of N tokens, rectangular or CSR.
-        grad_out: g, gradient of the loss by the reconstruction [N, d].
-        x: what the encoder multiplied, its pre-bias already subtracted [N, d].
+        grad_out: g, gradient of the loss with respect to the reconstruction [N, d].
+        x: input of the encoder's product, the pre-bias already subtracted [N, d].
         W_dec: atoms [F, d].
 
     Raises:
@@ -99,7 +99,7 @@ def _(values: Tensor, indices: Tensor, offsets: Tensor | None, grad_out: Tensor,
 def decode_backward(
     values: Tensor, indices: Tensor, offsets: Tensor | None, grad_out: Tensor, W_dec: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of the codes' values and of W_dec, in their dtypes, from the gradient of the reconstruction [N, d]."""
+    """Gradients of the codes' values and of W_dec, in their dtypes, given the gradient of the reconstruction [N, d]."""
     with no_autocast(grad_out.device.type):
         sweep = _choose(values, offsets, W_dec.shape[0], W_dec)
         grad_W, grad_values, _, _ = sweep(values, indices, offsets, W_dec.shape[0], *_same(grad_out, W_dec, None, None))
@@ -120,7 +120,7 @@ def _(values: Tensor, indices: Tensor, offsets: Tensor | None, grad_out: Tensor,
 def encode_weight_backward(
     grad_values: Tensor, values: Tensor, indices: Tensor, offsets: Tensor | None, centred: Tensor, width: int
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of W_enc and b_enc from that of the values; `centred` [N, d] is what W_enc multiplied; fp32 or fp64."""
+    """Gradients of W_enc and b_enc, fp32 or fp64, given that of the values; `centred` [N, d] is x - b_pre."""
     with no_autocast(centred.device.type):
         sweep = _choose(values, offsets, width, centred)
         _, _, grad_W, grad_b = sweep(values, indices, offsets, width, *_same(None, None, centred, grad_values))
@@ -138,7 +138,7 @@ def _choose(values: Tensor, offsets: Tensor | None, width: int, tensor: Tensor) 
 
 
 def _same(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """The tensors in fp32 (fp64 where one is fp64); on a GPU as they are, since its kernel converts as it reads."""
+    """The tensors in fp32 (fp64 if one is fp64); unchanged on a GPU, whose kernel converts what it loads."""
     if any(tensor is not None and tensor.is_cuda for tensor in tensors):
         return tensors
     dtype = torch.float32
