@@ -187,42 +187,31 @@ def _grouped(config: EncodeConfig, d: int, dtype: torch.dtype, device: Device) -
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecodeConfig:
-    """Launch parameters of sparse_decode."""
+class RowsConfig:
+    """Launch parameters of a kernel that gathers rows."""
 
-    block_k: int
-    """Atoms loaded together."""
+    rows: int
+    """Rows loaded together."""
     block_d: int
     """Columns a program."""
     warps: int
 
 
 @functools.cache
-def decode_config(d: int, dtype: torch.dtype) -> DecodeConfig:
-    """The widest block of columns of which at most an eighth is beyond d; a lane loads 16 bytes."""
+def decode_config(d: int, dtype: torch.dtype) -> RowsConfig:
+    """Of sparse_decode: the widest block of columns of which at most an eighth is beyond d; a lane loads 16 bytes."""
     blocks = [b for b in (1024, 512, 256, 128, 64) if math.ceil(d / b) * b <= 1.125 * d]
     block = blocks[0] if blocks else 64
     lanes = block * (4 if dtype == torch.float32 else 2) // 16
-    return DecodeConfig(block_k=8, block_d=block, warps=max(1, min(8, lanes // 32)))
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepConfig:
-    """Launch parameters of latent_sweep."""
-
-    block_e: int
-    """Entries (tokens) whose rows are loaded together."""
-    block_d: int
-    """Columns a program: all of them, since g·w is summed over whole rows."""
-    warps: int
+    return RowsConfig(rows=8, block_d=block, warps=max(1, min(8, lanes // 32)))
 
 
 @functools.cache
-def sweep_config(d: int, dtype: torch.dtype) -> SweepConfig:
-    """Whole rows, four to eight columns a thread (more spill registers); two entries at a time instead of four above
-    4096 columns."""
+def sweep_config(d: int) -> RowsConfig:
+    """Of latent_sweep: all columns, since g·w is summed over whole rows, and four to eight a thread (more would spill
+    registers); two rows at a time instead of four above 4096 columns."""
     block = max(16, 1 << (d - 1).bit_length())
-    return SweepConfig(block_e=4 if block <= 4096 else 2, block_d=block, warps=max(1, min(16, block // 128)))
+    return RowsConfig(rows=4 if block <= 4096 else 2, block_d=block, warps=max(1, min(16, block // 128)))
 
 
 def encode_alternatives(N: int, F: int, d: int, k: int, dtype: torch.dtype, device: Device) -> list[EncodeConfig]:

@@ -350,10 +350,10 @@ def test_sweep_equals_the_reference(N, F, K, d, csr, given_, segment):
     slopes = torch.randn(values.shape, device=DEVICE)
     asked = (g if "g" in given_ else None, W if "W" in given_ else None, x if "x" in given_ else None)
     rest = (*asked, slopes if given_ == "x" else None)
-    expected = sweep_naive.latent_sweep(values, indices, offsets, F, *rest)
-    held = [None if t is None else guarded(t) for t in (values, indices, offsets)]
+    expected = sweep_naive.latent_sweep(SparseCodes(values, indices, F, offsets), *rest)
+    codes = SparseCodes(guarded(values), guarded(indices), F, None if offsets is None else guarded(offsets))
     with guarded_allocations():
-        found = sweep.latent_sweep(*held, F, *(None if t is None else guarded(t) for t in rest), segment=segment)
+        found = sweep.latent_sweep(codes, *(None if t is None else guarded(t) for t in rest), segment=segment)
     for f, e in zip(found, expected, strict=True):
         assert (f is None) == (e is None)
         if f is not None:
@@ -363,10 +363,9 @@ def test_sweep_equals_the_reference(N, F, K, d, csr, given_, segment):
 def test_sweep_in_bf16_accumulates_in_fp32():
     values, indices, _ = make_codes(40, 5, 3, False)
     g, x, W = (torch.randn(s, 19, device=DEVICE).bfloat16() for s in (40, 40, 5))
-    found = sweep.latent_sweep(values.bfloat16(), indices, None, 5, g, W, x, None)
-    expected = sweep_naive.latent_sweep(
-        values.bfloat16().float(), indices, None, 5, g.float(), W.float(), x.float(), None
-    )
+    codes = SparseCodes(values.bfloat16(), indices, 5)
+    found = sweep.latent_sweep(codes, g, W, x, None)
+    expected = sweep_naive.latent_sweep(codes, g.float(), W.float(), x.float(), None)
     for f, e in zip(found, expected, strict=True):
         assert f.dtype == torch.float32
         torch.testing.assert_close(f, e, rtol=1e-5, atol=2e-5)
@@ -375,7 +374,7 @@ def test_sweep_in_bf16_accumulates_in_fp32():
 def test_sweep_passes_the_gradient_of_a_nan_value_on():
     values, indices = torch.tensor([[torch.nan, 0.0]], device=DEVICE), torch.tensor([[0, 1]], device=DEVICE)
     x, slopes = torch.ones(1, 4, device=DEVICE), torch.ones(1, 2, device=DEVICE)
-    _, _, grad_W, grad_b = sweep.latent_sweep(values, indices, None, 2, None, None, x, slopes)
+    _, _, grad_W, grad_b = sweep.latent_sweep(SparseCodes(values, indices, 2), None, None, x, slopes)
     assert grad_b.tolist() == [1.0, 0.0]
     assert grad_W.sum(1).tolist() == [4.0, 0.0]
 
@@ -383,7 +382,7 @@ def test_sweep_passes_the_gradient_of_a_nan_value_on():
 def test_sweep_twice_is_bit_identical():
     values, indices, _ = make_codes(60, 7, 3, False)
     g, x, W = (torch.randn(s, 19, device=DEVICE) for s in (60, 60, 7))
-    runs = [sweep.latent_sweep(values, indices, None, 7, g, W, x, None, segment=8) for _ in range(2)]
+    runs = [sweep.latent_sweep(SparseCodes(values, indices, 7), g, W, x, None, segment=8) for _ in range(2)]
     assert_same(*runs)
 
 

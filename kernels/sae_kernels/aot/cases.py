@@ -103,11 +103,11 @@ def _decode(csr: bool) -> Op:
 
 
 def _sweep(parts: str, c: Case) -> None:
-    values, indices, offsets = c.codes()
+    values, indices, _ = c.codes()
     g = c.tensor(TOKENS, c.d) if "dec" in parts else None
     W = c.tensor(c.F, c.d) if "dec" in parts else None
     x = c.tensor(TOKENS, c.d) if "enc" in parts else None
-    latent_sweep(values, indices, offsets, c.F, g, W, x, None if "dec" in parts else values)
+    latent_sweep(SparseCodes(values, indices, c.F), g, W, x, None if "dec" in parts else values)
 
 
 def _adam(unit_rows: bool, c: Case) -> None:

@@ -60,27 +60,15 @@ def _product(launch: Launch, extra: float) -> Work:
     return Work(moved + extra, 2 * a["N"] * a["F"] * a["d"], exact_fp32)
 
 
-def _candidates(launch: Launch, entries: int) -> Work:
-    return _product(launch, _nbytes(launch, "keys", "places"))
-
-
-def _survivors(launch: Launch, entries: int) -> Work:
-    return _product(launch, _nbytes(launch, "counts", "bars") + entries * SECTOR)
-
-
-def _compact(launch: Launch, entries: int) -> Work:
-    return Work(_nbytes(launch, "counts", "offsets", "out_values", "out_indices") + entries * SECTOR, 0)
-
-
-def _select(launch: Launch, entries: int) -> Work:
-    read = _nbytes(launch, "keys") * (1 if launch.constants["FIRST"] else 2)
-    return Work(read + _nbytes(launch, "out_keys", "out_positions"), 0)
-
-
 def _repair(launch: Launch, entries: int) -> Work:
     a, c = launch.arguments, launch.constants
     rows = a["keys"].shape[0] * fallback_probability(a["F"], a["k"], c["BUCKET"], c["KEPT"])
     return Work(_nbytes(launch, "keys", "positions") + rows * c["BUCKET"] * a["d"] * _size(launch, "x"), 0)
+
+
+def _rows(launch: Launch, entries: int, *names: str) -> Work:
+    """The listed atoms, and the whole of some arguments."""
+    return Work(entries * launch.arguments["d"] * _size(launch, "W_dec") + _nbytes(launch, *names), 0)
 
 
 def _order(launch: Launch, entries: int) -> Work:
@@ -88,14 +76,9 @@ def _order(launch: Launch, entries: int) -> Work:
     return Work(_nbytes(launch, "keys", "positions", "values", "indices") + places, 0)
 
 
-def _decode(launch: Launch, entries: int) -> Work:
-    rows = entries * launch.arguments["d"] * _size(launch, "W_dec")
-    return Work(rows + _nbytes(launch, "values", "indices", "out", "b_dec"), 0)
-
-
-def _compare(launch: Launch, entries: int) -> Work:
-    rows = entries * launch.arguments["d"] * _size(launch, "W_dec")
-    return Work(rows + _nbytes(launch, "values", "indices", "target", "b_dec", "residual", "squared_error"), 0)
+def _select(launch: Launch, entries: int) -> Work:
+    read = _nbytes(launch, "keys") * (1 if launch.constants["FIRST"] else 2)
+    return Work(read + _nbytes(launch, "out_keys", "out_positions"), 0)
 
 
 def _sweep(launch: Launch, entries: int) -> Work:
@@ -113,25 +96,21 @@ def _sweep(launch: Launch, entries: int) -> Work:
     return Work(moved, 0)
 
 
-def _pieces(launch: Launch, entries: int) -> Work:
-    return Work(_nbytes(launch, "owner"), 0)
-
-
-def _adam(launch: Launch, entries: int) -> Work:
-    return Work(2 * _nbytes(launch, "param", "m", "v") + _nbytes(launch, "grad"), 0)
-
-
 _MODELS: dict[str, Callable[[Launch, int], Work]] = {
-    "_candidates": _candidates,
-    "_survivors": _survivors,
-    "_compact": _compact,
+    "_candidates": lambda launch, entries: _product(launch, _nbytes(launch, "keys", "places")),
+    "_survivors": lambda launch, entries: _product(launch, _nbytes(launch, "counts", "bars") + entries * SECTOR),
+    "_compact": lambda launch, entries: Work(
+        _nbytes(launch, "counts", "offsets", "out_values", "out_indices") + entries * SECTOR, 0
+    ),
     "_select": _select,
     "_repair": _repair,
     "_order": _order,
-    "_decode": _decode,
-    "_compare": _compare,
+    "_decode": lambda launch, entries: _rows(launch, entries, "values", "indices", "out", "b_dec"),
+    "_compare": lambda launch, entries: _rows(
+        launch, entries, "values", "indices", "target", "b_dec", "residual", "squared_error"
+    ),
     "_sweep": _sweep,
-    "_sweep_pieces": _pieces,
-    "_merge": _pieces,
-    "_adam": _adam,
+    "_sweep_pieces": lambda launch, entries: Work(_nbytes(launch, "owner"), 0),
+    "_merge": lambda launch, entries: Work(_nbytes(launch, "owner"), 0),
+    "_adam": lambda launch, entries: Work(2 * _nbytes(launch, "param", "m", "v") + _nbytes(launch, "grad"), 0),
 }

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from sae_kernels.adam_step.cpu import adam_constants, adam_flat
-from sae_kernels.adam_step.naive import Adam
 from sae_kernels.adam_step.op import clip_scale
 from sae_kernels.buffers import Workspace, scratch
 from sae_kernels.codes import SparseCodes
+from sae_kernels.fused_step.naive import Options
 from sae_kernels.jit import jit, prange, sync_threads
 from sae_kernels.latent_sweep.cpu import PARTS, LatentOrder
-from sae_kernels.sparse_decode.cpu import as_numpy, row_starts
+from sae_kernels.sparse_decode.cpu import as_numpy, token_starts
 
 # a norm whose square is well inside the range of fp32
 _LARGE = 1e18
@@ -30,7 +30,7 @@ _LARGE = 1e18
 
 def forward(params: Any, codes: SparseCodes, target: Tensor, workspace: Workspace) -> tuple[Tensor, Tensor, Tensor]:
     """residual = target - f W_dec - b_dec; squared_error = Σ_d residual²; dots = residual_n · w_j of every entry."""
-    residual, error, dots, _ = _forward(params, codes, target, _starts(codes), 1, workspace)
+    residual, error, dots, _ = _forward(params, codes, target, token_starts(codes), 1, workspace)
     return residual, error, dots
 
 
@@ -67,24 +67,15 @@ def _forward(
     return residual, squared_error, dots, spread
 
 
-def update(
-    params: Any,
-    m: Any,
-    v: Any,
-    forward: Any,
-    adam: Adam,
-    max_norm: float | None,
-    extra: Any,
-    through: Tensor | None,
-    more: float,
-) -> tuple[Tensor, Tensor]:
+def update(params: Any, m: Any, v: Any, forward: Any, options: Options) -> tuple[Tensor, Tensor]:
     """params, m, v <- one step of Adam with the gradients of the loss; returns grad_norm and applied."""
+    adam, max_norm, extra, through, more = options
     sync_threads(params.W_enc.numel())
     codes, spread, groups, factor = forward.codes, forward.spread, forward.groups, forward.factor
     width, d = params.W_enc.shape
     if through is None:
         through = torch.where(codes.values <= 0, 0, forward.dots * factor)
-    starts = _starts(codes) if forward.starts is None else forward.starts.numpy()
+    starts = token_starts(codes) if forward.starts is None else forward.starts.numpy()
     order = LatentOrder(codes.indices, starts, width)
     sums = scratch().get("fused.sums", (PARTS, d))
     squares = scratch().get("fused.squares", (PARTS,), torch.float64)
@@ -123,10 +114,6 @@ def update(
     b_dec = [t.detach().numpy() for t in (params.b_dec, grad_b_dec, m.b_dec, v.b_dec)]
     adam_flat(*b_dec, constants, np.float32(scale))
     return norm, torch.tensor(True)
-
-
-def _starts(codes: SparseCodes) -> Any:
-    return (row_starts(codes.indices) if codes.offsets is None else codes.offsets).contiguous().numpy()
 
 
 def _finish_bias(grad_b_dec: Tensor, sums: Tensor, squares: Tensor, tied: bool, more: float) -> Tensor:

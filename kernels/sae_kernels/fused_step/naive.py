@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,18 +35,19 @@ def forward_nested(
     return residuals[:, -1].contiguous(), error, _dots(grouped, spread, params.W_dec), spread
 
 
-def update(
-    params: Any,
-    m: Any,
-    v: Any,
-    forward: Any,
-    adam: Adam,
-    max_norm: float | None,
-    extra: Any,
-    through: Tensor | None,
-    more: float,
-) -> tuple[Tensor, Tensor]:
+class Options(NamedTuple):
+    """The options of `fused_update`, under its names."""
+
+    adam: Adam
+    max_norm: float | None
+    extra: Any
+    through: Tensor | None
+    more: float
+
+
+def update(params: Any, m: Any, v: Any, forward: Any, options: Options) -> tuple[Tensor, Tensor]:
     """params, m, v <- one step of Adam with the gradients of the loss; returns grad_norm and applied."""
+    adam, max_norm, extra, through, more = options
     codes: SparseCodes = forward.codes
     if through is None:
         through = torch.where(codes.values <= 0, 0, forward.dots * forward.factor)

@@ -220,5 +220,5 @@ def fused_update(
     with torch.no_grad(), no_autocast(params.W_enc.device.type):
         special = through is not None or forward.starts is not None or more > 0
         update = choose("fused_update", params.W_enc, UPDATE_ANY if special else UPDATE)
-        adam = Adam(step, lr, beta1, beta2, eps)
-        return StepResult(*update(params, m, v, forward, adam, max_norm, extra, through, more))
+        options = naive.Options(Adam(step, lr, beta1, beta2, eps), max_norm, extra, through, more)
+        return StepResult(*update(params, m, v, forward, options))

@@ -7,28 +7,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sae_kernels.codes import SparseCodes
 from sae_kernels.jit import jit, prange, sync_threads
-from sae_kernels.sparse_decode.cpu import as_numpy, row_starts
+from sae_kernels.sparse_decode.cpu import as_numpy, token_starts
 
 
 def latent_sweep(
-    values: Tensor,
-    indices: Tensor,
-    offsets: Tensor | None,
-    width: int,
-    grad_out: Tensor | None,
-    W_dec: Tensor | None,
-    x: Tensor | None,
-    grad_values: Tensor | None,
+    codes: SparseCodes, grad_out: Tensor | None, W_dec: Tensor | None, x: Tensor | None, grad_values: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """grad_W_dec = f^T g; grad_values = (g W_dec^T) at the codes' entries; grad_W_enc = δ^T x; grad_b_enc = Σ_n δ_n.
 
     All in fp32; δ are the gradients of the pre-activations, grad_values where f is not <= 0.
     """
     rows = next(tensor for tensor in (grad_out, x) if tensor is not None)
+    values, width = codes.values, codes.width
     sync_threads((values.numel() + width) * rows.shape[1])
-    starts = (row_starts(indices) if offsets is None else offsets).contiguous().numpy()
-    order = LatentOrder(indices, starts, width)
+    starts = token_starts(codes)
+    order = LatentOrder(codes.indices, starts, width)
     flat_values = as_numpy(values).reshape(-1)
     grad_W_dec = grad_W_enc = grad_b_enc = None
     if grad_out is not None:

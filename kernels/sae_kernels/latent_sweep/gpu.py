@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sae_kernels.codes import SparseCodes
 from sae_kernels.gpu_product import rows_contiguous
 from sae_kernels.launch import launch
 from sae_kernels.tuning import sweep_config
@@ -172,10 +173,7 @@ def latent_order(indices: Tensor, offsets: Tensor | None, width: int) -> LatentO
 
 
 def latent_sweep(
-    values: Tensor,
-    indices: Tensor,
-    offsets: Tensor | None,
-    width: int,
+    codes: SparseCodes,
     grad_out: Tensor | None,
     W_dec: Tensor | None,
     x: Tensor | None,
@@ -192,16 +190,16 @@ def latent_sweep(
     has_x = x is not None and (has_w or grad_values is not None)
     if not has_g and not has_x:
         return None, grad_values, None, None
+    values, offsets, width = codes.values, codes.offsets, codes.width
     nnz, device = values.numel(), values.device
     rows = [None if t is None else rows_contiguous(t) for t in (grad_out, x, W_dec)]
     d = next(t.shape[1] for t in rows if t is not None)
-    tokens = values.shape[0] if offsets is None else offsets.shape[0] - 1
-    order = latent_order(indices, offsets, width)
+    order = latent_order(codes.indices, offsets, width)
     out = torch.empty(values.shape, device=device) if has_w else grad_values
     grad_W_dec = torch.empty(width, d, device=device) if has_g else None
     grad_W_enc = torch.empty(width, d, device=device) if has_x else None
     grad_b_enc = torch.empty(width, device=device) if has_x else None
-    config = sweep_config(d, (x if grad_out is None else grad_out).dtype)
+    config = sweep_config(d)
     g_rows, x_rows, w_rows = (order.order if t is None else t for t in rows)
     arguments = {
         "values": values.contiguous(),
@@ -220,12 +218,12 @@ def latent_sweep(
         "segment": segment,
     }
     flags = {"CSR": offsets is not None, "HAS_G": has_g, "HAS_W": has_w, "HAS_X": has_x}
-    blocks = {"BLOCK_E": config.block_e, "BLOCK_D": config.block_d}
+    blocks = {"BLOCK_E": config.rows, "BLOCK_D": config.block_d}
     grads = [order.order if t is None else t for t in (grad_W_dec, grad_W_enc, grad_b_enc)]
     outputs = dict(zip(("grad_W_dec", "grad_W_enc", "grad_b_enc"), grads, strict=True))
     launch(_sweep, (width,), arguments | outputs, flags | blocks, warps=config.warps)
     # a token lists a latent at most once, so no latent of a small batch has more entries than that
-    if tokens > segment:
+    if codes.tokens > segment:
         _sweep_dense_latents(arguments, flags, config, outputs, 2 * nnz // segment, width)
     return grad_W_dec, out, grad_W_enc, grad_b_enc
 
@@ -245,7 +243,7 @@ def _sweep_dense_latents(arguments, flags, config, outputs, most, width):
         "first_piece": ends - pieces,
         "F": width,
     }
-    blocks = {"BLOCK_E": config.block_e, "BLOCK_D": config.block_d}
+    blocks = {"BLOCK_E": config.rows, "BLOCK_D": config.block_d}
     launch(_sweep_pieces, (most,), arguments | parts, flags | blocks, warps=config.warps)
     launch(
         _merge,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from sae_kernels.codes import SparseCodes
 from sae_kernels.jit import jit, prange, sync_threads
 
 
@@ -12,12 +14,12 @@ def sparse_decode(values: Tensor, indices: Tensor, offsets: Tensor | None, W_dec
     """out [N, d] = f W_dec + b_dec."""
     sync_threads(values.numel() * W_dec.shape[1])
     dtype = torch.promote_types(values.dtype, W_dec.dtype)
-    starts = row_starts(indices) if offsets is None else offsets
-    out = torch.empty(starts.shape[0] - 1, W_dec.shape[1], dtype=torch.float32)
+    codes = SparseCodes(values, indices, W_dec.shape[0], offsets)
+    out = torch.empty(codes.tokens, W_dec.shape[1], dtype=torch.float32)
     _decode(
         as_numpy(values).reshape(-1),
         indices.contiguous().numpy().reshape(-1),
-        starts.contiguous().numpy(),
+        token_starts(codes),
         as_numpy(W_dec),
         as_numpy(b_dec),
         out.numpy(),
@@ -25,10 +27,11 @@ def sparse_decode(values: Tensor, indices: Tensor, offsets: Tensor | None, W_dec
     return out.to(dtype)
 
 
-def row_starts(indices: Tensor) -> Tensor:
-    """CSR offsets [N+1] of rectangular codes [N, K]."""
-    tokens, k = indices.shape
-    return torch.arange(0, (tokens + 1) * k, k) if k else torch.zeros(tokens + 1, dtype=torch.int64)
+def token_starts(codes: SparseCodes) -> np.ndarray:
+    """The first entry of every token, and the number of entries, int64 [N+1]: the offsets of CSR codes."""
+    if codes.offsets is None:
+        return np.arange(codes.tokens + 1) * codes.values.shape[1]
+    return codes.offsets.contiguous().numpy()
 
 
 def as_numpy(tensor: Tensor):

@@ -54,7 +54,7 @@ def sparse_decode(values: Tensor, indices: Tensor, offsets: Tensor | None, W_dec
         {"values": values.contiguous(), "indices": indices, "W_dec": W_dec, "b_dec": b_dec.contiguous(), "out": out}
         | {"offsets": indices if offsets is None else offsets.contiguous(), "d": d, "stride_w": W_dec.stride(0)}
         | {"K": values.shape[1] if offsets is None else 0},
-        {"CSR": offsets is not None, "BLOCK_K": config.block_k, "BLOCK_D": config.block_d},
+        {"CSR": offsets is not None, "BLOCK_K": config.rows, "BLOCK_D": config.block_d},
         warps=config.warps,
     )
     return out
