@@ -14,7 +14,7 @@ from sae.models.language import find_variant, recipe_of
 from sae.training.trainer import Trainer
 from sae_kernels.bench.timing import machine
 
-STILL = 1e-12  # learning rate at which L0 stays where it is set
+STILL = 1e-12  # learning rate so small that L0 stays where it is set
 
 
 def measure_variants(
