@@ -6,7 +6,8 @@ Harvest and encoding alternate with collecting the resulting codes over the forw
 share is the time of collecting over that of the rest. An untrained TopK autoencoder is used in place of a trained one:
 its latents fire more evenly, so that buffers fill more slowly and more events are merged. Memory is the largest
 resident set of a process that collects made-up codes over --wide latents, less what it had before. The reader is timed
-on the store written from them. """
+on the store written from them.
+"""
 
 from __future__ import annotations
 
