@@ -24,7 +24,7 @@ from sae.data.images import ImageSet
 from sae.data.prefetch import prefetch
 from sae.models.recipe import Recipe
 from sae.models.saved import CONFIG
-from sae.models.settings import ignored_by_images, ignored_by_optimizer
+from sae.models.settings import ignored_by_images
 from sae.models.vision import recipe_of
 from sae.runs.images import open_split, with_labels
 from sae.training.loop import take_steps
@@ -133,7 +133,7 @@ def plan_images(config: ImageTrainConfig) -> ImagePlan:
     recipe = recipe_of(config.vision, images.shape, images.count)
     if not config.resume:  # a run keeps the settings that it was begun with
         refuse_ignored(config.vision, ignored_by_images(config.vision, images.shape))
-        refuse_ignored(config.optim, ignored_by_optimizer(config.optim))
+        refuse_ignored(config.optim, config.optim.ignored())
     return ImagePlan(config, images, recipe, batch, epochs, device)
 
 

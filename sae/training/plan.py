@@ -25,7 +25,7 @@ from sae.harvest.store import check_store, stored_precision
 from sae.harvest.stream import prepared
 from sae.harvest.traits import known_limit
 from sae.models.language import find_variant
-from sae.models.settings import Ignored, ignored, ignored_by_optimizer
+from sae.models.settings import Ignored, ignored
 from sae.models.variants.base import Variant
 from sae.training.optimizers import check_optimizer
 from sae.training.run_folder import check_finite, check_run_folder, new_record, read_record
@@ -121,7 +121,7 @@ def make_plan(config: TrainConfig) -> Plan:
     check_finite(config)
     if not config.resume:  # a run keeps the settings that it was begun with
         refuse_ignored(config.sae, ignored(config.sae, variant))
-        refuse_ignored(config.optim, ignored_by_optimizer(config.optim))
+        refuse_ignored(config.optim, config.optim.ignored())
         refuse_ignored(config, _ignored_by_batches(config))
     _check_together(config, variant)
     check_optimizer(config.optim)
