@@ -1,6 +1,6 @@
 """The Triton kernels against the references, at odd shapes, every buffer between bands of NaN.
 
-conftest.py runs these tests in a process of their own under Triton's interpreter and, where there is one, on a GPU.
+tests/kernel_process.py runs them in a process of their own, under Triton's interpreter and on a GPU if there is one.
 """
 
 from __future__ import annotations
