@@ -25,7 +25,7 @@ FILE = "sae/interop/plainsae.py"
 def plainsae(monkeypatch: pytest.MonkeyPatch) -> None:
     """The worked example, imported as written, and its line in the table."""
     text = (ROOT / "CONTRIBUTING.md").read_text()
-    (source,) = re.findall(rf"`{FILE}`:\n\n```py\n(.*?)```", text, re.DOTALL)
+    (source,) = re.findall(rf"`{FILE}`:\n\n```python\n(.*?)```", text, re.DOTALL)
     name, module_name = re.findall(r'with the line `"(\w+)": "(sae\.interop\.\w+)",` in `READERS`', text)[0]
     module = types.ModuleType(module_name)
     exec(compile(source, "CONTRIBUTING.md", "exec"), module.__dict__)
