@@ -62,8 +62,9 @@ def cost_table(modelled: list[Modelled]) -> Table:
 
 def _table(title: str, names: str, rows: list[tuple], styles: list[str | None]) -> Table:
     table = Table(title=title)
-    for name in names.split():
-        table.add_column(name.replace("_", " "), overflow="fold")
+    for name, value in zip(names.split(), map(str, rows[0]), strict=True):
+        number = value.replace(".", "", 1).isdigit()
+        table.add_column(name.replace("_", " "), overflow="fold", justify="right" if number else "left")
     for row, style in zip(rows, styles, strict=True):
         table.add_row(*map(str, row), style=style)
     return table
