@@ -1,8 +1,8 @@
 """The one way in which files are written, so that nothing half-written is mistaken for a complete file.
 
-A file or folder is written under a temporary name beside its final one, flushed to the disk, then renamed. A folder gets
-a `manifest.json` with the SHA-256 of every file in it, written last. A reader that calls `check_folder` knows that it
-reads what was written.
+A file or folder is written under a temporary name beside its final one, flushed to the disk, then renamed. A folder
+gets a `manifest.json` with the SHA-256 of every file in it, written last. A reader that calls `check_folder` knows that
+it reads what was written.
 
     with publish_folder(run / "checkpoints" / "1200") as folder:
         save_file(tensors, folder / "weights.safetensors")

@@ -249,8 +249,8 @@ def _quiet() -> Iterator[None]:
 def _check_complete(source: ModelSource, model: Any, loaded: dict[str, Any]) -> bool:
     """Whether the weights hold an output head; refuses weights that lack other parts or have other shapes.
 
-    Transformers initialises missing weights at random. A head may be missing (a bare model): its weights are set to NaN,
-    so that no result computed with them looks valid.
+    Transformers initialises missing weights at random. A head may be missing (a bare model): its weights are set to
+    NaN, so that no result computed with them looks valid.
     """
     for name, shape, expected in sorted(loaded["mismatched_keys"]):
         raise ModelError(
