@@ -1,1 +1,1 @@
-"""What every room uses: files written whole or not at all, progress, random draws, the device, tables."""
+"""What all packages use: files written whole or not at all, progress, random draws, the device, tables."""

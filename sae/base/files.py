@@ -1,8 +1,8 @@
-"""The one seam through which everything is written, so that nothing half-written is mistaken for whole.
+"""The one way in which files are written, so that nothing half-written is mistaken for a complete file.
 
-A file or folder first exists under a temporary name beside its place, is flushed to the disk, then renamed; a folder
-carries `manifest.json` with the SHA-256 of every file in it, written last. A reader that calls `check_folder` knows
-that what it reads is what was written.
+A file or folder is written under a temporary name beside its final one, flushed to the disk, then renamed. A folder
+gets a `manifest.json` with the SHA-256 of every file in it, written last. A reader that calls `check_folder` knows that
+it reads what was written.
 
     with publish_folder(run / "checkpoints" / "1200") as folder:
         save_file(tensors, folder / "weights.safetensors")
@@ -39,7 +39,7 @@ def sha256_of(path: Path) -> str:
 
 
 def publish_file(path: Path, content: bytes | Callable[[BinaryIO], None]) -> None:
-    """Write `path` whole or not at all: bytes, or a function that writes to the stream of a temporary neighbour."""
+    """Write `path` completely or not at all; `content` may be a function that writes to the stream it is given."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{_TEMPORARY}{path.name}-{uuid.uuid4().hex[:8]}")
     try:
@@ -114,7 +114,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
     try:
         save_file(dict(tensors), path)
     except SafetensorError as error:
-        # it tells a full disk from a wrong tensor only in its text: "... (os error 28)"
+        # only its text distinguishes a full disk from a wrong tensor: "... (os error 28)"
         number = re.search(r"os error (\d+)", str(error))
         if number is None:
             raise
@@ -157,7 +157,7 @@ def existing(path: Path) -> Path:
 
 
 def _rename_fault(error: BaseException, temporary: Path, path: Path) -> None:
-    """Let an error that names no file, or a temporary one, name what was being written."""
+    """Make an error that names no file, or a temporary one, name the file that was being written."""
     if isinstance(error, OSError) and (error.filename is None or str(error.filename).startswith(str(temporary))):
         error.filename = str(path)
 

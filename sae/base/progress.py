@@ -22,7 +22,7 @@ PLAIN_SECONDS = 15.0  # between two lines where stderr is no terminal
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error: the user asked for it
-    """SIGINT or SIGTERM arrived and was honoured; the message says how to go on."""
+    """SIGINT or SIGTERM stopped the run; the message says how to continue."""
 
     def __init__(self, signum: int, hint: str) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name}; {hint}")
@@ -47,7 +47,7 @@ class StopSignal:
         self._restore()
 
     def check(self, hint: str) -> None:
-        """Raise Interrupted if a signal came; `hint` tells the user how to go on."""
+        """Raise Interrupted if a signal came; `hint` tells the user how to continue."""
         if self.requested is not None:
             raise Interrupted(self.requested, hint)
 
@@ -62,7 +62,7 @@ class StopSignal:
 
 
 class Bar:
-    """One running count; see `Progress.bar`."""
+    """A running count with rate and time left, on a terminal or as plain lines."""
 
     def __init__(self, rich: RichProgress | None, console: Console, title: str, total: int, unit: str) -> None:
         self._rich, self._console, self._title, self._total, self._unit = rich, console, title, total, unit
@@ -80,7 +80,7 @@ class Bar:
             self._console.print(self._line(), highlight=False, soft_wrap=True)
 
     def skip(self, amount: int) -> None:
-        """Count `amount` that was done earlier, and leave it out of the rate."""
+        """Count `amount` that was done in an earlier run, and leave it out of the rate."""
         self._begun += amount
         self._done += amount
         if self._rich is not None and self._task is not None:
@@ -93,7 +93,7 @@ class Bar:
             self._rich.update(self._task, note=text)
 
     def finish(self) -> None:
-        """Say the total time and rate."""
+        """Print the total time and rate."""
         if self._rich is not None and self._task is not None:
             self._rich.remove_task(self._task)
         self._console.print(self._line(), highlight=False, soft_wrap=True)
@@ -101,7 +101,7 @@ class Bar:
     def _line(self) -> str:
         seconds = time.perf_counter() - self._start
         taken = self._done - self._begun
-        # before anything is done, or while the clock stands, there is no rate and so no estimate
+        # without progress or elapsed time there is no rate, and so no estimate
         rate = taken / seconds if taken > 0 and seconds > 0 else None
         speed = "" if rate is None else f", {_per_second(rate, self._unit)}"
         if self._done >= self._total:
@@ -141,7 +141,7 @@ class Progress:
             self._rich.stop()
 
     def say(self, text: str) -> None:
-        """Print a line above the bars, as it is: text in brackets is no markup."""
+        """Print a line above the bars; text in brackets is not taken as markup."""
         self.console.print(text, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
     @contextlib.contextmanager

@@ -1,8 +1,8 @@
-"""How many threads this process may use, and why; a container's CPU quota kept by every library.
+"""How many threads this process may use, and why; a container's CPU quota respected by every library.
 
 OpenMP, and with it torch, numba, scikit-learn and OpenBLAS, counts the CPUs that a process may run on, and knows
 nothing of a control group's quota: in a container with 2 CPUs of 64 it starts 64 threads, which wait for each other.
-`keep_to_quota`, called before torch is loaded, says the quota in OMP_NUM_THREADS, which all of them read.
+`keep_to_quota`, called before torch is loaded, writes the quota into OMP_NUM_THREADS, which all of them read.
 """
 
 from __future__ import annotations

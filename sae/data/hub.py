@@ -25,7 +25,7 @@ _LASTING = (ValueError, TypeError, LookupError, AttributeError, AssertionError, 
 class SavedTable:
     """A folder written by `Dataset.save_to_disk` or `DatasetDict.save_to_disk` (its `train` split, or its only one)."""
 
-    labels = ()
+    labels: tuple[str, ...] = ()
 
     def __init__(self, path: Path) -> None:
         from datasets import DatasetDict, load_from_disk
@@ -56,7 +56,7 @@ class SavedTable:
 class HubTable:
     """The `train` split of a data set on the hub, streamed at one revision."""
 
-    labels = ()
+    labels: tuple[str, ...] = ()
 
     def __init__(self, name: str, config: str | None, revision: str | None) -> None:
         self._name, self._config = name, config

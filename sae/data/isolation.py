@@ -3,7 +3,7 @@
 transformers (5.x) notices positions that start again inside a row and cuts attention there, in every attention
 implementation and together with sliding windows; no mask has to be given. Families that ignore positions get a mask
 [B, 1, S, S] instead, and those that no mask can cut (state-space layers, ALiBi) get one segment per row. Which of
-these a model needs is not looked up but tried, on a few random tokens:
+these a model needs is tried on a few random tokens:
 
     isolation = choose_isolation(model, context=256)
     batches = pack(documents, tokenizer, context=256, batch=16, isolate="pad" if isolation == "pad" else "pack")
@@ -150,7 +150,7 @@ def isolates_documents(model: Any, context: int, isolation: Isolation) -> bool:
             if isolation == "positions" and "position_ids" not in inputs:
                 return False
             together = _hidden(model, inputs)
-        except Exception:  # what families raise of inputs that they do not take has no common class
+        except Exception:  # families raise many types for inputs that they do not accept
             return False
     finally:
         model.train(training)
@@ -163,7 +163,7 @@ def _alone(model: Any, tokens: Tensor) -> Tensor:
     inputs = {"input_ids": tokens.to(next(model.parameters()).device)}
     try:
         hidden, again = _hidden(model, inputs), _hidden(model, inputs)
-    except Exception as error:  # as many kinds as there are families: the user must learn that it is the model
+    except Exception as error:  # families raise many types; the user must learn that it is the model
         said = " ".join(str(error).split()) or type(error).__name__
         raise IsolationError(f"{type(model).__name__} cannot read plain tokens: {said[:300]}") from error
     if not _same(hidden, again):
@@ -185,12 +185,12 @@ def _hidden(model: Any, inputs: dict[str, Any]) -> Tensor:
 
 def _same(ours: Tensor, theirs: Tensor) -> bool:
     """Equal up to rounding: a few hundred times the type's epsilon, relative, root mean square."""
-    # kept apart segments still go through other matrix shapes, so bits may differ
+    # isolated segments still go through other matrix shapes, so bits may differ
     tolerance = {torch.float32: 1e-4, torch.float64: 1e-9}.get(ours.dtype, 3e-2)
     ours, theirs = ours.float(), theirs.float()
     if ours.shape != theirs.shape:
         return False
-    # what is not finite both times is no difference: the harvest tells of it, with the site and the document
+    # values that are not finite in both are no difference: the harvest reports them with the site and the document
     ours, theirs = (x.masked_fill(~(ours.isfinite() | theirs.isfinite()), 0.0) for x in (ours, theirs))
     return bool((ours - theirs).norm() <= tolerance * theirs.norm())
 

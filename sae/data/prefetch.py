@@ -58,7 +58,7 @@ def prefetch(items: Iterator[T], depth: int) -> Iterator[T]:
 
     thread = threading.Thread(target=work, name="sae-prefetch", daemon=True)
     thread.start()
-    # Python ends daemon threads wherever they are, inside torch too, which then aborts the process
+    # Python ends daemon threads at any point; inside torch that aborts the process
     atexit.register(finish)
     try:
         while not isinstance(item := ready.get(), _End):

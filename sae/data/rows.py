@@ -57,7 +57,7 @@ Reader = Callable[[Path, Sequence[str], int], Generator[Row, None, int]]
 class FileTable:
     """Rows of one or several files of the same kind, one file after another."""
 
-    labels = ()
+    labels: tuple[str, ...] = ()
 
     def __init__(self, path: Path, files: list[Path], kind: str) -> None:
         self.files = files

@@ -22,7 +22,7 @@ class _DemoTable:
     """The demo's text, in a fixed shuffled order: the file is sorted by topic, so that any part of it is one-sided."""
 
     columns = {"text": Column(TEXT, ())}  # noqa: RUF012
-    labels = ("topic",)
+    labels: tuple[str, ...] = ("topic",)
 
     def __init__(self, language: str) -> None:
         from sae.data.demo import LANGUAGES, TEXT_WHEEL, demo_text

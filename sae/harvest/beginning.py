@@ -1,10 +1,10 @@
-"""What begins every segment of text: decided once for a run, recorded in it, and replayed by every other command.
+"""What begins every segment of text: decided once for a run, recorded in it, and used again by every other command.
 
     beginning = settle(lm, config.harvest, documents)
     lm = lm._replace(beginning=beginning.ids)          # (1,), or () where nothing comes first
 
 `auto` takes what the tokenizer itself puts first. Many tokenizers add nothing although their models were trained with
-something in front; there the beginning with the lowest cross-entropy of the text that follows is taken.
+a token in front; then the beginning after which text has the lowest cross-entropy is taken.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Beginning(NamedTuple):
 
 
 def settle(lm: LanguageModel, config: HarvestConfig, documents: Documents) -> Beginning:
-    """What `config.bos` asks for.
+    """The beginning that `config.bos` asks for.
 
     Raises:
         ConfigError: the tokenizer has no such token; names near ones.
@@ -61,7 +61,7 @@ def described(lm: LanguageModel) -> dict[str, Any]:
 
 
 def recorded(record: Any, tokenizer: Any) -> tuple[int, ...]:
-    """The ids in what `described` gave; BOS, else CLS, for records that are older than it."""
+    """The ids in a record that `described` made; BOS, else CLS, for older runs without one."""
     return tuple(record["ids"]) if record else named_ids(tokenizer)
 
 
@@ -131,11 +131,11 @@ def cross_entropies(lm: LanguageModel, documents: Documents, ids: tuple[int, ...
     inputs = {"input_ids": contexts.tokens.to(lm.device)}
     inputs["attention_mask"] = (contexts.document >= 0).long().to(lm.device)
     logits = lm.model(**inputs).logits.float().cpu()
-    found = []
+    losses = []
     for row, (tokens, document) in enumerate(zip(contexts.tokens, contexts.document, strict=True)):
         length = int((document >= 0).sum())
         if length - len(ids) > 1:
             places = slice(len(ids), length - 1)
             target = tokens[len(ids) + 1 : length]
-            found.append(torch.nn.functional.cross_entropy(logits[row, places], target).item())
-    return found
+            losses.append(torch.nn.functional.cross_entropy(logits[row, places], target).item())
+    return losses

@@ -114,7 +114,7 @@ def _shares_blocks(config: Any) -> bool:
 def text_modules(module: nn.Module, path: str = "", main_input: str | None = None) -> Iterator[tuple[str, nn.Module]]:
     """(path, module) of all modules, without those of towers inside the model that read something else (images).
 
-    A tower is told by its main input, or where it has none by a config without a vocabulary.
+    A tower is recognised by its main input, or, if it has none, by a config without a vocabulary.
     """
     main_input = main_input or getattr(module, "main_input_name", "input_ids")
     yield path, module
@@ -131,8 +131,8 @@ def _final_norm(model: nn.Module, stack_path: str) -> str | None:
     parts = stack_path.split(".")
     for depth in range(len(parts) - 1, -1, -1):
         parent = ".".join(parts[:depth])
-        if found := children_named(model.get_submodule(parent), FINAL_NORMS):
-            return f"{parent}.{found[0]}" if parent else found[0]
+        if norms := children_named(model.get_submodule(parent), FINAL_NORMS):
+            return f"{parent}.{norms[0]}" if parent else norms[0]
     return None
 
 
@@ -145,6 +145,6 @@ def _accessor_path(model: nn.Module, accessor: str, paths: dict[int, str]) -> st
 
 
 def children_named(block: nn.Module, names: tuple[str, ...]) -> list[str]:
-    """Those of `names` under which `block` has a submodule, in the order of `names`."""
+    """The names under which `block` has a submodule, in the order of `names`."""
     # Hybrid models keep a child that a layer does not use as None.
     return [name for name in names if isinstance(getattr(block, name, None), nn.Module)]

@@ -27,11 +27,11 @@ Replacement = Callable[[Tensor], Tensor]
 
 
 class _Stopped(Exception):  # noqa: N818 - it reports no error
-    """Ends a forward of which nothing more is needed."""
+    """Ends a forward once every site has been reached."""
 
 
 class Captured:
-    """What `capture` fills: one entry per site that the latest forward has reached."""
+    """The activations that `capture` collects: one entry per site that the latest forward has reached."""
 
     activations: dict[str, Tensor]
     """Site name -> [B, S, d], detached, in the model's dtype and on its device. Each forward starts a new dict."""
@@ -94,7 +94,7 @@ def capture(model: nn.Module, sites: Sequence[Site], *, stop: bool = True) -> It
 
     With `stop`, a forward ends as soon as it has reached every site: later layers and the head never run. Use
     ``captured.run(inputs)``, any number of times. A plain ``model(...)`` works too; when it is stopped, the rest of
-    the with block is skipped and the program goes on after it.
+    the with block is skipped.
 
     `model` is the module in which the sites were resolved, and the one to call. Hooks are removed on every way out.
     Raises SiteError, inside the forward, for an activation that isn't [B, S, d] or [B*S, d].
@@ -119,7 +119,7 @@ def harvest_forward(model: nn.Module, inputs: Mapping[str, Any], sites: Sequence
 
 @contextmanager
 def splice(model: nn.Module, replacements: Mapping[Site, Replacement]) -> Iterator[None]:
-    """Within the block, forwards of `model` (also those of ``generate``) go on with the replaced activations.
+    """Within the block, forwards of `model` (also those of ``generate``) use the replaced activations.
 
     Each callable gets the activation [B, S, d] (in generation S tokens first, then one at a time) and returns one of
     the same shape; it is cast to the model's dtype. At `attn_out` and `mlp_out` it is the contribution to the residual

@@ -25,7 +25,7 @@ from sae.harvest.traits import ModelTraits, auto_class, find_traits
 
 
 class ModelError(ValueError):
-    """The model cannot be found or loaded; the message says what was given and what would do."""
+    """The model cannot be found or loaded; the message says what was given and what is accepted."""
 
 
 class ModelSource(NamedTuple):
@@ -42,7 +42,7 @@ class ModelSource(NamedTuple):
     revision: str | None = None
     """Commit on the hub, so that skeleton, tokenizer and weights are of one; None for what lies on this machine."""
     cached: bool = False
-    """Whether the hub cannot be reached and its files are taken from the local cache."""
+    """Whether the hub cannot be reached, so that files are taken from the local cache."""
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments for every `from_pretrained`."""
@@ -53,7 +53,7 @@ class ModelSource(NamedTuple):
 
 
 class LanguageModel(NamedTuple):
-    """A model ready to harvest from, with what the stream must know about it."""
+    """A model ready to harvest from, with what the stream needs to know about it."""
 
     model: nn.Module
     tokenizer: Any
@@ -83,8 +83,8 @@ def locate_model(name: str, *, trust_remote_code: bool) -> ModelSource:
         )
     if path.is_dir():
         if not (path / "config.json").is_file():
-            held = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
-            raise ModelError(f"--model {name}: the folder has no config.json (it holds {held})")
+            files = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
+            raise ModelError(f"--model {name}: the folder has no config.json (it holds {files})")
         return ModelSource(name, str(path), None, trust_remote_code)
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or path.suffix == ".gguf":
         raise ModelError(f"--model {name}: no such file or folder")
@@ -146,7 +146,7 @@ def load_tokenizer(source: ModelSource) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(**source.arguments())
-    except Exception as error:  # whatever damaged files make transformers raise, the user must learn which model
+    except Exception as error:  # transformers raises many types for damaged files; the user must learn which model
         raise ModelError(f"--model {source.name}: its tokenizer cannot be loaded ({_said(error)})") from error
 
 
@@ -167,7 +167,7 @@ def load_language_model(source: ModelSource, *, device: torch.device, precision:
             )
     except Exception as error:
         raise ModelError(f"--model {source.name}: its weights cannot be loaded ({_said(error)})") from error
-    has_head = _check_whole(source, model, loaded)
+    has_head = _check_complete(source, model, loaded)
     model = model.eval().requires_grad_(False)
     provenance = {
         "name": source.name,
@@ -179,7 +179,7 @@ def load_language_model(source: ModelSource, *, device: torch.device, precision:
     model = model.to(device)
     try:
         traits = find_traits(model, tokenizer, has_head=has_head)
-    except Exception as error:  # whatever a family's forward makes of text, the user must learn which model
+    except Exception as error:  # forwards raise many types; the user must learn which model
         raise ModelError(f"--model {source.name}: a forward of a few tokens fails ({_said(error)})") from error
     return LanguageModel(
         model=model,
@@ -212,9 +212,9 @@ def _locate_on_hub(name: str, trust_remote_code: bool) -> ModelSource:
             f"`hf auth login`); expected {choices}"
         ) from error
     except Exception as error:  # network libraries share no base class
-        if isinstance(found := try_to_load_from_cache(name, "config.json"), str):
+        if isinstance(cached := try_to_load_from_cache(name, "config.json"), str):
             # the cache keeps files in folders named by their commit
-            return ModelSource(name, name, None, trust_remote_code, Path(found).parent.name, cached=True)
+            return ModelSource(name, name, None, trust_remote_code, Path(cached).parent.name, cached=True)
         raise ModelError(
             f"--model {name}: no local file or folder, and the hub cannot be reached ({_said(error)}); without "
             "a network use `demo`, a local folder or a .gguf file"
@@ -226,13 +226,13 @@ def _configuration(source: ModelSource) -> Any:
 
     try:
         return AutoConfig.from_pretrained(**source.arguments())
-    except Exception as error:  # whatever a damaged file makes transformers raise, the user must learn which model
+    except Exception as error:  # transformers raises many types for a damaged file; the user must learn which model
         raise ModelError(f"--model {source.name}: its config cannot be read ({_said(error)})") from error
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bar and no report of missing tensors: what matters of that is said by `_check_whole`."""
+    """No progress bar and no report of missing tensors; `_check_complete` reports those that matter."""
     from transformers.utils import logging
 
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -246,15 +246,15 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _check_whole(source: ModelSource, model: Any, loaded: dict[str, Any]) -> bool:
-    """Whether the weights hold an output head; those that lack other parts are refused, or have other shapes.
+def _check_complete(source: ModelSource, model: Any, loaded: dict[str, Any]) -> bool:
+    """Whether the weights hold an output head; refuses weights that lack other parts or have other shapes.
 
-    Transformers draws what is missing at random. A head may be missing (a bare model): its weights are made NaN, so
-    that nothing that reads them can be mistaken for an answer.
+    Transformers initialises missing weights at random. A head may be missing (a bare model): its weights are set to
+    NaN, so that no result computed with them looks valid.
     """
-    for name, found, expected in sorted(loaded["mismatched_keys"]):
+    for name, shape, expected in sorted(loaded["mismatched_keys"]):
         raise ModelError(
-            f"--model {source.name}: {name} is {list(found)} in its weights and {list(expected)} by its config"
+            f"--model {source.name}: {name} is {list(shape)} in its weights and {list(expected)} by its config"
         )
     base = f"{getattr(model, 'base_model_prefix', '')}."
     around = any(name.startswith(base) for name, _ in model.named_parameters())
@@ -273,6 +273,6 @@ def _check_whole(source: ModelSource, model: Any, loaded: dict[str, Any]) -> boo
 
 
 def _said(error: BaseException) -> str:
-    """What an error says, on one line and at most 300 characters long."""
+    """An error's message, on one line and at most 300 characters long."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 300 else text[:297] + "..."

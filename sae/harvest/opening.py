@@ -1,8 +1,8 @@
-"""What a person sees before a harvest: which data, how they begin, how the model sees them, what is left out.
+"""What a person sees before a harvest: the data, their first documents and tokens, and which tokens are left out.
 
     progress.say(opening(documents, tokenizer, config.harvest))
 
-A wrong column, a wrong template or a doubled BOS shows here, before hours are spent on it.
+A wrong column, a wrong template or a doubled BOS is visible here, before hours are spent on it.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ def opening(
     beginning: tuple[int, ...] = (),
     width: int | None = None,
 ) -> str:
-    """At most eight lines about the data; those of text are cut to `width` columns, by default the terminal's.
+    """At most eight lines about the data; lines of text are cut to `width` columns, by default the terminal's.
 
     Args:
         documents: as the model reads them (see `sae.harvest.stream.prepared`).
         tokenizer: the model's.
         config: which tokens are left out.
-        beginning: ids that begin every segment, where that is settled.
+        beginning: ids that begin every segment, once they are settled.
         width: columns of a line.
 
     Raises:
@@ -44,7 +44,7 @@ def opening(
     for document in itertools.islice(documents, LINES):
         text = document.text if document.ids is None else tokenizer.decode(document.ids[:CHARACTERS])
         if document.spans and not document.spans[0].role:
-            text = text[document.spans[0].end :]  # what the template begins every conversation with
+            text = text[document.spans[0].end :]  # without the template's text before every conversation
         lines.append(_cut(f"  | {_on_a_line(text)}", width))
     lines.append(f"First tokens: {' '.join(first_tokens(documents, tokenizer, config, beginning))}")
     lines.append(f"Left out: {'; '.join(left_out(config)) or 'nothing'}.")

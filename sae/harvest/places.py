@@ -1,7 +1,7 @@
 """Where inside one block of a transformers model each kind of activation lives.
 
-Told from the names of the block's children, which follow few conventions over all families; what names cannot tell is
-in two short tables of block classes. A block with parts of unknown effect is refused rather than misread.
+Found by the names of the block's children, which follow few conventions over all families; what names do not show is in
+two short tables of block classes. A block with parts of unknown effect is refused rather than misread.
 
     place_in_block(model.model.layers[6], "mlp_out")      # Place(path="mlp", side="output", scale=1.0)
 """
@@ -116,12 +116,12 @@ def place_in_block(block: nn.Module, kind: str) -> Place:
 
 
 def _branches(block: nn.Module, names: tuple[str, ...]) -> list[str]:
-    """Those of `names` under which `block` has one module; several under one name have no place of their own."""
-    found = children_named(block, names)
-    for name in found:
+    """The names under which `block` has one module; a list of modules is refused, since it has no single place."""
+    branches = children_named(block, names)
+    for name in branches:
         if isinstance(getattr(block, name), nn.ModuleList):
             raise SiteError(f"{type(block).__name__} has a list of modules under `{name}`, which have module paths")
-    return found
+    return branches
 
 
 def _normalises_sums(block: nn.Module) -> bool:
@@ -138,11 +138,11 @@ def _has(block: nn.Module, path: str) -> bool:
 
 
 def _scale(block: nn.Module) -> float:
-    """The factor of both branches. Refuses blocks with parts of which it isn't known what they do to the branches, so
-    that an unknown family is refused and not misread."""
-    own = [name for name, _ in (*block.named_parameters(recurse=False), *block.named_buffers(recurse=False))]
+    """The factor of both branches. Refuses blocks with parts whose effect on the branches is not known, so that an
+    unknown family is refused and not misread."""
+    tensors = [name for name, _ in (*block.named_parameters(recurse=False), *block.named_buffers(recurse=False))]
     # Gemma 4 multiplies the finished residual by `layer_scalar`, both branches and what came in alike.
-    unknown = [name for name in own if name != "layer_scalar"]
+    unknown = [name for name in tensors if name != "layer_scalar"]
     known = BRANCHES.union(POST_ATTENTION, POST_MLP, OTHER_PARTS)
     if type(block).__name__ not in BLOCK_PLACES:
         unknown += [name for name, part in block.named_children() if name not in known and not _is_plain(part)]
@@ -174,8 +174,8 @@ def _attn_out(block: nn.Module) -> str:
         raise SiteError(f"{type(block).__name__} has no attention ({instead})")
     if len(attention + mixers) > 1:
         raise SiteError(f"{type(block).__name__} adds several modules at once: {', '.join(attention + mixers)}")
-    if found := children_named(block, POST_ATTENTION):
-        return found[0]
+    if norms := children_named(block, POST_ATTENTION):
+        return norms[0]
     if children_named(block, SANDWICH) and not _normalises_sums(block) and _has(block, "post_attention_layernorm"):
         return "post_attention_layernorm"
     if _has(block, f"{attention[0]}.output.dense"):  # BERT: the sum and its norm are inside `attention.output`
@@ -199,8 +199,8 @@ def _mlp_in(block: nn.Module) -> str:
 
 def _mlp_out(block: nn.Module) -> str:
     mlp = _mlp(block)
-    if (found := children_named(block, POST_MLP)) and not _normalises_sums(block):
-        return found[0]
+    if (norms := children_named(block, POST_MLP)) and not _normalises_sums(block):
+        return norms[0]
     if len(mlps := children_named(block, MLPS)) > 1:
         raise SiteError(f"{type(block).__name__} adds several modules at once: {', '.join(mlps)}")
     return mlp or ("fc2" if _has(block, "fc2") else "output.dense")
@@ -210,10 +210,10 @@ def _resid_mid(block: nn.Module) -> str:
     _mlp(block)
     if getattr(block, "use_parallel_residual", False):
         raise SiteError(f"{type(block).__name__} runs attention and MLP in parallel, from the same residual")
-    if (found := children_named(block, PRE_MLP)) and not _normalises_sums(block):
+    if (norms := children_named(block, PRE_MLP)) and not _normalises_sums(block):
         # OLMo 2 and EXAONE 4 have no norm before the MLP: it reads the residual itself.
-        reads_residual = found == ["post_attention_layernorm"] and _has(block, "post_feedforward_layernorm")
-        return _mlp_in(block) if reads_residual else f"{found[0]}:in"
+        reads_residual = norms == ["post_attention_layernorm"] and _has(block, "post_feedforward_layernorm")
+        return _mlp_in(block) if reads_residual else f"{norms[0]}:in"
     if _has(block, "fc2") and getattr(block, "do_layer_norm_before", False):  # OPT
         return "final_layer_norm:in"
     raise SiteError(f"{type(block).__name__} has no residual between attention and MLP (parallel, or post-norm)")

@@ -1,4 +1,4 @@
-"""In which precision activations wait, chosen by what the first forward pass shows.
+"""The precision in which activations wait for training, chosen on the first forward pass.
 
 choice = choose_precision({"resid_post.12": Kept(rows, limit=9.1e4)})
 choice.name, choice.reason       # "bfloat16", "norms up to 9.1e+04 are kept of resid_post.12, over float16's 65504"
@@ -28,19 +28,19 @@ class Kept(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """A precision, and what speaks for it."""
+    """A precision, and the reason for it."""
 
     name: str
     """In `PRECISIONS`."""
     reason: str
-    """For people, without a full stop."""
+    """A clause for people."""
 
 
 def choose_precision(sites: Mapping[str, Kept]) -> Choice:
-    """The first of `PRECISIONS` that no later row can overflow and that rounds away too little to matter.
+    """The first of `PRECISIONS` that no later row can overflow and whose rounding is negligible.
 
-    Too little is `ROUNDING` of the variance, which also tells where small values become zero. No value of a row is
-    over the row's norm, so a norm limit that fits is a promise for the whole data set.
+    Negligible is `ROUNDING` of the variance, which also covers small values that become zero. No value of a row exceeds
+    the row's norm, so a norm limit that fits holds for the whole data set.
     """
     reasons = []
     for name in PRECISIONS[:-1]:
@@ -54,7 +54,7 @@ def choose_precision(sites: Mapping[str, Kept]) -> Choice:
 
 
 def _fault(site: str, kept: Kept, name: str) -> str | None:
-    """What speaks against a precision, if anything does."""
+    """The reason against a precision, if there is one."""
     dtype = getattr(torch, name)
     largest = torch.finfo(dtype).max
     if kept.limit is None and name == "float16":

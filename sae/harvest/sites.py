@@ -191,12 +191,12 @@ class _Resolver:
         return None
 
     def _pattern_sites(self, name: str, pattern: str) -> list[Site]:
-        found = [site for site_name, site in self.sites.items() if _matches(site_name, pattern)]
+        sites = [site for site_name, site in self.sites.items() if _matches(site_name, pattern)]
         side: Literal["output", "input"] = "input" if pattern.endswith(":in") else "output"
         paths = [path for path in self.modules if path and _matches(path, pattern.removesuffix(":in"))]
-        found += [self._path_site(path, side) for path in paths]
-        if found:
-            return found
+        sites += [self._path_site(path, side) for path in paths]
+        if sites:
+            return sites
         for refused, reason in self.reasons.items():
             if _matches(refused, pattern):
                 raise SiteError(f"site {name!r} does not exist in any layer: {reason}")

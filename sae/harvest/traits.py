@@ -1,4 +1,4 @@
-"""What a language model is and can do, found out once for all commands: `LanguageModel.traits`.
+"""What a language model is and can do, determined once for all commands: `LanguageModel.traits`.
 
     lm = load_language_model(source, device=torch.device("cpu"), precision="auto")
     lm.traits.no_next_token          # None, or the reason why there are no cross-entropies, no steering, no logit lens
@@ -136,7 +136,7 @@ def special_tokens(tokenizer: Any) -> frozenset[int]:
 
 
 def embedding_rows(model: Any) -> int | None:
-    """Rows of the table that token ids are looked up in."""
+    """Rows of the token embedding."""
     try:
         return len(model.get_input_embeddings().weight)
     except (AttributeError, NotImplementedError, TypeError):  # as transformers has it for models without such a table
@@ -212,7 +212,7 @@ def unusable(ids: Tensor, rows: int | None) -> int | None:
 
 
 def refusal(tokenizer: Any, token: int, rows: int | None, *, name: str, where: str) -> str:
-    """What to say of a token id that the embedding has no row for.
+    """The message about a token id that the embedding has no row for.
 
     Args:
         name: the model, as the user gave it.
@@ -226,7 +226,7 @@ def refusal(tokenizer: Any, token: int, rows: int | None, *, name: str, where: s
 
 
 def too_long(traits: ModelTraits, context: int, name: str) -> str | None:
-    """Why contexts are longer than the model reads; None where they are not."""
+    """The message about contexts that are longer than the model reads; None if they are not."""
     if traits.limit is None or context <= traits.limit:
         return None
     return f"--context {context}: {name} reads at most {traits.limit} tokens"

@@ -1,10 +1,10 @@
-"""A folder of one's own pictures; sub-folders are labels.
+"""A folder of the user's pictures; sub-folders are labels.
 
     pictures/cat/1.jpg  pictures/cat/old/2.png  pictures/dog/3.jpg      labels: cat, cat, dog
     pictures/1.jpg  pictures/2.jpg                                      no labels
 
-Every file counts but hidden ones (its name, or that of a folder above it, starts with a dot); one that is no picture is
-refused by name, and so are pictures beside sub-folders, which would have no label. The order is that of the paths.
+All files are read but hidden ones (whose name, or that of a folder above, starts with a dot). A file that is no picture
+is refused by name, and so are pictures beside sub-folders, which would have no label. The order is that of the paths.
 """
 
 from __future__ import annotations
@@ -53,19 +53,19 @@ def folder(path: Path, *, size: int | None = None, channels: int | None = None) 
 
 
 def find_files(path: Path) -> list[Path]:
-    """All files under a folder but hidden ones, in the order of their paths.
+    """All files under a folder except hidden ones, in the order of their paths.
 
     Raises:
         DataError: there is none.
     """
-    found = []
-    # links to folders are followed: what they hold would be left out quietly otherwise
+    paths = []
+    # links to folders are followed, or the files behind them would be left out silently
     for parent, folders, files in os.walk(path, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(parent) / name for name in files if not name.startswith(".")]
-    if not found:
+        paths += [Path(parent) / name for name in files if not name.startswith(".")]
+    if not paths:
         raise DataError(f"{path}: holds no files")
-    return sorted(found)
+    return sorted(paths)
 
 
 def _label(file: Path, path: Path) -> str:

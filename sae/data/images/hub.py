@@ -25,7 +25,7 @@ def from_hub(name: str, config: str | None, *, part: str | None = None, **option
     """A data set on the hub at its newest revision, fetched whole and kept by `datasets` in its own cache.
 
     Args:
-        part: the data set's own split, default `train`.
+        part: the split of the data set, by default `train`.
         options: as of `from_dataset`.
 
     Raises:
@@ -58,7 +58,7 @@ def from_saved(path: Path, *, part: str | None = None, **options: Any) -> ImageS
 
     try:
         dataset = load_from_disk(str(path))
-    except Exception as error:  # whatever a damaged folder makes `datasets` raise, the user must learn which folder
+    except Exception as error:  # `datasets` raises many types for a damaged folder; the user must learn which one
         raise DataError(f"{path}: `datasets` cannot load this folder ({type(error).__name__}: {error})") from error
     if isinstance(dataset, DatasetDict):
         splits = [str(split) for split in dataset]
@@ -85,7 +85,7 @@ def from_dataset(
     """The pictures of a `datasets.Dataset`, brought to one form (see `pictures.choose_form`).
 
     Args:
-        origin: what the provenance says of where they come from.
+        origin: part of the provenance that says where they come from.
         image: the column with the pictures.
         label: the column with the labels: classes, whole numbers, text or truth values; "" for none.
 
@@ -126,9 +126,9 @@ def _image_column(name: str, features: Any, asked: str | None) -> str:
         return known[0]
     if asked in known and asked is not None:
         return asked
-    there = f"its image columns are {', '.join(known)}" if known else f"none of {', '.join(features)} holds images"
+    existing = f"its image columns are {', '.join(known)}" if known else f"none of {', '.join(features)} holds images"
     wanted = "name one: `?image=COLUMN`" if asked is None else f"got image={asked!r}"
-    raise DataError(f"{name}: {there}; {wanted}")
+    raise DataError(f"{name}: {existing}; {wanted}")
 
 
 def _label_column(name: str, features: Any, asked: str | None) -> str | None:
@@ -149,7 +149,7 @@ def _label_column(name: str, features: Any, asked: str | None) -> str | None:
 
 
 def _labels(name: str, dataset: Any, column: str) -> tuple[Tensor, tuple[str, ...]]:
-    """Labels int64 [count] and their names: of a column of classes its own, else its values in ascending order."""
+    """Labels int64 [count] and their names: a column of classes has names, of others the values in ascending order."""
     from datasets import ClassLabel
 
     values = list(dataset.with_format(None)[column])

@@ -18,7 +18,7 @@ from sae.data.images.base import ImageSet
 from sae.data.images.dsprites import dsprites
 from sae.data.images.fixed import digits, mnist5k
 from sae.data.images.folder import folder
-from sae.data.images.pictures import held
+from sae.data.images.pictures import in_memory
 from sae.data.images.planted import planted
 from sae.data.images.shapes3d import shapes3d
 from sae.data.rows import DataError
@@ -60,7 +60,7 @@ def open_images(
         split: "train" and "heldout" are disjoint and in a random order; "all" is the whole set in its own order.
         heldout: share of the images that is held out.
         seed: of the split; for `planted` of the images, too.
-        limit: at most so many images, drawn from the split by the seed; those of a lower limit come first among them.
+        limit: the largest number of images, drawn from the split by the seed; a lower limit gives the first of them.
 
     Raises:
         ConfigError: an unknown name or option, or an argument out of range.
@@ -73,18 +73,18 @@ def open_images(
     check(limit is None or limit >= 1, "limit", limit, "1 or more images")
     check(seed >= 0, "seed", seed, "0 or more")
     images, encoded = _open_whole(name, seed)
-    chosen = _positions(images.count, split, heldout, seed, limit)
-    if chosen is not None:
-        if not len(chosen):
+    positions = _positions(images.count, split, heldout, seed, limit)
+    if positions is not None:
+        if not len(positions):
             raise DataError(f"{name}: of {images.count} images none is left for split {split!r} (heldout={heldout})")
-        images = images.select(chosen)
+        images = images.select(positions)
     part = {"shape": list(images.shape), "split": split, "heldout": heldout, "seed": seed, "limit": limit}
     images = replace(images, provenance={**images.provenance, **part, "count": images.count})
-    return held(images) if encoded else images
+    return in_memory(images) if encoded else images
 
 
 def _open_whole(name: str, seed: int) -> tuple[ImageSet, bool]:
-    """The whole set, and whether its images are encoded pictures that take long to decode."""
+    """The whole set, and whether its images are encoded pictures, which are slow to decode."""
     base, _, query = name.partition("?")
     if base in NAMED:
         kind = NAMED[base]

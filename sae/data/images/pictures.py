@@ -1,8 +1,8 @@
 """Encoded pictures (PNG, JPEG, whatever Pillow reads) of any size and kind, brought to one shape.
 
-Every picture becomes upright (its camera's note on orientation is applied), grey or RGB, and is resized and cropped
-about its centre to one size. Transparent parts become white; of an animation the first frame counts. A picture that
-cannot be read is refused by name.
+Every picture is turned upright (by its EXIF orientation), made grey or RGB, and resized and cropped about its centre to
+one size. Transparent parts become white; of an animation the first frame is used. A picture that cannot be read is
+refused by name.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from sae.data.images.base import CHUNK, ImageSet, check_option, checked, stored
 from sae.data.rows import DataError
 
 LARGEST_OWN = 128  # pixels a side up to which pictures that share a size keep it
-USUAL_SIZE = 64  # rows and columns where they don't
+USUAL_SIZE = 64  # rows and columns otherwise
 NAMED_FAULTS = 5  # unreadable pictures named in one error
-MEMORY_LIMIT = 4 << 30  # bytes of pixels held by one set
+MEMORY_LIMIT = 4 << 30  # bytes of pixels of one set
 _SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
 _NO_RANGE = ("I", "F")  # 32 bits a pixel: nothing says which value is white
 _GREY = ("1", "L", "LA", *_SIXTEEN_BITS)
@@ -55,7 +55,7 @@ class Form(NamedTuple):
 
 
 def choose_form(pictures: Pictures, size: int | None, channels: int | None) -> Form:
-    """The form asked for; what is None is chosen by looking at the header of every picture.
+    """The form asked for; arguments that are None are chosen from the header of every picture.
 
     Args:
         size: rows and columns. None: the pictures' own size where all share one of at most 128 a side, else 64.
@@ -89,7 +89,7 @@ def choose_form(pictures: Pictures, size: int | None, channels: int | None) -> F
 
 
 def renderer(pictures: Pictures, form: Form) -> Callable[[Tensor], Tensor]:
-    """A renderer that decodes the pictures asked for, each time anew."""
+    """A renderer that decodes pictures every time they are asked for."""
 
     def render(positions: Tensor) -> Tensor:
         images = [decode(pictures.get(i), form) for i in checked(positions, pictures.count).tolist()]
@@ -115,8 +115,8 @@ def decode(picture: Picture, form: Form) -> np.ndarray:
     return fitted.reshape(form.rows, form.columns, form.channels).transpose(2, 0, 1)
 
 
-def held(images: ImageSet) -> ImageSet:
-    """The same images, decoded once and held in memory, a byte a number.
+def in_memory(images: ImageSet) -> ImageSet:
+    """The same images, decoded once and kept in memory, one byte a number.
 
     Raises:
         DataError: they take over 4 GiB, or one cannot be read to its end.
@@ -150,7 +150,7 @@ def _unreadable(picture: Picture, error: Exception) -> DataError:
 def _upright_size(image: Image.Image) -> tuple[int, int]:
     """Columns and rows once the picture stands upright (EXIF orientations 5 to 8 lie on their side)."""
     columns, rows = image.size
-    # where the header has no note of it, Pillow would decode a whole PNG to look for one behind the pixels
+    # if the header has no EXIF, Pillow would decode a whole PNG to look for it behind the pixels
     noted = "exif" in image.info or image.format == "TIFF"
     return (rows, columns) if noted and image.getexif().get(0x0112) in (5, 6, 7, 8) else (columns, rows)
 
