@@ -141,7 +141,6 @@ def test_the_median_norm_is_of_the_wanted_roles(config: TrainConfig) -> None:
     limits = []
     for roles in (("assistant",), ("user",), None):
         harvest = harvest_of(config, roles=roles)
-        harvest.measure_norms()
         limits.append(harvest.norm_limits)
     assert limits[0] != limits[1] != limits[2]
 
@@ -189,7 +188,7 @@ def test_evaluation_and_features_leave_out_the_same_tokens(run: Run, lm, config:
 
 def test_a_store_of_other_roles_is_refused(run: Run, config: TrainConfig, tmp_path: Path) -> None:
     from sae.base.files import publish_json
-    from sae.features.collect.source import open_store
+    from sae.features.collect.text_chunks import open_store
 
     folder = tmp_path / "store"
     folder.mkdir()
