@@ -335,8 +335,9 @@ def test_a_set_too_large_for_the_usual_steps_is_seen_once() -> None:
     assert usual_epochs(3_000_000, 128) == 1
 
 
-def test_a_few_pictures_get_as_many_steps_as_passes() -> None:
-    assert usual_epochs(80, 80) == 1_000
+@pytest.mark.parametrize(("images", "batch", "epochs"), [(80, 80, 3_000), (300, 128, 1_500), (500, 128, 1_000)])
+def test_a_few_pictures_get_three_thousand_steps(images: int, batch: int, epochs: int) -> None:
+    assert usual_epochs(images, batch) == epochs
 
 
 def test_a_run_of_the_usual_length_tells_it_and_goes_on_with_it(

@@ -216,3 +216,22 @@ def test_the_plan_of_two_sites_counts_both(config: TrainConfig) -> None:
     assert [site.name for site in plan.sites] == ["mlp_in.1", "mlp_out.1"]
     assert estimate(plan)["target_site"] == "mlp_out.1"
     assert plan.store_identity["sites"] == {"mlp_in.1": 32, "mlp_out.1": 32}
+
+
+@pytest.mark.parametrize("way", ["live", "store", "few documents"])
+def test_tokens_that_fill_no_batch_are_said(
+    way: str, config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = dataclasses.replace(config, tokens=300)
+    if way != "live":
+        config = dataclasses.replace(config, epochs=2, store=tmp_path / "store")
+    if way == "few documents":
+        texts = Path(config.harvest.dataset).read_text().splitlines(keepends=True)[:9]
+        (tmp_path / "few.jsonl").write_text("".join(texts))
+        config = dataclasses.replace(changed(config, harvest={"dataset": str(tmp_path / "few.jsonl")}), tokens=100_000)
+    result = train(config)
+    tokens = result.tokens_held if way == "few documents" else 300
+    assert tokens is not None
+    assert result.tokens_left_over == tokens % 128 > 0
+    says = f"{tokens % 128:,} of {tokens:,} tokens do not fill a batch of 128 and are left out"
+    assert says in " ".join(capsys.readouterr().err.split())
