@@ -1,4 +1,4 @@
-"""The worked variant of CONTRIBUTING, added to a copy of the package as the text says: it trains, with its own flag."""
+"""The worked examples of CONTRIBUTING: a loss term with its test, and a variant that trains, with its own flag."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,11 @@ from typing import Any
 import pytest
 
 from sae.base.files import read_json
+from sae.config import SAEConfig
+from sae.models.language import recipe_of
 from sae.models.saved import verify
+from sae.modules.losses import TERMS, Term
+from sae.training.routes import FusedRoute
 
 ROOT = Path(__file__).parent.parent
 Python = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -52,6 +57,28 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Python:
         return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths})
 
     return run
+
+
+def imported(path: str, monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    """The file that CONTRIBUTING shows under this path, imported as written."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    (source,) = re.findall(rf"`{re.escape(path)}`:\n\n```python\n(.*?)```", text, re.DOTALL)
+    module = types.ModuleType(path.removesuffix(".py").replace("/", "."))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(compile(source, "CONTRIBUTING.md", "exec"), module.__dict__)
+    return module
+
+
+def test_the_worked_loss_term_passes_its_test_and_trains_on_the_fused_route(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sae.modules.losses.TERMS", {**TERMS})
+    imported("sae/modules/log_square.py", monkeypatch)
+    checks = vars(imported("tests/modules/test_log_square.py", monkeypatch))
+    tests = [check for name, check in checks.items() if name.startswith("test_")]
+    assert len(tests) == 2
+    for check in tests:
+        check()
+    terms = [Term("squared_error"), Term("log_square", 0.1, {"scale": 0.5})]
+    assert FusedRoute.fits(recipe_of(SAEConfig(variant="relu", width=32, k=2), [32]).model, terms, [32])
 
 
 @pytest.fixture
