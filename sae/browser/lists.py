@@ -41,10 +41,6 @@ def add_routes(app: FastAPI, context: Context) -> None:
     def runs() -> Response:
         return Answer([run.info() for run in context.runs])
 
-    @app.get("/api/runs/{index}/info")
-    def info(index: int) -> Response:
-        return Answer(context.run(index).info())
-
     @app.get("/api/runs/{index}/report")
     def report(index: int) -> Response:
         return Answer(context.run(index).report())

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from sae.browser.answers import Answer
 from sae.browser.context import Context
-from sae.features.collect.subject import check_language
+from sae.features.kinds import check_language
 from sae.features.steer.prompt import examine
 from sae.features.steer.steer import Intervention, steer
 

@@ -113,14 +113,11 @@ class ImageCompare:
     json: Json = False
 
     def run(self) -> dict[str, Any]:
-        from sae.book.comparison.report import Comparison, compare
+        from sae.book.comparison.report import compare
 
         seeds = (2 if self.quick else 5) if self.seeds is None else self.seeds
-        return compare(
-            Comparison(
-                out=self.out, data=self.data, seeds=seeds, quick=self.quick, language_run=self.language_run, tell=_tell
-            )
-        )
+        options = {"seeds": seeds, "quick": self.quick, "language_run": self.language_run}
+        return compare(self.out, data=self.data, **options, tell=_tell)
 
 
 def _tell(text: str) -> None:

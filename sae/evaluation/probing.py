@@ -1,7 +1,7 @@
 """What classifiers read out of frozen codes: linear probes, with few labels, from few latents, and by neighbours.
 
-    probes = probe(probing_task(train_codes, train_labels, test_codes, test_labels))
-    probes.full, probes.few[100].mean, probes.sparse[5].accuracy, probes.shuffled.mean
+    task = probing_task(train_codes, train_labels, test_codes, test_labels)
+    full_probe(task), few_label_probe(task, 100).mean, sparse_probe(task, 5).accuracy, shuffled_probe(task).mean
 
 Codes are multiplied by one number, so that their total variance is `TOTAL_VARIANCE`: the same penalty then means the
 same for every family and width. Latents are not standardised one by one: that would blow a latent that fired once, or
@@ -13,7 +13,6 @@ Codes with few values other than zero stay sparse matrices throughout, so wide d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -66,23 +65,6 @@ class SparseProbe(NamedTuple):
     """Area under the ROC curve; .5 is chance."""
 
 
-class Probes(NamedTuple):
-    """Every probe of one task; accuracies are shares of held-out samples."""
-
-    full: float
-    """Logistic regression on all latents and all training labels."""
-    nearest: float
-    """Majority of the five nearest training samples, by Euclidean distance."""
-    few: dict[int, Accuracy]
-    """Logistic regression by number of training labels."""
-    sparse: dict[int, SparseProbe]
-    """One-against-rest probes by number of latents."""
-    shuffled: Accuracy
-    """`full` with the training labels shuffled: what is left without anything to learn."""
-    chance: float
-    """Accuracy of always naming the training set's most frequent class."""
-
-
 def probing_task(train: Any, train_labels: Any, test: Any, test_labels: Any) -> ProbingTask:
     """Check and scale codes.
 
@@ -120,26 +102,6 @@ def probing_task(train: Any, train_labels: Any, test: Any, test_labels: Any) -> 
         raise ConfigError("train: all samples have the same codes, so there is nothing to probe")
     scale = np.sqrt(TOTAL_VARIANCE / variance)
     return ProbingTask(x * scale, y, x_test * scale, np.searchsorted(classes, given), classes)
-
-
-def probe(
-    task: ProbingTask,
-    *,
-    few: Sequence[int] = (10, 100, 1000),
-    latents: Sequence[int] = (1, 5, 16),
-    draws: int = 5,
-    seed: int = 0,
-) -> Probes:
-    """All probes of a task; numbers of labels or latents that it does not have are left out."""
-    n, width = task.train.shape
-    return Probes(
-        full=full_probe(task),
-        nearest=nearest_probe(task),
-        few={m: few_label_probe(task, m, draws=draws, seed=seed) for m in few if len(task.classes) <= m <= n},
-        sparse={k: sparse_probe(task, k) for k in latents if k <= width},
-        shuffled=shuffled_probe(task, draws=draws, seed=seed),
-        chance=float((task.test_labels == np.bincount(task.train_labels).argmax()).mean()),
-    )
 
 
 def full_probe(task: ProbingTask) -> float:

@@ -129,6 +129,8 @@ class _Evaluation:
                 },
                 "downstream": None if losses is None else losses[index],
             }
+            if losses is None and self.config.downstream_tokens:
+                report["downstream_missing"] = self.lm.traits.no_next_token
             reports.append(bootstrap.to_json(report))
         return reports
 

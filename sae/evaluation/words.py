@@ -85,8 +85,11 @@ def described(numbers: dict[str, Any], kind: str) -> list[Measure]:
     for key, of in _GROUPS.items():
         part = value_at(numbers, key)
         if isinstance(part, dict):
-            found = _of(part, f"{key}.", kind)
-            measures += [m._replace(name=f"{m.name}, {of}") for m in found if not m.key.endswith(".tokens") or m.value]
+            others = _of(part, f"{key}.", kind)
+            measures += [m._replace(name=f"{m.name}, {of}") for m in others if not m.key.endswith(".tokens") or m.value]
+    if reason := numbers.get("downstream_missing"):
+        meaning = f"left out, because the model predicts no next token: {reason}"
+        measures.append(Measure("downstream_missing", "Cross-entropies", "none", meaning))
     return measures
 
 

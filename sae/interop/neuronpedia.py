@@ -18,7 +18,7 @@ import torch
 
 from sae.base.files import publish_file, publish_folder, read_json
 from sae.config import ConfigError
-from sae.features.collect.subject import check_language
+from sae.features.kinds import check_language
 from sae.features.store.keys import FeatureError
 from sae.features.store.store import FeatureStore
 from sae.models.saved import CONFIG, locate_run

@@ -1,12 +1,12 @@
-"""What collection costs beside harvest and encoding, what it holds in memory, and how fast its store answers.
+"""Time of collection beside harvest and encoding, its memory, and the time of reading its store.
 
     python scripts/bench/collect.py [--model demo --dataset demo --layer 9 --width 4608] [--wide 131072] [--json]
 
-Rounds of harvest with encoding, and of collecting the very codes that they gave, alternate over the forward passes of
-one corpus; the added share is the time of collecting over that of the rest. An untrained TopK autoencoder stands in for
-a trained one: its latents fire more evenly, so that buffers fill more slowly and more events are merged. Memory is the
-largest resident set of a process that collects made-up codes over --wide latents, less what it held before. The reader
-is timed on the store written from them.
+Harvest and encoding alternate with collecting the resulting codes over the forward passes of one corpus; the added
+share is the time of collecting over that of the rest. An untrained TopK autoencoder is used in place of a trained one:
+its latents fire more evenly, so that buffers fill more slowly and more events are merged. Memory is the largest
+resident set of a process that collects made-up codes over --wide latents, less what it had before. The reader is timed
+on the store written from them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def measure_added(model: str, dataset: str, layer: int, width: int, tokens: int)
     from sae.config import HarvestConfig, SAEConfig
     from sae.data.documents import open_documents
     from sae.data.packing import BEGINNING
-    from sae.features.collect.source import LiveSource
+    from sae.features.collect.text_chunks import live_chunks
     from sae.features.store.collection import Collection
     from sae.harvest.language_model import load_language_model, locate_model, skeleton
     from sae.harvest.sites import resolve_sites
@@ -55,9 +55,9 @@ def measure_added(model: str, dataset: str, layer: int, width: int, tokens: int)
     autoencoder.initialise(torch.Generator().manual_seed(0))
     collection = Collection(width, 0, device)
     base, added, seen = [], [], 0
-    for step in LiveSource(harvest).steps(list(BEGINNING)):
+    for chunk in live_chunks(harvest, list(BEGINNING)):
         begin = time.perf_counter()
-        read = step.read()
+        read = chunk.read()
         x = read.rows.activations[sites[0].name].float()
         with torch.no_grad():
             # without a trained pre-bias every token's codes would be those of the mean
@@ -69,7 +69,7 @@ def measure_added(model: str, dataset: str, layer: int, width: int, tokens: int)
         _wait(device)
         base.append(middle - begin)
         added.append(time.perf_counter() - middle)
-        seen += step.tokens
+        seen += chunk.tokens
         if seen >= tokens:
             break
     per_step = seen / len(base)
@@ -92,7 +92,7 @@ def measure_memory(width: int, folder: Path) -> dict[str, Any]:
     synthetic_collection(64, tokens=4096)  # what torch needs for itself
     before = _resident()
     collection = synthetic_collection(width)
-    held = _resident()
+    collected = _resident()
     tensors = [*vars(collection.statistics).values()]
     for buffer in collection.buffers.values():
         tensors += [buffer.place, buffer.value, buffer.window, buffer.threshold]
@@ -105,7 +105,7 @@ def measure_memory(width: int, folder: Path) -> dict[str, Any]:
     return {
         "latents": width,
         "tensors_megabytes": sum(t.numel() * t.element_size() for t in tensors) / 1e6,
-        "collecting_megabytes": (held - before) / 1e6,
+        "collecting_megabytes": (collected - before) / 1e6,
         "writing_megabytes": (_resident() - before) / 1e6,
         "write_seconds": time.perf_counter() - begin,
         "store_megabytes": (folder / "features.sqlite").stat().st_size / 1e6,
@@ -113,7 +113,7 @@ def measure_memory(width: int, folder: Path) -> dict[str, Any]:
 
 
 def measure_reader(folder: Path) -> dict[str, float]:
-    """Milliseconds of what the page asks of a store; medians, the first time for each latent."""
+    """Median milliseconds of the page's queries to a store, each latent queried once."""
     from sae.features.store.related import coactive
     from sae.features.store.search import search
     from sae.features.store.store import FeatureStore
@@ -170,7 +170,7 @@ def main() -> None:
         print(json.dumps(measure_memory(arguments.wide, arguments.memory_only)))
         return
     with tempfile.TemporaryDirectory() as folder:
-        # a process of its own: the largest resident set never falls
+        # in another process, since the largest resident set never falls
         command = [sys.executable, __file__, "--memory-only", folder, "--wide", str(arguments.wide)]
         memory = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         report = {"memory": memory, "reader": measure_reader(Path(folder))}

@@ -1,4 +1,4 @@
-"""How fast activations come: the bare forward pass, the harvest, and training from live text, in one run.
+"""Tokens a second of the bare forward pass, of the harvest, and of training from live text, in one run.
 
     python scripts/bench/harvest.py [--json]
 
@@ -85,7 +85,7 @@ def live_rate(harvest: Harvest, width: int, tokens: int, device: torch.device) -
     stream = batches.iterate(None)
     first = next(stream)
     trainer.initialise([first.input], [first.target])
-    trainer.step(first.input, first.target)  # compiles what is compiled at first use
+    trainer.step(first.input, first.target)  # compiles the kernels
     harvest.counts.clear()
     start = time.perf_counter()
     for batch in stream:

@@ -90,9 +90,14 @@ def second_most_frequent(folder: Path) -> int:
 @pytest.fixture(scope="session")
 def address(run: Path, hostile_run: Path) -> str:
     """Address of a server over both runs, token included; it ends with the tests."""
+    return served([run, hostile_run])
+
+
+def served(runs: list[Path]) -> str:
+    """Address of a server over these runs, in a thread of its own."""
     addresses: queue.Queue[str] = queue.Queue()
-    runs = [str(run), str(hostile_run)]
-    threading.Thread(target=serve, args=(runs,), kwargs={"ready": addresses.put, "device": "cpu"}, daemon=True).start()
+    settings = {"ready": addresses.put, "device": "cpu"}
+    threading.Thread(target=serve, args=([str(run) for run in runs],), kwargs=settings, daemon=True).start()
     return addresses.get(timeout=60)
 
 
@@ -172,7 +177,4 @@ def codebook_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def image_address(image_run: Path, codebook_run: Path) -> str:
     """Address of a server over both runs, token included."""
-    addresses: queue.Queue[str] = queue.Queue()
-    given = {"ready": addresses.put, "device": "cpu"}
-    threading.Thread(target=serve, args=([str(image_run), str(codebook_run)],), kwargs=given, daemon=True).start()
-    return addresses.get(timeout=60)
+    return served([image_run, codebook_run])

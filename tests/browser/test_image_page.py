@@ -77,7 +77,7 @@ def test_an_image_is_the_one_that_was_collected(client: TestClient, image_run: P
         assert "private" in answer.headers["cache-control"]
         np.testing.assert_array_equal(pixels_of(answer.content), (images[document] * 255).round().byte().numpy())
     # every other answer still stays out of caches
-    assert client.get("/api/runs/0/info").headers["cache-control"] == "no-store"
+    assert client.get("/api/runs/0/report").headers["cache-control"] == "no-store"
 
 
 def test_an_atom_is_purple_where_it_adds_and_orange_where_it_takes_away(client: TestClient, image_run: Path) -> None:

@@ -279,6 +279,29 @@ def test_tables_keep_quoted_lines_and_refuse_what_is_none(tmp_path):
         open_documents(path)
 
 
+@pytest.mark.parametrize("name", ["x.csv", "x.tsv", "x.csv.gz", "x.tsv.zst"])
+def test_of_a_table_s_columns_of_strings_only_a_known_one_is_taken(tmp_path, name):
+    def table(first, *rows):
+        separator = "," if ".csv" in name else "\t"
+        data = "".join(separator.join(row) + "\n" for row in (first, *rows)).encode()
+        path = tmp_path / name
+        path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+        if name.endswith(".zst"):
+            import pyarrow
+
+            with pyarrow.output_stream(str(path), compression="zstd") as stream:
+                stream.write(data)
+        return path
+
+    known = table(("title", "author", "content", "source"), ("t", "a", "words", "src0"), ("u", "b", "more", "src1"))
+    assert [d.text for d in open_documents(known, split="all")] == ["words", "more"]
+    unknown = table(("source", "label", "1st line"), ("src0", "good", "words"), ("src1", "bad", "more"))
+    with pytest.raises(DataError, match=r"name one with --text-field; it has source \(text\) 'src0', 'src1';"):
+        open_documents(unknown)
+    asked = open_documents(unknown, text_field="1st line", split="all")
+    assert [d.text for d in asked] == ["words", "more"]
+
+
 def test_damaged_zst_files_are_named(tmp_path):
     path = _jsonl(tmp_path / "x.jsonl.zst", [{"text": f"{number}" * 50} for number in range(1000)])
     path.write_bytes(path.read_bytes()[:-20])

@@ -16,7 +16,6 @@ from sae.evaluation.probing import (
     few_label_probe,
     full_probe,
     nearest_probe,
-    probe,
     probing_task,
     shuffled_probe,
     sparse_probe,
@@ -102,22 +101,23 @@ def test_all_ways_to_give_sparse_codes_stay_sparse_and_score_as_dense_ones() -> 
     for way, (train, test) in ways.items():
         task = probing_task(train, y, test, y_test)
         assert sparse.issparse(task.train), way
-        results[way] = probe(task, few=(9,), latents=(1, 5), draws=2)
+        few, one = few_label_probe(task, 9, draws=2), sparse_probe(task, 1)
+        results[way] = (full_probe(task), nearest_probe(task), few, one, sparse_probe(task, 5))
     assert all(result == results["codes"] for result in results.values())
     # adding a constant to every code makes them dense and leaves every distance and every linear rule
-    shifted = probe(probing_task(dense + 1, y, dense_test + 1, y_test), few=(9,), latents=(1, 5), draws=2)
-    assert shifted.full == pytest.approx(results["codes"].full, abs=0.005)
-    assert shifted.nearest == pytest.approx(results["codes"].nearest, abs=0.005)
-    assert shifted.sparse == results["codes"].sparse
+    shifted = probing_task(dense + 1, y, dense_test + 1, y_test)
+    full, nearest, _, *few_latents = results["codes"]
+    assert full_probe(shifted) == pytest.approx(full, abs=0.005)
+    assert nearest_probe(shifted) == pytest.approx(nearest, abs=0.005)
+    assert [sparse_probe(shifted, 1), sparse_probe(shifted, 5)] == few_latents
 
 
 def test_a_dictionary_of_sixteen_thousand_latents_is_never_made_dense() -> None:
     codes, y = firing(n=300, width=16_384)
     task = probing_task(codes, y, *firing(n=100, width=16_384, seed=1))
     assert task.train.nnz == 8 * 300
-    result = probe(task, few=(30,), latents=(16,), draws=1)
-    assert result.full > 0.8
-    assert result.sparse[16].accuracy > 0.8
+    assert full_probe(task) > 0.8
+    assert sparse_probe(task, 16).accuracy > 0.8
 
 
 def test_nearest_probe_is_the_majority_of_the_nearest_by_brute_force() -> None:
@@ -183,15 +183,9 @@ def test_a_latent_that_always_fires_is_not_chosen_however_large() -> None:
 
 
 def test_shuffled_labels_leave_chance_and_the_full_probe_does_not(digits: ProbingTask) -> None:
-    result = probe(digits, few=(10, 100, 5000), latents=(1, 5, 100), draws=2)
-    assert result.shuffled == shuffled_probe(digits, draws=2)
-    assert result.shuffled.mean < 0.2
-    assert result.chance == pytest.approx(0.1, abs=0.03)
-    assert result.full > 0.93
-    assert result.nearest > 0.95
-    # more than there are is left out
-    assert list(result.few) == [10, 100]
-    assert list(result.sparse) == [1, 5]
+    assert shuffled_probe(digits, draws=2).mean < 0.2
+    assert full_probe(digits) > 0.93
+    assert nearest_probe(digits) > 0.95
 
 
 @pytest.mark.parametrize(

@@ -240,7 +240,7 @@ def test_a_full_disk_leaves_the_store_that_was_there(trained: Run, whole: Path, 
 
 def test_what_does_not_fit_is_refused_by_name(trained: Run, whole: Path, tmp_path: Path) -> None:
     folder = copy_of(trained, tmp_path)
-    with pytest.raises(ConfigError, match="no features to go on with"):
+    with pytest.raises(ConfigError, match="no features to resume"):
         collect(folder, CollectConfig(resume=True))
     with pytest.raises(ConfigError, match="seed = 0, now it is 1"):
         collect(whole, CollectConfig(tokens=TOKENS, resume=True, seed=1))

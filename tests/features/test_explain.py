@@ -14,13 +14,13 @@ import torch
 from finished_runs import collected_run
 from sae.cli.main import parse
 from sae.config import ConfigError, ExplainConfig
-from sae.features.collect.source import LiveSource
+from sae.features.collect.text_chunks import live_chunks
 from sae.features.explain.examples import Pool
 from sae.features.explain.explain import explain, nearest_atoms, open_pool
-from sae.features.explain.induction import Background, Sample, induce
+from sae.features.explain.induction import Background, LabelledTokens, induce
 from sae.features.explain.likeness import token_groups
 from sae.features.explain.naming import name_of
-from sae.features.explain.predicates import FAMILIES, Page, Terms, gather
+from sae.features.explain.predicates import FAMILIES, DocumentText, Terms, gather
 from sae.features.explain.scoring import auroc, judge, mean_interval
 from sae.features.store import keys
 from sae.features.store.store import FeatureStore
@@ -61,7 +61,7 @@ def test_a_page_tells_words_sentences_and_scripts() -> None:
         "\n",
         "A",
     ]
-    page = Page(tokens)
+    page = DocumentText(tokens)
 
     def said(token: str) -> dict[str, tuple[str, ...]]:
         return page.describe(tokens.index(token))
@@ -112,17 +112,17 @@ def test_tokens_of_one_document_widen_the_interval() -> None:
     assert together.high - together.low > 1.5 * (alone.high - alone.low)
 
 
-def sampled(texts: list[tuple[list[str], int, bool]]) -> tuple[Sample, Terms]:
+def sampled(texts: list[tuple[list[str], int, bool]]) -> tuple[LabelledTokens, Terms]:
     """A sample from (tokens, position, fires), each text a document."""
     terms = Terms()
     lists = []
     for tokens, position, _ in texts:
-        page = Page(tokens)
+        page = DocumentText(tokens)
         said = [n for f, v in page.describe(position).items() for n in terms.add(f, v)]
         lists.append(np.array(said + terms.add("topic", page.topic), np.int32))
     positive = np.array([fires for *_, fires in texts])
     document = np.arange(len(texts))
-    return Sample(gather(lists, terms), positive, np.ones(len(texts)), document, document), terms
+    return LabelledTokens(gather(lists, terms), positive, np.ones(len(texts)), document, document), terms
 
 
 def texts_where(fires: list[tuple[list[str], int]], silent: list[tuple[list[str], int]]) -> Any:
@@ -187,18 +187,18 @@ def test_silence_is_known_and_documents_are_kept_apart(run: Run, corpus: Path) -
     pool = Pool(store, nearest_atoms(store.lens.atoms()))
     fired: dict[int, set[int]] = {latent: set() for latent in range(128)}
     lm = run.load_language_model(run.model.W_enc.device)
-    steps = LiveSource(run.harvest(lm, split="train")).steps([0, 0])
+    chunks = live_chunks(run.harvest(lm, split="train"), [0, 0])
     seen = 0
     while seen < 8_192:
-        step = next(steps)
-        rows, tokens, *_ = step.read()
+        chunk = next(chunks)
+        rows, tokens, *_ = chunk.read()
         place = keys.pack(tokens.document, tokens.position)
         codes = run.model.encode(run.inputs_of(rows))
         active = codes.values.flatten() > 0
         row, latent = codes.rows().flatten()[active], codes.indices.flatten()[active]
         for i, p in zip(latent.tolist(), place[row].tolist(), strict=True):
             fired[i].add(p)
-        seen += step.tokens
+        seen += chunk.tokens
     checked = 0
     for latent in np.flatnonzero(store.scalars["count"] > 20)[:40]:
         examples = pool.examples(int(latent))

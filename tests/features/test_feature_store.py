@@ -259,12 +259,10 @@ def test_scalars_of_another_writing_are_not_believed(folder: Path, tmp_path: Pat
 def test_a_reader_keeps_its_store_while_another_takes_its_place(tmp_path: Path) -> None:
     store = synthetic_store(tmp_path, 50, seed=1, tokens=2000)
     before = store.record(7)
-    assert not store.changed()
     collection = synthetic_collection(50, seed=2, tokens=2000, active=50)
     write_store(tmp_path, collection, store.vocabulary, {**store.info, "revision": 2, "seed": 2}, np.ones(50))
     store.raw.cache_clear()
     assert store.record(7) == before
-    assert store.changed()
     assert FeatureStore(tmp_path).record(7) != before
 
 

@@ -11,8 +11,10 @@ import torch
 
 from conftest import run_sae, save_tiny_model
 from finished_runs import collected_run, finished_run
-from sae.config import EvalConfig
+from sae.config import CollectConfig, EvalConfig
 from sae.evaluation.run import evaluate
+from sae.evaluation.words import described
+from sae.features.collect.collect import collect
 from sae.features.steer.inject import Places, Steering
 from sae.features.steer.prompt import examine, prompt_ids
 from sae.features.steer.steer import Intervention, SteerError, steer
@@ -209,7 +211,11 @@ def test_an_encoder_predicts_no_next_token_whichever_command_asks(
         Lens(encoder_run.folder, "weights").logits(3)
     report = evaluate(encoder_run.folder, EvalConfig(tokens=512, downstream_tokens=256, pca_tokens=512, resamples=10))
     assert report["downstream"] is None
+    assert report["downstream_missing"] == "BertForMaskedLM reads both ways"
+    assert described(report, "language")[-1].meaning.endswith("predicts no next token: BertForMaskedLM reads both ways")
     assert "predicts no next token (BertForMaskedLM reads both ways)" in capsys.readouterr().err
+    collect(encoder_run.folder, CollectConfig(tokens=256))
+    assert FeatureStore(encoder_run.folder).info["no_next_token"] == "BertForMaskedLM reads both ways"
 
 
 def test_the_command_prints_both_texts(run: Run) -> None:

@@ -188,7 +188,7 @@ def test_evaluation_and_features_leave_out_the_same_tokens(run: Run, lm, config:
 
 def test_a_store_of_other_roles_is_refused(run: Run, config: TrainConfig, tmp_path: Path) -> None:
     from sae.base.files import publish_json
-    from sae.features.collect.source import open_store
+    from sae.features.collect.text_chunks import open_store
 
     folder = tmp_path / "store"
     folder.mkdir()

@@ -252,7 +252,7 @@ def test_percentiles_are_those_of_the_first_forward_pass(cases: dict[str, Case],
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("family", ["llama", "bloom"])
+@pytest.mark.parametrize("family", ["llama", "bloom", "bert", "mamba"])
 def test_a_late_document_whose_activations_are_not_finite_is_named(
     family: str, value: float, precision: str, cases: dict[str, Case], tmp_path: Path
 ) -> None:

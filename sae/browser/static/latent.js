@@ -6,7 +6,7 @@ import { go, link, pinsOf, togglePin } from "./route.js";
 import { Examples } from "./examples.js";
 import { Histogram } from "./histogram.js";
 import { useApp, useLoaded, useSource } from "./app_state.js";
-import { wordsOf } from "./kinds.js";
+import { noSteering, wordsOf } from "./kinds.js";
 import { Atom, Thumb } from "./pictures.js";
 
 export function Latent({ run, latent, info, route, keys }) {
@@ -82,7 +82,9 @@ function Heading({ run, record, route, keys }) {
       <button data-testid="pin" aria-pressed=${pinned} title="Pin to compare (c)" onClick=${pin}>${pinned ? "Pinned" : "Pin"}</button>
       ${source.live &&
       runs[run].kind === "language" &&
-      html`<a class="button" data-testid="steer-this" href=${link({ page: "steer", params: { push: `${record.latent}:add:1` } })}>Steer</a>`}
+      (noSteering(runs[run].features)
+        ? html`<span class="muted" data-testid="no-steering">${noSteering(runs[run].features)}</span>`
+        : html`<a class="button" data-testid="steer-this" href=${link({ page: "steer", params: { push: `${record.latent}:add:1` } })}>Steer</a>`)}
     </div>
     ${editing && html`<${LabelForm} shown=${shown} onDone=${() => setEditing(false)} onSave=${annotate} />`}
     ${explanation?.rule && html`<${Rule} explanation=${explanation} />`}

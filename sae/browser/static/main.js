@@ -7,7 +7,7 @@ import { AppState } from "./app_state.js";
 import { Compare } from "./compare.js";
 import { Help, useKeys } from "./help.js";
 import { HttpSource } from "./source_http.js";
-import { wordsOf } from "./kinds.js";
+import { noSteering, wordsOf } from "./kinds.js";
 import { Latents } from "./latents.js";
 import { Prompt } from "./prompt.js";
 import { Collection, Report } from "./report.js";
@@ -68,9 +68,12 @@ function Page({ route, run, info, keys, source }) {
     return html`<main class="page"><section class="card"><h2>Nothing to show yet</h2><${Collection} info=${info} /></section></main>`;
   if (route.page === "compare") return html`<${Compare} ...${parts} />`;
   if (route.page === "search") return html`<${Search} ...${parts} />`;
-  const speaks = source.live && info.kind === "language";
-  if (route.page === "prompt" && speaks) return html`<${Prompt} key=${run} ...${parts} />`;
-  if (route.page === "steer" && speaks) return html`<${Steer} key=${run} ...${parts} />`;
+  const reads = source.live && info.kind === "language";
+  if (route.page === "prompt" && reads) return html`<${Prompt} key=${run} ...${parts} />`;
+  if (route.page === "steer" && reads)
+    return noSteering(info.features)
+      ? html`<main class="page"><p class="muted" data-testid="no-steering">${noSteering(info.features)}</p></main>`
+      : html`<${Steer} key=${run} ...${parts} />`;
   return html`<${Latents} ...${parts} />`;
 }
 
@@ -78,7 +81,8 @@ function Header({ route, run, runs, source, pins, search, onHelp }) {
   const [theme, nextTheme] = useTheme();
   const tabs = [
     ["latents", "Latents"],
-    ...(source.live && runs[run].kind === "language" ? [["prompt", "Prompt"], ["steer", "Steer"]] : []),
+    ...(source.live && runs[run].kind === "language" ? [["prompt", "Prompt"]] : []),
+    ...(source.live && runs[run].kind === "language" && !noSteering(runs[run].features ?? {}) ? [["steer", "Steer"]] : []),
     ["compare", pins.length ? `Compare (${pins.length})` : "Compare"],
     ["run", "Run"],
   ];

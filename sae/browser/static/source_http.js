@@ -4,7 +4,6 @@ export class HttpSource {
   live = true;
 
   runs = () => get("api/runs");
-  info = (run) => get(`api/runs/${run}/info`);
   report = (run) => get(`api/runs/${run}/report`);
   record = (run, latent) => get(`api/runs/${run}/latents/${latent}`);
   logits = (run, latent) => get(`api/runs/${run}/latents/${latent}/logits`);

@@ -14,7 +14,6 @@ export class StaticSource {
   }
 
   runs = async () => [this.data.info];
-  info = async () => this.data.info;
   report = async () => this.data.report;
   logits = async (_, latent) => (await this.whole(latent)).logits ?? refuse("The logits were not exported.");
   neighbours = async (_, latent) => (await this.whole(latent)).neighbours;

@@ -3,9 +3,9 @@
 report = collect("runs/demo", CollectConfig(tokens=1_000_000))
 FeatureStore("runs/demo").record(17)
 
-The store is rewritten now and then while the pass goes on, so that it can be looked at; a pass that was stopped or
-killed goes on from the last writing and ends with what an unbroken one gives. Under torchrun the steps are shared out
-among the processes and the result is that of one process.
+The store is rewritten from time to time during the pass, so that it can be browsed. A pass that was stopped or killed
+resumes from the last writing and gives what an uninterrupted one gives. Under torchrun the processes share out the
+chunks, and the result is that of a single process.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from sae.base.device import pick_device
 from sae.base.progress import Progress, StopSignal
 from sae.config import CollectConfig, ConfigError
 from sae.features.collect.ranks import Ranks
-from sae.features.collect.subject import Mark, Step, Subject
+from sae.features.collect.subject import Chunk, Mark, Subject
 from sae.features.store import windows
 from sae.features.store.buffers import NAMES
 from sae.features.store.collection import Collection
@@ -39,9 +39,9 @@ from sae.runs.images import kind_of
 
 LOCK = "features.lock"
 PLACE = ("dataset", "text_field", "split", "store", "seed", "tokens")
-"""Settings that a pass must be given again to go on."""
+"""Settings that must be given again to resume a pass."""
 DEFAULTS = dataclasses.asdict(CollectConfig())
-SHARE = 20  # the work between two writings takes at least this many times as long as the last writing took
+SHARE = 20  # between two writings passes at least this many times the time that the last writing took
 
 
 def collect(run: str | Path, config: CollectConfig | None = None) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def collect(run: str | Path, config: CollectConfig | None = None) -> dict[str, A
 
     Raises:
         ConfigError, CorruptError, ModelError, DataError: the run, its model, the data or a setting cannot be used.
-        Interrupted: SIGINT or SIGTERM; what was collected is written, `--resume` goes on.
+        Interrupted: SIGINT or SIGTERM; what was collected is written, and `--resume` continues.
     """
     config = config or CollectConfig()
     with Ranks.of_process() as ranks:
@@ -67,15 +67,14 @@ def collect(run: str | Path, config: CollectConfig | None = None) -> dict[str, A
 
 
 def open_subject(run: str | Path, config: CollectConfig) -> Subject:
-    """The run with what its features are collected over; a new kind of run is another case here."""
+    """The run with the data that its features are collected over; a new kind of run is another case here."""
     device = pick_device(config.device)
     if kind_of(run) == "image":
         from sae.features.collect.image_subject import ImageSubject
 
         return ImageSubject(run, config, device)
-    from sae.features.collect.text_subject import (
-        TextSubject,  # brings a language model's packages, which images do without
-    )
+    # late: it imports packages for language models, which runs on images do without
+    from sae.features.collect.text_subject import TextSubject
 
     return TextSubject(run, config, device)
 
@@ -107,7 +106,7 @@ class _Collecting:
         self.mark: Mark = [0, 0]
         self.open_document: int | None = None
         self.seen = 0
-        """Tokens of text gone by, those left out included."""
+        """Tokens read so far, those left out included."""
         self.collection = Collection(subject.model.width, config.seed, self.device)
         if config.resume:
             self._check_resume(before)
@@ -118,9 +117,9 @@ class _Collecting:
         self.finished_before = bool(config.resume and before and before["finished"] and self.seen >= subject.limit)
 
     def work(self) -> dict[str, Any]:
-        """Go through the corpus; see `collect`."""
+        """Read what is left of the corpus; returns the report of `collect`."""
         if self.ranks.first:
-            for path in self.subject.folder.glob(".partial-*features*"):  # of a writer that was killed
+            for path in self.subject.folder.glob(".partial-*features*"):  # left by a writer that was killed
                 path.unlink(missing_ok=True)
         with StopSignal() as stop, Progress() as progress:
             if not self.finished_before:
@@ -134,12 +133,12 @@ class _Collecting:
         written, cost = time.perf_counter(), 0.0
         with progress.bar("Collecting", limit, "tokens") as bar:
             bar.skip(min(self.seen, limit))
-            for number, step in enumerate(self._steps()):
+            for number, chunk in enumerate(self._chunks()):
                 if number % self.ranks.world == self.ranks.rank:
-                    self._take(step)
-                self.seen += step.tokens
-                self.mark, self.open_document = step.after, step.open_document
-                bar.advance(min(step.tokens, max(0, limit - self.seen + step.tokens)))
+                    self._collect(chunk)
+                self.seen += chunk.tokens
+                self.mark, self.open_document = chunk.after, chunk.open_document
+                bar.advance(min(chunk.tokens, max(0, limit - self.seen + chunk.tokens)))
                 if (number + 1) % self.ranks.world:
                     continue
                 due = time.perf_counter() - written > max(self.config.save_every, SHARE * cost)
@@ -153,22 +152,17 @@ class _Collecting:
                     self._publish(vocabulary, finished=False)
                     written, cost = time.perf_counter(), time.perf_counter() - begun
             if self.seen < limit:
-                progress.say(f"The data set is used up: it gave {self.seen:,} of {limit:,} tokens.")
+                progress.say(f"The data set has ended after {self.seen:,} of {limit:,} tokens.")
         self._finish(vocabulary, progress)
 
-    def _steps(self) -> Iterator[Step]:
-        source = self.subject.source()
-        seen = self.seen
-        if seen >= self.subject.limit:
-            return
-        for step in source.steps(self.mark):
-            yield step
-            seen += step.tokens
-            if seen >= self.subject.limit:
-                return
+    def _chunks(self) -> Iterator[Chunk]:
+        seen, chunks = self.seen, self.subject.chunks(self.mark)
+        while seen < self.subject.limit and (chunk := next(chunks, None)):
+            yield chunk
+            seen += chunk.tokens
 
-    def _take(self, step: Step) -> None:
-        read = step.read()
+    def _collect(self, chunk: Chunk) -> None:
+        read = chunk.read()
         with torch.no_grad():
             codes = self.subject.model.encode(self.subject.inputs_of(read.rows).to(self.device))
         self.collection.add(codes, read.tokens, read.text)
@@ -176,7 +170,7 @@ class _Collecting:
             self.collection.leave_out(kind, count)
 
     def _publish(self, vocabulary: Vocabulary, *, finished: bool, nearest: np.ndarray | None = None) -> None:
-        """Bring the processes' collections together in the first, and write them."""
+        """Merge the processes' collections in the first process, which writes them."""
         self.collection = self.ranks.gather(self.collection, self.open_document)
         if not self.ranks.first:
             return
@@ -200,7 +194,7 @@ class _Collecting:
 
     def _check_resume(self, before: dict[str, Any] | None) -> None:
         if before is None:
-            raise ConfigError(f"--resume: {self.subject.folder} has no features to go on with; leave --resume out")
+            raise ConfigError(f"--resume: {self.subject.folder} has no features to resume; leave --resume out")
         for name, value in self.identity.items():
             if before.get(name) != value:
                 raise ConfigError(

@@ -1,4 +1,4 @@
-"""Images as the subject of a pass: an image is a document, every row of its code a token called after its label."""
+"""Images as the subject of a pass: an image is a document, each row of its code a token with the label's name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sae.config import CollectConfig, ConfigError
 from sae.data.images import ImageSet
-from sae.features.collect.subject import Mark, Read, Source, Step
+from sae.features.collect.subject import Chunk, Mark, ReadChunk
 from sae.features.store.documents import Tokens
 from sae.features.store.lens import Lens
 from sae.features.store.text import Vocabulary
@@ -23,11 +23,11 @@ from sae.runs.images import open_image_run
 SIGNED = (Identity, Gaussian)
 UNLABELLED = "image"
 IMAGES, ROWS = 256, 8192
-"""Most images, and about the most rows of codes, in one step."""
+"""Most images, and about the most rows of codes, in one chunk."""
 
 
 class ImageSubject:
-    """A run on images; see `Subject`.
+    """A run on images, as a `Subject`.
 
     Raises:
         ConfigError, CorruptError, DataError: the run, its images or a setting cannot be used.
@@ -45,7 +45,6 @@ class ImageSubject:
         self.limit = min(config.tokens, self.images.count * self.model.positions)
 
     def identity(self) -> dict[str, Any]:
-        """See `Subject`."""
         return {
             "weights": self.run.record["autoencoder"]["sha256"],
             "dataset": self.run.config.images.data,
@@ -55,7 +54,7 @@ class ImageSubject:
         }
 
     def info(self) -> dict[str, Any]:
-        """See `Subject`; also "shape" [C, H, W], "positions", "grids" (see `grids_of`), "labels" (whether any)."""
+        """Also "shape" [C, H, W], "positions", "grids" (of `grids_of`) and "labels" (whether there are any)."""
         return {
             "kind": "image",
             "model": self.run.vision.variant,
@@ -67,7 +66,7 @@ class ImageSubject:
         }
 
     def vocabulary(self) -> Vocabulary:
-        """See `Subject`; the labels, or `UNLABELLED` alone."""
+        """The labels, or `UNLABELLED` alone."""
         labels = self.images.labels
         if labels is None:
             return Vocabulary.of_bytes([UNLABELLED.encode()])
@@ -75,42 +74,30 @@ class ImageSubject:
         return Vocabulary.of_bytes([name.encode() for name in names])
 
     def opening(self) -> str:
-        """See `Subject`; nothing, the images being the run's own."""
-        return ""
+        return ""  # the images are the run's
 
-    def source(self) -> Source:
-        """See `Subject`."""
-        return ImageSource(self.images, self.model.positions)
+    def chunks(self, mark: Mark) -> Iterator[Chunk]:
+        """Whole images in their order; a mark is [image, 0]."""
+        images, positions = self.images, self.model.positions
+        labels = torch.zeros(images.count, dtype=torch.int64) if images.labels is None else images.labels
+        together = max(1, min(IMAGES, ROWS // positions))
+        for begin in range(mark[0], images.count, together):
+            end = min(begin + together, images.count)
+
+            def read(begin: int = begin, end: int = end) -> ReadChunk:
+                image = torch.arange(begin, end)
+                place = torch.arange(positions).repeat(end - begin)
+                label, document = (t.repeat_interleave(positions) for t in (labels[begin:end], image))
+                tokens = Tokens(label, document, place, torch.zeros_like(place))
+                return ReadChunk(images.render(image), tokens, tokens, {})
+
+            yield Chunk((end - begin) * positions, [end, 0], None, read)
 
     def inputs_of(self, rows: Tensor) -> Tensor:
-        """See `Subject`; the pixels."""
         return rows
 
     def prepare(self, lens: Lens) -> None:
-        """See `Subject`; atoms of images speak for no tokens."""
-
-
-class ImageSource:
-    """Images in their order; a step is some whole ones, a mark [image, 0]."""
-
-    def __init__(self, images: ImageSet, positions: int) -> None:
-        self.images, self.positions = images, positions
-        self.label = torch.zeros(images.count, dtype=torch.int64) if images.labels is None else images.labels
-
-    def steps(self, mark: Mark) -> Iterator[Step]:
-        """See `Source`."""
-        together = max(1, min(IMAGES, ROWS // self.positions))
-        for begin in range(mark[0], self.images.count, together):
-            end = min(begin + together, self.images.count)
-
-            def read(begin: int = begin, end: int = end) -> Read:
-                image = torch.arange(begin, end)
-                place = torch.arange(self.positions).repeat(end - begin)
-                label, document = (t.repeat_interleave(self.positions) for t in (self.label[begin:end], image))
-                tokens = Tokens(label, document, place, torch.zeros_like(place))
-                return Read(self.images.render(image), tokens, tokens, {})
-
-            yield Step((end - begin) * self.positions, [end, 0], None, read)
+        """Nothing: atoms of images have no logits."""
 
 
 def check_code(code: Code, name: str) -> None:

@@ -1,4 +1,4 @@
-"""Processes that share one pass (torchrun): who does which step, and bringing the results together."""
+"""Processes that share one pass (torchrun): which chunks each of them reads, and how their results are merged."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sae.features.store.collection import Collection
 
 
 class Ranks:
-    """This process among all; alone, every method is a formality."""
+    """This process among all those of the pass, of which there may be just one."""
 
     def __init__(self, rank: int, world: int) -> None:
         self.rank, self.world = rank, world
@@ -43,7 +43,7 @@ class Ranks:
         return self.rank == 0
 
     def any(self, value: bool) -> bool:
-        """Whether it is so in any process; all must call."""
+        """Whether `value` is true in any process; all processes must call this."""
         if self.world == 1:
             return value
         flag = torch.tensor([int(value)])
@@ -51,7 +51,7 @@ class Ranks:
         return bool(flag.item())
 
     def share(self, value: Any) -> Any:
-        """The first process's value; all must call."""
+        """The first process's value; all processes must call this."""
         if self.world == 1:
             return value
         box = [value]
@@ -59,7 +59,7 @@ class Ranks:
         return box[0]
 
     def gather(self, collection: Collection, open_document: int | None) -> Collection:
-        """The finished collection of all in the first process; the others get an empty one. All must call."""
+        """The finished collection of all processes in the first one, an empty one elsewhere; all must call this."""
         collection.finish(open_document)
         if self.world == 1:
             return collection

@@ -1,7 +1,7 @@
-"""What a pass goes over: the seam between collecting and what is read, be it text or images.
+"""What a pass reads, be it text or images: documents in chunks of tokens.
 
 A document is a text or an image. A token is a token of the text, or one row of an image's code: an image whose code has
-P rows (the places of a feature map) has P tokens, all of which are the image's label.
+P rows (the places of a feature map) has P tokens, and each of them stands for the image's label.
 """
 
 from __future__ import annotations
@@ -12,54 +12,42 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-from sae.config import ConfigError
 from sae.features.store.documents import Tokens
 from sae.features.store.lens import Lens
 from sae.features.store.text import Vocabulary
 from sae.models.autoencoder import Autoencoder
-from sae.models.saved import KINDS, called
-from sae.runs.images import kind_of
 
 Mark = list[int]
-"""Where to go on, as JSON values."""
+"""Where a later pass resumes, as JSON values."""
 
 
-class Read(NamedTuple):
-    """What the steps of a source give when they are worked on."""
+class ReadChunk(NamedTuple):
+    """What a chunk contains, once it has been read."""
 
     rows: Any
     """The tokens to collect from, as `Subject.inputs_of` takes them."""
     tokens: Tokens
     """Where they stand."""
     text: Tokens
-    """All tokens of their segments that are known, for showing."""
+    """All known tokens of their segments, to be shown around an example."""
     left_out: dict[str, int]
-    """Tokens left out, by kind."""
+    """Number of tokens left out, by kind."""
 
 
-class Step:
-    """One piece of the work: cheap to come by, so that processes can share the steps out; `read` does the work."""
+class Chunk(NamedTuple):
+    """One part of a pass. It costs little until `read` is called, so processes can share out the chunks."""
 
-    def __init__(self, tokens: int, after: Mark, open_document: int | None, read: Callable[[], Read]) -> None:
-        self.tokens = tokens
-        """Tokens in it, those left out included."""
-        self.after = after
-        """From where the next step goes on."""
-        self.open_document = open_document
-        """The document that goes on in the next step, or None."""
-        self.read = read
-
-
-class Source(Protocol):
-    """A stream of steps."""
-
-    def steps(self, mark: Mark) -> Iterator[Step]:
-        """Steps from a mark on; [0, 0] is the beginning."""
-        ...
+    tokens: int
+    """Number of tokens in it, those left out included."""
+    after: Mark
+    """Where the next chunk begins."""
+    open_document: int | None
+    """The document that continues in the next chunk, if one does."""
+    read: Callable[[], ReadChunk]
 
 
 class Subject(Protocol):
-    """A finished run with what its features are collected over."""
+    """A finished run with the data that its features are collected over."""
 
     folder: Path
     model: Autoencoder
@@ -67,40 +55,29 @@ class Subject(Protocol):
     """Tokens to read."""
 
     def identity(self) -> dict[str, Any]:
-        """What must be the same for a pass to go on, "weights" (their SHA-256) among it, as JSON values."""
+        """What must not change between a pass and its continuation, as JSON values; "weights" is their SHA-256."""
         ...
 
     def info(self) -> dict[str, Any]:
-        """What readers of the store are told besides: "kind" (language or image), "model", "site", ..."""
+        """Further JSON values for readers of the store: "kind" (language or image), "model", "site", ..."""
         ...
 
     def vocabulary(self) -> Vocabulary:
-        """What every token is called."""
+        """The string of every token."""
         ...
 
-    def source(self) -> Source:
-        """The stream of tokens."""
+    def chunks(self, mark: Mark) -> Iterator[Chunk]:
+        """Chunks from a mark on; [0, 0] is the beginning."""
         ...
 
     def opening(self) -> str:
-        """What a person is shown of the data before the pass; "" for nothing."""
+        """The beginning of the data, printed before the pass; "" for nothing."""
         ...
 
     def inputs_of(self, rows: Any) -> Tensor:
-        """What the autoencoder encodes of `Read.rows`, float32 [n, dim]; codes are of as many rows as tokens."""
+        """What the autoencoder encodes of `ReadChunk.rows`, float32 [n, dim]; it has a row of codes for every token."""
         ...
 
     def prepare(self, lens: Lens) -> None:
-        """Compute ahead, at the end of a pass, what else is told from weights alone."""
+        """Compute ahead, at the end of a pass, what follows from the weights alone."""
         ...
-
-
-def check_language(run: str | Path, what: str) -> None:
-    """Refuse other kinds of run for what only a language model can do; `what` is that, as the subject of a sentence.
-
-    Raises:
-        ConfigError, CorruptError: it is one, or no run.
-    """
-    kind = kind_of(run)
-    if kind != "language":
-        raise ConfigError(f"{run}: {called(kind)}; {what} needs {KINDS['language']}")

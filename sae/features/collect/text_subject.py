@@ -1,7 +1,8 @@
-"""Text as the subject of a pass: the language model's activations, live or stored."""
+"""Text as the subject of a pass: a language model's activations, computed on the way or read from the disk."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ import torch
 from torch import Tensor
 
 from sae.config import CollectConfig
-from sae.features.collect.source import LiveSource, StoredSource, open_store
-from sae.features.collect.subject import Source
+from sae.features.collect.subject import Chunk, Mark
+from sae.features.collect.text_chunks import live_chunks, open_store, stored_chunks
 from sae.features.store.lens import Lens
 from sae.features.store.text import Vocabulary
 from sae.harvest.language_model import LanguageModel
@@ -22,7 +23,7 @@ from sae.runs.text import open_run
 
 
 class TextSubject:
-    """A run on a language model's activations; see `Subject`.
+    """A run on a language model's activations, as a `Subject`.
 
     Raises:
         ConfigError, CorruptError, ModelError, SiteError: the run, its model or a setting cannot be used.
@@ -38,7 +39,6 @@ class TextSubject:
         return self.run.load_language_model(self.device)
 
     def identity(self) -> dict[str, Any]:
-        """See `Subject`."""
         config = self.config
         return {
             "weights": self.run.record["autoencoder"]["sha256"],
@@ -49,26 +49,26 @@ class TextSubject:
         }
 
     def info(self) -> dict[str, Any]:
-        """See `Subject`."""
+        """Also "no_next_token", the reason why the model predicts no next token, where it predicts none."""
         site = "+".join(site.name for site in self.run.inputs)
-        return {"kind": "language", "model": self.run.config.harvest.model, "site": site}
+        info = {"kind": "language", "model": self.run.config.harvest.model, "site": site}
+        if (reason := self.lm.traits.no_next_token) is not None:
+            info["no_next_token"] = reason  # why there is no steering
+        return info
 
     def vocabulary(self) -> Vocabulary:
-        """See `Subject`; the tokenizer's."""
         return Vocabulary.of(self.lm.tokenizer)
 
-    def source(self) -> Source:
-        """See `Subject`."""
+    def chunks(self, mark: Mark) -> Iterator[Chunk]:
         if self.config.store is not None:
             store = open_store(self.config.store, self.run)
             names = [site.name for site in self.run.inputs]
-            return StoredSource(store, names, self.lm.traits.special, self.lm.beginning)
-        return LiveSource(self._harvest)
+            return stored_chunks(store, names, self.lm.traits.special, self.lm.beginning, mark)
+        return live_chunks(self._harvest, mark)
 
     def opening(self) -> str:
-        """See `Subject`; nothing for a store, which has no text."""
         if self.config.store is not None:
-            return ""
+            return ""  # a store of activations has no text
         return opening(self._harvest.documents, self.lm.tokenizer, self._harvest.config, beginning=self.lm.beginning)
 
     @cached_property
@@ -77,9 +77,7 @@ class TextSubject:
         return self.run.harvest(self.lm, split=self.config.split, settings=settings)
 
     def inputs_of(self, rows: Rows) -> Tensor:
-        """See `Subject`."""
         return self.run.inputs_of(rows)
 
     def prepare(self, lens: Lens) -> None:
-        """See `Subject`; the logit lens."""
         lens.prepare_logits(self.lm)

@@ -1,1 +1,1 @@
-"""Names for latents, and how well a name tells where its latent fires."""
+"""Names for latents, and how well each predicts where its latent fires."""

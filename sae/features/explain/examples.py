@@ -1,11 +1,11 @@
-"""Examples that names are made from and scored on, from the store alone: where a latent fires, where it is silent.
+"""Examples from which names are made and on which they are scored: where a latent fires, and where it is silent.
 
     pool = Pool(store)
     pool.examples(17).fit, pool.examples(17).test         # of disjoint documents
 
-Silence is known, not assumed. A latent's uniform buffer holds the firings with the lowest random keys; below the
-highest of them every token of the corpus is either in the buffer or one where the latent is silent (bottom-k
-sketches, Broder 1997). Tokens that other latents fire at come from those latents' uniform buffers.
+They come from the store alone, and silence is known, not assumed. A latent's uniform buffer has the firings with the
+lowest random keys: below the highest of them, a token of the corpus is in the buffer or the latent is silent there
+(bottom-k sketches, Broder 1997). Tokens at which other latents fire come from those latents' uniform buffers.
 """
 
 from __future__ import annotations
@@ -18,40 +18,40 @@ import numpy as np
 import torch
 
 from sae.features.explain.explainers import Marked
-from sae.features.explain.induction import Background, Sample
-from sae.features.explain.predicates import Page, Terms, gather
+from sae.features.explain.induction import Background, LabelledTokens
+from sae.features.explain.predicates import DocumentText, Terms, gather
 from sae.features.store import keys, windows
 from sae.features.store.buffers import EMPTY, SLOTS
 from sae.features.store.store import FeatureStore
 
 HELD_OUT = 0.4  # share of documents that names are scored on
-BANDS = 5  # quantiles of the activation from which scored examples are taken alike
-A_BAND = 8  # scored examples of each
+BANDS = 5  # quantiles of the activation with equally many scored examples
+A_BAND = 8  # scored examples of each quantile
 FIT_POSITIVES, FIT_NEGATIVES = 72, 72
-TEST_NEGATIVES = 40  # random, and as many of neighbours
-NEIGHBOURS = 6  # nearest atoms, and as many that fire at the same tokens
-LEAST = 5  # scored examples that fire, and that do not, without which a name gets no score
-A_DOCUMENT = 3  # examples of one document that a name is made from
+TEST_NEGATIVES = 40  # random tokens, and equally many of neighbours
+NEIGHBOURS = 6  # nearest atoms, and equally many latents that fire at the same tokens
+LEAST = 5  # scored examples that fire, and that are silent, below which a name gets no score
+A_DOCUMENT = 3  # examples from one document for a name
 BACKGROUND_TOKENS = 4096
 
 
 class Examples(NamedTuple):
-    """A latent's examples, those to learn from and those to score on in different documents."""
+    """A latent's examples: those to learn from and those to score on are from different documents."""
 
-    fit: Sample
-    test: Sample
+    fit: LabelledTokens
+    test: LabelledTokens
     neighbour: np.ndarray
-    """Of `test`, bool [n]: silent, at a token where a neighbour fires; the other silent ones are random tokens."""
+    """bool [n], of `test`: silent where a neighbour fires; the other silent examples are random tokens."""
 
     @property
     def enough(self) -> bool:
-        """Whether there is anything to score on."""
+        """Whether there are enough examples to score on."""
         fires = int(self.test.positive.sum())
         return min(fires, len(self.test.positive) - fires) >= LEAST
 
 
 class Pool:
-    """Examples of all latents of a store, and what can be said of their tokens.
+    """Examples of all latents of a store, and the descriptions of their tokens.
 
     Args:
         store: collected features.
@@ -71,27 +71,27 @@ class Pool:
         self.order = self._order(self.place)
         full = (self.place != EMPTY).all(1)
         self.known = np.where(full, self.order.max(1), np.iinfo(np.int64).max)
-        """Keys up to which a latent's firings are all in its buffer, int64 [F]."""
+        """Key up to which all of a latent's firings are in its buffer, int64 [F]."""
         self._index()
         self._facts = lru_cache(maxsize=60_000)(self._facts_of)
-        self._page = lru_cache(maxsize=8_192)(self._page_of)
+        self._text = lru_cache(maxsize=8_192)(self._text_of)
         self.background = self._background()
 
     def examples(self, latent: int) -> Examples:
-        """Examples to make a latent's name from, and held-out ones to score it on; either may lack a kind."""
+        """Examples from which to make a latent's name, and held-out ones to score it; there may be none of a kind."""
         place, value = self._fired(latent)
         near, far = self._silent(latent, place)
-        held, near_held, far_held = (self._held_out(places) for places in (place, near, far))
-        others = [near[near_held][:TEST_NEGATIVES], far[far_held][:TEST_NEGATIVES]]
-        scored = _strata(value[held], self.store.raw(latent).events["uniform"][1])
-        test = self._sample(place[held][scored], value[held][scored], np.concatenate(others))
+        heldout, near_heldout, far_heldout = (self._held_out(places) for places in (place, near, far))
+        others = [near[near_heldout][:TEST_NEGATIVES], far[far_heldout][:TEST_NEGATIVES]]
+        scored = _strata(value[heldout], self.store.raw(latent).events["uniform"][1])
+        test = self._labelled(place[heldout][scored], value[heldout][scored], np.concatenate(others))
         neighbour = np.zeros(len(test.positive), dtype=bool)
         neighbour[len(scored) : len(scored) + len(others[0])] = True
-        silent = np.concatenate([near[~near_held][:FIT_NEGATIVES], far[~far_held][:FIT_NEGATIVES]])
-        return Examples(self._sample(*_spread(place[~held], value[~held]), silent), test, neighbour)
+        silent = np.concatenate([near[~near_heldout][:FIT_NEGATIVES], far[~far_heldout][:FIT_NEGATIVES]])
+        return Examples(self._labelled(*_spread(place[~heldout], value[~heldout]), silent), test, neighbour)
 
     def marked(self, latent: int, place: int) -> Marked:
-        """The text around a token, with the tokens marked at which the latent is known to fire."""
+        """The text around a token, in which the tokens are marked at which the latent is known to fire."""
         document, position = (int(part(torch.tensor(place))) for part in (keys.document_of, keys.position_of))
         ids = self.store.tokens(document)
         start, end = max(0, position - windows.BACK), min(len(ids), position + windows.AHEAD + 1)
@@ -105,7 +105,7 @@ class Pool:
         return Marked(self.store.vocabulary.display(ids, start, end), marks.tolist())
 
     def _fired(self, latent: int) -> tuple[np.ndarray, np.ndarray]:
-        """All examples kept of a latent, in the order of their random keys: places and values."""
+        """All kept examples of a latent, by random key: places and values."""
         events = self.store.raw(latent).events.values()
         place, first = np.unique(np.concatenate([places for places, _, _ in events]), return_index=True)
         value = np.concatenate([values for _, values, _ in events])[first].astype(np.float64)
@@ -113,17 +113,17 @@ class Pool:
         return place[by], value[by]
 
     def _silent(self, latent: int, fired: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens where the latent is known to be silent, by random key: of neighbours, and random ones."""
+        """Tokens at which the latent is known to be silent, by random key: where neighbours fire, and random ones."""
         near = self.place[self._neighbours(latent)].ravel()
         near = np.unique(near[near != EMPTY])
         near_order = self._order(near)
         near = near[np.argsort(near_order)]
-        found = []
+        silent = []
         for places in (near, self.random):
             known = self._order(places) <= self.known[latent]
-            found.append(places[known & ~np.isin(places, fired)])
-        # a token stands in one list only
-        return found[0], found[1][~np.isin(found[1], found[0])]
+            silent.append(places[known & ~np.isin(places, fired)])
+        # a token is in one list only
+        return silent[0], silent[1][~np.isin(silent[1], silent[0])]
 
     def _neighbours(self, latent: int) -> np.ndarray:
         """Latents of the nearest atoms and those that fire at the same tokens."""
@@ -136,7 +136,7 @@ class Pool:
         return np.unique(np.concatenate([self.nearest[latent][:NEIGHBOURS], often]))
 
     def _index(self) -> None:
-        """Which latents hold a place, and the random tokens: those with the lowest keys of all."""
+        """The latents of every place, and the random tokens: those with the lowest keys of all."""
         places, owner = self.place.ravel(), np.repeat(np.arange(len(self.place)), self.place.shape[1])
         by = np.argsort(places, kind="stable")
         by = by[places[by] != EMPTY]
@@ -149,43 +149,43 @@ class Pool:
         items = np.concatenate([*(self._facts(int(place)) for place in learnt), np.empty(0, np.int32)])
         return Background(np.bincount(items, minlength=len(self.terms)).astype(np.float64), len(learnt))
 
-    def _sample(self, place: np.ndarray, value: np.ndarray, silent: np.ndarray) -> Sample:
+    def _labelled(self, place: np.ndarray, value: np.ndarray, silent: np.ndarray) -> LabelledTokens:
         places = np.concatenate([place, silent])
         facts = gather([self._facts(int(p)) for p in places], self.terms)
         positive = np.arange(len(places)) < len(place)
         weight = np.ones(len(places))
         if len(place):
             weight[: len(place)] = np.clip(value / value.mean(), 0.1, 4)
-        return Sample(facts, positive, weight, places, keys.document_of(torch.from_numpy(places)).numpy())
+        return LabelledTokens(facts, positive, weight, places, keys.document_of(torch.from_numpy(places)).numpy())
 
     def _facts_of(self, place: int) -> np.ndarray:
-        """Numbers of all that can be said of a token, int32."""
+        """Numbers of all statements about a token, int32."""
         document, position = (int(f(torch.tensor(place))) for f in (keys.document_of, keys.position_of))
-        page, topic = self._page(document)
+        text, topic = self._text(document)
         group = self.groups.get(int(self.store.tokens(document)[position]))
         said = self.terms.add("like", () if group is None else (group,))
-        described = page.describe(position)
+        described = text.describe(position)
         said += [n for family, values in described.items() for n in self.terms.add(family, values)]
-        own = self.terms.add("topic", described.get("word", ()))
-        # that a text holds the word at hand goes without saying
-        return np.concatenate([np.array(said, np.int32), topic[~np.isin(topic, own)]])
+        word = self.terms.add("topic", described.get("word", ()))
+        # that the document contains the token's own word says nothing
+        return np.concatenate([np.array(said, np.int32), topic[~np.isin(topic, word)]])
 
-    def _page_of(self, document: int) -> tuple[Page, np.ndarray]:
-        page = Page(self.store.document(document)["tokens"])
-        return page, np.array(self.terms.add("topic", page.topic), np.int32)
+    def _text_of(self, document: int) -> tuple[DocumentText, np.ndarray]:
+        text = DocumentText(self.store.document(document)["tokens"])
+        return text, np.array(self.terms.add("topic", text.topic), np.int32)
 
     def _order(self, place: np.ndarray) -> np.ndarray:
         return keys.order(torch.from_numpy(np.ascontiguousarray(place)), self.seed).numpy()
 
     def _held_out(self, place: np.ndarray) -> np.ndarray:
-        """Which places stand in documents that names are scored on, bool."""
+        """Whether each place is in a document on which names are scored, bool."""
         document = keys.document_of(torch.from_numpy(place))
         drawn = keys.uniform(keys.order(keys.pack(document, torch.zeros_like(document)), self.seed + 1))
         return drawn.numpy() <= HELD_OUT
 
 
 def _spread(place: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Examples to learn from: few of a document, the strongest of it first; places and values."""
+    """Examples to learn from: the strongest few of each document; places and values."""
     document = keys.document_of(torch.from_numpy(place)).numpy()
     by = np.lexsort((-value, document))
     starts = np.concatenate([[True], document[by][1:] != document[by][:-1]])
@@ -195,7 +195,7 @@ def _spread(place: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def _strata(value: np.ndarray, uniform: np.ndarray) -> np.ndarray:
-    """Which held-out examples are scored: as many of each quantile of the activation, by random key; indices."""
+    """Which held-out examples are scored: equally many of each quantile of the activation, by random key; indices."""
     edges = np.quantile(uniform, np.linspace(0, 1, BANDS + 1)[1:-1])
     band = np.searchsorted(edges, value)
     kept = [np.flatnonzero(band == b)[:A_BAND] for b in range(BANDS)]

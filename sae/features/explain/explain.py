@@ -1,12 +1,12 @@
-"""`sae explain RUN`: a name for every latent that fires, scored on examples it was not made from. No key, no network.
+"""`sae explain RUN`: a name for every latent that fires, scored on examples it was not made from.
 
 report = explain("runs/demo", ExplainConfig())
 report["score"]["value"], report["control"]["value"]
 
-The score is the AUROC of the latent's rule on held-out documents: firings spread over the quantiles of the activation
-against as many tokens where the latent is silent, half of them random and half where its neighbours fire. The control
-gives every latent another one's rule. Names are saved as they are made, beside the features and bound to the weights'
-SHA-256, so that an interrupted run goes on and a new collection keeps them.
+The score is the AUROC of the latent's rule on held-out documents: firings from all quantiles of the activation
+against tokens at which the latent is silent, some random and some where its neighbours fire. The control gives every
+latent another one's rule. Names are saved batch by batch beside the features, with the weights' SHA-256, so that an
+interrupted run resumes and a new collection keeps them. Rules need no key and no network.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from sae.base.device import pick_device
 from sae.base.files import publish_json
 from sae.base.progress import Progress, StopSignal
 from sae.config import ConfigError, ExplainConfig
-from sae.features.collect.subject import check_language
 from sae.features.explain.examples import Examples, Pool
 from sae.features.explain.explainers import Chat, EndpointChat, LocalChat
 from sae.features.explain.induction import Rule, induce
@@ -32,6 +31,7 @@ from sae.features.explain.likeness import token_groups
 from sae.features.explain.naming import name_of
 from sae.features.explain.opinion import describe
 from sae.features.explain.scoring import auroc, judge, mean_interval
+from sae.features.kinds import check_language
 from sae.features.store.keys import FeatureError
 from sae.features.store.store import FeatureStore
 from sae.harvest.language_model import ModelError
@@ -39,11 +39,11 @@ from sae.models.saved import locate_run
 
 SCORES = ("score", "control", "score_random", "score_neighbours", "precision", "recall")
 REPORT = "explain.json"
-BATCH = 128  # latents between two saves; a control takes its rule from the same batch
+BATCH = 128  # latents between two saves; a control gets its rule from the same batch
 
 
-class Found(NamedTuple):
-    """What was found of one latent."""
+class LatentRule(NamedTuple):
+    """A latent with its rule and examples."""
 
     latent: int
     rule: Rule
@@ -64,8 +64,8 @@ def explain(run: str | Path, config: ExplainConfig | None = None) -> dict[str, A
         "recall", "clear" (share of scored latents whose interval excludes 0.5).
 
     Raises:
-        FeatureError: no features there, or a latent that the run has not.
-        ConfigError, ModelError, ExplainerError: the run is one on images, or the explainer cannot be used.
+        FeatureError: the features are not collected, or the run has no such latent.
+        ConfigError, ModelError, ExplainerError: the run is on images, or the explainer cannot be used.
     """
     config = config or ExplainConfig()
     check_language(run, "naming latents from text")
@@ -76,11 +76,11 @@ def explain(run: str | Path, config: ExplainConfig | None = None) -> dict[str, A
     method = "rules" if chat is None else f"{config.explainer}:{chat.name}"
     live = np.flatnonzero(store.scalars["count"] > 0)
     wanted = _wanted(config, live, store.width)
-    held = {} if config.again else store.annotations.names()
-    # a model's name takes the place of a rule's, and not the other way round
-    done = {latent for latent, name in held.items() if chat is None or name["method"] == method}
+    names = {} if config.again else store.annotations.names()
+    # a model's name replaces a rule's, and not the other way round
+    done = {latent for latent, name in names.items() if chat is None or name["method"] == method}
     left = [latent for latent in wanted if latent not in done]
-    hint = f"names made so far are kept; go on with: sae explain {run}"
+    hint = f"names made so far are kept; continue with: sae explain {run}"
     with StopSignal() as stop, Progress() as progress:
         if left:
             progress.say(f"Reading the examples of {store.width:,} latents")
@@ -89,8 +89,7 @@ def explain(run: str | Path, config: ExplainConfig | None = None) -> dict[str, A
                 bar.skip(len(wanted) - len(left))
                 for begin in range(0, len(left), BATCH):
                     batch = left[begin : begin + BATCH]
-                    names = _explain_batch(pool, batch, config, method, chat)
-                    store.annotations.set_names(names)
+                    store.annotations.set_names(_explain_batch(pool, batch, config, method, chat))
                     bar.advance(len(batch))
                     stop.check(hint)
     names = store.annotations.names()
@@ -101,19 +100,10 @@ def explain(run: str | Path, config: ExplainConfig | None = None) -> dict[str, A
 
 
 def summary(names: Sequence[dict[str, Any]], live: int) -> dict[str, Any]:
-    """What `explain` returns of the names given, of `live` latents."""
+    """The report of `explain` on some names, where `live` latents fire."""
     scored = [name for name in names if name["score"] is not None]
     report: dict[str, Any] = {"live": live, "named": len(names), "scored": len(scored)}
-    for field in (
-        "score",
-        "control",
-        "score_random",
-        "score_neighbours",
-        "precision",
-        "recall",
-        "detection",
-        "fuzzing",
-    ):
+    for field in (*SCORES, "fuzzing"):
         values = np.array([name[field] for name in scored if name.get(field) is not None], dtype=np.float64)
         if len(values):
             report[field] = mean_interval(values)
@@ -123,37 +113,40 @@ def summary(names: Sequence[dict[str, Any]], live: int) -> dict[str, Any]:
 
 
 def open_pool(store: FeatureStore, say: Callable[[str], None]) -> Pool:
-    """All latents' examples, with groups of alike tokens; says so where the language model has no vectors for them."""
+    """All latents' examples, with groups of similar tokens where the language model has output vectors of tokens."""
     groups: dict[int, str] = {}
     try:
         vectors = store.lens.unembedding()
         ids = np.unique(np.concatenate([store.tokens(d) for (d,) in store.query("SELECT id FROM documents")]))
         groups = token_groups(vectors, ids[ids >= 0].tolist(), store.vocabulary.name)
     except (FeatureError, ModelError) as error:
-        say(f"Names do without groups of alike tokens: {error}")
+        say(f"Names are made without groups of similar tokens: {error}")
     return Pool(store, nearest_atoms(store.lens.atoms()), groups)
 
 
 def nearest_atoms(atoms: torch.Tensor, count: int = 10) -> np.ndarray:
     """The latents whose atoms (unit length, [F, d]) have the largest cosine with each one's, int64 [F, count]."""
-    found = []
+    nearest = []
     for rows in torch.arange(len(atoms)).split(2048):
         cosines = atoms[rows] @ atoms.T
         cosines[torch.arange(len(rows)), rows] = -torch.inf
-        found.append(cosines.topk(min(count, len(atoms) - 1), dim=1).indices)
-    return torch.cat(found).numpy()
+        nearest.append(cosines.topk(min(count, len(atoms) - 1), dim=1).indices)
+    return torch.cat(nearest).numpy()
 
 
 def _explain_batch(
     pool: Pool, latents: Sequence[int], config: ExplainConfig, method: str, chat: Chat | None
 ) -> dict[int, dict[str, Any]]:
-    """Names of some latents, each with the score of its rule and of another's."""
-    found = [Found(latent, induce(e.fit, pool.background), e) for latent in latents for e in [pool.examples(latent)]]
-    # every latent gets the rule of another one: a cyclic shift has no fixed point
-    shift = 1 + int(np.random.default_rng(config.seed).integers(max(1, len(found) - 1)))
+    """Names of some latents, each with the scores of its own rule and of another latent's."""
+    rules = []
+    for latent in latents:
+        examples = pool.examples(latent)
+        rules.append(LatentRule(latent, induce(examples.fit, pool.background), examples))
+    # the control gives every latent another one's rule: a cyclic shift has no fixed point
+    shift = 1 + int(np.random.default_rng(config.seed).integers(max(1, len(rules) - 1)))
     names = {}
-    for index, mine in enumerate(found):
-        other = found[(index + shift) % len(found)]
+    for index, mine in enumerate(rules):
+        other = rules[(index + shift) % len(rules)]
         rule = mine.rule.to_json(pool.terms)
         name = {"name": name_of(rule), "method": "rules", "rule": rule, **_score(mine, other, len(pool.terms), config)}
         if chat is not None:
@@ -163,18 +156,18 @@ def _explain_batch(
     return names
 
 
-def _score(mine: Found, other: Found, size: int, config: ExplainConfig) -> dict[str, Any]:
-    """Scores of a latent's rule on its held-out examples; all None where those are too few."""
+def _score(mine: LatentRule, other: LatentRule, size: int, config: ExplainConfig) -> dict[str, Any]:
+    """Scores of a latent's rule on its held-out examples; all None where there are too few."""
     test, neighbour = mine.examples.test, mine.examples.neighbour
     counts = {"positives": int(test.positive.sum()), "negatives": int((~test.positive).sum())}
     if not mine.examples.enough:
         return {**dict.fromkeys(("low", "high", *SCORES)), **counts}
-    said = mine.rule.score(test.facts, size)
-    verdict = judge(said, test.positive, test.document, mine.rule.threshold, seed=config.seed)
+    scores = mine.rule.score(test.facts, size)
+    verdict = judge(scores, test.positive, test.document, mine.rule.threshold, seed=config.seed)
     parts = {}
-    for field, chosen in (("score_random", ~neighbour), ("score_neighbours", neighbour | test.positive)):
-        kind = chosen[~test.positive].any()
-        parts[field] = auroc(said[chosen], test.positive[chosen]) if kind else None
+    for field, rows in (("score_random", ~neighbour), ("score_neighbours", neighbour | test.positive)):
+        silent = rows[~test.positive].any()
+        parts[field] = auroc(scores[rows], test.positive[rows]) if silent else None
     control = None
     if other is not mine:
         control = auroc(other.rule.score(test.facts, size), test.positive)
@@ -195,7 +188,7 @@ def _wanted(config: ExplainConfig, live: np.ndarray, width: int) -> list[int]:
 
 
 def _chat(config: ExplainConfig) -> Chat | None:
-    """Who explains; None for rules alone."""
+    """The model that explains; None for rules alone."""
     if config.explainer == "rules":
         return None
     if config.explainer == "local":

@@ -1,11 +1,11 @@
-"""A language model as explainer and as judge of names: one on this machine, or behind an OpenAI-compatible address.
+"""A language model as explainer and as judge of names: one on this machine, or at an OpenAI-compatible address.
 
     chat = EndpointChat("http://127.0.0.1:8000/v1", model="qwen", key=None)
     chat.reply("You name things.", "Name this.", tokens=20)
 
-Nothing leaves the machine unless an endpoint is given. The name is asked for from marked examples (Bills et al. 2023)
-and judged by **detection** (does the latent fire in this text?) and **fuzzing** (are the right tokens marked?), both
-from Paulo et al. 2024, "Automatically Interpreting Millions of Features in Large Language Models".
+Nothing leaves the machine unless an endpoint is given. The model makes a name from marked examples (Bills et al.
+2023) and judges it by **detection** (does the latent fire in this text?) and **fuzzing** (are the right ones marked?),
+both from Paulo et al. 2024, "Automatically Interpreting Millions of Features in Large Language Models".
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ LONGEST_REPLY = 1 << 20
 
 
 class ExplainerError(ValueError):
-    """The explainer cannot be used: out of reach, refused, or it writes no text; the message says what would do."""
+    """The explainer cannot be used: it is out of reach, refuses, or writes no text; the message names the remedy."""
 
 
 class Chat(Protocol):
-    """Something that answers."""
+    """A language model that answers questions."""
 
     name: str
     """The model's name."""
@@ -54,15 +54,12 @@ class LocalChat:
     def __init__(self, name: str, device: torch.device) -> None:
         self.name = name
         self.lm = load_language_model(locate_model(name, trust_remote_code=False), device=device, precision="auto")
-        model: Any = self.lm.model
-        if not self.lm.traits.predicts_next or not hasattr(model, "can_generate") or not model.can_generate():
-            why = self.lm.traits.no_next_token or "transformers has no generation for it"
+        if (reason := self.lm.traits.no_next_token) is not None:
             raise ExplainerError(
-                f"--explainer-model {name}: {self.lm.provenance['architecture']} writes no text ({why})"
+                f"--explainer-model {name}: {self.lm.provenance['architecture']} writes no text ({reason})"
             )
 
     def reply(self, system: str, user: str, *, tokens: int) -> str:
-        """See `Chat`."""
         tokenizer = self.lm.tokenizer
         if getattr(tokenizer, "chat_template", None):
             turns = [{"role": "system", "content": system}, {"role": "user", "content": user}]
@@ -72,16 +69,16 @@ class LocalChat:
             ids = tokenizer([f"{system}\n\n{user}\n\nAnswer:"], return_tensors="pt")["input_ids"]
         limit = self.lm.traits.limit
         if limit is not None and ids.shape[1] + tokens > limit:
-            # the end of the question holds what is asked
+            # what is asked stands at the end
             ids = ids[:, -max(1, limit - tokens) :]
         ids = ids.to(self.lm.device)
         pad = padding_token(tokenizer)
         generate: Any = self.lm.model.generate
         with torch.no_grad():
-            found = generate(
+            generated = generate(
                 ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False, pad_token_id=pad
             )
-        return tokenizer.decode(found[0, ids.shape[1] :], skip_special_tokens=True).strip()
+        return tokenizer.decode(generated[0, ids.shape[1] :], skip_special_tokens=True).strip()
 
 
 class EndpointChat:
@@ -100,7 +97,7 @@ class EndpointChat:
         self.name, self.address, self.key, self.wait = model, endpoint.rstrip("/") + "/chat/completions", key, wait
 
     def reply(self, system: str, user: str, *, tokens: int) -> str:
-        """See `Chat`; ExplainerError where the endpoint stays out of reach or its answer is none."""
+        """As in `Chat`; ExplainerError where the endpoint is out of reach or gives no answer of a chat."""
         question = {
             "model": self.name,
             "messages": [{"role": "system", "content": system}, {"role": "user", "content": user}],
@@ -137,7 +134,7 @@ class EndpointChat:
 
 
 class Marked:
-    """A text of display tokens, some of them marked."""
+    """A text of tokens, some of them marked."""
 
     def __init__(self, tokens: Sequence[str], marks: Sequence[bool]) -> None:
         self.tokens, self.marks = list(tokens), list(marks)
@@ -174,7 +171,7 @@ FUZZ = (
 
 
 def ask_name(chat: Chat, examples: Sequence[Marked], promoted: Sequence[str]) -> str:
-    """A description of a latent from examples, strongest first, and from the tokens that it makes likely."""
+    """A description of a latent, from its examples, strongest first, and the tokens that it makes likely."""
     listed = "\n".join(f"{i}. {example.marked()}" for i, example in enumerate(examples, 1))
     also = f"\n\nTokens that it makes more likely to come next: {', '.join(map(repr, promoted))}" if promoted else ""
     lines = chat.reply(EXPLAIN, f"{listed}{also}\n\nDescription:", tokens=60).strip().splitlines()
@@ -182,14 +179,14 @@ def ask_name(chat: Chat, examples: Sequence[Marked], promoted: Sequence[str]) ->
 
 
 def ask_verdicts(chat: Chat, name: str, texts: Sequence[str], *, fuzzing: bool = False) -> list[float]:
-    """1, 0, or 0.5 where the answer does not tell, for every text."""
-    found: list[float] = []
+    """1, 0, or 0.5 where the answer is unclear, for every text."""
+    verdicts: list[float] = []
     for begin in range(0, len(texts), AT_ONCE):
         part = texts[begin : begin + AT_ONCE]
         listed = "\n".join(f"{i}. {text}" for i, text in enumerate(part, 1))
         answer = chat.reply(FUZZ if fuzzing else DETECT, f"Description: {name}\n\n{listed}\n\nAnswer:", tokens=40)
-        found += _read_list(answer, len(part))
-    return found
+        verdicts += _read_list(answer, len(part))
+    return verdicts
 
 
 def _read_list(answer: str, count: int) -> list[float]:

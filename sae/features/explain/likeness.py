@@ -1,9 +1,9 @@
-"""Groups of tokens that the language model treats alike, so that a name can say "tokens like Paris, London, Rome".
+"""Groups of tokens that the language model treats alike, for names such as "tokens like Paris, London, Rome".
 
 groups = token_groups(vectors, ids, strings)      # {token id: "Paris, London, Rome"}
 
 Groups come from k-means on the directions of the tokens' output vectors (spherical k-means, Dhillon and Modha 2001).
-Each is called by the three tokens nearest to its centre.
+A group is named after the three tokens nearest to its centre.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ def token_groups(vectors: Tensor, ids: Sequence[int], string: Callable[[int], st
         string: a token's text by its id.
         seed: of the first centres.
     """
-    chosen = torch.tensor(sorted(set(ids)), dtype=torch.int64)
-    if not len(chosen):
+    tokens = torch.tensor(sorted(set(ids)), dtype=torch.int64)
+    if not len(tokens):
         return {}
-    # what all tokens share says nothing about any
-    rows = vectors[chosen].float()
+    # what all tokens share tells none apart
+    rows = vectors[tokens].float()
     rows = torch.nn.functional.normalize(rows - rows.mean(0), dim=1)
     count = max(1, min(MOST, len(rows) // MEMBERS))
     draw = torch.Generator().manual_seed(seed)
@@ -48,9 +48,9 @@ def token_groups(vectors: Tensor, ids: Sequence[int], string: Callable[[int], st
     members: dict[int, list[int]] = {}
     for index in closeness.argsort(descending=True, stable=True).tolist():
         members.setdefault(int(nearest[index]), []).append(index)
-    found = {}
+    names = {}
     for group in members.values():
-        shown = dict.fromkeys(string(int(chosen[i])).strip().lower() for i in group)
+        shown = dict.fromkeys(string(int(tokens[i])).strip().lower() for i in group)
         name = ", ".join([text for text in shown if text][:SHOWN])
-        found |= {int(chosen[i]): name for i in group if name}
-    return found
+        names |= {int(tokens[i]): name for i in group if name}
+    return names

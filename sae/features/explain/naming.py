@@ -1,4 +1,4 @@
-"""A rule in words: what a latent is called.
+"""A rule in words: the name of a latent.
 
 name_of(rule.to_json(terms))         # "“in”, “at” before “1”, “2”"
 """
@@ -9,17 +9,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 UNCLEAR = "no clear pattern"
-CLAUSES = 3  # of a rule, that stand in its name
-SHOWN = 4  # values of a clause that stand in a name
-ALONE = 0.75  # share of the firing examples' weight from which on one value stands for its clause
+CLAUSES = 3  # of a rule in its name
+SHOWN = 4  # values of a clause in a name
+ALONE = 0.75  # share of the firing examples' weight from which one value stands for its clause
 LEAST = 0.15  # of the strongest value's share, below which a value is left out of the name
 LONGEST = 140  # characters of a name
 
 
 def name_of(rule: dict[str, Any]) -> str:
-    """A name of at most 140 characters for a rule as it is saved, or UNCLEAR for one without clauses.
+    """A name of at most 140 characters for a rule from `Rule.to_json`, or UNCLEAR for one without clauses.
 
-    What is said of the token itself comes first, the most definite statement before the others; then what is around it.
+    Statements about the token itself come first, the most specific before the others; then those about its context.
     """
     parts = _without_repeats({clause["family"]: _values(clause["values"]) for clause in rule["clauses"]})
     heads = [say(parts[family]) for family, say in HEADS.items() if family in parts]
@@ -36,7 +36,7 @@ def name_of(rule: dict[str, Any]) -> str:
 
 
 def _without_repeats(parts: dict[str, list[str]]) -> dict[str, list[str]]:
-    """The first clauses, without those of which a reader learns nothing that another one does not say."""
+    """The first clauses, without those that only repeat another or say little beside it."""
     kept: dict[str, list[str]] = {}
     said: set[str] = set()
     for family, values in parts.items():
@@ -50,7 +50,7 @@ def _without_repeats(parts: dict[str, list[str]]) -> dict[str, list[str]]:
 
 
 def _values(values: list[dict[str, Any]]) -> list[str]:
-    """The values to be shown, without those that differ in case or space alone."""
+    """The values to be shown, each once but for case and spaces."""
     shares: dict[str, float] = {}
     for entry in values:
         text = entry["value"].strip() or entry["value"]
@@ -126,7 +126,7 @@ HEADS: dict[str, Callable[[list[str]], str]] = {
     "case": _plural,
     "piece": _plural,
 }
-"""Families that say what the token is, the most definite first."""
+"""Families about the token itself, the most specific first."""
 
 TAILS: dict[str, Callable[[list[str]], str]] = {
     "before": lambda values: f"after {_quoted(values)}",
@@ -136,4 +136,4 @@ TAILS: dict[str, Callable[[list[str]], str]] = {
     "near": lambda values: f"near {_quoted(values)}",
     "topic": lambda values: f"in texts with {_quoted(values, 5)}",
 }
-"""Families that say what is around it."""
+"""Families about its context."""

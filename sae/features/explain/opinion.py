@@ -1,8 +1,4 @@
-"""What a language model makes of a latent: a name from the examples to learn from, judged on the held-out ones.
-
-Used by `sae.features.explain.explain` where an explainer is asked for; the questions are in
-`sae.features.explain.explainers`.
-"""
+"""A language model names a latent from the examples to learn from, and judges the name on the held-out ones."""
 
 from __future__ import annotations
 
@@ -17,7 +13,7 @@ from sae.features.explain.explainers import Chat, Marked, ask_name, ask_verdicts
 from sae.features.explain.scoring import judge
 from sae.features.store.keys import FeatureError
 
-SURE = 0.75  # verdicts are 0, 0.5 (no answer) and 1
+SURE = 0.75  # a verdict is 0, 0.5 (no clear answer) or 1
 PROMOTED = 8  # tokens that the latent makes likely, shown to the explainer
 
 
@@ -31,9 +27,9 @@ def describe(chat: Chat, pool: Pool, latent: int, examples: Examples, config: Ex
     strongest = np.argsort(-fit.weight * fit.positive, kind="stable")[: min(config.examples, int(fit.positive.sum()))]
     shown = [pool.marked(latent, int(fit.place[row])) for row in strongest]
     name = ask_name(chat, shown, _promoted(pool, latent))
-    found: dict[str, Any] = {"name": name, "control": None, "score_random": None, "score_neighbours": None}
+    answer: dict[str, Any] = {"name": name, "control": None, "score_random": None, "score_neighbours": None}
     if not examples.enough:
-        return found
+        return answer
     draw = np.random.default_rng([config.seed, latent])
     rows = np.concatenate([_some(test.positive, config.judged, draw), _some(~test.positive, config.judged, draw)])
     rows = draw.permutation(rows)
@@ -42,7 +38,7 @@ def describe(chat: Chat, pool: Pool, latent: int, examples: Examples, config: Ex
     verdict = judge(said, test.positive[rows], test.document[rows], SURE, seed=config.seed)
     fires = [text for text, row in zip(texts, rows, strict=True) if test.positive[row]]
     return {
-        **found,
+        **answer,
         "score": verdict.auroc,
         **{field: getattr(verdict, field) for field in ("low", "high", "precision", "recall")},
         "fuzzing": _fuzzing(chat, name, fires, draw),
@@ -50,7 +46,7 @@ def describe(chat: Chat, pool: Pool, latent: int, examples: Examples, config: Ex
 
 
 def _fuzzing(chat: Chat, name: str, fires: Sequence[Marked], draw: np.random.Generator) -> float | None:
-    """Balanced accuracy over texts with the right tokens marked, and the same texts with as many wrong ones."""
+    """Balanced accuracy over texts with the right tokens marked, and the same texts with equally many wrong ones."""
     texts, right = [], []
     for text in fires:
         silent = np.flatnonzero(~np.array(text.marks))
@@ -74,7 +70,7 @@ def _some(which: np.ndarray, count: int, draw: np.random.Generator) -> np.ndarra
 
 
 def _promoted(pool: Pool, latent: int) -> list[str]:
-    """The tokens that the atom speaks for; none where logits are not defined."""
+    """The tokens that the atom makes most likely; none where logits are undefined."""
     try:
         return [entry["token"] for entry in pool.store.logits(latent)["top"][:PROMOTED]]
     except FeatureError:

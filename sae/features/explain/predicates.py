@@ -1,10 +1,10 @@
-"""What can be said of a token in its document, in words a person would use.
+"""Statements about a token in its document, in everyday words.
 
-    page = Page(tokens)                        # display strings of a document
-    page.describe(position)["word"]            # ("river",)
+    text = DocumentText(tokens)                # display strings of a document
+    text.describe(position)["word"]            # ("river",)
 
-A **family** is one kind of statement (which token it is, what came before, what the document speaks of); its values
-are strings. `Events` holds many tokens with their values as integers, so that counting them is fast.
+A **family** is one kind of statement (which token it is, what came before, the words of the document); its values are
+strings. `Facts` has the values of many tokens as integers, so that counting them is fast.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 FAMILIES = (
     "token",  # the token as it is written, with its leading space
     "word",  # the word that it belongs to, in lower case
-    "like",  # the group of tokens that the model treats alike, see `likeness`
+    "like",  # its group of tokens that the model treats alike, see `likeness`
     "ending",  # last three letters of that word
     "beginning",  # first letter, or two, of the token
     "case",
@@ -50,8 +50,8 @@ _KINDS = (
 )
 
 
-class Page:
-    """A document's tokens with its words found, from which each token can be described."""
+class DocumentText:
+    """A document's tokens and words, from which each token can be described."""
 
     def __init__(self, tokens: Sequence[str]) -> None:
         self.tokens = list(tokens)
@@ -69,7 +69,7 @@ class Page:
 
     @cached_property
     def topic(self) -> tuple[str, ...]:
-        """The document's words of three letters and more, each once."""
+        """The document's words of three letters or more, each once."""
         return tuple(sorted({w for w in self.words if len(w) > 2 and not w.isdigit()}))
 
     def describe(self, position: int) -> dict[str, tuple[str, ...]]:
@@ -128,22 +128,22 @@ class Page:
 
     def _places(self, position: int, start: int) -> tuple[str, ...]:
         before = self.text[max(0, start - 200) : start]
-        found = []
+        places = []
         if not before.strip():
-            found.append("first word of the text")
+            places.append("first word of the text")
         elif position < 8:
-            found.append("first tokens of the text")
+            places.append("first tokens of the text")
         elif position < 24:
-            found.append("early in the text")
+            places.append("early in the text")
         if _SENTENCE_END.search(before):
-            found.append("start of a sentence")
+            places.append("start of a sentence")
         if before.rstrip(" ").endswith("\n"):
-            found.append("start of a line")
+            places.append("start of a line")
         if before.rfind("(") > before.rfind(")"):
-            found.append("in brackets")
+            places.append("in brackets")
         if before.count('"') % 2 or before.rfind("“") > before.rfind("”"):
-            found.append("in quotation marks")
-        return tuple(found)
+            places.append("in quotation marks")
+        return tuple(places)
 
 
 def _case(core: str, word_start: str) -> str:
@@ -169,7 +169,7 @@ def _kind(core: str, token: str) -> str:
 
 
 class Terms:
-    """Numbers for (family, value) pairs, in the order in which they are met."""
+    """Numbers for (family, value) pairs, in the order in which they occur."""
 
     def __init__(self) -> None:
         self.number: dict[tuple[str, str], int] = {}
@@ -181,14 +181,14 @@ class Terms:
 
     def add(self, family: str, values: Iterable[str]) -> list[int]:
         """Numbers of some values of a family."""
-        found = []
+        numbers = []
         for value in values:
             key = (family, value)
             if key not in self.number:
                 self.number[key] = len(self.names)
                 self.names.append(key)
-            found.append(self.number[key])
-        return found
+            numbers.append(self.number[key])
+        return numbers
 
     def families(self) -> np.ndarray:
         """Index in FAMILIES of every number's family, uint8."""
@@ -199,39 +199,39 @@ class Terms:
 
 
 class Ragged(NamedTuple):
-    """Lists of different length, one an event."""
+    """Lists of different lengths, one for each token."""
 
     items: np.ndarray
     """int32 [sum of lengths]"""
     lengths: np.ndarray
-    """int64 [events]"""
+    """int64 [tokens]"""
 
     @property
     def rows(self) -> np.ndarray:
-        """The event of every item, int64."""
+        """The token of every item, int64."""
         return np.repeat(np.arange(len(self.lengths)), self.lengths)
 
     def best(self, weight: np.ndarray) -> np.ndarray:
-        """For every event the largest weight among its items, at least 0; `weight` is float [vocabulary]."""
-        found = np.zeros(len(self.lengths))
+        """For every token the largest weight among its items, at least 0; `weight` is float [vocabulary]."""
+        largest = np.zeros(len(self.lengths))
         filled = self.lengths > 0
         if filled.any():
             starts = (np.cumsum(self.lengths) - self.lengths)[filled]
-            found[filled] = np.maximum(np.maximum.reduceat(weight[self.items], starts), 0)
-        return found
+            largest[filled] = np.maximum(np.maximum.reduceat(weight[self.items], starts), 0)
+        return largest
 
 
 Facts = dict[str, Ragged]
-"""Family -> the values that can be said of each of some tokens."""
+"""Family -> its values for each of some tokens."""
 
 
 def gather(lists: Sequence[np.ndarray], terms: Terms) -> Facts:
-    """Facts of several tokens, each given by all its values' numbers, int32."""
+    """Facts of several tokens, each given as the numbers of all its values, int32."""
     items = np.concatenate(lists) if lists else np.empty(0, np.int32)
     rows = np.repeat(np.arange(len(lists)), [len(part) for part in lists])
     family = terms.families()[items]
-    found: Facts = {}
+    facts: Facts = {}
     for index, name in enumerate(FAMILIES):
         mine = family == index
-        found[name] = Ragged(items[mine], np.bincount(rows[mine], minlength=len(lists)))
-    return found
+        facts[name] = Ragged(items[mine], np.bincount(rows[mine], minlength=len(lists)))
+    return facts

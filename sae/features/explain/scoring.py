@@ -1,4 +1,4 @@
-"""How well a name tells where its latent fires, on examples that it was not made from.
+"""How well a name predicts where its latent fires, on examples that it was not made from.
 
 auroc(score, positive)                       # chance that a firing token scores higher than a silent one
 judge(score, positive, document, threshold)  # with a bootstrap interval over documents, precision and recall
@@ -14,7 +14,7 @@ RESAMPLES = 200
 
 
 class Verdict(NamedTuple):
-    """How a rule does on held-out examples."""
+    """A rule's scores on held-out examples."""
 
     auroc: float
     low: float
@@ -32,7 +32,7 @@ def auroc(score: np.ndarray, positive: np.ndarray, weight: np.ndarray | None = N
     Args:
         score: float [n].
         positive: bool [n], with at least one True and one False.
-        weight: float [n], how much each counts; alike by default.
+        weight: float [n], how much each counts; 1 by default.
     """
     weight = np.ones(len(score)) if weight is None else weight
     values, inverse = np.unique(score, return_inverse=True)
@@ -45,13 +45,13 @@ def auroc(score: np.ndarray, positive: np.ndarray, weight: np.ndarray | None = N
 def judge(score: np.ndarray, positive: np.ndarray, document: np.ndarray, threshold: float, *, seed: int = 0) -> Verdict:
     """AUROC with its interval, precision and recall at `threshold`.
 
-    Documents are resampled, not tokens, among firing and silent examples apart: tokens of one document are alike.
+    Documents are resampled, not tokens, because tokens of one document are alike; firing and silent examples apart.
 
     Args:
         score: float [n].
         positive: bool [n], with at least one True and one False.
         document: int64 [n].
-        threshold: from which score on the rule says that the latent fires.
+        threshold: the lowest score at which the rule predicts a firing.
         seed: of the bootstrap.
     """
     above = np.sign(score[positive][:, None] - score[~positive][None]) / 2 + 0.5

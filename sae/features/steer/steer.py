@@ -24,7 +24,7 @@ from torch import Tensor
 from sae.base.device import pick_device
 from sae.config import SteerConfig
 from sae.data.packing import padding_token
-from sae.features.collect.subject import check_language
+from sae.features.kinds import check_language
 from sae.features.steer.inject import OVERFLOW, Places, SteerError, Steering
 from sae.features.steer.prompt import read_prompt, vocabulary_of, wanted_in
 from sae.features.store.keys import FeatureError
@@ -175,11 +175,9 @@ def _check_call(
         if mode == "set" and strength < 0:
             raise SteerError(f"--scale {strength}: a latent's value is never negative; use --mode add")
         seen.add(latent)
-    model: Any = lm.model
-    if not lm.traits.predicts_next or not hasattr(model, "can_generate") or not model.can_generate():
-        why = lm.traits.no_next_token or "transformers has no generation for it"
+    if (reason := lm.traits.no_next_token) is not None:
         raise SteerError(
-            f"{lm.provenance['architecture']} predicts no next token, so there is no text to steer ({why}); its "
+            f"{lm.provenance['architecture']} predicts no next token, so there is no text to steer ({reason}); its "
             "prompts can be examined on the page"
         )
 

@@ -1,1 +1,1 @@
-"""The feature store: what is kept of every latent, how it is written, and how it is read."""
+"""The feature store: what is kept of every latent while a corpus is read, how it is written, and how it is read."""

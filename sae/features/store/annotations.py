@@ -4,8 +4,8 @@
     annotations.set(17, label="days of the week", bookmark=True)
     annotations.get([17, 18])[17]["label"]
 
-They lie in the run's `annotations.sqlite`, each with the SHA-256 of the weights it was made for: those of other weights
-are kept, and not shown. Every row carries a hash of its content.
+They are in the run's `annotations.sqlite`, each with the SHA-256 of the weights it was made for: those of other weights
+stay in the file and are not shown. Every row carries a hash of its content.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from sae.base.files import CorruptError
-from sae.features.store.database import Blobs, open_read_only
+from sae.features.store.database import Blobs, open_read_only, write_in_place
 from sae.features.store.keys import FeatureError
 from sae.models.saved import read_description
 
@@ -27,12 +26,11 @@ FILE = "annotations.sqlite"
 TABLES = ("annotations", "names")
 EMPTY: dict[str, Any] = {"label": None, "bookmark": False, "note": None}
 LONGEST = 10_000  # characters of a label or note
-REMEDY = "mend or delete the file"
-WAIT = 10.0  # seconds for another process to finish writing
+REMEDY = "repair or delete the file"
 
 
 class Annotations:
-    """Labels, notes and bookmarks, and names by explainers, of one run's latents.
+    """One run's labels, notes, bookmarks and explainers' names.
 
     Raises:
         ConfigError, CorruptError: the folder is no finished run, or the file is damaged.
@@ -49,11 +47,11 @@ class Annotations:
 
     def get(self, latents: Iterable[int]) -> dict[int, dict[str, Any]]:
         """`{latent: {"label": str | None, "bookmark": bool, "note": str | None}}` of these latents."""
-        held = self.all()
-        return {latent: held.get(latent, dict(EMPTY)) for latent in latents}
+        annotations = self.all()
+        return {latent: annotations.get(latent, dict(EMPTY)) for latent in latents}
 
     def set(self, latent: int, **changes: Any) -> dict[str, Any]:
-        """Change some of `label`, `note` (None or "" takes it away) and `bookmark`; returns what the latent now has.
+        """Change some of `label`, `note` (None or "" removes it) and `bookmark`; returns the latent's annotation.
 
         Raises:
             FeatureError: another field, a wrong type, or over 10,000 characters.
@@ -66,78 +64,60 @@ class Annotations:
                 raise FeatureError(f"{name}: {len(value)} characters; expected at most {LONGEST}")
         if latent < 0:
             raise FeatureError(f"latent {latent}: expected 0 or more")
-        with self._writing() as connection:
-            found = _rows(connection, self.path, "annotations", self.weights, latent)
-            value = {**found.get(latent, EMPTY), **changes}
+        with self._writing() as blobs:
+            before = _rows(blobs, "annotations", self.weights, latent)
+            value = {**before.get(latent, EMPTY), **changes}
             value = {name: v or None if name != "bookmark" else v for name, v in value.items()}
-            self._put(connection, "annotations", latent, value if value != EMPTY else None)
+            self._put(blobs, "annotations", latent, value if value != EMPTY else None)
         return value
 
     def names(self) -> dict[int, dict[str, Any]]:
-        """What explainers said: `{latent: {"name", "method", "score", ...}}`."""
+        """Names by explainers: `{latent: {"name", "method", "score", ...}}`."""
         return self._read("names")
 
     def set_names(self, names: Mapping[int, Mapping[str, Any]]) -> None:
-        """Keep names and their scores (JSON values), in place of earlier ones of the same latents."""
-        with self._writing() as connection:
+        """Save names and their scores (JSON values), replacing earlier ones of the same latents."""
+        with self._writing() as blobs:
             for latent, value in names.items():
-                self._put(connection, "names", int(latent), dict(value))
+                self._put(blobs, "names", int(latent), dict(value))
 
     def _read(self, table: str) -> dict[int, dict[str, Any]]:
         if not self.path.exists():
             return {}
         with contextlib.closing(open_read_only(self.path, recover=True)) as connection:
-            return _rows(connection, self.path, table, self.weights)
+            return _rows(Blobs(connection, self.path, REMEDY), table, self.weights)
 
     @contextlib.contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        """One transaction; several processes take turns."""
-        connection = sqlite3.connect(self.path, timeout=WAIT, isolation_level=None)
-        try:
-            connection.execute("PRAGMA journal_mode = DELETE")
-            connection.execute("PRAGMA synchronous = FULL")
-            connection.execute("BEGIN IMMEDIATE")
+    def _writing(self) -> Iterator[Blobs]:
+        with write_in_place(self.path, REMEDY) as blobs:
             for table in TABLES:
-                connection.execute(
+                blobs.connection.execute(
                     f"CREATE TABLE IF NOT EXISTS {table} "
                     "(weights TEXT, latent INTEGER, data TEXT, hash BLOB, PRIMARY KEY (weights, latent))"
                 )
-            yield connection
-            connection.execute("COMMIT")
-        except sqlite3.DatabaseError as error:
-            raise _unusable(self.path, error) from error
-        finally:
-            connection.close()
+            yield blobs
 
-    def _put(self, connection: sqlite3.Connection, table: str, latent: int, value: dict[str, Any] | None) -> None:
+    def _put(self, blobs: Blobs, table: str, latent: int, value: dict[str, Any] | None) -> None:
         if value is None:
-            connection.execute(f"DELETE FROM {table} WHERE weights = ? AND latent = ?", (self.weights, latent))
+            blobs.connection.execute(f"DELETE FROM {table} WHERE weights = ? AND latent = ?", (self.weights, latent))
             return
         data = json.dumps(value, allow_nan=False)
         row = (self.weights, latent, data, _hash(table, self.weights, latent, data))
-        connection.execute(f"INSERT OR REPLACE INTO {table} VALUES (?, ?, ?, ?)", row)
+        blobs.connection.execute(f"INSERT OR REPLACE INTO {table} VALUES (?, ?, ?, ?)", row)
 
 
-def _rows(
-    connection: sqlite3.Connection, path: Path, table: str, weights: str, latent: int | None = None
-) -> dict[int, dict[str, Any]]:
-    """The rows of a table, checked; of one latent, or of all."""
+def _rows(blobs: Blobs, table: str, weights: str, latent: int | None = None) -> dict[int, dict[str, Any]]:
+    """The rows of a table, checked: of one latent, or of all."""
     only = "" if latent is None else " AND latent = ?"
     values = (weights,) if latent is None else (weights, latent)
     statement = f"SELECT latent, data, hash FROM {table} WHERE weights = ?{only} ORDER BY latent"
-    found = {}
-    for index, data, digest in Blobs(connection, path, REMEDY).query(statement, values):
+    values_of = {}
+    for index, data, digest in blobs.query(statement, values):
         if not isinstance(data, str) or _hash(table, weights, index, data) != digest:
-            raise CorruptError(f"{path}: what {table} holds of latent {index} is damaged; {REMEDY}")
-        found[index] = json.loads(data)
-    return found
+            raise CorruptError(f"{blobs.name}: the {table} of latent {index} are damaged; {REMEDY}")
+        values_of[index] = json.loads(data)
+    return values_of
 
 
 def _hash(table: str, weights: str, latent: int, data: str) -> bytes:
     return hashlib.blake2b(f"{table} {weights} {latent} {data}".encode(), digest_size=8).digest()
-
-
-def _unusable(path: Path, error: sqlite3.DatabaseError) -> Exception:
-    if isinstance(error, sqlite3.OperationalError):
-        return FeatureError(f"{path}: cannot be written ({error})")
-    return CorruptError(f"{path}: cannot be read ({error}); {REMEDY}")

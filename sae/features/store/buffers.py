@@ -1,6 +1,6 @@
 """For every latent the best events by a key, in bounded memory: the one routine behind all kinds of examples.
 
-What a buffer holds in the end depends on the set of events alone, not on their order, batches or processes: the best
+A buffer's final content depends on the set of events alone, not on their order, batches or processes: the best
 by (key, document, position), a total order. Three keys are used (see `KEYS`): the value; a random number, which makes
 a uniform sample and a bottom-k sketch (Broder 1997); and value over random number, which makes a priority sample
 (Duffield, Lund and Thorup 2007), in which strong events are frequent.
@@ -39,7 +39,7 @@ class Events(NamedTuple):
 
 
 def key_of(name: str, value: Tensor, place: Tensor, seed: int) -> Tensor:
-    """Keys of events as int64, larger is better; -2^63 where the slot is free. Positive floats sort as their bits do.
+    """Keys of events as int64, larger is better; -2^63 where the slot is free. Positive floats sort like their bits.
 
     top: the value. uniform: -u. weighted: value / u, in float64.
     """
@@ -61,7 +61,7 @@ class Buffer:
         self.value = torch.zeros(width, self.slots, device=device)
         self.window = torch.zeros(width, self.slots, windows.WIDTH, dtype=torch.uint8, device=device)
         self.threshold = torch.full((width,), _WORST, dtype=torch.int64, device=device)
-        """Keys below this cannot enter; int64 [F]."""
+        """Events with a lower key cannot enter; int64 [F]."""
 
     def candidates(self, latent: Tensor, place: Tensor, value: Tensor) -> Tensor:
         """Which of E events could enter, at most S of a latent; indices int64, sorted by latent, best first.
@@ -80,12 +80,12 @@ class Buffer:
         return picked[by_key[_rank_in_group(latent) < self.slots]]
 
     def absorb(self, events: Events) -> None:
-        """Merge events into the buffers of their latents; other latents are not touched."""
+        """Merge events into the buffers of their latents."""
         if not len(events.latent):
             return
         touched, counts = torch.unique_consecutive(events.latent, return_counts=True)
         begins = counts.cumsum(0) - counts
-        # latents with as many new events together: the rectangle they are put in has little padding
+        # latents with equally many new events together, so that their rectangle has little padding
         by_count = counts.sort(descending=True).indices
         for rows in by_count.split(_ROWS_AT_ONCE):
             self._merge(touched[rows], begins[rows], counts[rows], events)
@@ -113,7 +113,7 @@ class Buffer:
         self.threshold[latent] = threshold
 
     def events(self, begin: int = 0, end: int | None = None) -> Events:
-        """All events held by the latents begin : end, sorted by latent, each latent's best first."""
+        """All events of the latents begin : end, sorted by latent, each latent's best first."""
         places = self.place[begin:end]
         row, slot = (places != EMPTY).nonzero(as_tuple=True)
         place, value = places[row, slot], self.value[begin:end][row, slot]
@@ -125,21 +125,21 @@ class Buffer:
 
     def documents(self) -> set[int]:
         """The documents that events stand in."""
-        found: set[int] = set()
+        documents: set[int] = set()
         for places in self.place.split(_ROWS_AT_ONCE):
-            found.update(keys.document_of(places).unique().tolist())
-        return found - {EMPTY}
+            documents.update(keys.document_of(places).unique().tolist())
+        return documents - {EMPTY}
 
 
 def _best(key: Tensor, place: Tensor, slots: int) -> tuple[Tensor, Tensor]:
-    """Which `slots` entries of each row of keys [R, M] are best, bool, and the worst key among them [R] when full.
+    """The best `slots` entries of each row of keys [R, M], as bool, and the worst key among them [R] in a full row.
 
     Free entries are never among them. Of equal keys the earlier place is better.
     """
     worst = key.topk(slots, dim=1, sorted=False).values.amin(1)
     kept = (key >= worst.unsqueeze(1)) & (key > _WORST)
     crowded = (kept.sum(1) > slots).nonzero().squeeze(1)
-    if len(crowded):  # more equal keys than places left
+    if len(crowded):  # more equal keys than free slots
         k, p = key[crowded], place[crowded]
         by = p.sort(dim=1, stable=True).indices
         by = by.gather(1, k.gather(1, by).sort(dim=1, descending=True, stable=True).indices)

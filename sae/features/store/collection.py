@@ -1,4 +1,4 @@
-"""Collection: everything kept of the latents while a corpus goes by, in bounded memory, whatever the order.
+"""Everything kept of the latents while a corpus is read: in bounded memory, and the same in any order.
 
     collection = Collection(width=4608, seed=0)
     collection.add(codes, tokens)           # codes of n tokens, and where those tokens stand
@@ -21,11 +21,11 @@ from sae.features.store.statistics import LARGEST, Statistics
 from sae_kernels import SparseCodes
 
 LEFT_OUT = ("bos", "special", "sink")
-FLUSH = 1 << 18  # firings processed together: large enough that a latent's row is touched seldom
+FLUSH = 1 << 18  # firings processed together: large enough that a latent's row is written seldom
 _CARRY = 1 << 30
 _WINDOWS_AT_ONCE = 32_768
 _LATENTS_AT_ONCE = 4096
-_APART = 2 * windows.WIDTH  # further than any window reaches
+_APART = 2 * windows.WIDTH  # farther than any window reaches
 
 
 class Collection:
@@ -44,12 +44,12 @@ class Collection:
         self._firings = self._since_carry = 0
 
     def add(self, codes: SparseCodes, tokens: Tokens, text: Tokens | None = None) -> None:
-        """Take in the codes of tokens, which make up whole segments except for tokens that were left out.
+        """Add the codes of tokens: whole segments, except for tokens that were left out.
 
         Args:
             codes: of n tokens over F latents; zeros may be listed, values are never negative.
             tokens: where those n tokens stand.
-            text: the same segments with the tokens left out, for showing; by default `tokens`.
+            text: the same segments with the tokens that were left out, to be shown; by default `tokens`.
 
         Raises:
             FeatureError: a value is not finite, negative or over 2^63; or the shapes differ.
@@ -74,7 +74,7 @@ class Collection:
         self.left_out[kind] = self.left_out.get(kind, 0) + count
 
     def merge(self, other: Collection) -> None:
-        """Take in what another collection of the same latents and seed saw of other segments."""
+        """Add another collection of the same latents and seed, made from other segments."""
         if (other.width, other.seed) != (self.width, self.seed):
             raise FeatureError(
                 f"cannot merge {other.width} latents of seed {other.seed} into {self.width} of seed {self.seed}"
@@ -95,9 +95,9 @@ class Collection:
             self.leave_out(kind, count)
 
     def finish(self, open_document: int | None = None) -> None:
-        """Process what waits, and forget documents that no event stands in.
+        """Process the waiting codes, and drop documents without an event.
 
-        Adding may go on afterwards with other documents, and with `open_document`, which is kept.
+        Afterwards more can be added from other documents, and from `open_document`, which is kept.
         """
         self.flush()
         self.statistics.carry()
@@ -105,7 +105,7 @@ class Collection:
         self.documents.keep(needed if open_document is None else needed | {open_document})
 
     def to(self, device: torch.device | str) -> Collection:
-        """A copy of a finished collection on another device; itself where it is there already."""
+        """A copy of a finished collection on another device; itself if it is there already."""
         if torch.device(device) == self.device:
             return self
         copy = Collection(self.width, self.seed, device)
@@ -113,7 +113,7 @@ class Collection:
         return copy
 
     def flush(self) -> None:
-        """Process the codes that wait."""
+        """Process the waiting codes."""
         waiting, self._waiting, self._firings = self._waiting, [], 0
         if not waiting:
             return
@@ -125,7 +125,7 @@ class Collection:
         line = _on_a_line(place, keys.pack(tokens.document, tokens.start)[by])
         rank = torch.empty_like(by).scatter_(0, by, torch.arange(len(by), device=by.device))
         row = rank[row]
-        # one number for a firing, which sorts by latent, document, position, and tells how far apart two of them are
+        # one number a firing: it sorts by latent, document and position, and differences are distances
         spot, by = (latent * (int(line[-1]) + _APART) + line[row]).sort()
         latent, row, value = latent[by], row[by], value[by]
         self._since_carry += len(latent)
@@ -134,19 +134,19 @@ class Collection:
             self._since_carry = 0
         self.statistics.add(latent, value)
         place = place[row]
-        chosen = {name: b.candidates(latent, place, value) for name, b in self.buffers.items()}
+        selected = {name: b.candidates(latent, place, value) for name, b in self.buffers.items()}
         wanted = torch.zeros_like(latent, dtype=torch.bool)
-        wanted[torch.cat(list(chosen.values()))] = True
+        wanted[torch.cat(list(selected.values()))] = True
         number = wanted.cumsum(0) - 1
         wanted = wanted.nonzero().squeeze(1)
         window = torch.cat([windows.encode(_around(spot, value, c), value[c]) for c in wanted.split(_WINDOWS_AT_ONCE)])
         for name, buffer in self.buffers.items():
-            c = chosen[name]
+            c = selected[name]
             buffer.absorb(Events(latent[c], place[c], value[c], window[number[c]]))
 
 
 def _firings(batches: list[SparseCodes]) -> tuple[Tensor, Tensor, Tensor]:
-    """Positive entries of several batches: latents, rows (counted through) and values (float32), [E] each."""
+    """Positive entries of several batches: latents, rows (numbered over all batches), values (float32), [E] each."""
     latents, rows, values, begin = [], [], [], 0
     for codes in batches:
         value = codes.values.detach()
@@ -159,7 +159,7 @@ def _firings(batches: list[SparseCodes]) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _in_order(place: Tensor) -> tuple[Tensor, Tensor]:
-    """Places in ascending order, so that ties are broken by document and position, and their indices.
+    """Places in ascending order and their indices, so that ties are broken by document and position.
 
     Raises:
         FeatureError: a place occurs twice.
@@ -171,21 +171,21 @@ def _in_order(place: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _on_a_line(place: Tensor, segment: Tensor) -> Tensor:
-    """A coordinate of each token, ascending: steps inside a segment are those of the positions, between two _APART."""
+    """An ascending coordinate of each token: inside a segment it steps like the positions, between two by _APART."""
     steps = place.diff(prepend=place[:1])
     steps[1:][segment[1:] != segment[:-1]] = _APART
     return steps.cumsum(0)
 
 
-def _around(spot: Tensor, value: Tensor, chosen: Tensor) -> Tensor:
-    """The latents' activations [C, WIDTH] in the windows around the chosen firings, 0 where silent.
+def _around(spot: Tensor, value: Tensor, selected: Tensor) -> Tensor:
+    """The latents' activations [C, WIDTH] in the windows around the selected firings, 0 where silent.
 
-    Firings are sorted by `spot`, so that those in a window are neighbours of the chosen one in the list.
+    Firings are sorted by `spot`, so those in a window stand next to the selected one in the list.
     """
-    columns = torch.arange(-windows.BACK, windows.AHEAD + 1, device=chosen.device)
-    # an index beyond an end stands for the first or last firing, which is then written twice at its own distance
-    near = (chosen.unsqueeze(1) + columns).clamp_(0, len(spot) - 1)
-    column = spot[near].sub_(spot[chosen].unsqueeze(1)).add_(windows.BACK)
+    columns = torch.arange(-windows.BACK, windows.AHEAD + 1, device=selected.device)
+    # an index beyond an end is clamped to the first or last firing, which is then written twice in its place
+    near = (selected.unsqueeze(1) + columns).clamp_(0, len(spot) - 1)
+    column = spot[near].sub_(spot[selected].unsqueeze(1)).add_(windows.BACK)
     column.masked_fill_((column < 0) | (column >= windows.WIDTH), windows.WIDTH)
-    around = torch.zeros(len(chosen), windows.WIDTH + 1, device=chosen.device)
+    around = torch.zeros(len(selected), windows.WIDTH + 1, device=selected.device)
     return around.scatter_(1, column, value[near])[:, : windows.WIDTH]

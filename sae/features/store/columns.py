@@ -1,4 +1,4 @@
-"""The scalar columns of all latents: what a table of them is sorted and filtered by."""
+"""The scalar columns by which a table of latents is sorted and filtered."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ FIELDS = np.dtype(
     ]
 )
 """One row a latent. Shares of tokens (density), bits (entropy, of the token ids of the uniform examples), means over
-firings; "top_token" is the token most frequent among the strongest examples. Not told by a collection: "atom_norm",
-"nearest_cos" (cosine to the nearest other atom) and "score" (of the name), NaN where they are not known."""
+firings; "top_token" is the most frequent token among the strongest examples. Not from a collection: "atom_norm",
+"nearest_cos" (cosine to the nearest other atom) and "score" (of the name), NaN where unknown."""
 
 
-def columns(
+def scalar_columns(
     collection: Collection,
     events: dict[str, Events],
     tokens_at: Callable[[Events], np.ndarray],
@@ -71,7 +71,7 @@ def token_lookup(documents: DocumentTokens) -> Callable[[Events], np.ndarray]:
 
 
 def _most_frequent(latent: np.ndarray, begins: np.ndarray, token: np.ndarray, vocabulary: Vocabulary) -> list[str]:
-    """Each latent's most frequent token, of equally frequent ones that of the stronger event."""
+    """Each latent's most frequent token; of equally frequent ones, that of the stronger event."""
     rank = np.arange(len(latent)) - begins.repeat(np.diff([*begins, len(latent)]))
     pair, where, times = np.unique(latent * (1 << 32) + token, return_index=True, return_counts=True)
     by = np.lexsort((rank[where], -times, pair >> 32))

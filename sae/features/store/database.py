@@ -1,11 +1,12 @@
-"""SQLite files that do not take damage for data: every blob carries its own hash, checked when it is read.
+"""SQLite files in which damage is noticed: every blob carries its own hash, which is checked when it is read.
 
-SQLite notices few changed bits on its own. A file is written whole beside its place and published through the seam of
-`sae.base.files`, so that a reader keeps what it has open while a newer one takes its name.
+SQLite alone notices few changed bits. A file is written in full beside its place and published by `sae.base.files`, so
+that a reader keeps the file it has open while a newer one takes its name.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -18,10 +19,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from sae.base.files import CorruptError, publish_file
+from sae.features.store.keys import FeatureError
+
+WAIT = 10.0  # seconds for another process to finish writing
 
 
 class Blobs:
-    """Tables of compressed blobs with hashes, in an open database; messages name the file and the remedy."""
+    """Tables of compressed blobs with hashes, in an open database. Messages name the file and the remedy."""
 
     def __init__(
         self, connection: sqlite3.Connection, name: Path, remedy: str = "collect again: sae features RUN"
@@ -53,7 +57,7 @@ class Blobs:
             yield index, self.opened(table, index, data, digest)
 
     def opened(self, table: str, index: int, data: bytes, digest: bytes) -> bytes:
-        """Check and unpack what a row holds."""
+        """Check and unpack a row."""
         if not isinstance(data, bytes) or not isinstance(digest, bytes) or _hash(table, index, data) != digest:
             raise CorruptError(f"{self.name}: {table} {index} is damaged; {self.remedy}")
         return zlib.decompress(data)
@@ -67,7 +71,7 @@ class Blobs:
 
 
 def build_database(path: Path, fill: Callable[[sqlite3.Connection], None]) -> None:
-    """Write a new database: `fill` gets an empty one; it takes the name `path` only when it is whole.
+    """Write a new database: `fill` gets an empty one, which takes the name `path` once it is complete.
 
     Raises:
         OSError: no space, or the disk fails; what was there before is untouched.
@@ -76,14 +80,14 @@ def build_database(path: Path, fill: Callable[[sqlite3.Connection], None]) -> No
     try:
         connection = sqlite3.connect(temporary, isolation_level=None)
         try:
-            # a draft that a crash leaves behind is thrown away: it needs no journal
+            # a draft left by a crash is thrown away, so it needs no journal
             connection.execute("PRAGMA journal_mode = OFF")
             connection.execute("PRAGMA synchronous = OFF")
             connection.execute("BEGIN")
             fill(connection)
             connection.execute("COMMIT")
         except sqlite3.OperationalError as error:
-            # SQLite tells what the system refused in words alone
+            # SQLite reports what the system refused in words alone
             number = errno.ENOSPC if "full" in str(error) else errno.EIO
             raise OSError(number, os.strerror(number), str(path)) from error
         finally:
@@ -98,12 +102,35 @@ def build_database(path: Path, fill: Callable[[sqlite3.Connection], None]) -> No
         temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def write_in_place(path: Path, remedy: str) -> Iterator[Blobs]:
+    """One transaction on an old or new database; several processes take turns.
+
+    Raises:
+        FeatureError: it cannot be written.
+        CorruptError: it is damaged.
+    """
+    connection = sqlite3.connect(path, timeout=WAIT, isolation_level=None)
+    try:
+        connection.execute("PRAGMA journal_mode = DELETE")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("BEGIN IMMEDIATE")
+        yield Blobs(connection, path, remedy)
+        connection.execute("COMMIT")
+    except sqlite3.OperationalError as error:
+        raise FeatureError(f"{path}: cannot be written ({error})") from error
+    except sqlite3.DatabaseError as error:
+        raise CorruptError(f"{path}: cannot be read ({error}); {remedy}") from error
+    finally:
+        connection.close()
+
+
 def open_read_only(path: Path, *, recover: bool = False) -> sqlite3.Connection:
     """A connection that changes no data; several threads may use it, one at a time.
 
     Args:
         path: the database.
-        recover: it is written in place, by us: if a writer was killed in a transaction, SQLite may undo the half of it.
+        recover: this package writes the file in place; let SQLite undo the transaction of a writer that was killed.
 
     Raises:
         CorruptError: it is no database.
@@ -131,5 +158,5 @@ def _sealed(table: str, index: int, data: bytes) -> tuple[int, bytes, bytes]:
 
 
 def _hash(table: str, index: int, data: bytes) -> bytes:
-    """Covers the place as well: a blob under another id is not what was written."""
+    """The hash of a blob and its id: a blob under another id is not what was written."""
     return hashlib.blake2b(data, digest_size=8, person=table.encode()[:16], salt=index.to_bytes(8, "little")).digest()

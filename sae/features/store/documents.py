@@ -1,4 +1,4 @@
-"""The tokens of documents, each kept once, so that examples need only say where they stand."""
+"""The tokens of documents, each kept once: an example needs only its place in them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor
 from sae.features.store import keys
 
 UNKNOWN = -1
-"""Stands for a token that was not seen: a store of activations lacks those that were left out of it."""
+"""Stands for an unknown token: a store of activations lacks those that were left out of it."""
 
 
 class Tokens(NamedTuple):
-    """Tokens of whole segments, n of them, on the CPU."""
+    """Where n tokens stand, which make up whole segments; on the CPU."""
 
     token: Tensor
     """Token ids, int64 [n]."""
@@ -33,7 +33,7 @@ class Tokens(NamedTuple):
 
 
 class DocumentTokens:
-    """Token ids of documents, put together from segments in any order."""
+    """Token ids of documents, assembled from segments in any order."""
 
     def __init__(self) -> None:
         self._segments: dict[int, dict[int, np.ndarray]] = {}
@@ -44,11 +44,11 @@ class DocumentTokens:
             return
         place, by = keys.pack(tokens.document, tokens.position).sort()
         segment = keys.pack(tokens.document, tokens.start)[by]
-        found, counts = torch.unique_consecutive(segment, return_counts=True)
+        segments, counts = torch.unique_consecutive(segment, return_counts=True)
         begin = 0
         ids = tokens.token[by].numpy().astype(np.int32)
         position = keys.position_of(place).numpy()
-        documents, starts = keys.document_of(found).tolist(), keys.position_of(found).tolist()
+        documents, starts = keys.document_of(segments).tolist(), keys.position_of(segments).tolist()
         for document, start, count in zip(documents, starts, counts.tolist(), strict=True):
             part = slice(begin, begin + count)
             piece = np.full(position[part][-1] - start + 1, UNKNOWN, np.int32)
@@ -61,12 +61,12 @@ class DocumentTokens:
         self._segments.setdefault(document, {})[0] = tokens.astype(np.int32)
 
     def merge(self, other: DocumentTokens) -> None:
-        """Take in another's segments."""
+        """Add another's segments."""
         for document, segments in other._segments.items():
             self._segments.setdefault(document, {}).update(segments)
 
     def keep(self, documents: Many[int]) -> None:
-        """Forget all but these."""
+        """Drop all others."""
         wanted = set(documents)
         self._segments = {d: segments for d, segments in self._segments.items() if d in wanted}
 
@@ -74,7 +74,7 @@ class DocumentTokens:
         return len(self._segments)
 
     def numbers(self) -> list[int]:
-        """The documents held, ascending."""
+        """The documents, ascending."""
         return sorted(self._segments)
 
     def tokens(self, document: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Where an event stands, and its random key: a pure function of seed, document and position.
 
-No random state is kept, so that an event has the same key in whatever batch, order or process it is met. Keys serve as
-the hashes of bottom-k sketches too (Broder 1997, "On the resemblance and containment of documents").
+No random state is kept, so an event has the same key in every batch, order and process. Keys are also the hashes of
+bottom-k sketches (Broder 1997, "On the resemblance and containment of documents").
 
     place = pack(document, position)
     uniform(order(place, seed=0))                 # u in (0, 1]
@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-POSITION_BITS = 24  # a document is at most 10 million bytes long (sae.data.rows.TEXT_LIMIT), and so of fewer tokens
+POSITION_BITS = 24  # a document has at most 10 million bytes (sae.data.rows.TEXT_LIMIT) and therefore fewer tokens
 _POSITIONS = 1 << POSITION_BITS
 _DOCUMENTS = 1 << 63 - POSITION_BITS
 
@@ -46,20 +46,20 @@ def position_of(place: Tensor) -> Tensor:
 
 
 def order(place: Tensor, seed: int) -> Tensor:
-    """A random order of places, int64: another number for every place, -2^63 to 2^63 - 1, all equally likely.
+    """A random order of places, int64: a different number for every place, -2^63 to 2^63 - 1, all equally likely.
 
     The finaliser of splitmix64 (Steele, Lea and Flood 2014), a bijection of 64-bit numbers, on the place mixed with
-    the seed; the sign bit is turned over so that signed comparison orders the unsigned hashes.
+    the seed; the sign bit is flipped so that signed comparison orders the unsigned hashes.
     """
     x = place ^ _signed(_splitmix(seed))
-    # int64 products wrap, as unsigned ones do; >> keeps the sign, so the copies of it are masked away
+    # int64 products wrap like unsigned ones; >> copies the sign, and the copies are masked away
     x = (x ^ (x >> 30 & (1 << 34) - 1)) * _signed(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> 27 & (1 << 37) - 1)) * _signed(0x94D049BB133111EB)
     return x ^ (x >> 31 & (1 << 33) - 1) ^ _signed(1 << 63)
 
 
 def uniform(order: Tensor) -> Tensor:
-    """What `order` gave -> u in (0, 1], float64: its upper 53 bits, plus one, over 2^53."""
+    """Numbers from `order` -> u in (0, 1], float64: the upper 53 bits, plus one, over 2^53."""
     return ((order >> 11) + ((1 << 52) + 1)).double() * 2.0**-53
 
 

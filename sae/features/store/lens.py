@@ -1,9 +1,9 @@
-"""What an atom does, told from weights alone: the tokens it speaks for, and the atoms that point the same way.
+"""What follows from an atom's weights alone: the tokens it makes likely, and the atoms nearest to it.
 
-The logit lens (nostalgebraist 2020) sends an atom w straight to the unembedding: logits = U (γ ⊙ w), with w first
+The logit lens (nostalgebraist 2020) applies the unembedding to an atom w directly: logits = U (γ ⊙ w), with w first
 centred where the model's final norm centres (LayerNorm). γ is the final norm's gain. Left out are all layers between
-the atom's site and the end, the norm's division by the size of the residual stream (which only the whole stream tells,
-and which is one factor for all tokens), the norm's bias and the head's, and a head's soft cap.
+the atom's site and the end, the norm's division by the size of the residual stream (which depends on the whole stream
+and is one factor for all tokens), the biases of norm and head, and a head's soft cap.
 
     lens = Lens("runs/demo")
     lens.logits(17)                              # ([(token, value), ...], [...])
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sqlite3
 import threading
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,8 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sae.base.files import CorruptError
-from sae.features.store.database import Blobs, open_read_only
+from sae.features.store.database import Blobs, open_read_only, write_in_place
 from sae.features.store.keys import FeatureError
 from sae.models.saved import called, load
 from sae.runs.images import kind_of
@@ -37,16 +35,16 @@ if TYPE_CHECKING:
     from sae.runs.text import Run
 
 FILE = "features.lens.sqlite"
-REMEDY = "it may be deleted: results are computed again"
+REMEDY = "it can be deleted: results are computed again"
 TOKENS, NEIGHBOURS = 20, 10
 CHEAP = 5e11
-"""Products for which all latents' results are worth computing ahead: some ten seconds on two cores."""
+"""Multiplications up to which all latents' results are computed ahead: some ten seconds on two cores."""
 _CHUNK = 1 << 26  # numbers in one block of scores
 Pairs = list[tuple[int, float]]
 
 
 class UndefinedError(FeatureError):
-    """Atoms that do not lie where an unembedding reads have no logits; the message says why."""
+    """These atoms have no logits, because no unembedding reads them; the message says why."""
 
 
 class Lens:
@@ -63,7 +61,7 @@ class Lens:
         """The tokens with the highest and the lowest logits of a latent's atom, 20 each, best first.
 
         Raises:
-            UndefinedError: the atoms do not lie in the residual stream of a model with an unembedding.
+            UndefinedError: the atoms are not in the residual stream of a model with an unembedding.
         """
         with self._lock:
             data = self._cached("logits", latent)
@@ -86,7 +84,7 @@ class Lens:
         return _pairs(data)
 
     def all_logits(self) -> np.ndarray | None:
-        """Ids of the listed tokens of every latent, highest first, then lowest, int32 [F, 40], as far as computed."""
+        """Every latent's 20 highest, then 20 lowest tokens, int32 ids [F, 40]; -1 or None where not yet computed."""
         with self._lock:
             rows = self._all("logits")
         if not rows:
@@ -97,12 +95,12 @@ class Lens:
         return ids
 
     def prepare_logits(self, lm: LanguageModel) -> None:
-        """Compute all latents' logits with a language model at hand, where that is cheap and not yet done."""
+        """Compute all latents' logits with a loaded language model, where that is cheap and not yet done."""
         width, dim = self.atoms().shape
         try:
             unembedding = next_token_unembedding(lm, dim)
         except UndefinedError:
-            return  # asking for a latent's logits says why there are none
+            return  # whoever asks for a latent's logits gets the reason
         if width * unembedding.numel() > CHEAP or len(self._all("logits")) == width:
             return
         for latents in torch.arange(width).split(max(1, _CHUNK // len(unembedding))):
@@ -129,7 +127,7 @@ class Lens:
         return self._atoms
 
     def unembedding(self) -> Tensor:
-        """See `unembedding_of`, of the run's language model, which is loaded for it once."""
+        """`unembedding_of` the run's language model, which is loaded once."""
         if self._unembedding is None:
             kind = kind_of(self.folder)
             if kind != "language":
@@ -161,34 +159,23 @@ class Lens:
             return {} if data is None else {latent: data}
 
     def _keep(self, table: str, rows: Iterable[tuple[int, bytes]]) -> None:
-        """Write results down; where the folder cannot be written they are computed again another time."""
+        """Save results; in a folder that cannot be written they are computed again another time."""
         if not os.access(self.folder, os.W_OK):
             return
-        connection = sqlite3.connect(self.path, timeout=10.0, isolation_level=None)
-        try:
-            connection.execute("PRAGMA journal_mode = DELETE")
-            connection.execute("PRAGMA synchronous = FULL")
-            connection.execute("BEGIN IMMEDIATE")
-            blobs = Blobs(connection, self.path, REMEDY)
+        with write_in_place(self.path, REMEDY) as blobs:
+            execute = blobs.connection.execute
             if _weights_of(blobs) != self.weights:
                 for name in ("logits", "neighbours", "weights"):
-                    connection.execute(f"DROP TABLE IF EXISTS {name}")
+                    execute(f"DROP TABLE IF EXISTS {name}")
                 for name in ("logits", "neighbours"):
                     blobs.create(name)
-                connection.execute("CREATE TABLE weights (sha256 TEXT)")
-                connection.execute("INSERT INTO weights VALUES (?)", (self.weights,))
+                execute("CREATE TABLE weights (sha256 TEXT)")
+                execute("INSERT INTO weights VALUES (?)", (self.weights,))
             blobs.put(table, rows)
-            connection.execute("COMMIT")
-        except sqlite3.OperationalError as error:
-            raise FeatureError(f"{self.path}: cannot be written ({error})") from error
-        except sqlite3.DatabaseError as error:
-            raise CorruptError(f"{self.path}: cannot be read ({error}); {REMEDY}") from error
-        finally:
-            connection.close()
 
 
 def open_run(folder: Path) -> Run:
-    """See `sae.runs.text.open_run`; imported late, because it brings packages that runs on images do without."""
+    """`sae.runs.text.open_run`, imported late: it imports packages that runs on images do without."""
     from sae.runs import text as runs
 
     return runs.open_run(folder)
@@ -213,7 +200,7 @@ def unembedding_of(model: nn.Module, width: int) -> Tensor:
     Raises:
         UndefinedError: the model has no head, or one that does not read vectors of `width`.
     """
-    from sae.harvest.blocks import SiteError, find_blocks  # late, as `open_run`
+    from sae.harvest.blocks import SiteError, find_blocks  # late, like `open_run`
 
     try:
         blocks = find_blocks(model)
@@ -236,7 +223,7 @@ def unembedding_of(model: nn.Module, width: int) -> Tensor:
 
 
 def _linear_part(norm: nn.Module, width: int) -> tuple[Tensor, bool]:
-    """A norm's gain [d], and whether it subtracts the mean: read off what it does to vectors of ones, half negative."""
+    """A norm's gain [d], and whether it subtracts the mean, from its outputs for vectors of 1 and of alternating ±1."""
     parameter = next(norm.parameters(), torch.zeros(0))
     signs = torch.ones(width, dtype=parameter.dtype, device=parameter.device)
     signs[1::2] = -1
@@ -249,7 +236,7 @@ def _linear_part(norm: nn.Module, width: int) -> tuple[Tensor, bool]:
 
 
 def _weights_of(blobs: Blobs) -> str | None:
-    """The hash of the weights that a file's results are of; None for a new file."""
+    """The hash of the weights to which a file's results belong; None for a new file."""
     if not list(blobs.query("SELECT 1 FROM sqlite_schema WHERE name = 'weights'")):
         return None
     return next((row[0] for row in blobs.query("SELECT sha256 FROM weights")), None)

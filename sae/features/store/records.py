@@ -1,4 +1,4 @@
-"""One latent's record: how it is packed into bytes, and what a reader makes of it.
+"""One latent's record: how it is packed into bytes, and its statistics, examples and bands.
 
 A record is `count`, the digits of the two sums, the histogram's non-zero bins, and the events of the three buffers,
 best first; numbers are little-endian.
@@ -34,24 +34,24 @@ class Record(NamedTuple):
 
 
 def pack(statistics: Statistics, events: dict[str, Events], begin: int, end: int) -> Iterator[tuple[int, bytes]]:
-    """The records of the latents begin : end, with the events of their buffers; statistics have been carried."""
+    """The records of the latents begin : end, with the events of their buffers; after `Statistics.carry`."""
     part = slice(begin, end)
     numbers = torch.cat([statistics.count[part, None], statistics.sums[part], statistics.squares[part]], 1)
     numbers = numbers.cpu().numpy().astype("<i8")
     histograms = statistics.histogram[part].cpu().numpy()
     buffers = []
     for name in NAMES:
-        found = events[name]
-        bounds = np.searchsorted(found.latent.cpu().numpy(), np.arange(begin, end + 1)).tolist()
-        arrays = (found.place.cpu().numpy().astype("<i8"), found.value.cpu().numpy().astype("<f4"))
-        buffers.append((bounds, *arrays, found.window.cpu().numpy()))
+        kept = events[name]
+        bounds = np.searchsorted(kept.latent.cpu().numpy(), np.arange(begin, end + 1)).tolist()
+        arrays = (kept.place.cpu().numpy().astype("<i8"), kept.value.cpu().numpy().astype("<f4"))
+        buffers.append((bounds, *arrays, kept.window.cpu().numpy()))
     for i in range(end - begin):
         bins = histograms[i].nonzero()[0]
         parts = [numbers[i].tobytes(), bytes([len(bins)]), bins.astype(np.uint8).tobytes()]
         parts.append(histograms[i][bins].astype("<i8").tobytes())
         for bounds, place, value, window in buffers:
-            own = slice(bounds[i], bounds[i + 1])
-            parts += [bytes([own.stop - own.start]), place[own].tobytes(), value[own].tobytes(), window[own].tobytes()]
+            part = slice(bounds[i], bounds[i + 1])
+            parts += [bytes([part.stop - part.start]), *(column[part].tobytes() for column in (place, value, window))]
         yield begin + i, b"".join(parts)
 
 
@@ -85,7 +85,7 @@ class Example(NamedTuple):
     """The buffer that kept it."""
     value: float
     key: float
-    """By which it was kept: the value, u, or value / u."""
+    """The key by which it was kept: the value, u, or value / u."""
     document: int
     position: int
     window: np.ndarray
@@ -93,16 +93,16 @@ class Example(NamedTuple):
 
 
 def examples(record: Record, seed: int) -> list[Example]:
-    """All events of a record, buffer by buffer, best first."""
-    found = []
+    """All events of a record, buffer by buffer, each buffer's best first."""
+    events = []
     for name in NAMES:
         place, value, window = (torch.from_numpy(a.copy()) for a in record.events[name])
         u = keys.uniform(keys.order(place, seed))
         key = {"top": value, "uniform": u, "weighted": value.double() / u}[name]
         around = windows.decode(window, value).numpy()
         columns = (value.tolist(), key.tolist(), keys.document_of(place).tolist(), keys.position_of(place).tolist())
-        found += [Example(name, v, k, d, p, w) for v, k, d, p, w in zip(*columns, around, strict=True)]
-    return found
+        events += [Example(name, v, k, d, p, w) for v, k, d, p, w in zip(*columns, around, strict=True)]
+    return events
 
 
 def statistics_of(record: Record, tokens: int) -> dict[str, Any]:
@@ -132,44 +132,44 @@ LEVELS = (0.0, 0.25, 0.5, 0.75, 0.9, 0.98, 1.0)
 _TAIL = 0.75  # quantiles above this come from the weighted sample, which holds more strong firings
 
 
-def bands(record: Record, found: list[Example]) -> list[dict[str, Any]]:
-    """Quantile bands of the firings, strongest first, as JSON values; `examples` are indices into `found`.
+def bands(record: Record, events: list[Example]) -> list[dict[str, Any]]:
+    """Quantile bands of the firings, strongest first, as JSON values; "examples" are indices into `events`.
 
     Quantiles up to 0.75 are those of the uniform sample. Above, the weighted sample is used, each event standing for
     max(1, t / value) firings, t being the lowest priority kept (Duffield, Lund and Thorup 2007). Both are exact for a
-    latent that fired no oftener than the uniform sample has slots. An event in several buffers is listed once.
+    latent that fired at most as often as the uniform sample has slots. An event in several buffers is listed once.
     """
     if not record.count:
         return []
     values = np.sort(record.events["uniform"][1].astype(np.float64))
-    strong, weights = _tail(record, found)
+    strong, weights = _tail(record, events)
     cuts = [0.0]
     for level in LEVELS[1:-1]:
         cut = _quantile(strong, weights, level) if level > _TAIL else _quantile(values, np.ones(len(values)), level)
         cuts.append(max(cuts[-1], cut))
-    cuts.append(max(e.value for e in found))
+    cuts.append(max(e.value for e in events))
     seen: dict[tuple[int, int], int] = {}
-    for index, example in enumerate(found):
+    for index, example in enumerate(events):
         seen.setdefault((example.document, example.position), index)
-    listed = sorted(seen.values(), key=lambda i: (-found[i].value, found[i].document, found[i].position))
+    listed = sorted(seen.values(), key=lambda i: (-events[i].value, events[i].document, events[i].position))
     result = []
     for i in range(len(LEVELS) - 2, -1, -1):
         low, high = cuts[i], cuts[i + 1]
         if high > low:
-            inside = [j for j in listed if low < found[j].value <= high]
+            inside = [j for j in listed if low < events[j].value <= high]
             result.append({"low": low, "high": high, "share": LEVELS[i + 1] - LEVELS[i], "examples": inside})
         elif result:
             result[-1]["share"] += LEVELS[i + 1] - LEVELS[i]
     return result
 
 
-def _tail(record: Record, found: list[Example]) -> tuple[np.ndarray, np.ndarray]:
+def _tail(record: Record, events: list[Example]) -> tuple[np.ndarray, np.ndarray]:
     """Values of the weighted sample, ascending, and how many firings each stands for."""
     values = record.events["weighted"][1].astype(np.float64)
     weights = np.ones(len(values))
     if record.count > len(values):
         # the event of the lowest priority sets the bar and stands for nothing itself
-        bar = next(e.key for e in reversed(found) if e.band == "weighted")
+        bar = next(e.key for e in reversed(events) if e.band == "weighted")
         values = values[:-1]
         weights = np.maximum(1, bar / values)
     by = values.argsort(kind="stable")

@@ -1,4 +1,4 @@
-"""Latents that fire together, from what is kept of each alone.
+"""Latents that fire together, estimated from the records of each.
 
 The uniform buffers hold, for every latent, the firings with the smallest hashes: bottom-k sketches of the sets of
 places where the latents fire (Broder 1997, "On the resemblance and containment of documents"). The resemblance

@@ -1,20 +1,19 @@
-"""A collection as it was when its store was written, so that a pass can go on."""
+"""A collection as it was when its store was written, so that a pass can resume."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from sae.base.files import CorruptError
 from sae.features.store import records
 from sae.features.store.buffers import Events
 from sae.features.store.collection import Collection
 from sae.features.store.database import Blobs, open_read_only
-from sae.features.store.writer import PARTS, STORE
+from sae.features.store.store import read_info
+from sae.features.store.writer import STORE
 
 _AT_ONCE = 4096
 
@@ -26,12 +25,9 @@ def restore(folder: Path, device: torch.device | str = "cpu") -> Collection:
         CorruptError: the store is damaged.
     """
     path = folder / STORE
+    info = read_info(path)
     with contextlib.closing(open_read_only(path)) as connection:
         blobs = Blobs(connection, path)
-        data = blobs.get("parts", PARTS["info"])
-        if data is None:
-            raise CorruptError(f"{path}: info is missing")
-        info = json.loads(data)
         collection = Collection(info["width"], info["seed"], device)
         collection.tokens, collection.left_out = info["tokens"], dict(info["left_out"])
         batch: list[tuple[int, records.Record]] = []

@@ -1,4 +1,4 @@
-"""Finding latents by words: in names and labels, in the tokens they speak for, in the text of their examples."""
+"""Finding latents by words: in names and labels, in the tokens they make likely, in the text of their examples."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 from sae.features.store import windows
 from sae.features.store.store import FeatureStore
 
-DOCUMENTS = 200  # documents looked through for one search
-MATCHES = 20  # places looked at in one document
+DOCUMENTS = 200  # documents read for one search
+MATCHES = 20  # matches read in one document
 _AROUND = 40  # characters of a snippet on either side
 
 
 class Hit(NamedTuple):
-    """A latent that a search found."""
+    """A latent that matches."""
 
     latent: int
     where: str
@@ -24,9 +24,9 @@ class Hit(NamedTuple):
 
 
 def search(store: FeatureStore, text: str, limit: int = 50) -> list[Hit]:
-    """Latents found by `text` (case does not count), at most `limit`, each once: names, labels, logits, examples.
+    """At most `limit` latents that match `text` (case does not count), each once: names, labels, logits, examples.
 
-    Of examples, those come first whose strongest token lies in the text found; then those near it.
+    Among examples, those whose strongest token lies in the matching text come first, then those near it.
     """
     wanted = text.strip().casefold()
     if not wanted or limit < 1:
@@ -40,24 +40,22 @@ def search(store: FeatureStore, text: str, limit: int = 50) -> list[Hit]:
     return list(hits.values())[:limit]
 
 
-def _in_names(store: FeatureStore, wanted: str, limit: int) -> list[Hit]:
-    del limit
+def _in_names(store: FeatureStore, wanted: str, _: int) -> list[Hit]:
     names = {latent: str(value.get("name", "")) for latent, value in store.annotations.names().items()}
     return [Hit(latent, "name", name) for latent, name in names.items() if wanted in name.casefold()]
 
 
-def _in_labels(store: FeatureStore, wanted: str, limit: int) -> list[Hit]:
-    del limit
-    found = []
+def _in_labels(store: FeatureStore, wanted: str, _: int) -> list[Hit]:
+    hits = []
     for latent, value in store.annotations.all().items():
         said = " - ".join(part for part in (value["label"], value["note"]) if part)
         if wanted in said.casefold():
-            found.append(Hit(latent, "label", _snippet(said, said.casefold().find(wanted), len(wanted))))
-    return found
+            hits.append(Hit(latent, "label", _snippet(said, said.casefold().find(wanted), len(wanted))))
+    return hits
 
 
 def _in_logits(store: FeatureStore, wanted: str, limit: int) -> list[Hit]:
-    """Latents that list the token among the most likely ones, of those computed so far; by its rank."""
+    """Latents with the token among their most likely ones, as far as logits are computed; by its rank."""
     ids = store.lens.all_logits()
     if ids is None:
         return []
@@ -72,13 +70,13 @@ def _in_logits(store: FeatureStore, wanted: str, limit: int) -> list[Hit]:
 
 
 def _in_examples(store: FeatureStore, wanted: str, limit: int) -> list[Hit]:
-    found: list[tuple[np.ndarray, np.ndarray, int]] = []
+    matches: list[tuple[np.ndarray, np.ndarray, int]] = []
     snippets: list[str] = []
-    central: set[int] = set()  # latents whose event lies in the text found
+    central: set[int] = set()  # latents with an event in the matching text
     for document in _documents(store, wanted):
         strings = store.vocabulary.display(store.tokens(document))
         joined = "".join(strings)
-        # a place in the lower-case text must be one in the text: rarely lower case has another length
+        # positions must agree with the text: in rare cases its lower case has another length
         folded = joined.lower() if len(joined.lower()) == len(joined) else joined
         ends = np.cumsum([len(s) for s in strings])
         events = store.events_in(document)
@@ -90,23 +88,23 @@ def _in_examples(store: FeatureStore, wanted: str, limit: int) -> list[Hit]:
             begin, end = np.searchsorted(events.position, [first - windows.AHEAD, last + windows.BACK + 1])
             position, latent = events.position[begin:end], events.latent[begin:end]
             distance = np.maximum(np.maximum(first - position, position - last), 0)
-            found.append((latent, distance, len(snippets)))
+            matches.append((latent, distance, len(snippets)))
             snippets.append(_snippet(joined, at, len(wanted)))
             central.update(latent[distance == 0].tolist())
             at = folded.find(wanted, at + 1)
         if len(central) >= limit:
             break
-    if not found:
+    if not matches:
         return []
-    latent, distance = (np.concatenate([part[i] for part in found]) for i in (0, 1))
-    match = np.repeat([number for _, _, number in found], [len(part[0]) for part in found])
+    latent, distance = (np.concatenate([part[i] for part in matches]) for i in (0, 1))
+    number = np.repeat([number for _, _, number in matches], [len(part[0]) for part in matches])
     by = distance.argsort(kind="stable")
     by = by[np.sort(np.unique(latent[by], return_index=True)[1])][:limit]
-    return [Hit(i, "example", snippets[m]) for i, m in zip(latent[by].tolist(), match[by].tolist(), strict=True)]
+    return [Hit(i, "example", snippets[n]) for i, n in zip(latent[by].tolist(), number[by].tolist(), strict=True)]
 
 
 def _documents(store: FeatureStore, wanted: str) -> list[int]:
-    """Documents that hold the text: by the index of words, else by looking through them all."""
+    """Documents that contain the text: from the index of words, else by a search through all of them."""
     if store.query("SELECT 1 FROM sqlite_schema WHERE name = 'words'") and store.has_fts5:
         phrase = '"' + wanted.replace('"', '""') + '"*'
         rows = store.query("SELECT rowid FROM words WHERE words MATCH ? ORDER BY rank LIMIT ?", (phrase, DOCUMENTS))

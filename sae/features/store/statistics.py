@@ -1,11 +1,11 @@
 """Counts, exact sums and histograms of every latent's activations: the same in any order, batch or process.
 
-Sums of floats depend on the order of addition. Here every value is cut into 32-bit digits of a fixed-point number that
-are added up as integers (a small superaccumulator, Kulisch 1971), and rounded once, when the sum is read.
+Sums of floats depend on the order of addition. Here every value is split into 32-bit digits of a fixed-point number.
+Digits are added as integers (a small superaccumulator, Kulisch 1971), and the sum is rounded once, when it is read.
 
     statistics = Statistics(width=4608)
     statistics.add(latent, value)
-    statistics.count, statistics.sum(), statistics.histogram
+    statistics.count, read_sum(statistics.sums.numpy(), SUM_DIGITS), statistics.histogram
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 LOW, HIGH = -20, 24
-"""The histogram's bins reach from 2^LOW to 2^HIGH; what lies outside counts in the first or last bin."""
+"""The histogram's bins reach from 2^LOW to 2^HIGH; values outside count in the first or last bin."""
 BINS = 2 * (HIGH - LOW)
 _FIRST = (LOW + 127) << 1
-# exponents of the digits' units, highest first: values are cut at 2^-64, their squares at 2^-96, both below 2^128
+# exponents of the digits' units, highest first: values are cut off at 2^-64, squares at 2^-96; both are below 2^128
 SUM_DIGITS = (96, 64, 32, 0, -32, -64)
 SQUARE_DIGITS = (96, 64, 32, 0, -32, -64, -96)
 _BASE = 2.0**32
@@ -57,19 +57,11 @@ class Statistics:
         self.histogram.view(-1).index_add_(0, latent * BINS + bin, torch.ones_like(latent))
 
     def carry(self) -> None:
-        """Bring all digits but the first below 2^32; needed once in 2^30 firings, and makes equal sums equal digits."""
+        """Bring all digits but the first below 2^32: needed every 2^30 firings; then equal sums have equal digits."""
         for digits in (self.sums, self.squares):
             for i in range(digits.shape[1] - 1, 0, -1):
                 digits[:, i - 1] += digits[:, i] >> 32
                 digits[:, i] &= (1 << 32) - 1
-
-    def sum(self) -> np.ndarray:
-        """Sums of activations, float64 [F]."""
-        return read_sum(self.sums.cpu().numpy(), SUM_DIGITS)
-
-    def sum_of_squares(self) -> np.ndarray:
-        """Sums of squared activations, float64 [F]."""
-        return read_sum(self.squares.cpu().numpy(), SQUARE_DIGITS)
 
 
 def edges() -> np.ndarray:

@@ -30,7 +30,7 @@ from sae.features.store.writer import FORMAT, PARTS, SCALARS, STORE, PlacedEvent
 
 
 class FeatureStore:
-    """The features of a run, as they were when this was made; `changed` tells whether there are newer ones.
+    """The features of a run, as they were when this was opened.
 
     Read-only, and safe to use from several threads.
 
@@ -47,7 +47,7 @@ class FeatureStore:
         self._lock = threading.RLock()
         self.blobs = Blobs(open_read_only(path), path)
         self.info: dict[str, Any] = json.loads(self._part("info"))
-        """What was collected, from what, and how far; "revision" differs between rewrites."""
+        """What was collected, from which data, and how far; every rewrite has another "revision"."""
         if self.info.get("format") != FORMAT:
             raise FeatureError(
                 f"{path}: format {self.info.get('format')}, expected {FORMAT}; collect again: sae features RUN"
@@ -58,7 +58,7 @@ class FeatureStore:
         self.scalars = self._map_scalars()
         """Columns of all latents, a structured array [F]; see `columns.FIELDS`."""
         self.has_fts5 = has_fts5(self.blobs.connection)
-        """Whether the index of words can be used."""
+        """Whether this SQLite can use the index of words."""
         self.raw = lru_cache(4096)(self._record)
         """A latent's record as it was collected; see `records.Record`."""
         self.tokens = lru_cache(1024)(self._tokens)
@@ -70,33 +70,28 @@ class FeatureStore:
         return self.info["width"]
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         with self._lock:
             self.blobs.connection.close()
-
-    def changed(self) -> bool:
-        """Whether the features have been rewritten since this was made."""
-        path = self.folder / STORE
-        return not path.is_file() or read_info(path)["revision"] != self.info["revision"]
 
     def record(self, latent: int) -> dict[str, Any]:
         """A latent's statistics, examples and bands, as JSON values; FeatureError where there is no such latent."""
         record = self.raw(latent)
-        found = records.examples(record, self.info["seed"])
+        events = records.examples(record, self.info["seed"])
         return {
             "latent": latent,
             **records.statistics_of(record, self.info["tokens"]),
-            "examples": [self.example(example) for example in found],
-            "bands": records.bands(record, found),
+            "examples": [self.example(example) for example in events],
+            "bands": records.bands(record, events),
         }
 
     def document(self, document: int) -> dict[str, Any]:
-        """A document's tokens, as strings and ids; FeatureError where no example stands in it."""
+        """A document's tokens, as strings and ids; FeatureError where it has no example."""
         ids = self.tokens(document)
         return {"tokens": self.vocabulary.display(ids), "token_ids": ids.tolist()}
 
     def events_in(self, document: int) -> PlacedEvents:
-        """Events of the top and uniform buffers that stand in a document."""
+        """A document's events in the top and uniform buffers."""
         return PlacedEvents.unpack(self._get("events", document) or b"")
 
     def logits(self, latent: int) -> dict[str, Any]:
@@ -169,7 +164,7 @@ class FeatureStore:
         return np.frombuffer(data, "<i4")
 
     def _map_scalars(self) -> np.ndarray:
-        """The mapped file, or the database's copy where the file is of another writing; scores are filled in."""
+        """The mapped file, or the database's copy where the file is from another writing; scores are filled in."""
         inside = self._part("scalars")
         path = self.folder / SCALARS
         scalars = None

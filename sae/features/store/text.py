@@ -1,17 +1,17 @@
-"""Tokens as people read them: the strings of a run of tokens, which together are what the tokenizer decodes.
+"""Tokens as strings to be read; a sequence's strings joined are what the tokenizer decodes.
 
-The text is written by the `tokenizers` library's own decoder, from the pieces of the vocabulary, so that every kind of
-decoder is read as it means itself: `"".join(vocabulary.display(ids))` is `tokenizer.decode(ids)` with special tokens
-kept and spaces not cleaned up. So the first token may lack the space that it has inside a text, and a last one the
-space that its end of a word stands for. A character that is split over several tokens is shown whole at the first of
-them and as "" at the others; bytes that make up no character are shown as the decoder shows them, as U+FFFD.
+The decoder of the `tokenizers` library makes the text from the vocabulary's pieces, whatever kind of decoder it is:
+`"".join(vocabulary.display(ids))` is `tokenizer.decode(ids)` with special tokens kept and spaces not cleaned up. So the
+first token may lack the space that it has inside a text, and the last one the space after a word. A character that is
+split over several tokens is shown whole at the first of them and as "" at the others; bytes that make up no character
+are shown as U+FFFD, as by the decoder.
 
     vocabulary = Vocabulary.of(tokenizer)
     vocabulary.display([4, 17, 9])                  # three strings
     vocabulary.display(document, 100, 164)          # 64 strings, as they stand in the whole document
 
-Exceptions. An id that the tokenizer does not know, which it decodes as nothing, is shown as `<id>`. Tokenizers written
-in Python have no decoder of the library: see `_python_decoder`.
+Exceptions. An id unknown to the tokenizer, which it decodes as nothing, is shown as `<id>`. Tokenizers written in
+Python have no decoder of the library; `_of_python` looks for one that does the same.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ import numpy as np
 from sae.features.store.documents import UNKNOWN
 
 GAP = "…"
-"""Shown for a token that is not known."""
+"""Shown for an unknown token."""
 LOST = "\ufffd"
-_BEFORE, _AFTER = "\ue000", "\ue001"  # characters for private use, which are pieces of no vocabulary
+_BEFORE, _AFTER = "\ue000", "\ue001"  # characters for private use, which no vocabulary contains
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
@@ -39,7 +39,7 @@ _SAMPLES, _SAMPLE_TOKENS = 32, 12
 
 
 class Vocabulary:
-    """The pieces of all token ids, and the decoder that makes text of them."""
+    """The pieces of all token ids, and the decoder that turns them into text."""
 
     def __init__(self, pieces: Sequence[str | None], decoder: dict[str, Any] | None) -> None:
         """
@@ -66,12 +66,12 @@ class Vocabulary:
 
     @classmethod
     def of_bytes(cls, parts: Sequence[bytes]) -> Vocabulary:
-        """One whose token i is the bytes parts[i]."""
+        """A vocabulary in which token i is the bytes parts[i]."""
         return cls([_piece_of(part) for part in parts], _BYTE_LEVEL)
 
     @classmethod
     def unpack(cls, data: bytes) -> Vocabulary:
-        """What `pack` gave, now or when it wrote the bytes of every token."""
+        """From `pack`, or from an older version's format with the bytes of every token."""
         if data.startswith(_PACKED):
             packed = json.loads(data)
             return cls(packed["pieces"], packed["decoder"])
@@ -86,13 +86,13 @@ class Vocabulary:
         return json.dumps(packed, ensure_ascii=False, separators=(",", ":")).encode()
 
     def __len__(self) -> int:
-        """How many token ids there are."""
+        """Number of token ids."""
         return len(self.pieces)
 
     def display(self, ids: Sequence[int] | np.ndarray, start: int = 0, end: int | None = None) -> list[str]:
         """One string for every token from `start` to `end`, as it reads in the text of all `ids`.
 
-        Only what stands around that part is decoded: back to a token that is text on its own, and on to one.
+        Only the surroundings of that part are decoded, up to a token on either side that is text by itself.
         """
         tokens = np.asarray(ids).tolist()
         end = len(tokens) if end is None else end
@@ -108,7 +108,7 @@ class Vocabulary:
         return self._decode([self._piece(token) for token in np.asarray(ids).tolist()])
 
     def name(self, token: int) -> str:
-        """A token as it reads inside a text, the bytes of a split character spelt out: `\\xe2\\x80`."""
+        """A token as it reads inside a text; parts of a split character as bytes: `\\xe2\\x80`."""
         text, piece = self._text(token), self._piece(token)
         if text is not None:
             return text or piece
@@ -123,7 +123,7 @@ class Vocabulary:
         return f"<{token}>" if piece is None else piece
 
     def _text(self, token: int) -> str | None:
-        """What a token is between two others; None where that depends on them, as that of a part of a character."""
+        """A token's text between two others; None where it depends on them, as for a part of a character."""
         if token not in self._texts:
             self._texts[token] = self._framed(self._piece(token), [_BEFORE], self._begin)
         return self._texts[token]
@@ -141,15 +141,15 @@ class Vocabulary:
     def _strings(self, tokens: list[int]) -> list[str]:
         """The text of `tokens`, cut into one string for each of them.
 
-        Where the text goes on with what the token is between any others, that is its string. Elsewhere the decoder is
-        asked about the tokens from the last plain one to this one, or about all up to this one: what the text agrees
-        with is theirs, and signs of lost bytes that it does not agree with are a character that has only begun.
+        Where the text continues with the token's usual string, that is its string. Elsewhere the tokens from the last
+        plain one to this one are decoded, or all up to this one: the part that agrees with the text is theirs, and
+        signs of lost bytes after it belong to a character that has only begun.
         """
         pieces = [self._piece(token) for token in tokens]
         whole = self._decode(pieces)
         strings: list[str] = []
-        at = 0  # characters of the text that are given to tokens
-        asked: tuple[int, int] | None = None  # the first token to ask about, and where its text begins
+        at = 0  # characters of the text that have been given to tokens
+        asked: tuple[int, int] | None = None  # the first token to decode, and where its text begins
         owner: int | None = None  # the token with the first byte of a character that has only begun
         for place, token in enumerate(tokens):
             text = self._text(token) if place else self._framed(pieces[0], [], "")
@@ -195,7 +195,7 @@ def _library_decoder(decoder: dict[str, Any] | None) -> Callable[[list[str]], st
 
 
 def _letters_of_bytes() -> list[str]:
-    """Byte-level vocabularies write each byte as one printable letter: itself where it is one, else U+0100 and on."""
+    """Byte-level vocabularies write each byte as one printable letter: itself if printable, else from U+0100 on."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [byte for byte in range(256) if byte not in printable]
     return [chr(byte if byte in printable else 0x100 + others.index(byte)) for byte in range(256)]
@@ -213,7 +213,7 @@ def _bytes_of(piece: str) -> bytes:
     return bytes(_BYTES[letter] for letter in piece)
 
 
-# Decoders that do what tokenizers written in Python do with their pieces.
+# Decoders of the library that do what tokenizers written in Python do.
 _OF_PYTHON: list[dict[str, Any] | None] = [
     {"type": "BPEDecoder", "suffix": "</w>"},
     {"type": "WordPiece", "prefix": "##", "cleanup": False},
@@ -242,9 +242,9 @@ _OF_PYTHON: list[dict[str, Any] | None] = [
 def _of_python(tokenizer: Any) -> tuple[list[str | None], dict[str, Any] | None]:
     """Pieces and decoder of a tokenizer written in Python.
 
-    The decoder is the first of `_OF_PYTHON` that makes of random tokens what the tokenizer does; spaces at the two
-    ends, which such tokenizers strip, are not compared. Where none does (some detokenize by rules over words), each
-    token is shown as the tokenizer decodes it alone.
+    The decoder is the first of `_OF_PYTHON` that decodes random tokens as the tokenizer does, but for spaces at the
+    ends, which such tokenizers strip. Where none does (some detokenize by rules over words), each token is shown as the
+    tokenizer decodes it alone.
     """
     pieces = [_SURROGATE.sub(LOST, piece) for piece in tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))]
     added = set(tokenizer.added_tokens_decoder)

@@ -1,9 +1,9 @@
 """A latent's activations around an event, in one byte a token.
 
-A window holds BACK tokens before the event, the event, and AHEAD after it, within the event's segment. Values are
-whole 255ths of a scale; the scale is the event's own value (which is kept exactly elsewhere) times a factor of at least
-1 that covers the window's largest value. The event's own place in the window holds that factor, so that a window takes
-no more bytes than it has tokens. A value is off by at most 1/255 of the scale; a positive one is never rounded to zero.
+A window has BACK tokens before the event, the event, and AHEAD after it, within the event's segment. Values are whole
+255ths of a scale: the event's value (which is stored exactly elsewhere) times a factor of at least 1 that covers the
+window's largest value. The factor stands at the event's place, so a window takes one byte a token. A value is off by at
+most 1/255 of the scale; a positive one is never rounded to zero.
 
     window = encode(around, value)       # uint8 [n, WIDTH]
     decode(window, value)                # float32 [n, WIDTH]
@@ -32,7 +32,7 @@ def encode(around: Tensor, value: Tensor) -> Tensor:
 
 
 def decode(window: Tensor, value: Tensor) -> Tensor:
-    """What `encode` gave, and the events' values [n] -> activations [n, WIDTH], float32."""
+    """Windows from `encode` and the events' values [n] -> activations [n, WIDTH], float32."""
     scale = value * _factor(window[:, BACK].int())
     around = window.float() / 255 * scale.unsqueeze(1)
     around[:, BACK] = value

@@ -1,7 +1,7 @@
-"""Writes what a collection holds as a store: `features.sqlite` and `features.scalars.npy`.
+"""Writes a collection as a store: `features.sqlite` and `features.scalars.npy`.
 
-`features.sqlite` holds everything, so that a reader needs nothing else and a collection can go on from it; the scalars
-lie beside it once more, as an array to be mapped into memory.
+`features.sqlite` contains everything that a reader or a resumed pass needs; the scalars lie beside it a second time, as
+an array to be mapped into memory.
 
     write_store(folder, collection, vocabulary, info, atom_norms)
 """
@@ -21,7 +21,7 @@ from sae.base.files import publish_file
 from sae.features.store import keys
 from sae.features.store.buffers import EMPTY, NAMES
 from sae.features.store.collection import Collection
-from sae.features.store.columns import FIELDS, columns, token_lookup
+from sae.features.store.columns import FIELDS, scalar_columns, token_lookup
 from sae.features.store.database import Blobs, build_database, has_fts5
 from sae.features.store.documents import DocumentTokens
 from sae.features.store.records import pack
@@ -30,7 +30,7 @@ from sae.features.store.text import Vocabulary
 STORE, SCALARS = "features.sqlite", "features.scalars.npy"
 FORMAT = 1
 PARTS = {"info": 0, "scalars": 1, "vocabulary": 2}
-"""Single blobs, by their id in the table `parts`."""
+"""Ids of the blobs in the table `parts`."""
 INDEXED = ("top", "uniform")
 """Buffers whose events can be found by document."""
 _LATENTS_AT_ONCE = 4096
@@ -45,7 +45,7 @@ def write_store(
     atom_norms: np.ndarray,
     nearest: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Publish a finished collection in `folder`, in place of the store that is there; returns the scalars.
+    """Publish a finished collection in `folder`, replacing the store there; returns the scalars.
 
     Args:
         collection: after `finish`.
@@ -64,7 +64,7 @@ def write_store(
         for begin in range(0, collection.width, _LATENTS_AT_ONCE):
             end = min(begin + _LATENTS_AT_ONCE, collection.width)
             events = {name: buffer.events(begin, end) for name, buffer in collection.buffers.items()}
-            scalars[begin:end] = columns(collection, events, tokens_at, vocabulary, begin, end)
+            scalars[begin:end] = scalar_columns(collection, events, tokens_at, vocabulary, begin, end)
             blobs.put("records", pack(collection.statistics, events, begin, end))
         scalars["atom_norm"] = atom_norms
         scalars["nearest_cos"] = np.nan if nearest is None else nearest
@@ -77,7 +77,7 @@ def write_store(
         blobs.put("documents", ((d, documents.tokens(d).astype("<i4").tobytes()) for d in documents.numbers()))
         blobs.put("events", _events_by_document(collection))
         _write_texts(connection, documents, vocabulary)
-        # published before the database: a reader that finds them newer than it takes the copy inside it
+        # published before the database: a reader that finds other scalars than in the database uses those in it
         publish_file(folder / SCALARS, file.getvalue())
 
     build_database(folder / STORE, fill)
@@ -85,7 +85,7 @@ def write_store(
 
 
 def _write_texts(connection: sqlite3.Connection, documents: DocumentTokens, vocabulary: Vocabulary) -> None:
-    """The documents' texts, to be searched: with an index of words where this SQLite can make one."""
+    """The documents' texts for searching, with an index of words where this SQLite can make one."""
     connection.execute("CREATE TABLE texts (id INTEGER PRIMARY KEY, text TEXT)")
     texts = ((d, vocabulary.text(documents.tokens(d)).replace("\0", " ")) for d in documents.numbers())
     connection.executemany("INSERT INTO texts VALUES (?, ?)", texts)
@@ -95,20 +95,21 @@ def _write_texts(connection: sqlite3.Connection, documents: DocumentTokens, voca
 
 
 def _events_by_document(collection: Collection) -> Iterator[tuple[int, bytes]]:
-    """For every document what `PlacedEvents` unpacks: its events, sorted by position, then latent."""
+    """Every document's events as `PlacedEvents` unpacks them, sorted by position, then latent."""
     buffers = [(NAMES.index(name), collection.buffers[name].place) for name in INDEXED]
     numbers = collection.documents.numbers()
-    held = sum(int((place != EMPTY).sum()) for _, place in buffers)
+    total = sum(int((place != EMPTY).sum()) for _, place in buffers)
     # so many documents together that about _EVENTS_AT_ONCE events stand in them
-    together = max(1, len(numbers) * _EVENTS_AT_ONCE // max(held, 1))
+    together = max(1, len(numbers) * _EVENTS_AT_ONCE // max(total, 1))
     for first in range(0, len(numbers), together):
         low = numbers[first] << keys.POSITION_BITS
         high = (numbers[min(first + together, len(numbers)) - 1] + 1) << keys.POSITION_BITS
-        found = []
+        columns = []
         for kind, places in buffers:
             row, slot = ((places >= low) & (places < high)).nonzero(as_tuple=True)
-            found.append((places[row, slot].cpu().numpy(), row.int().cpu().numpy(), np.full(len(row), kind, np.uint8)))
-        place, latent, kind = (np.concatenate(parts) for parts in zip(*found, strict=True))
+            kinds = np.full(len(row), kind, np.uint8)
+            columns.append((places[row, slot].cpu().numpy(), row.int().cpu().numpy(), kinds))
+        place, latent, kind = (np.concatenate(parts) for parts in zip(*columns, strict=True))
         by = np.lexsort((kind, latent, place))
         place, latent, kind = place[by], latent[by].astype("<i4"), kind[by]
         position = (place & ((1 << keys.POSITION_BITS) - 1)).astype("<i4")
@@ -131,7 +132,7 @@ class PlacedEvents(NamedTuple):
 
     @classmethod
     def unpack(cls, data: bytes) -> PlacedEvents:
-        """What the table `events` holds."""
+        """From a blob of the table `events`."""
         count = len(data) // 9
         return cls(
             np.frombuffer(data, "<i4", count),
