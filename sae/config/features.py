@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from sae.config.fields import check, refuse_ignored
+from sae.config.fields import Count, Limited, NonNegative, WholeNumber, check, refuse_ignored
 from sae.config.run import Device
 
 
 @dataclass(frozen=True, kw_only=True)
-class CollectConfig:
+class CollectConfig(Limited):
     """One pass over a corpus, or over a run's images, that collects every latent's statistics and examples."""
 
     dataset: str | None = None
@@ -22,28 +22,26 @@ class CollectConfig:
     """Which documents: those for training, those held out, or all."""
     store: Path | None = None
     """Read stored activations of the run's sites from this folder instead of harvesting text."""
-    tokens: int = 262_144
+    tokens: Count = 262_144
     """Tokens to read, in whole forward passes (special and sink tokens count, but are left out), or rows of images."""
-    save_every: float = 60.0
+    save_every: NonNegative = 60.0
     """Seconds, at least, between two saves of what was collected so far."""
     resume: bool = False
     """Resume from the last save; with more --tokens a finished pass is extended."""
-    seed: int = 0
+    seed: WholeNumber = 0
     """Seed of the random examples."""
     device: Device = "auto"
     """Where to compute: auto takes a GPU where there is one."""
 
     def __post_init__(self) -> None:
-        check(self.tokens >= 1, "tokens", self.tokens, "at least 1")
-        check(self.save_every >= 0, "save_every", self.save_every, "0 or more seconds")
+        super().__post_init__()
         if self.store is not None:
             why = f"--store {self.store} is read instead of text"
             refuse_ignored(self, dict.fromkeys(("dataset", "text_field", "split"), why))
-        check(self.seed >= 0, "seed", self.seed, "0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExplainConfig:
+class ExplainConfig(Limited):
     """How the latents of a run are named."""
 
     latents: tuple[int, ...] = ()
@@ -58,19 +56,17 @@ class ExplainConfig:
     """Address of the endpoint, such as http://127.0.0.1:8000/v1; examples are sent there."""
     key_variable: str = "OPENAI_API_KEY"
     """Environment variable that holds the endpoint's key."""
-    examples: int = 16
+    examples: Count = 16
     """Examples of a latent to show the explainer."""
-    judged: int = 10
+    judged: Count = 10
     """Held-out texts on which the latent fires, and as many on which it does not, to judge the explainer's name."""
-    seed: int = 0
+    seed: WholeNumber = 0
     """Seed of the bootstrap, the control and the draws of texts."""
     device: Device = "auto"
     """Where to run a local explainer: auto takes a GPU where there is one."""
 
     def __post_init__(self) -> None:
-        check(self.examples >= 1, "examples", self.examples, "at least 1")
-        check(self.judged >= 1, "judged", self.judged, "at least 1")
-        check(self.seed >= 0, "seed", self.seed, "0 or more")
+        super().__post_init__()
         if self.explainer == "openai":
             check(bool(self.endpoint), "endpoint", self.endpoint, "an address, for --explainer openai")
         else:
@@ -91,7 +87,7 @@ class ExplainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SteerConfig:
+class SteerConfig(Limited):
     """Which latents to steer, how, and what to generate."""
 
     latent: tuple[int, ...]
@@ -108,20 +104,19 @@ class SteerConfig:
     """every (token), generated (tokens alone), or positions such as 3,4,5 (BOS is 0)."""
     steer_bos: bool = False
     """Steer BOS too, which models use as an attention sink."""
-    tokens: int = 48
+    tokens: Count = 48
     """Tokens to generate."""
-    temperature: float = 0.0
+    temperature: NonNegative = 0.0
     """0 is greedy; above, tokens are drawn with the seed."""
-    seed: int = 0
+    seed: WholeNumber = 0
     """Seed of the draws, the same for the plain and the steered text."""
     device: Device = "auto"
     """Where to compute: auto takes a GPU where there is one."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check(len(self.latent) >= 1, "latent", self.latent, "at least one latent")
         check(len(self.scale) in (1, len(self.latent)), "scale", self.scale, "one number, or one a latent")
-        check(self.tokens >= 1, "tokens", self.tokens, "at least 1")
-        check(self.temperature >= 0, "temperature", self.temperature, "0 or more")
         ignored: dict[str, str] = {}
         if self.mode == "ablate":
             ignored |= dict.fromkeys(
@@ -132,4 +127,3 @@ class SteerConfig:
         if self.where != "every":
             ignored["steer_bos"] = f"--where {self.where} lists the tokens; BOS is position 0"
         refuse_ignored(self, ignored)
-        check(self.seed >= 0, "seed", self.seed, "0 or more")

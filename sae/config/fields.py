@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import types
 import typing
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 T = TypeVar("T")
 
@@ -68,6 +69,44 @@ def check(good: bool, name: str, value: Any, expected: str) -> None:
     """Raise ConfigError, naming the flag, unless `good`."""
     if not good:
         raise ConfigError(f"--{name.replace('_', '-')} {value}: expected {expected}")
+
+
+class Limit(NamedTuple):
+    """A condition on a setting, given beside its type: `Annotated[float, Limit(lambda q: q > 1, "more than 1")]`."""
+
+    met: Callable[[Any], bool]
+    expected: str
+
+
+Count = Annotated[int, Limit(lambda value: value >= 1, "at least 1")]
+WholeNumber = Annotated[int, Limit(lambda value: value >= 0, "0 or more")]
+Resamples = Annotated[int, Limit(lambda value: value >= 10, "at least 10")]
+Positive = Annotated[float, Limit(lambda value: value > 0, "more than 0")]
+NonNegative = Annotated[float, Limit(lambda value: value >= 0, "0 or more")]
+Share = Annotated[float, Limit(lambda value: 0 <= value <= 1, "a share, 0 to 1")]
+InnerShare = Annotated[float, Limit(lambda value: 0 < value < 1, "a share between 0 and 1, both excluded")]
+BelowOne = Annotated[float, Limit(lambda value: 0 <= value < 1, "0 to below 1")]
+
+
+class Limited:
+    """Base of settings: checks the `Limit` in every field's type, for all items of a tuple; None is always allowed."""
+
+    def __post_init__(self) -> None:
+        for name, limit in _limits_of(type(self)).items():
+            value = getattr(self, name)
+            for item in value if isinstance(value, tuple) else (value,):
+                check(item is None or limit.met(item), name, value, limit.expected)
+
+
+@functools.cache
+def _limits_of(cls: type) -> dict[str, Limit]:
+    hints = typing.get_type_hints(cls, include_extras=True)
+    return {name: limit for name, hint in hints.items() if (limit := _limit_in(hint)) is not None}
+
+
+def _limit_in(hint: Any) -> Limit | None:
+    parts = hint.__metadata__ if typing.get_origin(hint) is Annotated else map(_limit_in, typing.get_args(hint))
+    return next((part for part in parts if isinstance(part, Limit)), None)
 
 
 def refuse_ignored(config: Any, ignored: Mapping[str, str]) -> None:

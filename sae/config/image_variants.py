@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from sae.config.fields import check
+from sae.config.fields import BelowOne, Count, InnerShare, NonNegative, Positive, Share
 from sae.config.variants import SETTINGS, CommonSettings, SAEConfig, names_of
 
 
@@ -19,7 +19,7 @@ class ImageSettings(CommonSettings):
 
     variant: str = "ae"
     """Kind of autoencoder."""
-    width: int = 64
+    width: Count = 64
     """Number of latents; for a codebook, of atoms."""
     normalise: Literal["auto", "scale", "centre", "layer_norm", "whiten", "none"] = "auto"
     """How pixels are normalised before encoding, undone after decoding; none for models with a stem or a head."""
@@ -27,9 +27,9 @@ class ImageSettings(CommonSettings):
     """Network between the image and the linear encoder."""
     head: Literal["auto", "none", "mlp", "convolutional", "two_level"] = "auto"
     """Network between the dictionary and the reconstructed image."""
-    hidden: tuple[int, ...] = (256,)
+    hidden: tuple[Count, ...] = (256,)
     """Hidden widths of an MLP stem; an MLP head has them in reverse."""
-    channels: tuple[int, ...] = ()
+    channels: tuple[Count, ...] = ()
     """Channels of a convolutional stem's layers, each halving the sides; by default 32, 64, 128, as sides allow."""
     upsampling: bool = True
     """Convolutional heads double a map by nearest neighbours, then convolve; off, by transposed convolutions."""
@@ -37,61 +37,40 @@ class ImageSettings(CommonSettings):
     """Whether the head gives pixels (linear) or logits of pixels (sigmoid)."""
     likelihood: Literal["auto", "squared_error", "bernoulli", "gaussian"] = "auto"
     """How a reconstruction is scored: by squared error, or in nats under a Bernoulli or Gaussian for each pixel."""
-    variance: float = 0.5
+    variance: Positive = 0.5
     """Variance of --likelihood gaussian; with 1/2 the score is the squared error plus a constant."""
     corruption: Literal["auto", "none", "gaussian", "masking", "salt_and_pepper"] = "auto"
     """Noise added to the inputs in training; the target is the clean image."""
-    corruption_level: float | None = None
+    corruption_level: Positive | None = None
     """Strength of the noise: standard deviation, or share of pixels; by default 0.3 (salt_and_pepper: 0.2)."""
     corrupted_only: bool = False
     """Count the error of corrupted pixels only."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(all(width >= 1 for width in self.hidden), "hidden", self.hidden, "widths of at least 1")
-        check(all(number >= 1 for number in self.channels), "channels", self.channels, "at least 1 each")
-        check(self.variance > 0, "variance", self.variance, "more than 0")
-        level = self.corruption_level
-        check(level is None or level > 0, "corruption_level", level, "more than 0")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RateSettings(ImageSettings):
     """Settings of kl_sparse."""
 
-    rate: float = 0.05
+    rate: InnerShare = 0.05
     """Mean value that every latent should have."""
-    rate_weight: float | None = None
+    rate_weight: NonNegative | None = None
     """Weight of the divergence from --rate; by default a hundredth of the number of pixels."""
-    rate_momentum: float | None = None
-    """Decay of a running mean of the latents' values; by default the mean over the batch is used."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(0 < self.rate < 1, "rate", self.rate, "between 0 and 1, both excluded")
-        check(self.rate_weight is None or self.rate_weight >= 0, "rate_weight", self.rate_weight, "0 or more")
-        momentum = self.rate_momentum
-        check(momentum is None or 0 <= momentum < 1, "rate_momentum", momentum, "0 to below 1")
+    rate_momentum: BelowOne | None = None
+    """BelowOne of a running mean of the latents' values; by default the mean over the batch is used."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DivergenceSettings(ImageSettings):
     """Settings of variational autoencoders with a weighted divergence."""
 
-    beta: float | None = None
+    beta: NonNegative | None = None
     """Weight of the divergence from the prior; by default 1 (beta_vae 4, beta_tcvae 6; less below 784 pixels)."""
     beta_per: Literal["nats", "dimension"] = "nats"
     """dimension: --beta is the normalised weight, and beta · pixels / latents is used (Higgins et al. 2017)."""
-    kl_warmup: float = 0.0
+    kl_warmup: Share = 0.0
     """Share of the steps over which that weight rises from zero."""
-    free_bits: float = 0.0
+    free_bits: NonNegative = 0.0
     """Nats per latent below which its divergence costs nothing."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(self.beta is None or self.beta >= 0, "beta", self.beta, "0 or more")
-        check(0 <= self.kl_warmup <= 1, "kl_warmup", self.kl_warmup, "a share of the steps, 0 to 1")
-        check(self.free_bits >= 0, "free_bits", self.free_bits, "0 or more nats")
 
     def ignored(self) -> dict[str, str]:
         """The unit of a weight that is not given."""
@@ -102,35 +81,24 @@ class DivergenceSettings(ImageSettings):
 class CapacitySettings(ImageSettings):
     """Settings of capacity_vae."""
 
-    capacity: float = 25.0
+    capacity: NonNegative = 25.0
     """Nats of divergence that are allowed at the end of training; the allowance rises from zero."""
-    gamma: float | None = None
+    gamma: Positive | None = None
     """Weight of the distance from that allowance; by default 100, or less for images below 784 pixels."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(self.capacity >= 0, "capacity", self.capacity, "0 or more nats")
-        check(self.gamma is None or self.gamma > 0, "gamma", self.gamma, "more than 0")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CodebookSettings(ImageSettings):
     """Settings of vqvae and vqvae2."""
 
-    code_dim: int = 64
+    code_dim: Count = 64
     """Width of a codebook's atoms."""
-    commitment: float = 0.25
+    commitment: NonNegative = 0.25
     """Weight of the loss that keeps the encoder's outputs near the atoms they select."""
-    momentum: float = 0.99
-    """Decay of the codebook's moving averages; with 0 the atoms learn by gradient."""
+    momentum: BelowOne = 0.99
+    """BelowOne of the codebook's moving averages; with 0 the atoms learn by gradient."""
     resets: bool = True
     """Move atoms that are hardly ever selected to outputs of the encoder."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(self.code_dim >= 1, "code_dim", self.code_dim, "at least 1")
-        check(self.commitment >= 0, "commitment", self.commitment, "0 or more")
-        check(0 <= self.momentum < 1, "momentum", self.momentum, "0 to below 1")
 
 
 SPARSE = ("relu", "p_anneal", "gated", "topk", "batchtopk", "matryoshka", "jumprelu", "matching_pursuit")
@@ -156,7 +124,7 @@ IMAGE_SETTINGS: dict[str, type[CommonSettings]] = {
 class VisionConfig(RateSettings, DivergenceSettings, CapacitySettings, CodebookSettings, SAEConfig):
     """The autoencoder. `sae image train --variant NAME --help` shows the settings of one variant alone."""
 
-    k: int = 8
+    k: Count = 8
     """Active latents per image; of penalised variants the average, unless --l0-target or --sparsity is given."""
 
     @classmethod

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from sae.config.fields import check
+from sae.config.fields import Count, InnerShare, Limit, Limited, Resamples, WholeNumber, check
 from sae.config.run import Device, OptimConfig, RunConfig
 from sae.config.variants import SAEConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class HarvestConfig:
+class HarvestConfig(Limited):
     """The activations: a site of a language model, over the tokens of a data set."""
 
     model: str
     """`demo`, a hub id, a local folder, or a .gguf file."""
     dataset: str
     """`demo`, `demo:fr`, `demo:es`, a hub id (`name[:config]`, streamed), a folder, a .jsonl/.csv/.parquet/... file."""
-    layer: int | None = None
+    layer: Annotated[int, Limit(lambda layer: layer >= 0, "a layer counted from 0")] | None = None
     """Layer of the site, counted from 0; not needed where --site names a layer or a module path."""
     site: str = "resid_post"
     """resid_pre, resid_post, mlp_in, mlp_out, attn_out, a TransformerLens hook name, or a module path (`...:in`).
@@ -35,9 +35,9 @@ class HarvestConfig:
     """Chats: train only on tokens of these roles, with commas (`assistant`); the model still reads the others."""
     context: int = 256
     """Tokens in one context; documents are packed into full contexts and cannot attend to each other."""
-    contexts: int = 16
+    contexts: Count = 16
     """Contexts in one forward pass."""
-    heldout: float = 0.1
+    heldout: InnerShare = 0.1
     """Share of documents set aside for evaluation, chosen by a hash of their text."""
     max_norm: float = 10.0
     """Leave out tokens whose activation norm is over this many times the median (attention sinks); 0 keeps them."""
@@ -54,17 +54,15 @@ class HarvestConfig:
     """Allow a model repository to run its own Python code."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.roles is not None:
             names = tuple(name.strip() for part in self.roles for name in part.split(","))
             check(bool(names) and all(names), "roles", ", ".join(self.roles), "roles with one comma between two")
             object.__setattr__(self, "roles", tuple(dict.fromkeys(names)))
         check(bool(self.model), "model", self.model, "a model: demo, a hub id, a folder or a .gguf file")
         check(bool(self.dataset), "dataset", self.dataset, "a data set: demo, a hub id, a folder or a file")
-        check(self.layer is None or self.layer >= 0, "layer", self.layer, "a layer counted from 0")
         check(self.context >= 8, "context", self.context, "at least 8 tokens")
         check(bool(self.bos), "bos", self.bos, "auto, none, or a token of the tokenizer")
-        check(self.contexts >= 1, "contexts", self.contexts, "at least 1")
-        check(0 < self.heldout < 1, "heldout", self.heldout, "a share between 0 and 1, both excluded")
         check(self.max_norm == 0 or self.max_norm > 1, "max_norm", self.max_norm, "0 (keep all) or more than 1")
 
 
@@ -75,46 +73,33 @@ class TrainConfig(RunConfig):
     harvest: HarvestConfig
     sae: SAEConfig = field(default_factory=SAEConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
-    tokens: int = 1_000_000
+    tokens: Count = 1_000_000
     """Tokens to harvest for training (tokens left out of the stream do not count)."""
-    epochs: int = 1
+    epochs: Count = 1
     """Passes over the harvested tokens; more than one keeps the activations in memory, or on disk with --store."""
     store: Path | None = None
     """Folder to keep the harvested activations in, and to reuse them from."""
-    buffer_mb: int = 512
+    buffer_mb: Count = 512
     """Memory of the shuffle buffer in MiB: activations are mixed within one buffer."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(self.tokens >= 1, "tokens", self.tokens, "at least 1")
-        check(self.epochs >= 1, "epochs", self.epochs, "at least 1")
-        check(self.buffer_mb >= 1, "buffer_mb", self.buffer_mb, "at least 1 MiB")
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig:
+class EvalConfig(Limited):
     """One evaluation of a saved autoencoder on held-out documents."""
 
     dataset: str | None = None
     """Data set to evaluate on; by default the held-out part of the one it was trained on."""
     text_field: str | None = None
     """Column of that data set that is read; see `sae train`."""
-    tokens: int = 65_536
+    tokens: Count = 65_536
     """Held-out tokens for reconstruction metrics (fewer if the held-out part is smaller)."""
-    downstream_tokens: int = 16_384
+    downstream_tokens: WholeNumber = 16_384
     """Held-out tokens on which the language model is run with the reconstruction spliced in; 0 leaves this out."""
-    pca_tokens: int = 32_768
+    pca_tokens: WholeNumber = 32_768
     """Training tokens on which the PCA baseline is fitted; 0 leaves it out."""
-    resamples: int = 1000
+    resamples: Resamples = 1000
     """Bootstrap resamples over documents, for the 95% intervals."""
-    seed: int = 0
+    seed: WholeNumber = 0
     """Seed of the bootstrap."""
     device: Device = "auto"
     """Where to compute: auto takes a GPU where there is one."""
-
-    def __post_init__(self) -> None:
-        check(self.tokens >= 1, "tokens", self.tokens, "at least 1")
-        check(self.downstream_tokens >= 0, "downstream_tokens", self.downstream_tokens, "0 or more")
-        check(self.pca_tokens >= 0, "pca_tokens", self.pca_tokens, "0 or more")
-        check(self.resamples >= 10, "resamples", self.resamples, "at least 10")
-        check(self.seed >= 0, "seed", self.seed, "0 or more")

@@ -11,27 +11,23 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from sae.config.fields import check
+from sae.config.fields import BelowOne, Count, Limit, Limited, NonNegative, Positive, check
 
 
 @dataclass(frozen=True, kw_only=True)
-class CommonSettings:
+class CommonSettings(Limited):
     """Settings of every autoencoder."""
 
     variant: str = "topk"
     """Kind of autoencoder."""
-    width: int = 4608
+    width: Count = 4608
     """Number of latents."""
     normalise: Literal["scale", "centre", "layer_norm", "whiten", "none"] = "scale"
     """How activations are normalised before encoding; undone after decoding, folded into the weights where possible."""
-    dead_after: int | None = None
+    dead_after: Count | None = None
     """Tokens without firing after which a latent counts as dead; by default 10M, or a tenth of a shorter run."""
-
-    def __post_init__(self) -> None:
-        check(self.width >= 1, "width", self.width, "at least 1 latent")
-        check(self.dead_after is None or self.dead_after >= 1, "dead_after", self.dead_after, "at least 1 token")
 
     def ignored(self) -> dict[str, str]:
         """Settings that have no effect beside the other ones, each with the reason; for `refuse_ignored`."""
@@ -42,23 +38,16 @@ class CommonSettings:
 class SparseSettings(CommonSettings):
     """Settings of every sparse autoencoder."""
 
-    k: int = 32
+    k: Count = 32
     """Active latents per token; of penalised variants the average, unless --l0-target or --sparsity is given."""
     revival: Literal["auto", "auxk", "resample", "pre_activation", "none"] = "auto"
     """How dead latents are revived; auto is resample for matching_pursuit and auxk for all others."""
-    pre_activation_weight: float = 3e-6
+    pre_activation_weight: Positive = 3e-6
     """Weight of the loss of --revival pre_activation."""
-    auxk_weight: float = 1 / 32
+    auxk_weight: NonNegative = 1 / 32
     """Weight of the loss of --revival auxk; 0 turns it off."""
-    auxk: int | None = None
+    auxk: Count | None = None
     """Dead latents per token in the loss of --revival auxk; by default half the width of the activations."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(self.k >= 1, "k", self.k, "at least 1")
-        check(self.pre_activation_weight > 0, "pre_activation_weight", self.pre_activation_weight, "more than 0")
-        check(self.auxk_weight >= 0, "auxk_weight", self.auxk_weight, "0 or more")
-        check(self.auxk is None or self.auxk >= 1, "auxk", self.auxk, "at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,16 +56,14 @@ class PenaltySettings(SparseSettings):
 
     l0_target: float | None = None
     """Average number of active latents per token, reached by adjusting the penalty's weight; by default --k."""
-    sparsity: float | None = None
+    sparsity: Positive | None = None
     """Fixed weight of the penalty, in place of one that is adjusted."""
-    sparsity_warmup: float = 0.3
+    sparsity_warmup: BelowOne = 0.3
     """Share of the steps over which the target falls from the first step's L0, or a fixed weight rises from zero."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self.l0_target is None or 0 < self.l0_target <= self.width, "l0_target", self.l0_target, "1 to --width")
-        check(self.sparsity is None or self.sparsity > 0, "sparsity", self.sparsity, "more than 0")
-        check(0 <= self.sparsity_warmup < 1, "sparsity_warmup", self.sparsity_warmup, "a share of the steps, below 1")
 
     def ignored(self) -> dict[str, str]:
         """A fixed weight beside a target."""
@@ -99,12 +86,8 @@ class JumpReLUSettings(PenaltySettings):
 
     recipe: Literal["deepmind", "anthropic", "target"] = "deepmind"
     """What is penalised: L0 (deepmind), tanh of the values (anthropic), or the distance of L0 from its target."""
-    bandwidth: float | None = None
+    bandwidth: Positive | None = None
     """Width of the window around a threshold in which it learns; by default 0.01 sqrt(d), or 2 (recipe anthropic)."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(self.bandwidth is None or self.bandwidth > 0, "bandwidth", self.bandwidth, "more than 0")
 
     def ignored(self) -> dict[str, str]:
         """The loss of --recipe target has both a weight and a target, and neither moves."""
@@ -121,14 +104,13 @@ class SelectingSettings(SparseSettings):
 
     k_start: int | None = None
     """Active latents per token at the first step; their number then falls to --k."""
-    k_anneal: float = 0.2
+    k_anneal: Annotated[float, Limit(lambda share: 0 < share <= 1, "a share of the steps")] = 0.2
     """Share of the steps over which the number of active latents falls from --k-start to --k."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         expected = f"--k {self.k} to --width {self.width}"
         check(self.k_start is None or self.k <= self.k_start <= self.width, "k_start", self.k_start, expected)
-        check(0 < self.k_anneal <= 1, "k_anneal", self.k_anneal, "a share of the steps")
 
     def ignored(self) -> dict[str, str]:
         """The duration of a fall that does not take place."""
@@ -140,24 +122,16 @@ class SelectingSettings(SparseSettings):
 class MatryoshkaSettings(SelectingSettings):
     """Settings of matryoshka."""
 
-    groups: int = 5
+    groups: Annotated[int, Limit(lambda groups: 1 <= groups <= 20, "1 to 20")] = 5
     """Number of nested dictionaries, each half as wide as the next."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(1 <= self.groups <= 20, "groups", self.groups, "1 to 20")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TemporalSettings(SelectingSettings):
     """Settings of temporal."""
 
-    contrast: float = 1.0
+    contrast: NonNegative = 1.0
     """Weight of the contrastive loss between neighbouring tokens."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(self.contrast >= 0, "contrast", self.contrast, "0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
