@@ -2,6 +2,7 @@
 
 from sae.config.fields import TYPED, ConfigError, built, check, from_json, refuse_ignored, to_json, unknown_choice
 from sae.config.images import SPARSE, ImageDataConfig, ImageEvalConfig, ImageTrainConfig, VisionConfig, usual_epochs
+from sae.config.tensors import TensorDataConfig, TensorTrainConfig, is_tensor_data
 from sae.config.text import (
     CollectConfig,
     Device,
@@ -31,11 +32,14 @@ __all__ = [
     "RunConfig",
     "SAEConfig",
     "SteerConfig",
+    "TensorDataConfig",
+    "TensorTrainConfig",
     "TrainConfig",
     "VisionConfig",
     "built",
     "check",
     "from_json",
+    "is_tensor_data",
     "refuse_ignored",
     "to_json",
     "unknown_choice",

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import platform
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ MAY_CHANGE_ON_RESUME = {
     "out",
     "store",
 }
+DEFAULTS_OF_DATA = {"harvest.store_precision": "auto", "epochs": None}
+"""Settings whose default depends on the data: a resumed run keeps what was chosen."""
 
 
 def check_run_folder(config: RunConfig) -> None:
@@ -57,8 +60,9 @@ def check_run_folder(config: RunConfig) -> None:
         raise ConfigError(f"--resume: the run in {out} is finished; evaluate it with: sae eval {out}")
     begun = from_json(type(config), record["train"], f"{out / CONFIG}: train")  # with defaults that are newer than it
     saved, now = flat(to_json(begun)), flat(to_json(config))
-    if now.get("harvest.store_precision") == "auto":
-        now["harvest.store_precision"] = saved["harvest.store_precision"]
+    for name, default in DEFAULTS_OF_DATA.items():
+        if name in now and now[name] == default:
+            now[name] = saved[name]
     for name, value in now.items():
         if name not in MAY_CHANGE_ON_RESUME and saved.get(name) != value:
             raise ConfigError(
@@ -85,6 +89,18 @@ def check_kept_run(config: RunConfig, data: dict[str, Any]) -> None:
                 f"{config.out}: was trained with {name} {found.get(name)}, now {value}; delete the folder, or choose "
                 "another --out"
             )
+
+
+def check_disk(flag: str, folder: Path, size: int) -> None:
+    """Refuse a folder whose disk has no room for `size` bytes, counting what is there already.
+
+    Raises:
+        ConfigError: names the flag and what is needed.
+    """
+    free = shutil.disk_usage(existing(folder)).free
+    size -= sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    if size > free:
+        raise ConfigError(f"{flag} {folder}: {size >> 20} MiB are needed, {free >> 20} MiB are free on that disk")
 
 
 @contextlib.contextmanager
