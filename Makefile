@@ -27,7 +27,7 @@ check: install
 
 bench: install
 	$(BIN)/python scripts/bench/harvest.py
-	$(BIN)/python scripts/bench/step.py
+	$(BIN)/sae bench step
 	$(BIN)/python scripts/bench/collect.py
 	$(BIN)/python scripts/bench/browse.py
 

@@ -147,6 +147,6 @@ def test_a_flag_that_is_typed_with_its_default_is_refused_as_well(
     with pytest.raises(SystemExit):
         main(given)
     said = capsys.readouterr().err
-    assert "--groups 5: --variant topk does not read it; it is of matryoshka" in said
-    assert "--penalty l1: --variant topk does not read it; it is of relu" in said
+    assert "--groups 5: applies to --variant matryoshka, not to topk" in said
+    assert "--penalty l1: applies to --variant relu, not to topk" in said
     main(given[:-3])

@@ -28,10 +28,6 @@ class Workspace:
             held = self._held[name] = torch.empty(size, dtype=dtype)
         return held[:size].view(shape)
 
-    def nbytes(self) -> int:
-        """Bytes held."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self._held.values())
-
 
 _local = threading.local()
 

@@ -9,7 +9,6 @@ noted instead. So `sae_kernels.aot` compiles exactly what a GPU would be given, 
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,10 +35,6 @@ class Launch:
     """Warps a program."""
     stages: int
     """Depth of the software pipeline over loops that hold a product."""
-
-    @property
-    def programs(self) -> int:
-        return math.prod(self.grid)
 
 
 @dataclass

@@ -22,11 +22,10 @@ from typing import Any
 from sae.base.files import publish_folder
 from sae.base.progress import Progress
 from sae.browser.bundle import bundle
-from sae.browser.lists import full_record, with_briefs
 from sae.browser.opened import BrowsedRun, View
 from sae.browser.pictures import Pictures
+from sae.browser.records import exported_record
 from sae.config import ConfigError
-from sae.features.store.keys import FeatureError
 
 STATIC = Path(__file__).resolve().parent / "static"
 PER_SHARD = 16
@@ -101,7 +100,7 @@ def _write_data(folder: Path, run: BrowsedRun, view: View, latents: list[int], a
     atoms = set(latents)
     with open(folder / "records.bin", "xb") as packed:
         for number, start in enumerate(range(0, len(latents), PER_SHARD)):
-            shard = [exported_record(run, view, latent) for latent in latents[start : start + PER_SHARD]]
+            shard = [exported_record(view, latent) for latent in latents[start : start + PER_SHARD]]
             logits += [_top_tokens(record) for record in shard]
             documents.update(example["document"] for each in shard for example in each["record"]["examples"])
             atoms.update(item["latent"] for each in shard for item in (*each["neighbours"], *each["coactive"]))
@@ -137,20 +136,6 @@ def _write_pictures(folder: Path, pictures: Pictures, documents: set[int], stren
         (folder / "images" / f"{document}.png").write_bytes(pictures.image(document))
     for latent, strength in strengths.items():
         (folder / "atoms" / f"{latent}.png").write_bytes(pictures.atom(latent, strength))
-
-
-def exported_record(run: BrowsedRun, view: View, latent: int) -> dict[str, Any]:
-    """Everything that the page of one latent asks the server for."""
-    try:
-        logits = view.store.logits(latent)
-    except FeatureError:  # a site whose atoms no unembedding reads
-        logits = None
-    return {
-        "record": full_record(view, latent),
-        "logits": logits,
-        "neighbours": with_briefs(run, view, view.store.neighbours(latent)),
-        "coactive": with_briefs(run, view, view.store.coactive(latent)),
-    }
 
 
 def without_places(value: Any) -> Any:

@@ -17,11 +17,12 @@ from sae.browser import listing
 from sae.browser.answers import Answer
 from sae.browser.context import Context, RequestError
 from sae.browser.opened import BrowsedRun, View
-from sae.features.store.keys import FeatureError
+from sae.browser.records import full_record, match, with_briefs
+from sae.features.store import related
+from sae.features.store.search import search as find_latents
 
 WINDOW = 500
 ZIPPED = 2000  # latents in one download of a static page
-MATCHES = 3  # nearest latents shown of another run
 
 
 class Annotation(BaseModel):
@@ -85,13 +86,13 @@ def add_routes(app: FastAPI, context: Context) -> None:
 
     @app.get("/api/runs/{index}/latents/{latent}/neighbours")
     def neighbours(index: int, latent: int) -> Response:
-        run, view = context.latent(index, latent)
-        return Answer(with_briefs(run, view, view.store.neighbours(latent)))
+        _, view = context.latent(index, latent)
+        return Answer(with_briefs(view, view.store.neighbours(latent)))
 
     @app.get("/api/runs/{index}/latents/{latent}/coactive")
     def coactive(index: int, latent: int) -> Response:
-        run, view = context.latent(index, latent)
-        return Answer(with_briefs(run, view, view.store.coactive(latent)))
+        _, view = context.latent(index, latent)
+        return Answer(with_briefs(view, related.coactive(view.store, latent)))
 
     @app.get("/api/runs/{index}/latents/{latent}/matches")
     def matches(index: int, latent: int) -> Response:
@@ -107,10 +108,8 @@ def add_routes(app: FastAPI, context: Context) -> None:
 
     @app.get("/api/runs/{index}/search")
     def search(index: int, text: Annotated[str, Query(max_length=200)]) -> Response:
-        run = context.run(index)
-        view = run.view()
-        found = view.store.search(text, limit=50) if text.strip() else []
-        return Answer(with_briefs(run, view, found))
+        view = context.run(index).view()
+        return Answer(with_briefs(view, [hit._asdict() for hit in find_latents(view.store, text, limit=50)]))
 
     @app.get("/api/runs/{index}/documents/{document}")
     def document(index: int, document: Annotated[int, fastapi.Path(ge=0, lt=2**53)]) -> Response:
@@ -133,52 +132,6 @@ def add_routes(app: FastAPI, context: Context) -> None:
         if kind == "static":
             return _download(zipped_page(run, chosen), f"{run.name}.zip", "application/zip")
         raise RequestError(f"export {kind!r}: expected csv, python or static", status=404)
-
-
-def full_record(view: View, latent: int) -> dict[str, Any]:
-    """A latent's record with its row of the table, its explanation and what people say of it."""
-    note = view.marks.notes.get(latent, {})
-    record = view.store.record(latent)
-    return {
-        **record,
-        "examples": [_shown(example) for example in record["examples"]],
-        "row": view.listing.row(latent, view.marks),
-        "explanation": view.marks.names.get(latent),
-        "annotation": {
-            "label": note.get("label"),
-            "bookmark": bool(note.get("bookmark")),
-            "note": note.get("note"),
-        },
-    }
-
-
-def _shown(example: dict[str, Any]) -> dict[str, Any]:
-    """An example without what the page does not show; windows hold 255 steps, so four digits are all there is."""
-    values = [float(f"{value:.4g}") if value else 0 for value in example["values"]]
-    return {**{name: value for name, value in example.items() if name != "key"}, "values": values}
-
-
-def with_briefs(run: BrowsedRun, view: View, items: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Items that name a latent, each with what a link to it shows."""
-    return [{**item, **run.brief(item["latent"], view)} for item in items]
-
-
-def match(run: BrowsedRun, latent: int, index: int, other: BrowsedRun) -> dict[str, Any]:
-    """The latents of another run whose atoms have the largest cosine with this latent's atom."""
-    found: dict[str, Any] = {"run": index, "name": other.name, "latents": [], "reason": None}
-    try:
-        view = other.view()
-    except FeatureError as error:
-        return {**found, "reason": str(error)}
-    here = run.view()
-    if view.store.info["kind"] != here.store.info["kind"]:
-        return {**found, "reason": "it reads something else: one of the two runs is on images"}
-    mine, theirs = here.store.lens.atoms()[latent], view.store.lens.atoms()
-    if len(mine) != theirs.shape[1]:
-        return {**found, "reason": f"its atoms have {theirs.shape[1]} dimensions, these {len(mine)}"}
-    nearest = (theirs @ mine).topk(min(MATCHES, len(theirs)))
-    pairs = zip(nearest.indices.tolist(), nearest.values.tolist(), strict=True)
-    return {**found, "latents": [{"cosine": cosine, **other.brief(i, view)} for i, cosine in pairs]}
 
 
 def table_csv(view: View, latents: list[int]) -> bytes:

@@ -119,11 +119,6 @@ class BrowsedRun:
             self._marks = Marks(self._marks.names, notes.all(), self._marks.revision + 1)
             return now
 
-    def brief(self, latent: int, view: View) -> dict[str, Any]:
-        """The few things that a link to a latent shows."""
-        row = view.listing.row(latent, view.marks)
-        return {name: row[name] for name in ("latent", "token", "density", "max", "name", "label")}
-
     def report(self) -> dict[str, Any]:
         """Configuration, training curves and the measures of the evaluation; what is not there yet is None."""
         numbers = self._json("eval.json")

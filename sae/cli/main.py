@@ -22,6 +22,7 @@ import tyro
 
 from sae.cli.commands import COMMANDS, Sweep, TensorTrain, Train
 from sae.cli.image_commands import IMAGE_COMMANDS, ImageTrain
+from sae.cli.settings_help import with_variants
 from sae.config import (
     TYPED,
     ConfigError,
@@ -75,6 +76,8 @@ def _parse(arguments: list[str], commands: dict[str, type], prog: str, descripti
         settings: dict[str, Any] = {"name": name, "prefix_name": False}
         if default is not None:
             settings["default"] = default
+        elif arguments[:1] == [name] and {"-h", "--help"} & set(arguments):
+            cls = with_variants(cls, arguments)
         union.append(Annotated[cls, tyro.conf.subcommand(**settings)])
     refusal = io.StringIO()
     try:

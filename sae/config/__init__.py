@@ -1,20 +1,13 @@
 """Settings: frozen dataclasses whose fields are the flags of the command line. Imports no torch."""
 
+from sae.config.features import CollectConfig, ExplainConfig, SteerConfig
 from sae.config.fields import TYPED, ConfigError, built, check, from_json, refuse_ignored, to_json, unknown_choice
-from sae.config.images import SPARSE, ImageDataConfig, ImageEvalConfig, ImageTrainConfig, VisionConfig, usual_epochs
+from sae.config.image_variants import SPARSE, VisionConfig
+from sae.config.images import ImageDataConfig, ImageEvalConfig, ImageTrainConfig, usual_epochs
+from sae.config.run import Device, OptimConfig, RunConfig
 from sae.config.tensors import TensorDataConfig, TensorTrainConfig, is_tensor_data
-from sae.config.text import (
-    CollectConfig,
-    Device,
-    EvalConfig,
-    ExplainConfig,
-    HarvestConfig,
-    OptimConfig,
-    RunConfig,
-    SAEConfig,
-    SteerConfig,
-    TrainConfig,
-)
+from sae.config.text import EvalConfig, HarvestConfig, TrainConfig
+from sae.config.variants import SAEConfig
 
 __all__ = [
     "SPARSE",

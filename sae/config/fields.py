@@ -76,14 +76,14 @@ def refuse_ignored(config: Any, ignored: Mapping[str, str]) -> None:
     Raises:
         ConfigError: names all of them, with the reasons.
     """
-    defaults = {field.name: field.default for field in dataclasses.fields(config)}
-    said = [
-        f"--{name.replace('_', '-')} {_spelled(value)}: {why}"
-        for name, why in ignored.items()
-        if (value := getattr(config, name)) != defaults[name] or name in TYPED.get()
+    refusals = [
+        f"--{field.name.replace('_', '-')} {_spelled(value)}: {ignored[field.name]}"
+        for field in dataclasses.fields(config)
+        if field.name in ignored
+        and ((value := getattr(config, field.name)) != field.default or field.name in TYPED.get())
     ]
-    if said:
-        raise ConfigError("; ".join(said))
+    if refusals:
+        raise ConfigError("; ".join(refusals))
 
 
 def _spelled(value: Any) -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 from sae.config.fields import check
-from sae.config.text import OptimConfig, RunConfig, SAEConfig
+from sae.config.image_variants import VisionConfig
+from sae.config.run import OptimConfig, RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,97 +38,6 @@ def usual_epochs(images: int, batch: int) -> int:
     are limited, lest a few images are learned by heart.
     """
     return min(MOST_EPOCHS, max(1, round(USUAL_STEPS / max(1, images // batch))))
-
-
-SPARSE = ("relu", "p_anneal", "gated", "topk", "batchtopk", "matryoshka", "jumprelu", "matching_pursuit")
-"""Variants of language models that read pixels as they are."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class VisionConfig(SAEConfig):
-    """Which image autoencoder. Codes and penalties are those of `SAEConfig`; `auto` is what the variant likes."""
-
-    variant: str = "ae"
-    """Kind of autoencoder."""
-    width: int = 64
-    """Number of latents (of atoms, for a codebook)."""
-    k: int = 8
-    """Latents active an image, for variants that keep k, and on average for penalised ones."""
-    normalise: Literal["auto", "scale", "centre", "layer_norm", "whiten", "none"] = "auto"
-    """What is done to pixels before encoding and undone after; only for models without stem and head."""
-    stem: Literal["auto", "none", "mlp", "convolutional", "two_level"] = "auto"
-    """What embeds images before the linear encoder."""
-    head: Literal["auto", "none", "mlp", "convolutional", "two_level"] = "auto"
-    """What turns the dictionary's output into an image."""
-    hidden: tuple[int, ...] = (256,)
-    """Hidden widths of an MLP stem; its head has them in reverse."""
-    channels: tuple[int, ...] = ()
-    """Channels of a convolutional stem's layers, each halving the sides; by default 32, 64, 128, as sides allow."""
-    upsampling: bool = True
-    """Convolutional heads: nearest-neighbour doubling and a convolution; off, transposed convolutions."""
-    output: Literal["auto", "linear", "sigmoid"] = "auto"
-    """Whether the head's outputs are pixels, or logits of pixels."""
-    likelihood: Literal["auto", "squared_error", "bernoulli", "gaussian"] = "auto"
-    """How reconstructions are scored: squared error, or nats under a Bernoulli or Gaussian of each pixel."""
-    variance: float = 0.5
-    """Variance of the Gaussian likelihood; 1/2 makes it the squared error plus a constant."""
-    beta: float | None = None
-    """Weight of the divergence from the prior; by default 1 (beta_vae 4, beta_tcvae 6; less below 784 pixels)."""
-    beta_per: Literal["nats", "dimension"] = "nats"
-    """dimension: --beta is the normalised one, weight = beta · pixels / latents (Higgins et al. 2017)."""
-    kl_warmup: float = 0.0
-    """Share of the steps over which that weight rises from zero."""
-    free_bits: float = 0.0
-    """Nats a latent below which its divergence costs nothing."""
-    capacity: float = 25.0
-    """Nats of the capacity that --variant capacity_vae ends at."""
-    gamma: float | None = None
-    """Weight of the distance from that capacity; by default 100, with fewer than 784 pixels less."""
-    rate: float = 0.05
-    """Mean value that --variant kl_sparse holds every latent to."""
-    rate_weight: float | None = None
-    """Weight of the divergence from that rate; by default a hundredth of the number of pixels."""
-    rate_momentum: float | None = None
-    """Decay of a running mean of the rates; by default the batch's own mean is used."""
-    corruption: Literal["auto", "none", "gaussian", "masking", "salt_and_pepper"] = "auto"
-    """What is done to training inputs, the clean ones staying the target."""
-    corruption_level: float | None = None
-    """Its strength: standard deviation, or share of pixels; by default 0.3, 0.3 and 0.2."""
-    corrupted_only: bool = False
-    """Count the error where pixels were corrupted, and nowhere else."""
-    code_dim: int = 64
-    """Width of a codebook's atoms."""
-    commitment: float = 0.25
-    """Weight that keeps the encoder near the atoms it chooses."""
-    momentum: float = 0.99
-    """Decay of a codebook's moving averages; 0 lets its atoms learn by gradient."""
-    resets: bool = True
-    """Put atoms that hardly any place of an image chooses on places of the batch."""
-
-    @property
-    def keeps_k(self) -> bool:
-        """See `SAEConfig`."""
-        return self.variant in SPARSE
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(all(width >= 1 for width in self.hidden), "hidden", self.hidden, "widths of at least 1")
-        check(all(number >= 1 for number in self.channels), "channels", self.channels, "at least 1 each")
-        check(self.variance > 0, "variance", self.variance, "more than 0")
-        check(self.beta is None or self.beta >= 0, "beta", self.beta, "0 or more")
-        check(0 <= self.kl_warmup <= 1, "kl_warmup", self.kl_warmup, "a share of the steps, 0 to 1")
-        check(self.free_bits >= 0, "free_bits", self.free_bits, "0 or more nats")
-        check(self.capacity >= 0, "capacity", self.capacity, "0 or more nats")
-        check(self.gamma is None or self.gamma > 0, "gamma", self.gamma, "more than 0")
-        check(0 < self.rate < 1, "rate", self.rate, "between 0 and 1, both excluded")
-        check(self.rate_weight is None or self.rate_weight >= 0, "rate_weight", self.rate_weight, "0 or more")
-        momentum = self.rate_momentum
-        check(momentum is None or 0 <= momentum < 1, "rate_momentum", momentum, "0 to below 1")
-        level = self.corruption_level
-        check(level is None or level > 0, "corruption_level", level, "more than 0")
-        check(self.code_dim >= 1, "code_dim", self.code_dim, "at least 1")
-        check(self.commitment >= 0, "commitment", self.commitment, "0 or more")
-        check(0 <= self.momentum < 1, "momentum", self.momentum, "0 to below 1")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sae.config.fields import check
-from sae.config.text import OptimConfig, RunConfig, SAEConfig
+from sae.config.run import OptimConfig, RunConfig
+from sae.config.variants import SAEConfig
 
 SUFFIXES = (".safetensors", ".npy", ".parquet")
 

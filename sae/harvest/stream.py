@@ -25,12 +25,13 @@ from sae.data.packing import BEGINNING, Contexts, Cursor, pack, padding_token
 from sae.harvest.hooks import harvest_forward
 from sae.harvest.language_model import LanguageModel, ModelError
 from sae.harvest.precision import Choice, Kept, choose_precision
-from sae.harvest.sites import Site
+from sae.harvest.sites import Site, SiteError
 from sae.harvest.traits import embedding_rows, refusal, too_long, unusable
 
 ORDINARY, BOS, SPECIAL, SINK, OTHER_ROLE = range(5)
 KINDS = ("ordinary", "bos", "special", "sink", "other_role")
 FIRST_TOKENS = 12  # of a document, by which an error names it
+START = 8  # tokens that every model reads
 _REMEDIES = {
     "float16": "try --precision bfloat16, which reaches as far as float32 in as much memory",
     "bfloat16": "try --precision float32",
@@ -105,6 +106,7 @@ class Harvest:
         self.norm_percentiles: dict[str, list[float]] = {}
         self.precision: Choice | None = None
         """In what activations should wait, by the first forward pass."""
+        self._reads_context = False
         self.counts: Counter[str] = Counter()
 
     @property
@@ -144,6 +146,7 @@ class Harvest:
             raise ModelError(problem)
         self._check_ids(torch.tensor([padding_token(self.lm.tokenizer)]), "it fills rows")
         self._check_ids(self._first, "it begins every segment")
+        self._check_length()
         packed = pack(
             self.documents,
             self.lm.tokenizer,
@@ -164,6 +167,33 @@ class Harvest:
         rows = self.lm.traits.embeddings
         if (token := unusable(ids, rows)) is not None:
             raise ModelError(refusal(self.lm.tokenizer, token, rows, name=self.config.model, where=where))
+
+    def _check_length(self) -> None:
+        """Refuse contexts that the model cannot read, by one forward of a segment that fills a whole context.
+
+        A config need not state a limit, and in packed documents late positions may first occur in the middle of a run.
+        """
+        if self._reads_context:
+            return
+        words = self.lm.traits.embeddings or len(self.lm.tokenizer)
+        draw = torch.Generator().manual_seed(0)
+        # from the middle of the vocabulary: special tokens live at its ends
+        tokens = torch.randint(words // 4, max(words // 2, words // 4 + 1), (1, self.config.context), generator=draw)
+        problem = f"--context {self.config.context}: {self.config.model} cannot read that many tokens in a row"
+        try:
+            whole, start = (
+                harvest_forward(self.lm.model, {"input_ids": ids.to(self.lm.device)}, self.sites)
+                for ids in (tokens, tokens[:, :START])
+            )
+        except SiteError:
+            raise
+        except Exception as error:  # what a forward raises beyond its last position has no common class
+            said = " ".join(str(error).split()) or type(error).__name__
+            raise ModelError(f"{problem} ({said[:300]}); choose a lower --context") from error
+        # where the start is not finite either, the length is not the reason: `check_finite` names the document
+        if all(map(_all_finite, start.values())) and not all(map(_all_finite, whole.values())):
+            raise ModelError(f"{problem}: its activations are not finite then; choose a lower --context")
+        self._reads_context = True
 
     def inputs(self, contexts: Contexts) -> dict[str, Any]:
         """Keyword arguments of the model's forward for these contexts, documents kept apart."""

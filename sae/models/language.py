@@ -1,40 +1,27 @@
-"""The table of variants for language-model activations. A new one is a file in `variants/` and a line here."""
+"""The variants for language-model activations: from a name and settings to an autoencoder and its loss."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 from sae.config import ConfigError, SAEConfig, unknown_choice
 from sae.models.autoencoder import Autoencoder
 from sae.models.recipe import Recipe
 from sae.models.variants.base import Variant
-from sae.models.variants.penalised import GATED, JUMPRELU, P_ANNEAL, RELU
-from sae.models.variants.selecting import BATCHTOPK, MATCHING_PURSUIT, MATRYOSHKA, TEMPORAL, TOPK
+from sae.models.variants.penalised import PENALISED
+from sae.models.variants.selecting import SELECTING
 from sae.modules.losses import Term
 
-VARIANTS: dict[str, Variant] = {
-    "relu": RELU,
-    "p_anneal": P_ANNEAL,
-    "gated": GATED,
-    "topk": TOPK,
-    "batchtopk": BATCHTOPK,
-    "matryoshka": MATRYOSHKA,
-    "jumprelu": JUMPRELU,
-    "transcoder": dataclasses.replace(TOPK, base="topk", transcodes=True),
-    # beside the linear map fewer than k of a token's pre-activations are positive: k of the average token are
-    "skip_transcoder": dataclasses.replace(BATCHTOPK, base="batchtopk", transcodes=True, skip=True),
-    "crosscoder": dataclasses.replace(BATCHTOPK, base="batchtopk", several_sites=True),
-    "matching_pursuit": MATCHING_PURSUIT,
-    "temporal": TEMPORAL,
-}
+VARIANTS: dict[str, Variant[Any]] = {**PENALISED, **SELECTING}
 
 
-def find_variant(config: SAEConfig) -> Variant:
-    """The table's row for these settings, complete with the row that it builds on.
+def find_variant(config: SAEConfig) -> Variant[Any]:
+    """The variant's row; of one that builds on another, the other's row with the sites it reads and writes.
 
     Raises:
-        ConfigError: there is none of that name, or its settings do not go together.
+        ConfigError: an unknown variant, or settings that do not go together.
     """
     if config.variant not in VARIANTS:
         raise unknown_choice("--variant", config.variant, VARIANTS)
@@ -50,8 +37,8 @@ def find_variant(config: SAEConfig) -> Variant:
     base = VARIANTS[name]
     if row.transcodes and base.code(config, 1).tied:
         raise ConfigError(f"--base {name}: its encoder is its dictionary, which a {config.variant} cannot have")
-    place = {field: getattr(row, field) for field in ("transcodes", "skip", "several_sites")}
-    return dataclasses.replace(base, **place)
+    sites = {field: getattr(row, field) for field in ("transcodes", "skip", "several_sites")}
+    return dataclasses.replace(base, **sites)
 
 
 def recipe_of(config: SAEConfig, site_widths: Sequence[int], target_widths: Sequence[int] | None = None) -> Recipe:
@@ -70,8 +57,8 @@ def recipe_of(config: SAEConfig, site_widths: Sequence[int], target_widths: Sequ
     )
 
 
-def terms_of(config: SAEConfig, variant: Variant) -> list[Term]:
-    """The whole loss: the variant's terms, and what revives dead latents."""
+def terms_of(config: SAEConfig, variant: Variant[Any]) -> list[Term]:
+    """The whole loss: the variant's terms, and the term that revives dead latents."""
     terms = list(variant.terms(config))
     revival = revival_of(config, variant)
     if revival == "auxk":
@@ -81,7 +68,7 @@ def terms_of(config: SAEConfig, variant: Variant) -> list[Term]:
     return terms
 
 
-def revival_of(config: SAEConfig, variant: Variant) -> str:
+def revival_of(config: SAEConfig, variant: Variant[Any]) -> str:
     """How dead latents are revived: auxk, resample, pre_activation or none."""
     revival = variant.revival if config.revival == "auto" else config.revival
     return "none" if revival == "auxk" and not config.auxk_weight else revival

@@ -16,7 +16,7 @@ from sae.data.batching import Batch, permutation
 from sae.data.images import ImageSet
 from sae.data.prefetch import prefetch
 from sae.models.recipe import Recipe
-from sae.models.settings import ignored_by_images, ignored_by_optimizer
+from sae.models.settings import ignored_by_images
 from sae.models.vision import recipe_of
 from sae.runs.images import open_split, with_labels
 from sae.training.data import Ready
@@ -130,7 +130,7 @@ class ImageData(SampleData):
         self.recipe()  # refuses settings that do not go together
         if not config.resume:  # a run keeps the settings that it was begun with
             refuse_ignored(config.vision, ignored_by_images(config.vision, images.shape))
-            refuse_ignored(config.optim, ignored_by_optimizer(config.optim))
+            refuse_ignored(config.optim, config.optim.ignored())
 
     def recipe(self) -> Recipe:
         return recipe_of(self.vision, self.images.shape, self.images.count)

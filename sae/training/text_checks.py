@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from sae.config import ConfigError, OptimConfig, SAEConfig, TrainConfig, refuse_ignored
@@ -12,19 +14,19 @@ from sae.harvest.sites import Site, resolve_sites
 from sae.harvest.store import stored_precision
 from sae.harvest.stream import prepared
 from sae.harvest.traits import known_limit
-from sae.models.settings import Ignored, ignored, ignored_by_optimizer
+from sae.models.settings import Ignored, ignored
 from sae.models.variants.base import Variant
 from sae.training.run_folder import read_record
 
 
-def refuse_unread(sae: SAEConfig, optim: OptimConfig, variant: Variant) -> None:
+def refuse_unread(sae: SAEConfig, optim: OptimConfig, variant: Variant[Any]) -> None:
     """Refuse settings that the variant or the optimizer does not read.
 
     Raises:
         ConfigError: names them, with the reasons.
     """
     refuse_ignored(sae, ignored(sae, variant))
-    refuse_ignored(optim, ignored_by_optimizer(optim))
+    refuse_ignored(optim, optim.ignored())
 
 
 def ignored_by_batches(config: TrainConfig) -> Ignored:
@@ -35,7 +37,7 @@ def ignored_by_batches(config: TrainConfig) -> Ignored:
     return {}
 
 
-def check_together(sae: SAEConfig, optim: OptimConfig, variant: Variant, target_site: str | None = None) -> None:
+def check_together(sae: SAEConfig, optim: OptimConfig, variant: Variant[Any], target_site: str | None = None) -> None:
     """Refuse settings that do not go together.
 
     Raises:
@@ -82,7 +84,7 @@ def check_context(config: TrainConfig, model: torch.nn.Module) -> None:
         raise ConfigError(f"--context {config.harvest.context}: this model reads at most {limit} tokens")
 
 
-def input_sites(config: TrainConfig, variant: Variant, model: torch.nn.Module) -> list[Site]:
+def input_sites(config: TrainConfig, variant: Variant[Any], model: torch.nn.Module) -> list[Site]:
     """Where the autoencoder reads: one place, or for a crosscoder several.
 
     Raises:

@@ -37,7 +37,6 @@ def test_frechet_of_two_gaussians_with_known_moments() -> None:
     mean = np.array([1.0, -2.0, 0.5])
     result = frechet(white(40, 3) * first, white(90, 3, seed=1) * second + mean)
     assert result.distance == pytest.approx((mean**2).sum() + ((first - second) ** 2).sum())
-    assert result.means == pytest.approx((mean**2).sum())
     assert result.of_a_constant == pytest.approx((first**2).sum())
 
 
@@ -107,7 +106,6 @@ def test_modes_count_classes_from_a_tenth_of_their_share_on() -> None:
     generated = ["a"] * 95 + ["b"] * 3 + ["c"] * 2
     result = modes(real, generated)
     assert (result.hit, result.of) == (3, 3)
-    assert result.shares == pytest.approx({"a": 0.95, "b": 0.03, "c": 0.02})
     assert result.divergence == pytest.approx(
         0.95 * math.log(0.95 / 0.5) + 0.03 * math.log(0.03 / 0.3) + 0.02 * math.log(0.02 / 0.2)
     )
@@ -115,8 +113,8 @@ def test_modes_count_classes_from_a_tenth_of_their_share_on() -> None:
 
 
 def test_one_class_of_ten_is_ln_ten_nats_away_and_the_data_themselves_none() -> None:
-    assert modes(CLASSES, [3, 3]) == (1, 10, pytest.approx(math.log(10)), {c: float(c == 3) for c in range(10)})
-    assert modes(CLASSES, torch.from_numpy(CLASSES))[:3] == (10, 10, 0)
+    assert modes(CLASSES, [3, 3]) == (1, 10, pytest.approx(math.log(10)))
+    assert modes(CLASSES, torch.from_numpy(CLASSES)) == (10, 10, 0)
 
 
 def test_a_good_generator_does_not_fail() -> None:

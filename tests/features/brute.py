@@ -10,7 +10,8 @@ import torch
 
 from sae.features.store import keys
 from sae.features.store.buffers import SLOTS
-from sae.features.store.collection import Collection, Tokens
+from sae.features.store.collection import Collection
+from sae.features.store.documents import Tokens
 from sae_kernels import SparseCodes
 
 

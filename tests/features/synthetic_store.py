@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from sae.features.store.collection import Collection, Tokens
+from sae.features.store.collection import Collection
+from sae.features.store.documents import Tokens
 from sae.features.store.lens import NEIGHBOURS, TOKENS
 from sae.features.store.store import FeatureStore
 from sae.features.store.text import Vocabulary

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from sae.features.store import collection as collection_module
 from sae.features.store import keys, windows
 from sae.features.store.buffers import Buffer
-from sae.features.store.collection import Collection, Tokens
+from sae.features.store.collection import Collection
+from sae.features.store.documents import Tokens
 from sae.features.store.keys import FeatureError
 from sae.features.store.statistics import Statistics, edges
 from sae_kernels import SparseCodes

@@ -22,10 +22,13 @@ from sae.config import CollectConfig
 from sae.features.collect.collect import collect
 from sae.features.store import records, writer
 from sae.features.store.annotations import Annotations
-from sae.features.store.collection import Collection, Tokens
+from sae.features.store.collection import Collection
 from sae.features.store.database import has_fts5
+from sae.features.store.documents import Tokens
 from sae.features.store.keys import FeatureError
+from sae.features.store.related import coactive
 from sae.features.store.restore import restore
+from sae.features.store.search import search
 from sae.features.store.store import FeatureStore
 from sae.features.store.text import Vocabulary
 from sae.features.store.writer import SCALARS, STORE, write_store
@@ -189,13 +192,13 @@ def test_hostile_text_comes_back_as_it_was(tmp_path: Path) -> None:
         "((",
         "-",
     ):
-        assert isinstance(store.search(text), list)
+        assert isinstance(search(store, text), list)
     for text, document in (("<script>alert", 0), ("drop table", 5), ("你好", 4), ("%_\\", 9)):
-        hits = store.search(text)
-        assert {hit["latent"] for hit in hits} == {0, 1}
-        assert all(hit["where"] == "example" for hit in hits)
-        assert all(text in hit["snippet"].lower() for hit in hits), document
-    assert store.search("not to be found") == store.search("   ") == []
+        hits = search(store, text)
+        assert {hit.latent for hit in hits} == {0, 1}
+        assert all(hit.where == "example" for hit in hits)
+        assert all(text in hit.snippet.lower() for hit in hits), document
+    assert search(store, "not to be found") == search(store, "   ") == []
 
 
 def test_a_collection_comes_back_from_its_store(tmp_path: Path) -> None:
@@ -212,7 +215,7 @@ def everything(folder: Path) -> str:
     documents = [row[0] for row in store.query("SELECT id FROM documents ORDER BY id")]
     read = [store.record(i) for i in range(store.width)], [store.document(d) for d in documents]
     events = [[a.tolist() for a in store.events_in(d)] for d in documents]
-    store.search("river")
+    search(store, "river")
     store.close()
     return repr((store.info, read, events, store.scalars.tolist()))
 
@@ -283,7 +286,7 @@ def test_threads_may_share_a_store(folder: Path) -> None:
     store.raw.cache_clear()
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(lambda i: store.record(i)["count"], range(100))) == wanted
-        assert len(set(pool.map(lambda _: len(store.search("river", 20)), range(16)))) == 1
+        assert len(set(pool.map(lambda _: len(search(store, "river", 20)), range(16)))) == 1
 
 
 def test_the_store_cannot_be_written_through_a_reader(folder: Path) -> None:
@@ -296,12 +299,12 @@ def test_search_without_the_index_of_words_finds_the_same(
     folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     store = FeatureStore(folder)
-    with_index = store.search("river3", 1000)
+    with_index = search(store, "river3", 1000)
     assert with_index
     monkeypatch.setattr(writer, "has_fts5", lambda connection: False)
     plain = synthetic_store(tmp_path, 300, tokens=6000)
     assert not plain.query("SELECT 1 FROM sqlite_schema WHERE name = 'words'")
-    assert {hit["latent"] for hit in plain.search("river3", 1000)} == {hit["latent"] for hit in with_index}
+    assert {hit.latent for hit in search(plain, "river3", 1000)} == {hit.latent for hit in with_index}
     assert has_fts5(sqlite3.connect(":memory:"))
 
 
@@ -310,12 +313,12 @@ def test_search_finds_names_labels_and_tokens_first(collected: Path) -> None:
     annotations.set(5, label="Stone things", note="seen often")
     annotations.set_names({9: {"name": "old STONE houses", "score": 0.75}})
     store = FeatureStore(collected)
-    hits = store.search("stone")
-    assert [(hit["latent"], hit["where"]) for hit in hits[:2]] == [(9, "name"), (5, "label")]
+    hits = search(store, "stone")
+    assert [(hit.latent, hit.where) for hit in hits[:2]] == [(9, "name"), (5, "label")]
     assert store.scalars["score"][9] == np.float32(0.75)
     token = store.logits(11)["top"][0]["token"]
-    assert any(hit["where"] == "logits" for hit in store.search(token))
-    assert len({hit["latent"] for hit in hits}) == len(hits)
+    assert any(hit.where == "logits" for hit in search(store, token))
+    assert len({hit.latent for hit in hits}) == len(hits)
 
 
 def test_an_example_that_peaks_in_the_text_found_comes_before_its_neighbours(collected: Path) -> None:
@@ -323,7 +326,7 @@ def test_an_example_that_peaks_in_the_text_found_comes_before_its_neighbours(col
     latent = int(store.scalars["count"].argmax())
     example = store.record(latent)["examples"][0]
     text = "".join(example["tokens"][max(0, example["peak"] - 6) : example["peak"] + 1]).strip()
-    hits = [hit["latent"] for hit in store.search(text, 128)]
+    hits = [hit.latent for hit in search(store, text, 128)]
     inside = {
         other
         for other in range(128)
@@ -350,26 +353,9 @@ def test_co_active_latents_are_those_that_fire_together(tmp_path: Path) -> None:
     collection.finish()
     info = {"format": 1, "width": 6, "tokens": n, "seed": 0, "weights": "none", "revision": 1}
     write_store(tmp_path, collection, Vocabulary.of_bytes([b"a"] * 200), info, np.ones(6, np.float32))
-    found = {row["latent"]: row["jaccard"] for row in FeatureStore(tmp_path).coactive(0)}
+    found = {row["latent"]: row["jaccard"] for row in coactive(FeatureStore(tmp_path), 0)}
     assert list(found)[:2] == [1, 2]
     # 32 hashes: the standard error is below 0.09
     assert found[1] == pytest.approx(0.8, abs=0.25)
     assert found[2] == pytest.approx(0.4, abs=0.25)
     assert all(found.get(i, 0) < 0.2 for i in (3, 4, 5))
-
-
-def test_parquet_holds_a_row_a_latent(collected: Path, tmp_path: Path) -> None:
-    import pyarrow.parquet as pq
-
-    store = FeatureStore(collected)
-    store.to_parquet(tmp_path / "features.parquet")
-    table = pq.read_table(tmp_path / "features.parquet")
-    assert table.num_rows == store.width
-    assert table["count"].to_pylist() == store.scalars["count"].tolist()
-    latent = int(store.scalars["count"].argmax())
-    row = table.slice(latent, 1).to_pylist()[0]
-    example = store.record(latent)["examples"][0]
-    assert row["top"][0]["text"] == "".join(example["tokens"])
-    assert row["top"][0]["value"] == pytest.approx(example["value"])
-    assert sum(row["histogram"]) == row["count"]
-    assert b"histogram_edges" in pq.read_schema(tmp_path / "features.parquet").metadata

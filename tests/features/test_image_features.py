@@ -33,6 +33,7 @@ from sae.features.collect.collect import collect
 from sae.features.explain.explain import explain
 from sae.features.steer.steer import steer_run
 from sae.features.store.lens import UndefinedError
+from sae.features.store.search import search
 from sae.features.store.store import FeatureStore, read_info
 from sae.features.store.writer import STORE
 from sae.runs.images import ImageRun, dense_codes, open_image_run
@@ -161,7 +162,7 @@ def test_the_store_tells_of_images_labels_and_places(collected: dict[str, Path])
     assert set(topk.scalars["top_token"][alive]) <= set("0123456789")
     example = topk.record(int(topk.scalars["count"].argmax()))["examples"][0]
     assert topk.document(example["document"])["tokens"] == [str(int(labels[example["document"]]))]
-    assert topk.search("7")[0]["where"] == "example"
+    assert search(topk, "7")[0].where == "example"
 
 
 def test_atoms_have_neighbours_and_no_logits(collected: dict[str, Path]) -> None:

@@ -10,13 +10,11 @@ from torch import Tensor
 
 from sae.book.generate.denoisers import ConvolutionalDenoiser, MLPDenoiser
 from sae.book.generate.diffusion import (
-    SCHEDULES,
     Denoise,
     Diffusion,
     DiffusionConfig,
     cosine,
     diffuse,
-    linear,
     train_diffusion,
     walk_back,
 )
@@ -39,22 +37,20 @@ def truth(kept: Tensor) -> Denoise:
     return denoise
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
-def test_the_share_of_signal_falls_from_all_to_almost_none(name: str) -> None:
+def test_the_share_of_signal_falls_from_all_to_almost_none() -> None:
     for steps in (50, 1000):
-        kept = SCHEDULES[name](steps)
+        kept = cosine(steps)
         assert kept.shape == (steps,)
         assert (kept.diff() < 0).all()
         assert kept[0] > 0.9
         assert 0 < kept[-1] < 1e-3
 
 
-def test_schedules_are_the_papers() -> None:
-    """Cosine: half of the angle is a half, but for the offset s; linear: the product written out."""
+def test_the_schedule_is_the_paper_s() -> None:
+    """Half of the angle is a half, but for the offset s."""
     s = 0.008
     level = math.cos((0.5 + s) / (1 + s) * math.pi / 2) ** 2 / math.cos(s / (1 + s) * math.pi / 2) ** 2
     assert cosine(1000)[499].item() == pytest.approx(level)
-    assert linear(1000)[1].item() == pytest.approx((1 - 1e-4) * (1 - 1e-4 - (0.02 - 1e-4) / 999))
 
 
 def test_the_forward_process_has_the_variance_of_its_closed_form() -> None:
@@ -67,9 +63,8 @@ def test_the_forward_process_has_the_variance_of_its_closed_form() -> None:
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_sampling_with_the_true_noise_gives_the_gaussian_back(schedule: str, noise: float) -> None:
-    kept = SCHEDULES[schedule](200)
+def test_sampling_with_the_true_noise_gives_the_gaussian_back(noise: float) -> None:
+    kept = cosine(200)
     start = torch.randn(8_000, 3, generator=seeded())
     found = walk_back(truth(kept), start, kept, sampling=200, noise=noise, generator=seeded(1))
     torch.testing.assert_close(found.mean(0), MEAN, atol=0.04, rtol=0)
@@ -95,10 +90,20 @@ def test_the_network_is_called_as_often_as_said() -> None:
             assert time.shape == (len(x),)
             return 0 * network(x)
 
-    model = Diffusion(Zero(), DiffusionConfig(times=100, sampling=7), torch.zeros(3), torch.ones(3), 1.0, 0.0)
-    model.sample(4, seeded())
-    assert len(calls) == model.evaluations == 7
-    assert model.with_steps(13).evaluations == 13
+    model = Diffusion(
+        network=Zero(),
+        config=DiffusionConfig(times=100, sampling=7),
+        centre=torch.zeros(3),
+        scale=torch.ones(3),
+        limit=1.0,
+        seconds=0.0,
+        parameters=0,
+        evaluations=7,
+    )
+    for sampler in (model, model.with_steps(13)):
+        calls.clear()
+        sampler.sample(4, seeded())
+        assert len(calls) == sampler.evaluations
 
 
 def test_training_learns_two_points_and_repeats_by_seed() -> None:
@@ -133,7 +138,5 @@ def test_the_convolutional_network_keeps_the_shape_and_starts_without_noise() ->
 def test_settings_out_of_range_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"--sampling 11: expected 1 to 10"):
         DiffusionConfig(times=10, sampling=11)
-    with pytest.raises(ConfigError, match="cosine, linear"):
-        DiffusionConfig(schedule="cosin")
     with pytest.raises(ConfigError, match=r"--batch 128: expected at most 3"):
         train_diffusion(torch.zeros(3, 2), lambda: MLPDenoiser(2), DiffusionConfig(), seed=0)

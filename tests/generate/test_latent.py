@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sae.book.generate.diffusion import DiffusionConfig
-from sae.book.generate.latent import FromPrior, train_latent_diffusion
+from sae.book.generate.latent import from_prior, train_latent_diffusion
 from sae.config import ConfigError
 from sae.runs.images import ImageRun, decode_dense, dense_codes
 
@@ -17,7 +17,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 def test_samples_of_a_vae_are_decoded_draws_of_the_prior(vae: ImageRun) -> None:
     z = torch.randn(9, 4, generator=seeded())
-    model = FromPrior(vae)
+    model = from_prior(vae)
     assert torch.equal(model.sample(9, seeded()), decode_dense(vae.model, z))
     assert (model.evaluations, model.encodes) == (1, True)
     assert model.seconds > 0
@@ -28,7 +28,7 @@ def test_samples_of_a_vae_are_decoded_draws_of_the_prior(vae: ImageRun) -> None:
 
 def test_a_model_without_a_prior_is_refused(vqvae: ImageRun) -> None:
     with pytest.raises(ConfigError, match="--variant vqvae has no prior; expected a VAE"):
-        FromPrior(vqvae)
+        from_prior(vqvae)
 
 
 def test_latent_diffusion_gives_latents_that_are_spread_as_the_data_s(vae: ImageRun) -> None:

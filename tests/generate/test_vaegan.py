@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sae.book.generate.vaegan import VAEGAN, VAEGANConfig, train_vaegan
+from sae.book.generate.latent import VAESampler
+from sae.book.generate.vaegan import VAEGANConfig, train_vaegan
 from sae.config import ConfigError, VisionConfig
 from sae.data.images import open_images
 from sae.models.autoencoder import Autoencoder
@@ -23,7 +24,7 @@ def digits() -> torch.Tensor:
     return open_images("digits", limit=256).all()
 
 
-def train(steps: int, seed: int = 0, gamma: float = 0.02) -> VAEGAN:
+def train(steps: int, seed: int = 0, gamma: float = 0.02) -> VAESampler:
     config = VAEGANConfig(steps=steps, lr=2e-3, gamma=gamma)
     return train_vaegan(digits(), model(), MLPStem(64, [64]), config, seed=seed)
 

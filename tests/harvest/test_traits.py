@@ -26,6 +26,11 @@ from tiny_tokenizers import byte_tokenizer
 WORDS = 300
 DISTIL = {"dim": 32, "n_heads": 4, "n_layers": 2, "hidden_dim": 48, "max_position_embeddings": 64}
 VL_VISION = {"depth": 1, "hidden_size": 32, "embed_dim": 32, "num_heads": 4, "patch_size": 8, "out_hidden_size": 32}
+BART = {
+    **{"d_model": 32, "max_position_embeddings": 64, "is_decoder": True, "is_encoder_decoder": False},
+    **{f"{part}_{name}": n for part in ("encoder", "decoder") for name, n in (("layers", 2), ("attention_heads", 4))},
+    **{"encoder_ffn_dim": 48, "decoder_ffn_dim": 48},
+}
 ROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
 
 
@@ -87,6 +92,57 @@ MODELS: dict[str, tuple[Callable[[], Any], bool, bool, bool, str]] = {
     "xlm-r": (
         lambda: build("XLMRobertaForMaskedLM", "XLMRobertaConfig", **both()),
         *(True, True, False, "XLMRobertaForMaskedLM"),
+    ),
+    "longformer": (
+        lambda: build("LongformerForMaskedLM", "LongformerConfig", **both(pad_token_id=1, attention_window=[4] * 3)),
+        *(True, True, False, "LongformerForMaskedLM"),
+    ),
+    "deberta": (
+        lambda: build(
+            "DebertaV2ForMaskedLM",
+            "DebertaV2Config",
+            **both(relative_attention=True, position_biased_input=False, pos_att_type=["p2c", "c2p"]),
+        ),
+        *(True, True, False, "DebertaV2ForMaskedLM"),
+    ),
+    "gemma made an encoder": (
+        lambda: build("Gemma3ForCausalLM", "Gemma3TextConfig", **text(head_dim=8, use_bidirectional_attention=True)),
+        *(True, True, False, "Gemma3ForCausalLM"),
+    ),
+    "bart's decoder": (
+        lambda: build("BartForCausalLM", "BartConfig", **BART, vocab_size=WORDS),
+        *(True, False, False, "BartForCausalLM"),
+    ),
+    "bare gpt-neox": (
+        lambda: build("GPTNeoXModel", "GPTNeoXConfig", **both()),
+        *(False, False, False, "GPTNeoXForCausalLM"),
+    ),
+    "classifier": (
+        lambda: build("LlamaForSequenceClassification", "LlamaConfig", **text()),
+        *(False, False, False, "LlamaForCausalLM"),
+    ),
+    # its prefix, images and prompt, reads both ways; so does text alone, where no token is said to be the answer's
+    "paligemma": (
+        lambda: build(
+            "PaliGemmaForConditionalGeneration",
+            "PaliGemmaConfig",
+            text_config=transformers.GemmaConfig(**text(head_dim=8)),
+            vision_config=transformers.SiglipVisionConfig(**VISION),
+            image_token_index=5,
+            projection_dim=32,
+        ),
+        *(True, True, True, "PaliGemmaForConditionalGeneration"),
+    ),
+    "gemma 3 with images": (
+        lambda: build(
+            "Gemma3ForConditionalGeneration",
+            "Gemma3Config",
+            text_config=text(head_dim=8),
+            vision_config=VISION,
+            mm_tokens_per_image=4,
+            image_token_index=5,
+        ),
+        *(True, False, True, "Gemma3ForConditionalGeneration"),
     ),
     "llava": (
         lambda: build(
@@ -150,7 +206,7 @@ def test_head_and_direction_are_those_of_the_checkpoint(name: str, tmp_path: Pat
     assert (traits.no_next_token or "").endswith(
         "" if traits.predicts_next else "holds no output head" if not has_head else "reads both ways"
     )
-    assert traits.limit == (63 if name == "xlm-r" else 64)
+    assert traits.limit == {"xlm-r": 63, "longformer": 62}.get(name, 64)
     if not has_head:
         with torch.no_grad():
             logits = lm.model(input_ids=torch.tensor([[7, 8, 9]])).logits
@@ -162,6 +218,25 @@ LIMITS: dict[str, tuple[Callable[[], Any], int | None]] = {
     "mpnet": (lambda: build("MPNetForMaskedLM", "MPNetConfig", **both(pad_token_id=1)), 62),
     "opt": (
         lambda: build("OPTForCausalLM", "OPTConfig", **both(ffn_dim=48, word_embed_proj_dim=32, pad_token_id=1)),
+        64,
+    ),
+    "camembert": (lambda: build("CamembertForMaskedLM", "CamembertConfig", **both(pad_token_id=1)), 62),
+    "longformer": (
+        lambda: build("LongformerForMaskedLM", "LongformerConfig", **both(pad_token_id=1, attention_window=[4] * 3)),
+        62,
+    ),
+    "esm": (
+        lambda: build("EsmForMaskedLM", "EsmConfig", **both(pad_token_id=1, mask_token_id=4)),
+        62,
+    ),
+    "biogpt": (lambda: build("BioGptForCausalLM", "BioGptConfig", **both(pad_token_id=1)), 64),
+    "xglm, whose positions are computed": (
+        lambda: build("XGLMForCausalLM", "XGLMConfig", d_model=32, ffn_dim=48, num_layers=2, attention_heads=4,
+                      max_position_embeddings=64, vocab_size=WORDS, pad_token_id=1),
+        64,
+    ),
+    "mistral, whose window is shorter": (
+        lambda: build("MistralForCausalLM", "MistralConfig", **text(sliding_window=4)),
         64,
     ),
     "mpt": (
@@ -197,7 +272,7 @@ def test_the_usable_length_runs_and_one_more_does_not(name: str, tmp_path: Path)
     assert known_limit(skeleton(source)) == limit, "known before weights are read"
     with torch.no_grad():
         lm.model(input_ids=torch.full((1, limit or 64), 70))
-        if name in ("roberta", "mpnet", "opt", "gpt1"):
+        if name in ("roberta", "mpnet", "opt", "gpt1", "camembert", "longformer", "esm", "biogpt"):
             with pytest.raises((IndexError, RuntimeError)):
                 lm.model(input_ids=torch.full((1, limit + 1), 70))
 
@@ -220,6 +295,33 @@ def test_a_context_over_the_usable_length_is_refused_with_it(corpus: Path, tmp_p
     lm, data = load(model), make_plan(config(62)).data
     assert isinstance(data, TextData)
     assert sum(1 for _ in Harvest(lm, data.sites, data.documents, data.config.harvest).batches()) > 1
+
+
+@pytest.mark.parametrize("breaks", ["error", "nan"])
+def test_a_length_that_nothing_states_is_noticed_before_the_first_batch(breaks: str, tmp_path: Path) -> None:
+    """Positions come from a table that no config names and no lookup shows; short documents do not reach its end."""
+    lm = load(save(MODELS["llama"][0](), tmp_path / "model"))
+    table = torch.zeros(40)
+
+    def look_up(module: Any, given: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        positions = options.get("position_ids", given[-1])
+        if breaks == "error":
+            return (given[0] + table[positions][..., None], *given[1:]), options
+        return (given[0].masked_fill(positions[..., None] >= 40, torch.nan), *given[1:]), options
+
+    lm.model.model.layers[0].register_forward_pre_hook(look_up, with_kwargs=True)  # type: ignore[union-attr]
+    path = tmp_path / "texts.jsonl"
+    lines = ["the river ran"] * 60 + ["the river ran past a mill " * 9]
+    path.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    documents = open_documents(path, split="all", heldout=0.1)
+
+    def harvest(context: int) -> Harvest:
+        config = HarvestConfig(model="m", dataset="d", context=context, contexts=2)
+        return Harvest(lm, resolve_sites(lm.model, ["resid_post.1"]), documents, config)
+
+    with pytest.raises(ModelError, match=r"--context 48: m cannot read that many tokens in a row.*lower --context"):
+        next(harvest(48).batches())
+    assert len(list(harvest(40).batches())) > 3
 
 
 def test_tokens_flagged_special_are_special_though_none_names_them(tmp_path: Path) -> None:

@@ -7,24 +7,14 @@ import math
 import numpy as np
 from torch import Tensor
 
+from sae_kernels.adam_step.naive import Adam
 from sae_kernels.jit import jit, prange, sync_threads
 
 CHUNK = 4096
 
 
 def adam_step(
-    param: Tensor,
-    grad: Tensor,
-    m: Tensor,
-    v: Tensor,
-    *,
-    step: int,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    scale: Tensor | None,
-    unit_rows: bool,
+    param: Tensor, grad: Tensor, m: Tensor, v: Tensor, adam: Adam, scale: Tensor | None, unit_rows: bool
 ) -> None:
     """One Adam step in place; see op.py."""
     factor = 1.0 if scale is None else float(scale)
@@ -33,12 +23,13 @@ def adam_step(
     sync_threads(param.numel())
     # rows of the projection, or any even division of the elements
     views = [_rows(t, unit_rows) for t in (param, grad, m, v)]
-    constants = adam_constants(step, lr, beta1, beta2, eps)
+    constants = adam_constants(adam)
     (_adam_unit_rows if unit_rows else adam_flat)(*views, constants, np.float32(factor))
 
 
-def adam_constants(step: int, lr: float, beta1: float, beta2: float, eps: float) -> np.ndarray:
+def adam_constants(adam: Adam) -> np.ndarray:
     """beta1, 1-beta1, beta2, 1-beta2, lr/(1-beta1^t), 1/sqrt(1-beta2^t), eps, in fp32."""
+    step, lr, beta1, beta2, eps = adam
     return np.array(
         [beta1, 1 - beta1, beta2, 1 - beta2, lr / (1 - beta1**step), 1 / math.sqrt(1 - beta2**step), eps], np.float32
     )

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sae_kernels.adam_step.naive import Adam
 from sae_kernels.launch import device_of, launch
 
 # IEEE's largest fp32: a comparison with it is false for NaN and infinity
@@ -63,18 +64,7 @@ def _adam(
 
 
 def adam_step(
-    param: Tensor,
-    grad: Tensor,
-    m: Tensor,
-    v: Tensor,
-    *,
-    step: int,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    scale: Tensor | None,
-    unit_rows: bool,
+    param: Tensor, grad: Tensor, m: Tensor, v: Tensor, adam: Adam, scale: Tensor | None, unit_rows: bool
 ) -> None:
     """One Adam step in place; see op.py. 28 bytes a parameter pass through memory with an fp32 gradient.
 
@@ -92,6 +82,7 @@ def adam_step(
     rows = triton.cdiv(param.numel(), d)
     height = max(1, 1024 // block)
     arrays = {"param": param, "grad": grad.contiguous(), "m": m, "v": v}
+    step, lr, beta1, beta2, eps = adam
     lanes = 64 if device_of(param).name.startswith("gfx") else 32
     # rows that are normalised keep twice as many values alive: with eight a lane registers spill
     per_lane = 4 if unit_rows or lanes == 64 else 8

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 
+class Adam(NamedTuple):
+    """The numbers of one step, as every backend takes them; see op.py."""
+
+    step: int
+    lr: float
+    beta1: float
+    beta2: float
+    eps: float
+
+
 def adam_step(
-    param: Tensor,
-    grad: Tensor,
-    m: Tensor,
-    v: Tensor,
-    *,
-    step: int,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    scale: Tensor | None,
-    unit_rows: bool,
+    param: Tensor, grad: Tensor, m: Tensor, v: Tensor, adam: Adam, scale: Tensor | None, unit_rows: bool
 ) -> None:
     """One Adam step in place; see op.py."""
+    step, lr, beta1, beta2, eps = adam
     if scale is not None:
         grad = grad * scale
     if unit_rows:

@@ -49,9 +49,8 @@ def adam_step(
     """
     if not all(t.is_contiguous() for t in (param, m, v)):
         raise ValueError("adam_step: param, m and v are written in place and must be contiguous")
-    choose("adam_step", param, IMPLEMENTATIONS)(
-        param, grad, m, v, step=step, lr=lr, beta1=beta1, beta2=beta2, eps=eps, scale=scale, unit_rows=unit_rows
-    )
+    adam = naive.Adam(step, lr, beta1, beta2, eps)
+    choose("adam_step", param, IMPLEMENTATIONS)(param, grad, m, v, adam, scale, unit_rows)
 
 
 def clip_scale(norm: Tensor, max_norm: float | None) -> Tensor:

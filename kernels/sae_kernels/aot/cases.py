@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sae_kernels.adam_step.gpu import adam_step
+from sae_kernels.adam_step.naive import Adam
 from sae_kernels.codes import SparseCodes
 from sae_kernels.fused_step.gpu import forward
 from sae_kernels.fused_step.op import Parameters
@@ -111,9 +112,8 @@ def _sweep(parts: str, c: Case) -> None:
 
 def _adam(unit_rows: bool, c: Case) -> None:
     param, m, v = (c.tensor(c.F, c.d, dtype=torch.float32) for _ in range(3))
-    constants = {"step": 1, "lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
-    scale = c.tensor(dtype=torch.float32)
-    adam_step(param, c.tensor(c.F, c.d), m, v, **constants, scale=scale, unit_rows=unit_rows)
+    adam = Adam(step=1, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8)
+    adam_step(param, c.tensor(c.F, c.d), m, v, adam, c.tensor(dtype=torch.float32), unit_rows)
 
 
 def _forward(c: Case) -> None:

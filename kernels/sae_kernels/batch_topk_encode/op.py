@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from sae_kernels.batch_topk_encode import naive
 from sae_kernels.codes import SparseCodes
-from sae_kernels.dispatch import backend_for, choose, no_autocast
-from sae_kernels.latent_sweep.op import encode_backward
-from sae_kernels.topk_encode.op import check_encode
+from sae_kernels.dispatch import choose, no_autocast
+from sae_kernels.encode import check_encode, register_gradients, run_encode
 
 IMPLEMENTATIONS = {
     "naive": naive.batch_topk_encode,
@@ -45,15 +42,10 @@ def batch_topk_encode(
     Raises:
         ValueError: k out of range or shapes that do not fit.
     """
-    check_encode(x, W_enc, b_enc, b_pre)
-    if not 1 <= k <= W_enc.shape[0]:
-        raise ValueError(f"k = {k} is outside 1..{W_enc.shape[0]}, the number of latents")
-    if backend_for("batch_topk_encode", x, IMPLEMENTATIONS) == "naive":
-        with no_autocast(x.device.type):
-            run = choose("batch_topk_encode", x, IMPLEMENTATIONS)
-            values, indices, offsets = run(x, W_enc, b_enc, k, b_pre, guess)
-    else:
-        values, indices, offsets = _batch_topk_encode(x, W_enc, b_enc, k, b_pre, guess)
+    check_encode(x, W_enc, b_enc, b_pre, k)
+    values, indices, offsets = run_encode(
+        "batch_topk_encode", IMPLEMENTATIONS, _batch_topk_encode, x, W_enc, b_enc, k, b_pre, guess
+    )
     return SparseCodes(values, indices, W_enc.shape[0], offsets)
 
 
@@ -77,27 +69,4 @@ def _(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, b_pre: Tensor | None, gue
     return x.new_empty(entries, dtype=dtype), indices, x.new_empty(x.shape[0] + 1, dtype=torch.int64)
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, W_enc, b_enc, _, b_pre, _ = inputs
-    ctx.save_for_backward(x, W_enc, b_pre, *output)
-    ctx.bias_dtype = b_enc.dtype
-
-
-def _backward(ctx: Any, grad_values: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    x, W_enc, b_pre, values, indices, offsets = ctx.saved_tensors
-    wants_x, wants_W, wants_b, _, wants_b_pre, _ = ctx.needs_input_grad
-    grad_x, grad_W, grad_b, grad_b_pre = encode_backward(
-        grad_values, values, indices, offsets, x, W_enc, b_pre,
-        (wants_x, wants_W or wants_b or wants_b_pre, wants_b_pre),
-    )  # fmt: skip
-    return (
-        grad_x if wants_x else None,
-        grad_W if wants_W else None,
-        grad_b.to(ctx.bias_dtype) if wants_b and grad_b is not None else None,
-        None,
-        grad_b_pre if wants_b_pre else None,
-        None,
-    )
-
-
-_batch_topk_encode.register_autograd(_backward, setup_context=_setup)
+register_gradients(_batch_topk_encode, b_pre_at=4)

@@ -15,15 +15,13 @@ import torch
 from sae_kernels.adam_step.op import adam_step
 from sae_kernels.batch_topk_encode.op import batch_topk_encode
 from sae_kernels.bench.step import Problem
-from sae_kernels.bench.timing import copy_function, interleaved, machine, show
+from sae_kernels.bench.timing import copy_function, interleaved, machine
 from sae_kernels.dispatch import last_backend, use_backend
 from sae_kernels.fused_step.op import StepForward, fused_forward, fused_update
 from sae_kernels.latent_sweep.op import latent_sweep
 from sae_kernels.sparse_decode.op import sparse_decode
 from sae_kernels.threshold_encode.op import threshold_encode
 from sae_kernels.topk_encode.op import topk_encode
-
-COLUMNS = ("op", "backend", "ms", "fastest ms", "floor ms", "x floor", "GB/s", "naive ms", "x faster than naive")
 
 
 def measure_kernels(
@@ -113,8 +111,3 @@ def _naive(op: Callable[[], Any]) -> Callable[[], Any]:
             op()
 
     return run
-
-
-def report_kernels(as_json: bool = False, **shape: Any) -> None:
-    """Measure and print."""
-    show(measure_kernels(**shape), "Ops against their floors", COLUMNS, as_json)

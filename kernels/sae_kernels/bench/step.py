@@ -17,14 +17,12 @@ import torch
 from torch import Tensor
 
 from sae_kernels.adam_step.op import adam_step, clip_scale
-from sae_kernels.bench.timing import interleaved, machine, show
+from sae_kernels.bench.timing import interleaved, machine
 from sae_kernels.buffers import Workspace
 from sae_kernels.dispatch import backends_used, use_backend
 from sae_kernels.fused_step.op import Parameters, fused_forward, fused_update
 from sae_kernels.sparse_decode.op import sparse_decode
 from sae_kernels.topk_encode.op import topk_encode
-
-COLUMNS = ("what", "median ms", "fastest ms", "x product")
 
 
 class Problem:
@@ -70,13 +68,7 @@ class Problem:
 
 
 def measure_step(
-    tokens: int = 2048,
-    d: int = 576,
-    width: int = 9216,
-    k: int = 32,
-    rounds: int = 15,
-    device: str = "cpu",
-    dense: bool = True,
+    tokens: int = 2048, d: int = 576, width: int = 9216, k: int = 32, rounds: int = 15, device: str = "cpu"
 ) -> dict[str, Any]:
     """Interleaved timings of the product, the fused step and its parts, the autograd route and the dense one.
 
@@ -93,9 +85,8 @@ def measure_step(
         "fused step, clipped": lambda: problem.fused(1.0),
         "encode": lambda: topk_encode(problem.x, *problem.params[:2], k, problem.params.b_dec),
         "step through autograd": problem.autograd,
+        "step in plain PyTorch": problem.dense,
     }
-    if dense:
-        functions["step in plain PyTorch"] = problem.dense
     times = interleaved(functions, rounds, device)
     floor = times["encode product"]
     rows = [
@@ -153,13 +144,3 @@ def _growth(function: Callable[[], Any]) -> float:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     function()
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / unit
-
-
-def report_step(as_json: bool = False, curve: bool = False, **shape: Any) -> None:
-    """Measure and print."""
-    if curve:
-        result = measure_curve(**{key: value for key, value in shape.items() if key not in ("width", "dense")})
-        columns = ("F", "product ms", "step ms", "ratio", "ratio, fastest", "step ns / latent / token")
-        show(result, "Training step over the number of latents", columns, as_json)
-    else:
-        show(measure_step(**shape), "Training step", (*COLUMNS, "x product, fastest"), as_json)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sae_kernels.adam_step.cpu import adam_constants, adam_flat
+from sae_kernels.adam_step.naive import Adam
 from sae_kernels.adam_step.op import clip_scale
 from sae_kernels.buffers import Workspace, scratch
 from sae_kernels.codes import SparseCodes
@@ -71,7 +72,7 @@ def update(
     m: Any,
     v: Any,
     forward: Any,
-    adam: tuple[int, float, float, float, float],
+    adam: Adam,
     max_norm: float | None,
     extra: Any,
     through: Tensor | None,
@@ -103,7 +104,7 @@ def update(
         sums.numpy(),
         squares.numpy(),
     )
-    constants = adam_constants(*adam)
+    constants = adam_constants(adam)
     grad_b_dec = _token_sum(spread, groups).mul_(factor)
     limit = _LARGE if max_norm is None else min(max_norm, _LARGE)
     if math.hypot(_norm_bound(params, forward, through, grad_b_dec, factor, extra), math.sqrt(more)) <= limit:

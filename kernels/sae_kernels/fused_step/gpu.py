@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sae_kernels.adam_step.gpu import adam_step
+from sae_kernels.adam_step.naive import Adam
 from sae_kernels.adam_step.op import clip_scale
 from sae_kernels.codes import SparseCodes
 from sae_kernels.gpu_product import rows_contiguous
@@ -82,7 +83,7 @@ def update(
     m: Any,
     v: Any,
     forward: Any,
-    adam: tuple[int, float, float, float, float],
+    adam: Adam,
     max_norm: float | None,
     extra: Any,
     through: Tensor | None,
@@ -108,10 +109,6 @@ def update(
     grads = (W_enc, b_enc, W_dec, b_dec)
     norm = torch.stack([torch.linalg.vector_norm(grad) for grad in grads]).norm()
     scale = clip_scale(norm, max_norm)
-    step, lr, beta1, beta2, eps = adam
     for param, grad, first, second in zip(params, grads, m, v, strict=True):
-        adam_step(
-            param, grad, first, second,
-            step=step, lr=lr, beta1=beta1, beta2=beta2, eps=eps, scale=scale, unit_rows=param is params.W_dec,
-        )  # fmt: skip
+        adam_step(param, grad, first, second, adam, scale, param is params.W_dec)
     return norm, torch.isfinite(scale)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sae_kernels.adam_step.naive import Adam
 from sae_kernels.adam_step.op import adam_step, clip_scale
 from sae_kernels.codes import SparseCodes
 from sae_kernels.latent_sweep.op import encode_weight_backward, latent_sweep
@@ -39,7 +40,7 @@ def update(
     m: Any,
     v: Any,
     forward: Any,
-    adam: tuple[int, float, float, float, float],
+    adam: Adam,
     max_norm: float | None,
     extra: Any,
     through: Tensor | None,
@@ -68,12 +69,8 @@ def update(
     grads = (W_enc, b_enc, W_dec, b_dec)
     norm = (torch.stack([grad.square().sum() for grad in grads]).sum() + more).sqrt()
     scale = clip_scale(norm, max_norm)
-    step, lr, beta1, beta2, eps = adam
     for place, (param, grad) in enumerate(zip(params, grads, strict=True)):
-        adam_step(
-            param, grad, m[place], v[place],
-            step=step, lr=lr, beta1=beta1, beta2=beta2, eps=eps, scale=scale, unit_rows=place == 2,
-        )  # fmt: skip
+        adam_step(param, grad, m[place], v[place], **adam._asdict(), scale=scale, unit_rows=place == 2)
     return norm, torch.isfinite(scale)
 
 

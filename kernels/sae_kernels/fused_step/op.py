@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sae_kernels.adam_step.naive import Adam
 from sae_kernels.buffers import Workspace
 from sae_kernels.codes import SparseCodes
 from sae_kernels.dispatch import choose, no_autocast
@@ -218,4 +219,5 @@ def fused_update(
     with torch.no_grad(), no_autocast(params.W_enc.device.type):
         special = through is not None or forward.starts is not None or more > 0
         update = choose("fused_update", params.W_enc, UPDATE_ANY if special else UPDATE)
-        return StepResult(*update(params, m, v, forward, (step, lr, beta1, beta2, eps), max_norm, extra, through, more))
+        adam = Adam(step, lr, beta1, beta2, eps)
+        return StepResult(*update(params, m, v, forward, adam, max_norm, extra, through, more))

@@ -133,37 +133,6 @@ def _(grad_values: Tensor, values: Tensor, indices: Tensor, offsets: Tensor | No
     return centred.new_empty((width, centred.shape[1]), dtype=dtype), centred.new_empty(width, dtype=dtype)
 
 
-def encode_backward(
-    grad_values: Tensor,
-    values: Tensor,
-    indices: Tensor,
-    offsets: Tensor | None,
-    x: Tensor,
-    W_enc: Tensor,
-    b_pre: Tensor | None,
-    wants: tuple[bool, bool, bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of x, W_enc, b_enc and b_pre through a relu'd selection of W_enc (x - b_pre) + b_enc.
-
-    `wants`: x, the weights, b_pre. An entry whose value is zero (cut by the relu) passes nothing on.
-    """
-    wants_x, wants_weights, wants_b_pre = wants
-    grad_x = grad_W = grad_b = grad_b_pre = None
-    if wants_x:
-        through = torch.where(values <= 0, 0, grad_values)
-        zero = W_enc.new_zeros(W_enc.shape[1])
-        grad_x = torch.ops.sae_kernels.sparse_decode(through, indices, offsets, W_enc, zero).to(x.dtype)
-    if wants_weights:
-        compute = torch.promote_types(x.dtype, torch.float32)
-        centred = x.to(compute) if b_pre is None else x.to(compute) - b_pre.to(compute)
-        grad_W, grad_b = encode_weight_backward(grad_values, values, indices, offsets, centred, W_enc.shape[0])
-        if wants_b_pre and b_pre is not None:
-            # the sum over tokens first: [F], then one matrix-vector product instead of an N x d one
-            grad_b_pre = -(grad_b @ W_enc.to(grad_b.dtype)).to(b_pre.dtype)
-        grad_W = grad_W.to(W_enc.dtype)
-    return grad_x, grad_W, grad_b, grad_b_pre
-
-
 def _choose(values: Tensor, offsets: Tensor | None, width: int, tensor: Tensor) -> Callable[..., Any]:
     return choose("latent_sweep", tensor, IMPLEMENTATIONS, density_of(values, offsets, width))
 

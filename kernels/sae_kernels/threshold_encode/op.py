@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from sae_kernels.codes import SparseCodes
-from sae_kernels.dispatch import backend_for, choose, no_autocast
-from sae_kernels.latent_sweep.op import encode_backward
+from sae_kernels.dispatch import choose, no_autocast
+from sae_kernels.encode import check_encode, register_gradients, run_encode
 from sae_kernels.threshold_encode import naive
-from sae_kernels.topk_encode.op import check_encode
 
 IMPLEMENTATIONS = {
     "naive": naive.threshold_encode,
@@ -60,12 +57,9 @@ def threshold_encode(
         theta = torch.as_tensor(theta, device=W_enc.device, dtype=torch.float32).expand(W_enc.shape[0])
     if theta.shape != b_enc.shape:
         raise ValueError(f"expected theta [{b_enc.shape[0]}], one a row of W_enc; got {tuple(theta.shape)}")
-    if backend_for("threshold_encode", x, IMPLEMENTATIONS) == "naive":
-        with no_autocast(x.device.type):
-            run = choose("threshold_encode", x, IMPLEMENTATIONS)
-            values, indices, offsets = run(x, W_enc, b_enc, theta.detach(), margin, b_pre)
-    else:
-        values, indices, offsets = _threshold_encode(x, W_enc, b_enc, theta.detach(), margin, b_pre)
+    values, indices, offsets = run_encode(
+        "threshold_encode", IMPLEMENTATIONS, _threshold_encode, x, W_enc, b_enc, theta.detach(), margin, b_pre
+    )
     return SparseCodes(values, indices, W_enc.shape[0], offsets)
 
 
@@ -90,30 +84,4 @@ def _(x: Tensor, W_enc: Tensor, b_enc: Tensor, theta: Tensor, margin: float, b_p
     return x.new_empty(kept, dtype=dtype), indices, x.new_empty(x.shape[0] + 1, dtype=torch.int64)
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, W_enc, b_enc, _, _, b_pre = inputs
-    _, indices, offsets = output
-    ctx.save_for_backward(x, W_enc, b_pre, indices, offsets)
-    ctx.bias_dtype = b_enc.dtype
-
-
-def _backward(ctx: Any, grad_values: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    x, W_enc, b_pre, indices, offsets = ctx.saved_tensors
-    wants_x, wants_W, wants_b, _, _, wants_b_pre = ctx.needs_input_grad
-    # nothing is cut by a relu here: entries of either sign pass their gradient on
-    open_gates = torch.ones_like(grad_values)
-    grad_x, grad_W, grad_b, grad_b_pre = encode_backward(
-        grad_values, open_gates, indices, offsets, x, W_enc, b_pre,
-        (wants_x, wants_W or wants_b or wants_b_pre, wants_b_pre),
-    )  # fmt: skip
-    return (
-        grad_x if wants_x else None,
-        grad_W if wants_W else None,
-        grad_b.to(ctx.bias_dtype) if wants_b and grad_b is not None else None,
-        None,
-        None,
-        grad_b_pre if wants_b_pre else None,
-    )
-
-
-_threshold_encode.register_autograd(_backward, setup_context=_setup)
+register_gradients(_threshold_encode, b_pre_at=5, relu=False)

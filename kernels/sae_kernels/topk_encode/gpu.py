@@ -188,15 +188,6 @@ def _counter(device: torch.device) -> Tensor:
     return torch.zeros(1, dtype=torch.int32, device=device)
 
 
-_tokens: dict[torch.device, int] = {}
-
-
-def fallback_rate(device: torch.device | str = "cuda") -> float:
-    """Share of all tokens encoded so far on `device` that failed the certificate and were repaired (waits for it)."""
-    device = torch.empty(0, device=device).device
-    return int(_counter(device)) / max(1, _tokens.get(device, 0))
-
-
 def topk_encode(
     x: Tensor,
     W_enc: Tensor,
@@ -232,7 +223,6 @@ def topk_encode(
     for start in range(0, N, part):
         rows = slice(start, start + part)
         _encode_part(x[rows], W_enc, b_enc.contiguous(), k, config, values[rows], indices[rows])
-    _tokens[x.device] = _tokens.get(x.device, 0) + N
     return values, indices
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from sae_kernels.codes import SparseCodes
-from sae_kernels.dispatch import backend_for, choose, no_autocast
-from sae_kernels.latent_sweep.op import encode_backward
+from sae_kernels.dispatch import choose, no_autocast
+from sae_kernels.encode import check_encode, register_gradients, run_encode
 from sae_kernels.topk_encode import naive
 
 IMPLEMENTATIONS = {
@@ -43,25 +41,9 @@ def topk_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, b_pre: Tensor |
     Raises:
         ValueError: k out of range or shapes that do not fit.
     """
-    check_encode(x, W_enc, b_enc, b_pre)
-    if not 1 <= k <= W_enc.shape[0]:
-        raise ValueError(f"k = {k} is outside 1..{W_enc.shape[0]}, the number of latents")
-    if backend_for("topk_encode", x, IMPLEMENTATIONS) == "naive":
-        with no_autocast(x.device.type):
-            values, indices = choose("topk_encode", x, IMPLEMENTATIONS)(x, W_enc, b_enc, k, b_pre)
-    else:
-        values, indices = _topk_encode(x, W_enc, b_enc, k, b_pre)
+    check_encode(x, W_enc, b_enc, b_pre, k)
+    values, indices = run_encode("topk_encode", IMPLEMENTATIONS, _topk_encode, x, W_enc, b_enc, k, b_pre)
     return SparseCodes(values, indices, W_enc.shape[0])
-
-
-def check_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, b_pre: Tensor | None) -> None:
-    """Raise ValueError unless x [N, d], W_enc [F, d], b_enc [F] and b_pre [d] fit each other."""
-    if x.ndim != 2 or W_enc.ndim != 2 or x.shape[1] != W_enc.shape[1]:
-        raise ValueError(f"expected x [N, d] and W_enc [F, d]; got {tuple(x.shape)} and {tuple(W_enc.shape)}")
-    if b_enc.shape != W_enc.shape[:1]:
-        raise ValueError(f"expected b_enc [{W_enc.shape[0]}], one a row of W_enc; got {tuple(b_enc.shape)}")
-    if b_pre is not None and b_pre.shape != x.shape[1:]:
-        raise ValueError(f"expected b_pre [{x.shape[1]}], one a column of x; got {tuple(b_pre.shape)}")
 
 
 @torch.library.custom_op(
@@ -81,27 +63,4 @@ def _(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, b_pre: Tensor | None) -> 
     return x.new_empty(shape, dtype=dtype), x.new_empty(shape, dtype=torch.int64)
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, W_enc, b_enc, _, b_pre = inputs
-    values, indices = output
-    ctx.save_for_backward(x, W_enc, b_pre, values, indices)
-    ctx.bias_dtype = b_enc.dtype
-
-
-def _backward(ctx: Any, grad_values: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    x, W_enc, b_pre, values, indices = ctx.saved_tensors
-    wants_x, wants_W, wants_b, _, wants_b_pre = ctx.needs_input_grad
-    grads = encode_backward(
-        grad_values, values, indices, None, x, W_enc, b_pre, (wants_x, wants_W or wants_b or wants_b_pre, wants_b_pre)
-    )
-    grad_x, grad_W, grad_b, grad_b_pre = grads
-    return (
-        grad_x if wants_x else None,
-        grad_W if wants_W else None,
-        grad_b.to(ctx.bias_dtype) if wants_b and grad_b is not None else None,
-        None,
-        grad_b_pre if wants_b_pre else None,
-    )
-
-
-_topk_encode.register_autograd(_backward, setup_context=_setup)
+register_gradients(_topk_encode, b_pre_at=4)

@@ -27,8 +27,8 @@ from sae.book.chapter.generative_verdicts import Numbers, summary, verdicts
 from sae.book.chapter.latent_space_judge import Judge, judge_of
 from sae.book.generate.base import Sampler
 from sae.book.generate.diffusion import Diffusion
+from sae.book.generate.latent import VAESampler
 from sae.book.generate.prior import code_indices, decode_indices, train_prior
-from sae.book.generate.vaegan import VAEGAN
 from sae.book.pictures.grids import draw_rows
 from sae.book.pictures.lines import Curve, draw_lines
 from sae.config import VisionConfig
@@ -157,7 +157,7 @@ def _reconstructions(setting: Setting, data: str, judge: Judge, models: Mapping[
     x = judge.held.x[:SHOWN]
     run = variational(setting, data, judge.held.shape, setting.seeds[0])
     hybrid = models["VAE-GAN"]
-    assert isinstance(hybrid, VAEGAN)
+    assert isinstance(hybrid, VAESampler)
     rows = {"held-out": x, "VAE": decode_dense(run.model, dense_codes(run.model, x)), "VAE-GAN": hybrid.reconstruct(x)}
     return draw_rows(rows, judge.held.shape)
 

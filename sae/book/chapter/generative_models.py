@@ -17,7 +17,7 @@ from sae.book.generate.base import Sampler
 from sae.book.generate.denoisers import ConvolutionalDenoiser, MLPDenoiser
 from sae.book.generate.diffusion import DiffusionConfig, train_diffusion
 from sae.book.generate.gan import GANConfig, train_gan
-from sae.book.generate.latent import FromPrior, train_latent_diffusion
+from sae.book.generate.latent import from_prior, train_latent_diffusion
 from sae.book.generate.prior import PriorConfig, train_prior
 from sae.book.generate.vaegan import VAEGANConfig, train_vaegan
 from sae.book.measures.generation import GeneratorScore, score_generator
@@ -184,7 +184,7 @@ def families(setting: Setting, data: str, shape: tuple[int, int, int], seed: int
     x = run.images("train").all()
 
     small = max(shape[1:]) <= SMALL_SIDE
-    found: dict[str, Sampler] = {"VAE": FromPrior(run)}
+    found: dict[str, Sampler] = {"VAE": from_prior(run)}
     setting.tell(f"GAN, seed {seed}")
     found["GAN"] = train_gan(
         x, make_stem(sizes, shape), make_head(sizes, shape), replace(sizes.gan, latents=sizes.latents), seed=seed

@@ -11,9 +11,7 @@ from torch import Tensor
 from sae.base import draws
 from sae.book.chapter.base import Finding, Picture, Setting, experiment, trained
 from sae.book.chapter.measure import fvu, mean_of, over_seeds, reconstructed
-from sae.book.measures.disentanglement.dci import Trees
-from sae.book.measures.disentanglement.information import mutual_information
-from sae.book.measures.disentanglement.scores import Disentanglement, controls, disentanglement
+from sae.book.measures.disentanglement import Disentanglement, Trees, controls, disentanglement, mutual_information
 from sae.book.pictures.charts import draw_heatmap
 from sae.book.pictures.latents import draw_traversals, typical
 from sae.book.pictures.lines import Curve, draw_lines

@@ -13,7 +13,7 @@ from torch import Tensor
 from sae.book.comparison.coders import Coder
 from sae.book.comparison.grounds import Ground
 from sae.book.comparison.measures import COLUMNS_OF_CODES, PROBED, Measured
-from sae.book.measures.disentanglement.scores import controls, disentanglement
+from sae.book.measures.disentanglement import controls, disentanglement
 from sae.evaluation.baselines import PCA
 from sae.evaluation.probing import full_probe, probing_task, shuffled_probe, sparse_probe
 from sae.models.autoencoder import Autoencoder

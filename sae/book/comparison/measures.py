@@ -15,7 +15,7 @@ from torch import Tensor
 from sae.book.chapter.measure import fvu
 from sae.book.comparison.coders import Coder
 from sae.book.comparison.grounds import Ground
-from sae.book.measures.disentanglement.scores import disentanglement
+from sae.book.measures.disentanglement import disentanglement
 from sae.book.measures.rate import rate_distortion, stack
 from sae.book.measures.rate_curve import RatePoint, bits_at, fvu_at
 from sae.evaluation.probing import full_probe, probing_task, sparse_probe

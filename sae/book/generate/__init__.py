@@ -1,1 +1,1 @@
-"""Small generative models over the project's stems, heads and autoencoders; all sample through one protocol."""
+"""Small generative models over the project's stems, heads and autoencoders; all are sampled in one way."""

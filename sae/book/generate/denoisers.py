@@ -1,4 +1,4 @@
-"""Networks that tell noise from signal: noisy rows x_t [N, D] and the time t/T [N] -> [N, D]."""
+"""Networks for diffusion: noisy rows x_t [N, D] and the time t/T [N] -> predictions [N, D]."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class MLPDenoiser(nn.Module):
         _start_at_zero(self.write)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        """See the module."""
+        """Noisy rows [N, D] and times [N] -> [N, D]."""
         h, embedded = self.read(x), embed_time(time)
         for norm, first, second, at in zip(self.norms, self.first, self.second, self.times, strict=True):
             h = h + second(silu(first(silu(norm(h))) + at(embedded)))
@@ -69,7 +69,7 @@ class ConvolutionalDenoiser(nn.Module):
         _start_at_zero(self.write)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        """See the module."""
+        """Noisy rows [N, D] and times [N] -> [N, D]."""
         embedded = embed_time(time)
         above = self.upper(self.read(pixel_unshuffle(x.view(-1, *self.shape), FOLD)), embedded)
         below = self.shrink(above)
@@ -96,7 +96,7 @@ class _Block(nn.Module):
 
 
 def _start_at_zero(layer: nn.Linear | nn.Conv2d) -> None:
-    """A network that at first says nothing starts from the same loss whatever its width."""
+    """With zero outputs, networks of every width start from the same loss."""
     nn.init.zeros_(layer.weight)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)

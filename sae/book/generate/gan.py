@@ -11,42 +11,70 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import softplus
 
 from sae.base import draws
-from sae.book.generate.adversarial import GAMES, Discriminator
-from sae.book.generate.base import LAYERS, MAKER, count, minibatches, seeded
-from sae.config import ConfigError, check, unknown_choice
+from sae.book.generate.base import CRITIC, LAYERS, MAKER, Sampler, StepsConfig, count, minibatches, seeded
+from sae.config import ConfigError, check
 from sae.models.heads import Head
 from sae.models.stems import Stem
 
+BETAS = (0.5, 0.999)
+"""Adam's; the first as Radford et al. 2016, section 3."""
+
 
 @dataclass(frozen=True, kw_only=True)
-class GANConfig:
+class GANConfig(StepsConfig):
     """How a GAN is trained."""
 
     latents: int = 32
     """Width of the noise."""
-    loss: str = "non_saturating"
-    """In `sae.book.generate.adversarial.GAMES`."""
-    steps: int = 2000
-    batch: int = 64
-    lr: float = 5e-4
-    """Adam's, of both sides."""
-    beta1: float = 0.5
-    """Adam's decay of the first moment (Radford et al. 2016, section 3)."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check(self.latents >= 1, "latents", self.latents, "at least 1")
-        check(self.steps >= 1, "steps", self.steps, "at least 1")
-        check(self.batch >= 1, "batch", self.batch, "at least 1")
-        check(self.lr > 0, "lr", self.lr, "more than 0")
-        check(0 <= self.beta1 < 1, "beta1", self.beta1, "0 to below 1")
-        if self.loss not in GAMES:
-            raise unknown_choice("--loss", self.loss, GAMES)
+
+
+class Discriminator(nn.Module):
+    """D(x) = σ(w · stem(x) + b), of which it returns the logit; the stem's outputs are its features.
+
+    Raises:
+        ConfigError: a stem with several rows a sample.
+    """
+
+    def __init__(self, stem: Stem, seed: int) -> None:
+        super().__init__()
+        if stem.positions != 1:
+            raise ConfigError(f"stem: expected one row a sample, got {stem.positions}")
+        self.stem = stem
+        stem.initialise(draws.generator(seed, CRITIC))
+        self.out = seeded(lambda: nn.Linear(stem.dim, 1), seed, CRITIC, LAYERS)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Samples [N, D] -> features [N, d]."""
+        return self.stem(x)
+
+    def judge(self, features: Tensor) -> Tensor:
+        """Features [N, d] -> logits of being real [N]."""
+        return self.out(features).squeeze(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Samples [N, D] -> logits of being real [N]."""
+        return self.judge(self.features(x))
+
+
+def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """Mean of -log D(x) - log(1 - D(G(z))), from logits of real and of generated samples [N]."""
+    return softplus(-real).mean() + softplus(fake).mean()
+
+
+def generator_loss(fake: Tensor) -> Tensor:
+    """Mean of -log D(G(z)), from logits of generated samples [N] (Goodfellow et al. 2014, section 3)."""
+    return softplus(-fake).mean()
 
 
 class Generator(nn.Module):
-    """x = head(W z + b), z ~ N(0, 1); pixels in [0, 1] where the head squashes.
+    """x = head(W z + b), z ~ N(0, 1); pixels in [0, 1] if the head squashes.
 
     Raises:
         ConfigError: a head that reads several rows a sample.
@@ -66,38 +94,22 @@ class Generator(nn.Module):
         return torch.sigmoid(outputs) if self.head.squash else outputs
 
 
-@dataclass(frozen=True, eq=False)
-class GAN:
-    """A trained GAN; see `sae.book.generate.base.Sampler`."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class GAN(Sampler):
+    """A trained GAN; the discriminator plays no part in sampling."""
 
-    generator: Generator
-    discriminator: Discriminator
-    seconds: float
-    evaluations: int = 1
-    encodes: bool = False
-
-    @property
-    def parameters(self) -> int:
-        """See `Sampler`; the discriminator has no part in it."""
-        return count(self.generator)
+    network: Generator
 
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """See `Sampler`."""
-        return self.generator(torch.randn(n, self.generator.latents, generator=generator))
+        """Draw n samples [n, D], pixels."""
+        return self.network(torch.randn(n, self.network.latents, generator=generator))
 
 
-def train_gan(
-    x: Tensor,
-    stem: Stem,
-    head: Head,
-    config: GANConfig,
-    *,
-    seed: int,
-) -> GAN:
-    """Train on x [N, D], the two sides in turn, a step each.
+def train_gan(x: Tensor, stem: Stem, head: Head, config: GANConfig, *, seed: int) -> GAN:
+    """Train on x [N, D], the two networks in turn, one step each.
 
-    A game that is lost for good is not stopped: its samples tell.
+    Training that has collapsed is not stopped early: the samples show it.
 
     Args:
         x: pixels, float32.
@@ -109,20 +121,18 @@ def train_gan(
     Raises:
         ConfigError: fewer samples than a batch.
     """
-    maker, critic = Generator(config.latents, head, seed), Discriminator(stem, seed)
-    game, betas = GAMES[config.loss], (config.beta1, 0.999)
-    making = torch.optim.Adam(maker.parameters(), lr=config.lr, betas=betas)
-    judging = torch.optim.Adam(critic.parameters(), lr=config.lr, betas=betas)
+    network, critic = Generator(config.latents, head, seed), Discriminator(stem, seed)
+    making = torch.optim.Adam(network.parameters(), lr=config.lr, betas=BETAS)
+    judging = torch.optim.Adam(critic.parameters(), lr=config.lr, betas=BETAS)
     begun = time.perf_counter()
-    for real, noise in minibatches(x, batch=config.batch, steps=config.steps, seed=seed):
-        fake = maker(torch.randn(len(real), config.latents, generator=noise))
-        judged = critic(torch.cat([real, fake.detach()]))
-        loss = game.critic(*judged.chunk(2))
+    for real, noise in minibatches(x, config, seed=seed):
+        fake = network(torch.randn(len(real), config.latents, generator=noise))
+        loss = discriminator_loss(*critic(torch.cat([real, fake.detach()])).chunk(2))
         judging.zero_grad()
         loss.backward()
         judging.step()
-        wanted = game.generator(critic(fake))
+        loss = generator_loss(critic(fake))
         making.zero_grad()
-        wanted.backward()
+        loss.backward()
         making.step()
-    return GAN(maker, critic, time.perf_counter() - begun)
+    return GAN(network=network, seconds=time.perf_counter() - begun, parameters=count(network))

@@ -1,7 +1,7 @@
 """Samples through the decoder of a trained autoencoder: from its prior, or from diffusion among its latents.
 
 run = open_image_run("runs/vae")
-FromPrior(run).sample(64, generator)
+from_prior(run).sample(64, generator)
 train_latent_diffusion(run, DiffusionConfig(), seed=0).sample(64, generator)
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sae.book.generate.base import count
+from sae.book.generate.base import Sampler, count
 from sae.book.generate.denoisers import MLPDenoiser
 from sae.book.generate.diffusion import Diffusion, DiffusionConfig, train_diffusion
 from sae.config import ConfigError
@@ -21,63 +21,44 @@ from sae.modules.codes import Gaussian
 from sae.runs.images import ImageRun, decode_dense, dense_codes
 
 
-@dataclass(frozen=True, eq=False)
-class FromPrior:
-    """A VAE: z ~ N(0, 1), decoded (Kingma & Welling 2014). Samples are means of pixels, not draws of them.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class VAESampler(Sampler):
+    """A VAE: z ~ N(0, 1), decoded (Kingma & Welling 2014). Samples are means of pixels, not draws of them."""
+
+    model: Autoencoder
+    encodes: bool = True
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """Draw n samples [n, D], pixels."""
+        return decode_dense(self.model, torch.randn(n, self.model.width, generator=generator))
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """Samples [N, D], encoded and decoded at the means of their codes."""
+        return decode_dense(self.model, dense_codes(self.model, x))
+
+
+def from_prior(run: ImageRun) -> VAESampler:
+    """A run's VAE as a generative model.
 
     Raises:
         ConfigError: the run has no Gaussian code, so no prior to draw from.
     """
-
-    run: ImageRun
-    evaluations: int = 1
-    encodes: bool = True
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.run.model.code, Gaussian):
-            raise ConfigError(f"{self.run.folder}: --variant {self.run.vision.variant} has no prior; expected a VAE")
-
-    @property
-    def parameters(self) -> int:
-        """See `Sampler`."""
-        return decoder_parameters(self.run.model)
-
-    @property
-    def seconds(self) -> float:
-        """See `Sampler`."""
-        return seconds_of(self.run)
-
-    def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """See `Sampler`."""
-        return decode_dense(self.run.model, torch.randn(n, self.run.model.width, generator=generator))
+    if not isinstance(run.model.code, Gaussian):
+        raise ConfigError(f"{run.folder}: --variant {run.vision.variant} has no prior; expected a VAE")
+    return VAESampler(model=run.model, seconds=seconds_of(run), parameters=decoder_parameters(run.model))
 
 
-@dataclass(frozen=True, eq=False)
-class LatentDiffusion:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LatentDiffusion(Sampler):
     """Diffusion among the standardised means of a frozen autoencoder, decoded by it (Rombach et al. 2022)."""
 
-    run: ImageRun
+    model: Autoencoder
     diffusion: Diffusion
     encodes: bool = True
 
-    @property
-    def evaluations(self) -> int:
-        """See `Sampler`; the decoder is called once."""
-        return self.diffusion.evaluations + 1
-
-    @property
-    def parameters(self) -> int:
-        """See `Sampler`."""
-        return self.diffusion.parameters + decoder_parameters(self.run.model)
-
-    @property
-    def seconds(self) -> float:
-        """See `Sampler`."""
-        return self.diffusion.seconds + seconds_of(self.run)
-
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """See `Sampler`."""
-        return decode_dense(self.run.model, self.diffusion.sample(n, generator))
+        """Draw n samples [n, D], pixels."""
+        return decode_dense(self.model, self.diffusion.sample(n, generator))
 
 
 def train_latent_diffusion(run: ImageRun, config: DiffusionConfig, *, seed: int, hidden: int = 256) -> LatentDiffusion:
@@ -88,13 +69,18 @@ def train_latent_diffusion(run: ImageRun, config: DiffusionConfig, *, seed: int,
     """
     codes = dense_codes(run.model, run.images("train").all())
     width = codes.shape[1]
+    diffusion = train_diffusion(codes, lambda: MLPDenoiser(width, hidden), config, seed=seed, pixels=False)
     return LatentDiffusion(
-        run, train_diffusion(codes, lambda: MLPDenoiser(width, hidden), config, seed=seed, pixels=False)
+        model=run.model,
+        diffusion=diffusion,
+        seconds=diffusion.seconds + seconds_of(run),
+        parameters=diffusion.parameters + decoder_parameters(run.model),
+        evaluations=diffusion.evaluations + 1,  # the decoder once
     )
 
 
 def decoder_parameters(model: Autoencoder) -> int:
-    """Numbers of a model's dictionary and head."""
+    """Numbers in a model's dictionary and head."""
     return count(model.dictionary, *([] if model.head is None else [model.head]))
 
 

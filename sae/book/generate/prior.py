@@ -6,29 +6,27 @@ prior.sample(64, torch.Generator().manual_seed(0))
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from sae.book.generate.base import count, minibatches, seeded, set_rate
+from sae.book.generate.base import Sampler, StepsConfig, count, fit, minibatches, seeded
 from sae.book.generate.latent import decoder_parameters, seconds_of
 from sae.config import ConfigError, check
 from sae.models.autoencoder import Autoencoder
 from sae.models.stems import ConvolutionalStem, Stem, TwoLevelStem
 from sae.modules.codes import Quantised
 from sae.runs.images import ImageRun
-from sae.training.schedules import course
 from sae_kernels import SparseCodes
 
 CHUNK = 1024  # samples encoded at a time
-CLIP = 1.0  # norm that gradients are cut to: recurrent ones burst
+CLIP = 1.0  # norm to which gradients are cut: those of recurrent networks can explode
 
 
 @dataclass(frozen=True, kw_only=True)
-class PriorConfig:
+class PriorConfig(StepsConfig):
     """How a prior over codes is trained."""
 
     hidden: int = 128
@@ -36,27 +34,25 @@ class PriorConfig:
     embedding: int = 32
     """Width of the embedding of each code read."""
     steps: int = 1000
-    batch: int = 64
     lr: float = 3e-3
-    """Adam's, falling to zero over the second half."""
 
     def __post_init__(self) -> None:
-        for name in ("hidden", "embedding", "steps", "batch"):
-            check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        check(self.lr > 0, "lr", self.lr, "more than 0")
+        super().__post_init__()
+        check(self.hidden >= 1, "hidden", self.hidden, "at least 1")
+        check(self.embedding >= 1, "embedding", self.embedding, "at least 1")
 
 
 class CodePrior(nn.Module):
     """p(c) = Π_p p(c_p | c_1 ... c_(p-1)): a GRU (Cho et al. 2014) along the positions.
 
-    VQ-VAE's prior is a PixelCNN, VQ-VAE-2's one with attention and a level each (van den Oord et al. 2017, section 4.2;
-    Razavi et al. 2019, section 3.2); this is a small one with the same order and the same conditions: beside the code
-    before it, a position reads the one above it and the one over it in the coarser level.
+    A position reads the code before it, the one above it, and the one over it in the coarser level. The papers' priors
+    are larger, with the same order and conditions: VQ-VAE's is a PixelCNN, VQ-VAE-2's a PixelCNN with attention for
+    every level (van den Oord et al. 2017, section 4.2; Razavi et al. 2019, section 3.2).
 
     Args:
         atoms: number of atoms K.
-        table: positions of the codes read at each position, int64 [P, R], all of them earlier; P for none.
-        config: its widths.
+        table: positions of the codes that each position reads, int64 [P, R], all of them earlier; P for none.
+        config: with the widths.
     """
 
     table: Tensor
@@ -92,7 +88,7 @@ class CodePrior(nn.Module):
         return padded[:, :-1]
 
     def _read(self, padded: Tensor, places: slice) -> Tensor:
-        """What the GRU reads at some places [N, p, R·e + e]; `padded` int64 [N, P + 1] has K for "none" at its end."""
+        """The GRU's input at some places [N, p, R·e + e]; `padded` int64 [N, P + 1] ends in K, for "none"."""
         table = self.table[places]
         read = [embedding(padded[:, table[:, i]]) for i, embedding in enumerate(self.embeddings)]
         here = self.places.weight[places].expand(len(padded), -1, -1)
@@ -100,7 +96,7 @@ class CodePrior(nn.Module):
 
 
 def earlier(stem: Stem) -> Tensor:
-    """Which codes every position reads: the one before, the one above, the coarser level's over it, int64 [P, 3].
+    """The codes that every position reads: the one before, the one above, the coarser level's over it, int64 [P, 3].
 
     Raises:
         ConfigError: a stem without a map.
@@ -128,66 +124,49 @@ def earlier(stem: Stem) -> Tensor:
     return torch.tensor(table)
 
 
-@dataclass(frozen=True, eq=False)
-class PriorOfCodes:
-    """A VQ-VAE and the prior of its codes; see `sae.book.generate.base.Sampler`."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class CodeSampler(Sampler):
+    """A VQ-VAE and the prior of its codes."""
 
-    run: ImageRun
+    model: Autoencoder
     prior: CodePrior
-    prior_seconds: float
     encodes: bool = True
-
-    @property
-    def evaluations(self) -> int:
-        """See `Sampler`: the prior for every position, the decoder once."""
-        return self.prior.positions + 1
-
-    @property
-    def parameters(self) -> int:
-        """See `Sampler`."""
-        return count(self.prior) + decoder_parameters(self.run.model)
-
-    @property
-    def seconds(self) -> float:
-        """See `Sampler`."""
-        return self.prior_seconds + seconds_of(self.run)
 
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """See `Sampler`."""
-        return decode_indices(self.run.model, self.prior.draw(n, generator))
+        """Draw n samples [n, D], pixels."""
+        return decode_indices(self.model, self.prior.draw(n, generator))
 
 
-def train_prior(run: ImageRun, config: PriorConfig, *, seed: int) -> PriorOfCodes:
+def train_prior(run: ImageRun, config: PriorConfig, *, seed: int) -> CodeSampler:
     """Fit a prior to the codes of the run's training images.
 
     Raises:
         ConfigError: the run has no codebook, or fewer images than a batch.
     """
-    if not isinstance(run.model.code, Quantised) or run.model.stem is None:
+    model = run.model
+    if not isinstance(model.code, Quantised) or model.stem is None:
         raise ConfigError(f"{run.folder}: --variant {run.vision.variant} has no codebook; expected vqvae or vqvae2")
-    codes, table = code_indices(run.model, run.images("train").all()), earlier(run.model.stem)
-    prior = seeded(lambda: CodePrior(run.model.width, table, config), seed)
-    optimizer = torch.optim.Adam(prior.parameters(), lr=config.lr)
-    begun = time.perf_counter()
-    for step, (rows, _) in enumerate(minibatches(codes, batch=config.batch, steps=config.steps, seed=seed)):
-        loss = prior.nats(rows).mean()
-        set_rate(optimizer, config.lr * course(step, config.steps, warmup=0.05, decay=0.5))
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(prior.parameters(), CLIP)
-        optimizer.step()
-    return PriorOfCodes(run, prior, time.perf_counter() - begun)
+    codes, table = code_indices(model, run.images("train").all()), earlier(model.stem)
+    prior = seeded(lambda: CodePrior(model.width, table, config), seed)
+    losses = (prior.nats(rows).mean() for rows, _ in minibatches(codes, config, seed=seed))
+    return CodeSampler(
+        model=model,
+        prior=prior,
+        seconds=fit(prior, losses, config, clip=CLIP) + seconds_of(run),
+        parameters=count(prior) + decoder_parameters(model),
+        evaluations=prior.positions + 1,  # the decoder once
+    )
 
 
 @torch.no_grad()
 def code_indices(model: Autoencoder, x: Tensor) -> Tensor:
-    """Samples [N, D] -> the atoms they are written with, int64 [N, P]."""
+    """Samples [N, D] -> indices of their atoms, int64 [N, P]."""
     return torch.cat([model.encode(rows).indices.view(len(rows), -1) for rows in x.split(CHUNK)])
 
 
 @torch.no_grad()
 def decode_indices(model: Autoencoder, indices: Tensor) -> Tensor:
-    """Atoms int64 [N, P] -> samples [N, D]."""
+    """Indices of atoms int64 [N, P] -> samples [N, D]."""
     rows = [part.reshape(-1, 1) for part in indices.split(CHUNK)]
     return torch.cat([model.decode(SparseCodes(torch.ones(part.shape), part, model.width)) for part in rows])

@@ -13,83 +13,43 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sae.book.generate.adversarial import NON_SATURATING, Discriminator
-from sae.book.generate.base import minibatches
-from sae.book.generate.latent import decoder_parameters
+from sae.book.generate.base import StepsConfig, minibatches
+from sae.book.generate.gan import BETAS, Discriminator, discriminator_loss, generator_loss
+from sae.book.generate.latent import VAESampler, decoder_parameters
 from sae.config import ConfigError, check
 from sae.models.autoencoder import Autoencoder
 from sae.models.stems import Stem
 from sae.modules.codes import Gaussian
 from sae.modules.divergences import kl_per_latent
 from sae.modules.likelihoods import gaussian_nll
-from sae.runs.images import decode_dense, dense_codes
 
 
 @dataclass(frozen=True, kw_only=True)
-class VAEGANConfig:
+class VAEGANConfig(StepsConfig):
     """How a VAE-GAN is trained."""
 
     variance: float = 0.05
     """σ² of the Gaussian by which features are compared: the smaller, the more a reconstruction counts over the KL."""
     gamma: float = 0.02
-    """Weight of the features' likelihood against the game in the decoder's loss (the paper's γ)."""
-    steps: int = 2000
-    batch: int = 64
-    lr: float = 5e-4
-    """Adam's, of all three parts."""
-    beta1: float = 0.5
+    """Weight of the features' likelihood against the adversarial loss in the decoder's loss (the paper's γ)."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check(self.variance > 0, "variance", self.variance, "more than 0")
         check(self.gamma >= 0, "gamma", self.gamma, "0 or more")
-        check(self.steps >= 1, "steps", self.steps, "at least 1")
-        check(self.batch >= 1, "batch", self.batch, "at least 1")
-        check(self.lr > 0, "lr", self.lr, "more than 0")
-        check(0 <= self.beta1 < 1, "beta1", self.beta1, "0 to below 1")
 
 
-@dataclass(frozen=True, eq=False)
-class VAEGAN:
-    """A trained VAE-GAN; see `sae.book.generate.base.Sampler`."""
+def train_vaegan(x: Tensor, model: Autoencoder, stem: Stem, config: VAEGANConfig, *, seed: int) -> VAESampler:
+    """Train on x [N, D]: the discriminator, then encoder and decoder, one step each (the paper's algorithm 1).
 
-    model: Autoencoder
-    discriminator: Discriminator
-    seconds: float
-    evaluations: int = 1
-    encodes: bool = True
-
-    @property
-    def parameters(self) -> int:
-        """See `Sampler`."""
-        return decoder_parameters(self.model)
-
-    def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """See `Sampler`; z ~ N(0, 1)."""
-        return decode_dense(self.model, torch.randn(n, self.model.width, generator=generator))
-
-    def reconstruct(self, x: Tensor) -> Tensor:
-        """Samples [N, D] through the means of their codes and back."""
-        return decode_dense(self.model, dense_codes(self.model, x))
-
-
-def train_vaegan(
-    x: Tensor,
-    model: Autoencoder,
-    stem: Stem,
-    config: VAEGANConfig,
-    *,
-    seed: int,
-) -> VAEGAN:
-    """Train on x [N, D]: the discriminator, then encoder and decoder, a step each (the paper's algorithm 1).
-
-    The encoder minimises KL + features, the decoder γ features + game, the discriminator tells x from reconstructions
-    and from decoded draws of the prior. No part sees another's loss: the game's gradient stops at the code, and the
-    features' at the discriminator.
+    The encoder minimises the KL and the error of features, the decoder γ times that error and the adversarial loss; the
+    discriminator learns to tell x from reconstructions and from decoded draws of the prior. The adversarial loss's
+    gradient stops at the code, and that of the features' error at the discriminator.
 
     Args:
         x: pixels, float32.
         model: a variational autoencoder, initialised here.
-        stem: the discriminator's, initialised here; its output are the features that are compared.
+        stem: the discriminator's, initialised here; its outputs are the features that are compared.
         config: the settings.
         seed: of every random draw.
 
@@ -101,34 +61,33 @@ def train_vaegan(
     model.initialise(torch.Generator().manual_seed(seed))
     critic = Discriminator(stem, seed)
     decoder = [*model.dictionary.parameters(), *([] if model.head is None else model.head.parameters())]
-    inside = {id(p) for p in decoder}
-    encoder = [p for p in model.parameters() if id(p) not in inside]
-    betas = (config.beta1, 0.999)
-    coding = torch.optim.Adam([*encoder, *decoder], lr=config.lr, betas=betas)
-    judging = torch.optim.Adam(critic.parameters(), lr=config.lr, betas=betas)
+    in_decoder = {id(p) for p in decoder}
+    encoder = [p for p in model.parameters() if id(p) not in in_decoder]
+    coding = torch.optim.Adam([*encoder, *decoder], lr=config.lr, betas=BETAS)
+    judging = torch.optim.Adam(critic.parameters(), lr=config.lr, betas=BETAS)
     begun = time.perf_counter()
-    for real, noise in minibatches(x, batch=config.batch, steps=config.steps, seed=seed):
+    for real, noise in minibatches(x, config, seed=seed):
         made = _make(model, model.code, real, noise)
         both = torch.cat([made.reconstruction, made.drawn])
-        judged = critic(torch.cat([real, both.detach()]))
-        lost = NON_SATURATING.critic(judged[: len(real)], judged[len(real) :])
+        logits = critic(torch.cat([real, both.detach()]))
+        loss = discriminator_loss(logits[: len(real)], logits[len(real) :])
         judging.zero_grad()
-        lost.backward()
+        loss.backward()
         judging.step()
 
         features = critic.features(torch.cat([real, both])).split(len(real))
         error = (features[0].detach() - features[1]).square().sum(1)
-        unlike = gaussian_nll(error, features[0].shape[1], config.variance).mean()
-        game = NON_SATURATING.generator(critic.judge(torch.cat(features[1:])))
+        nll = gaussian_nll(error, features[0].shape[1], config.variance).mean()
+        adversarial = generator_loss(critic.judge(torch.cat(features[1:])))
         coding.zero_grad()
-        (made.kl + unlike).backward(inputs=encoder, retain_graph=True)
-        (config.gamma * unlike + game).backward(inputs=decoder)
+        (made.kl + nll).backward(inputs=encoder, retain_graph=True)
+        (config.gamma * nll + adversarial).backward(inputs=decoder)
         coding.step()
-    return VAEGAN(model, critic, time.perf_counter() - begun)
+    return VAESampler(model=model, seconds=time.perf_counter() - begun, parameters=decoder_parameters(model))
 
 
 class _Made(NamedTuple):
-    """What a step's batch becomes."""
+    """Decoded images [N, D] of one step, and the batch's KL."""
 
     reconstruction: Tensor
     drawn: Tensor

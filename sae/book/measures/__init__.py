@@ -1,1 +1,1 @@
-"""Measures that the study alone uses."""
+"""Measures that only the book uses."""

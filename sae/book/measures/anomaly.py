@@ -1,13 +1,13 @@
 """How well a score tells anomalies from normal samples.
 
 detect(nll, is_anomalous).auroc
-detect_each(nll, digit, normal=[1]).mean.average_precision    # one detector, by class of anomaly
-over_classes({c: detect(nll[c], digit != c) for c in range(10)})    # a detector for every class
+detect_each(nll, digit, normal=[1])[7].average_precision            # one detector, by class of anomaly
+mean_over([detect(nll[c], digit != c) for c in range(10)])          # one detector a class
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,23 +18,15 @@ from sae.evaluation.arrays import labels, table
 
 
 class Detected(NamedTuple):
-    """How one score does."""
+    """How well one score detects anomalies."""
 
     auroc: float
-    """Chance that an anomaly scores higher than a normal sample, ties by half; .5 says nothing, below it the score is
+    """Chance that an anomaly scores higher than a normal sample, ties by half; .5 is chance, and below it the score is
     the wrong way round."""
     average_precision: float
-    """Precision averaged over the recall steps; a score that says nothing has `share`."""
+    """Precision averaged over the recall steps; `share` is chance."""
     share: float
     """Share of anomalies among the samples."""
-
-
-class PerClass(NamedTuple):
-    """`Detected` by class, and its mean."""
-
-    each: dict[Any, Detected]
-    mean: Detected
-    """Unweighted mean over the classes."""
 
 
 def detect(score: Any, anomalous: Any) -> Detected:
@@ -62,8 +54,8 @@ def detect(score: Any, anomalous: Any) -> Detected:
     )
 
 
-def detect_each(score: Any, classes: Any, normal: Collection[Any]) -> PerClass:
-    """One detector against every class that is not normal, one at a time, each beside all normal samples.
+def detect_each(score: Any, classes: Any, normal: Collection[Any]) -> dict[Any, Detected]:
+    """One detector against every anomalous class in turn, each beside all normal samples: results by class.
 
     Args:
         score: [n].
@@ -78,17 +70,10 @@ def detect_each(score: Any, classes: Any, normal: Collection[Any]) -> PerClass:
     usual = np.isin(given, list(normal))
     if usual.all() or not usual.any():
         raise ConfigError(f"normal {sorted(normal)}: expected some of the classes {np.unique(given).tolist()}, not all")
-    others = np.unique(given[~usual]).tolist()
-    chosen = {other: usual | (given == other) for other in others}
-    return over_classes({other: detect(values[rows], ~usual[rows]) for other, rows in chosen.items()})
+    rows = {other: usual | (given == other) for other in np.unique(given[~usual]).tolist()}
+    return {other: detect(values[some], ~usual[some]) for other, some in rows.items()}
 
 
-def over_classes(each: Mapping[Any, Detected]) -> PerClass:
-    """The mean over classes beside the classes' own results.
-
-    Raises:
-        ConfigError: no class.
-    """
-    if not each:
-        raise ConfigError("each: expected the result of at least one class, got none")
-    return PerClass(dict(each), Detected(*(float(mean) for mean in np.mean(list(each.values()), axis=0))))
+def mean_over(results: Iterable[Detected]) -> Detected:
+    """Unweighted mean of results, of at least one class."""
+    return Detected(*np.mean(list(results), axis=0).tolist())

@@ -1,6 +1,6 @@
 """How faithful an embedding is to its neighbourhoods, and how well its clusters agree with classes.
 
-neighbourhoods(images, codes).trustworthiness
+neighbourhood_trust(images, codes)
 clusters(codes, labels).nmi
 """
 
@@ -17,31 +17,12 @@ from sae.config import ConfigError
 from sae.evaluation.arrays import labels, matrix, table
 
 
-class Neighbourhoods(NamedTuple):
-    """How much of every point's neighbourhood an embedding keeps, each in [0, 1], 1 the best."""
-
-    trustworthiness: float
-    """1 less a penalty for neighbours in the embedding that are none in the input, by their rank there."""
-    continuity: float
-    """1 less a penalty for neighbours in the input that are none in the embedding: the same with the two swapped."""
-
-
-class Clusters(NamedTuple):
-    """Agreement of k-means clusters with classes; neither measure depends on how clusters are numbered."""
-
-    nmi: float
-    """Mutual information over the arithmetic mean of the two entropies, in [0, 1]: scikit-learn's default, NMI_sum of
-    Vinh, Epps and Bailey 2010 (JMLR 11). Strehl and Ghosh 2002 divide by the geometric mean."""
-    ari: float
-    """Share of pairs on which both agree, adjusted: 1 alike, 0 on average by chance (Hubert and Arabie 1985)."""
-    assigned: np.ndarray
-    """Cluster of every sample, int64 [n]."""
-
-
-def neighbourhoods(
+def neighbourhood_trust(
     inputs: Any, embedded: Any, *, neighbours: int = 12, sample: int | None = 2000, seed: int = 0
-) -> Neighbourhoods:
-    """Trustworthiness and continuity (Venna and Kaski 2001, doi:10.1007/3-540-44668-0_68), by Euclidean distance.
+) -> float:
+    """Trustworthiness (Venna and Kaski 2001, doi:10.1007/3-540-44668-0_68), by Euclidean distance, in [0, 1].
+
+    1 less a penalty for neighbours in the embedding that are none in the input, by their rank there.
 
     Args:
         inputs: [n, d].
@@ -61,20 +42,27 @@ def neighbourhoods(
         x, z = x[rows], z[rows]
     if not 1 <= neighbours < len(x) / 2:
         raise ConfigError(f"neighbours {neighbours}: expected at least 1 and below half of the {len(x)} points")
-    return Neighbourhoods(
-        trustworthiness=float(trustworthiness(x, z, n_neighbors=neighbours)),
-        continuity=float(trustworthiness(z, x, n_neighbors=neighbours)),
-    )
+    return float(trustworthiness(x, z, n_neighbors=neighbours))
+
+
+class Clusters(NamedTuple):
+    """Agreement of k-means clusters with classes; neither measure depends on how clusters are numbered."""
+
+    nmi: float
+    """Mutual information over the arithmetic mean of the two entropies, in [0, 1]: scikit-learn's default, NMI_sum of
+    Vinh, Epps and Bailey 2010 (JMLR 11). Strehl and Ghosh 2002 divide by the geometric mean."""
+    ari: float
+    """Share of pairs on which both agree, adjusted: 1 alike, 0 on average by chance (Hubert and Arabie 1985)."""
 
 
 def clusters(codes: Any, classes: Any, *, count: int | None = None, starts: int = 10, seed: int = 0) -> Clusters:
-    """k-means (Lloyd 1982; k-means++ starts, Arthur and Vassilvitskii 2007) held against classes.
+    """k-means (Lloyd 1982; k-means++ starts, Arthur and Vassilvitskii 2007) compared with classes.
 
     Args:
-        codes: [n, F], sparse or dense, taken as they are: a latent counts by its variance.
+        codes: [n, F], sparse or dense, not rescaled: a latent counts by its variance.
         classes: labels [n] of any type.
         count: clusters; the number of classes by default.
-        starts: of which the one with the smallest squared distances is kept.
+        starts: of which the one with the smallest squared distances is taken.
         seed: of the starts.
 
     Raises:
@@ -85,9 +73,5 @@ def clusters(codes: Any, classes: Any, *, count: int | None = None, starts: int 
     count = len(np.unique(truth)) if count is None else count
     if not 1 <= count <= x.shape[0]:
         raise ConfigError(f"count {count}: expected 1 to the {x.shape[0]} samples")
-    assigned = KMeans(count, random_state=seed).set_params(n_init=starts).fit_predict(x).astype(np.int64)
-    return Clusters(
-        nmi=float(normalized_mutual_info_score(truth, assigned)),
-        ari=float(adjusted_rand_score(truth, assigned)),
-        assigned=assigned,
-    )
+    assigned = KMeans(count, random_state=seed).set_params(n_init=starts).fit_predict(x)
+    return Clusters(float(normalized_mutual_info_score(truth, assigned)), float(adjusted_rand_score(truth, assigned)))

@@ -1,10 +1,10 @@
-"""What symbols cost under an ideal entropy coder that learned every latent's histogram from training samples.
+"""The cost of symbols under an ideal entropy coder that learned every latent's histogram from training samples.
 
     model = SymbolModel(training_symbols, training_codes.values)
     bits, unseen = model.bits(symbols)                      # bits of every sample [n]
-    model.zero_levels, model.levels(symbols, widths)        # what symbols stand for
+    model.zero_levels, model.levels(symbols, widths)        # values that symbols decode to
 
-Symbols are whole numbers held as SparseCodes in CSR; what is not listed is 0.
+Symbols are whole numbers stored as SparseCodes in CSR; symbols that are not listed are 0.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from sae_kernels import SparseCodes
 class SymbolModel:
     """p(s) = c_s / (n + d), c_s of the latent's n training symbols being s, and d the number of different ones.
 
-    The d / (n + d) left over is an escape's, after which the symbol itself follows in a universal code (`gamma_bits`):
-    every integer has a finite length, and the lengths are those of a prefix code. This is method C of Moffat 1990
-    ("Witten-Bell"); unlike adding one to every bin, it costs a latent that rarely fires, over thousands of possible
-    bins, next to nothing.
+    The rest, d / (n + d), is the probability of an escape, after which the symbol follows in a universal code
+    (`gamma_bits`): every integer has a finite length, and the lengths are those of a prefix code. This is method C of
+    Moffat 1990 ("Witten-Bell"); unlike adding one to each of thousands of possible bins, it costs a latent that rarely
+    fires next to nothing.
 
     Args:
         symbols: of training samples [n, F]; zeros may be listed.
-        values: the codes that the listed symbols stand for.
+        values: the codes of the listed symbols, before quantisation.
     """
 
     def __init__(self, symbols: SparseCodes, values: Tensor) -> None:
@@ -48,23 +48,28 @@ class SymbolModel:
         self.zero = torch.where(zeros > 0, zero, self.escape + gamma_bits(torch.zeros(1)))
 
     def bits(self, symbols: SparseCodes) -> tuple[Tensor, int]:
-        """Bits of every sample, float64 [m], and how many symbols training didn't have; zeros not listed."""
+        """Bits of every sample, float64 [m], and the number of symbols that training samples didn't have.
+
+        Zeros must not be listed.
+        """
         place, known = self._find(symbols)
         cost = self.escape[symbols.indices] + gamma_bits(symbols.values)
         cost[known] = self.lengths[place]
         return self.zero.sum() + symbols.per_token(cost - self.zero[symbols.indices]), int((~known).sum())
 
     def levels(self, symbols: SparseCodes, width: Tensor) -> Tensor:
-        """What listed symbols stand for: the mean of the training codes in their bin and, once, of the bin's middle, so
-        that one code isn't taken for the mean of all; a latent's bins are `width` [F] wide. What is not listed stands
-        for `zero_levels` [F], made in the same way."""
+        """The values that listed symbols decode to; a latent's bins are `width` [F] wide.
+
+        A value is the mean of the training codes in the bin with the bin's middle counted as one more, so that a single
+        code isn't taken for the mean. Symbols that are not listed decode to `zero_levels` [F], computed alike.
+        """
         place, known = self._find(symbols)
         levels = symbols.values * width[symbols.indices]
         levels[known] = (self.sums[place] + levels[known]) / (self.counts[place] + 1)
         return levels
 
     def _find(self, symbols: SparseCodes) -> tuple[Tensor, Tensor]:
-        """Which listed symbols training had, bool, and the places of those in the table."""
+        """Places in the table of the symbols that training samples had, and a mask of these among the listed, bool."""
         known = (symbols.values >= self.low) & (symbols.values < self.low + self.span)
         keys = symbols.indices * self.span + (symbols.values.long() - self.low)
         # within the range no key is another latent's

@@ -18,7 +18,7 @@ from scipy.special import rel_entr
 from sae.config import ConfigError
 from sae.evaluation.arrays import labels, table, to_numpy
 
-TENTH = 10  # a class counts as hit from one tenth of its share in real samples on
+TENTH = 10  # a class counts as hit if it has one tenth of its share in real samples
 CHUNK = 1024  # rows of distances at a time
 
 
@@ -27,10 +27,8 @@ class Frechet(NamedTuple):
 
     distance: float
     """||μ₁ - μ₂||² + tr(Σ₁ + Σ₂ - 2 (Σ₁ Σ₂)^½), with the covariances' n - 1."""
-    means: float
-    """Its first summand."""
     of_a_constant: float
-    """tr Σ₁: the distance of a generator that knows the real mean and nothing else, giving it every time."""
+    """tr Σ₁: the distance of a generator that always gives the real mean."""
 
 
 class Manifolds(NamedTuple):
@@ -43,21 +41,19 @@ class Manifolds(NamedTuple):
 
 
 class Modes(NamedTuple):
-    """Which classes of the data a generator gives, as a classifier names its samples."""
+    """Which classes of the data a generator produces, by a classifier's names for its samples."""
 
     hit: int
     """Classes that make up at least a tenth of their share in real samples."""
     of: int
     """Classes of the real samples."""
     divergence: float
-    """KL of the generated class distribution from the real one, in nats: 0 alike, ln C if one of C even classes is
-    all there is."""
-    shares: dict[Any, float]
-    """Share of every class among the generated samples."""
+    """KL of the generated class distribution from the real one, in nats: 0 alike, ln C if only one of C even classes is
+    generated."""
 
 
 class GeneratorScore(NamedTuple):
-    """All measures of one generator; None, but for the failure, where its samples are not finite."""
+    """All measures of one generator; None, but for the failure, if its samples are not finite."""
 
     frechet: Frechet | None
     manifolds: Manifolds | None
@@ -69,8 +65,8 @@ class GeneratorScore(NamedTuple):
 def frechet(real: Any, generated: Any) -> Frechet:
     """Fréchet distance (Heusel et al. 2017, arXiv:1706.08500; Dowson and Landau 1982).
 
-    The trace of the root is the nuclear norm of R₁ R₂ᵀ, R the triangle of a QR decomposition of the centred features,
-    so nothing is squared and rooted again, and covariances need not have full rank.
+    The trace of the root is the nuclear norm of R₁ R₂ᵀ, R the triangle of a QR decomposition of the centred features:
+    no covariance is formed, and none needs full rank.
 
     Args:
         real: features [n, d], two rows or more.
@@ -86,14 +82,14 @@ def frechet(real: Any, generated: Any) -> Frechet:
     means = float(((x.mean(0) - y.mean(0)) ** 2).sum())
     spread = float((first**2).sum())
     covariances = spread + float((second**2).sum()) - 2 * float(np.linalg.norm(first @ second.T, "nuc"))
-    # below zero by rounding alone
-    return Frechet(means + max(covariances, 0.0), means, spread)
+    # only rounding makes it negative
+    return Frechet(means + max(covariances, 0.0), spread)
 
 
 def manifolds(real: Any, generated: Any, *, neighbours: int = 3) -> Manifolds:
     """Precision and recall of k-nearest-neighbour manifolds (Kynkäänniemi et al. 2019, arXiv:1904.06991).
 
-    A set's manifold is the union of the balls around its samples, each as wide as the distance to the sample's k-th
+    A set's manifold is the union of balls around its samples, whose radii are the distances to the sample's k-th
     nearest neighbour in the set.
 
     Args:
@@ -113,7 +109,7 @@ def manifolds(real: Any, generated: Any, *, neighbours: int = 3) -> Manifolds:
 def modes(real_classes: Any, generated_classes: Any) -> Modes:
     """Classes that a generator hits, by a classifier of the data (Srivastava et al. 2017, arXiv:1705.07761).
 
-    A class is hit from a tenth of its real share on, so that the classifier's errors do not count as hits.
+    A class counts as hit if it has at least a tenth of its real share, so the classifier's errors are no hits.
 
     Args:
         real_classes: of the data, [n].
@@ -132,18 +128,14 @@ def modes(real_classes: Any, generated_classes: Any) -> Modes:
     if unknown := sorted(set(generated.tolist()) - set(classes.tolist())):
         raise ConfigError(f"generated_classes: {unknown} are none of the data's {classes.tolist()}")
     given = np.bincount(np.searchsorted(classes, generated), minlength=len(classes))
-    shares = given / len(generated)
     return Modes(
         hit=int((TENTH * given * len(real) >= counts * len(generated)).sum()),
         of=len(classes),
-        divergence=float(np.sum(rel_entr(shares, counts / len(real)))),
-        shares=dict(zip(classes.tolist(), shares.tolist(), strict=True)),
+        divergence=float(np.sum(rel_entr(given / len(generated), counts / len(real)))),
     )
 
 
-def score_generator(
-    real: Any, generated: Any, real_classes: Any, generated_classes: Any, *, neighbours: int = 3
-) -> GeneratorScore:
+def score_generator(real: Any, generated: Any, real_classes: Any, generated_classes: Any) -> GeneratorScore:
     """All measures, and whether the seed failed.
 
     A seed fails if a feature of its samples is not finite, if it hits fewer than half of the classes, or if its
@@ -154,7 +146,6 @@ def score_generator(
         generated: features [m, d].
         real_classes: [n].
         generated_classes: what the classifier calls the generated samples, [m].
-        neighbours: see `manifolds`.
 
     Raises:
         ConfigError: shapes that do not fit, or real features that are not finite.
@@ -168,7 +159,7 @@ def score_generator(
         failure = f"hits {hits.hit} of {hits.of} classes, fewer than half"
     elif distance.distance >= limit:
         failure = f"Fréchet distance {distance.distance:.4g}, not below a constant sample's {limit:.4g}"
-    return GeneratorScore(distance, manifolds(real, generated, neighbours=neighbours), hits, failure)
+    return GeneratorScore(distance, manifolds(real, generated), hits, failure)
 
 
 def _features(real: Any, generated: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -1,21 +1,21 @@
-"""Rate and distortion of any code by one procedure: quantise, count bits, decode what was quantised, take FVU.
+"""Rate and distortion of any code by one procedure: quantise, count bits, decode the quantised code, measure FVU.
 
     curve = rate_distortion(stack(train_codes), stack(heldout_codes), x, decode)
     fvu_at(curve, bits=40.0), bits_at(curve, fvu=0.2)
 
-Every family, sparse or dense, linear or not, goes the same way:
+The same three steps for every family, sparse or dense, linear or not:
 
 1. A latent's quantiser is uniform and mid-tread around its training median (0 for a latent silent in most samples):
    symbol = round((z - median) gain / step), decoded to the mean of the training codes in its bin. `gain` is how far the
-   output moves, in its own units, for a unit of the latent, so that one step means one size of error in the output
-   everywhere: an atom's norm for an SAE, 1 for PCA, measured by `sensitivity` for a network. Steps equal in the output
-   are what reverse water-filling asks for (Cover & Thomas 2006, 10.3): a component below the step sends zeros and
-   costs next to nothing.
-2. A latent's symbols are entropy-coded under its training histogram: -log2 p(symbol) bits on held-out samples, of an
+   output moves, in its own units, for a unit of the latent, so a step is the same size of error in the output for all
+   latents: an atom's norm for an SAE, 1 for PCA, measured by `sensitivity` for a network. Reverse water-filling asks
+   for steps that are equal in the output (Cover & Thomas 2006, 10.3): a component below the step sends zeros and costs
+   next to nothing.
+2. A latent's symbols are entropy-coded under its training histogram: -log2 p(symbol) bits on held-out samples, for an
    ideal coder that knows the histograms (their own size is not counted). See `SymbolModel`.
-3. FVU of the decoded codes is taken on the same held-out samples.
+3. FVU of the decoded codes is measured on the same held-out samples.
 
-Codes are held as their non-zeros, and dense for a block of rows at a time.
+Codes are stored as their non-zeros, and dense for a block of rows at a time.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from sae.evaluation.reconstruction import fvu_of, fvu_sums
 from sae_kernels import SparseCodes
 
 Decode: TypeAlias = Callable[[Tensor], Tensor]
-BLOCK = 4_000_000  # numbers that are dense at a time
-PROBES = 1024  # samples that measure the gains, each to about 2%
+BLOCK = 4_000_000  # numbers in a dense block
+PROBES = 1024  # samples from which gains are measured, each to about 2%
 
 
 def stack(batches: Iterable[Tensor | SparseCodes]) -> SparseCodes:
@@ -59,18 +59,18 @@ def stack(batches: Iterable[Tensor | SparseCodes]) -> SparseCodes:
 def sensitivity(decode: Decode, codes: SparseCodes, *, probes: int = PROBES, seed: int = 0) -> Tensor:
     """How far the output moves for a unit of every latent: root mean square over samples of ||∂decode/∂z_j||, [F].
 
-    The Jacobian J isn't formed: with u standard normal, (Jᵀu)_j² has the mean ||J_j||² (Hutchinson 1989).
+    For u standard normal, (Jᵀu)_j² has the mean ||J_j||², so the Jacobian J isn't formed (Hutchinson 1989).
 
     Args:
         decode: dense codes [b, F] -> outputs [b, D], differentiable.
         codes: of training samples (`stack`).
-        probes: rows used, at most, the first ones.
+        probes: number of rows, at most; the first ones.
         seed: of the u.
 
     Raises:
         ValueError: `decode` passes no gradient.
     """
-    # not torch's stream, from which a network of the same seed has its weights
+    # not torch's generator: a network of the same seed drew its weights from it
     rng = np.random.default_rng(seed)
     total, rows = torch.zeros(codes.width, dtype=torch.float64), min(probes, codes.tokens)
     for z in _blocks(_rows(codes, 0, rows)):
@@ -97,12 +97,12 @@ def rate_distortion(
     """Bits and FVU of one code, for every step of its quantiser.
 
     Args:
-        train: codes of training samples [n, F] (`stack`): they give the medians, the gains and the histograms.
+        train: codes of training samples [n, F] (`stack`), for the medians, gains and histograms.
         heldout: codes of held-out samples [m, F] (`stack`).
-        x: what the held-out samples' reconstruction is held against [m, D].
+        x: the held-out samples [m, D].
         decode: dense float32 codes [b, F], on the CPU -> reconstructions [b, D], row by row.
-        gain: of every latent [F] where it is known, as an atom's norm is; None measures it by `sensitivity`.
-        steps: widths of a bin in units of x; None is `default_steps(x)`.
+        gain: of every latent [F], if it is known, as an atom's norm is; None measures it by `sensitivity`.
+        steps: widths of a bin in units of x; None means `default_steps(x)`.
 
     Returns:
         A point a step, in the order of the steps.
@@ -117,11 +117,11 @@ def rate_distortion(
     if gain.shape != (train.width,) or not (gain.isfinite() & (gain >= 0)).all():
         raise ValueError(f"gain: expected {train.width} finite numbers >= 0, one a latent, got {tuple(gain.shape)}")
     centre = medians(train)
-    known, new, sums = _shifted(train, centre), _shifted(heldout, centre), fvu_sums(x.cpu())
+    centred, heldout, sums = _shifted(train, centre), _shifted(heldout, centre), fvu_sums(x.cpu())
     points = []
     for step in default_steps(x) if steps is None else steps:
-        model = SymbolModel(quantise(known, gain, step), known.values)
-        symbols = _without_zeros(quantise(new, gain, step))
+        model = SymbolModel(quantise(centred, gain, step), centred.values)
+        symbols = _without_zeros(quantise(heldout, gain, step))
         bits, unseen = model.bits(symbols)
         silent = model.zero_levels
         levels = model.levels(symbols, torch.where(gain > 0, step / gain, 0.0))
@@ -138,9 +138,9 @@ def pca_rate_distortion(
     """The same procedure on the principal components of training rows [n, D], for held-out rows x [m, D].
 
     Args:
-        train: fits the components too.
-        x: see `rate_distortion`.
-        components: how many there are to code; None is all D. The step decides how many of them cost anything.
+        train: rows to fit the components to, too.
+        x: held-out rows.
+        components: how many are coded; None means all D. The step decides how many of them cost anything.
         steps: see `rate_distortion`.
     """
     pca = PCA.fit([train])
@@ -148,8 +148,8 @@ def pca_rate_distortion(
     def codes(rows: Tensor) -> SparseCodes:
         return stack(pca.codes(part, components) for part in rows.split(max(1, BLOCK // rows.shape[1])))
 
-    known = codes(train)
-    return rate_distortion(known, codes(x), x, pca.decode, gain=torch.ones(known.width), steps=steps)
+    fitted = codes(train)
+    return rate_distortion(fitted, codes(x), x, pca.decode, gain=torch.ones(fitted.width), steps=steps)
 
 
 def default_steps(x: Tensor) -> list[float]:
@@ -175,7 +175,7 @@ def quantise(codes: SparseCodes, gain: Tensor, step: float) -> SparseCodes:
     """Symbols round(z gain / step) of the listed codes, whole numbers in float64.
 
     Raises:
-        ValueError: the step isn't above 0, or a symbol is beyond 2^31, of which no histogram tells anything.
+        ValueError: the step isn't above 0, or a symbol is beyond 2^31, too wide for a histogram.
     """
     if not step > 0:
         raise ValueError(f"step {step}: expected a number above 0")

@@ -1,6 +1,6 @@
-"""Reading a rate-distortion curve: its hull, FVU at matched bits, bits at matched FVU, and a Gaussian's limit.
+"""Reading a rate-distortion curve: its hull, FVU at matched bits, and bits at matched FVU.
 
-fvu_at(curve, bits=40.0), bits_at(curve, fvu=0.2)                # curve: what `rate_distortion` gives
+fvu_at(curve, bits=40.0), bits_at(curve, fvu=0.2)                # curve: from `rate_distortion`
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
-from torch import Tensor
 
 
 class RatePoint(NamedTuple):
@@ -22,33 +21,13 @@ class RatePoint(NamedTuple):
     fvu: float
     """Of the decoded quantised codes."""
     l0: float
-    """Mean number of symbols a sample that are not the latent's middle one."""
+    """Mean number of non-zero symbols a sample."""
     unseen: float
-    """Mean number of those that the latent never had in training: many call for more training samples."""
-
-
-class Bound(NamedTuple):
-    """A Gaussian source's limit at one water level."""
-
-    bits: float
-    """A sample."""
-    fvu: float
-    """The least reachable with these bits."""
-
-
-def gaussian_bound(variances: Tensor, level: float) -> Bound:
-    """Reverse water-filling (Cover & Thomas 2006, theorem 10.3.3) at a water level θ, for independent Gaussians.
-
-    bits = Σ ½ log2 max(λ_i / θ, 1), fvu = Σ min(λ_i, θ) / Σ λ_i. A uniform quantiser with an ideal entropy coder stays
-    ½ log2(2πe / 12) = .2546 bits a component above it as the step becomes fine (Gish & Pierce 1968).
-    """
-    wide = variances.double()
-    bits = 0.5 * (wide / level).clamp_min(1).log2().sum()
-    return Bound(bits.item(), (wide.clamp_max(level).sum() / wide.sum()).item())
+    """Mean number of those that the latent never had in training: if there are many, train on more samples."""
 
 
 def hull(curve: Iterable[RatePoint]) -> list[RatePoint]:
-    """The lower convex hull of a curve, falling FVU over growing bits; what lies between is reached by time-sharing."""
+    """The lower convex hull of a curve, FVU falling as bits rise; points between its corners need time-sharing."""
     lower: list[RatePoint] = []
     for point in sorted(curve, key=lambda point: (point.bits, point.fvu)):
         if lower and not point.fvu < lower[-1].fvu:
@@ -60,13 +39,13 @@ def hull(curve: Iterable[RatePoint]) -> list[RatePoint]:
 
 
 def fvu_at(curve: Iterable[RatePoint], bits: float) -> float:
-    """Least FVU with at most `bits` a sample, on the hull; NaN where no point has as few."""
+    """Least FVU with at most `bits` a sample, on the hull; NaN if no point has as few."""
     lower = hull(curve)
     return float(np.interp(bits, [point.bits for point in lower], [point.fvu for point in lower], left=np.nan))
 
 
 def bits_at(curve: Iterable[RatePoint], fvu: float) -> float:
-    """Least bits a sample for at most `fvu`, on the hull; NaN where no point has as little."""
+    """Least bits a sample for at most `fvu`, on the hull; NaN if no point has as little."""
     rising = hull(curve)[::-1]
     return float(np.interp(fvu, [point.fvu for point in rising], [point.bits for point in rising], left=np.nan))
 

@@ -1,16 +1,16 @@
 """What a decoder does to spatial frequencies: the checkerboard of strided upsampling, and blur.
 
-    checkerboard(images, stride=2).phases     # 0 without a lattice, 1 where there is nothing else
-    radial_spectrum(images).high_share        # falls where images are blurred
+    checkerboard(images, stride=2).phases     # 0 without a lattice, 1 if there is nothing else
+    radial_spectrum(images).high_share        # falls as images blur
 
 With random weights the decoder 128x8x8 -> 64 -> 32 -> 3x64x64 has `phases` .32 (standard deviation .10 over 32 seeds)
-with transposed convolutions of kernel 4 and stride 2, .0002 with nearest upsampling and convolutions. Every output has
-as many kernel taps, but other weights in each phase, through which activations of one sign pass: without the
-activations' ReLU it is .06.
+with transposed convolutions of kernel 4 and stride 2, .0002 with nearest upsampling and convolutions. Every output sums
+as many kernel taps, but each phase has weights of its own, and after a ReLU all inputs are positive: without the ReLU
+it is .06.
 
 Frequencies are in cycles a pixel, 0 to 1/2 along an axis. Every channel counts as an image of its own. Images are
-not windowed: what differs between opposite borders leaks along the two axes, into model and data alike, so spectra
-are compared with spectra of images of the same size.
+not windowed: differences between opposite borders leak along the two axes, in generated images and data alike, so
+compare spectra only with those of images of the same size.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from sae.evaluation.arrays import table
 
 
 class Checkerboard(NamedTuple):
-    """How much of the images is a pattern that repeats every `stride` pixels."""
+    """How much of the images' variance is a pattern that repeats every `stride` pixels."""
 
     phases: float
     """Variance of the means of the stride² phases (i mod s, j mod s) over total variance, in [0, 1]. A phase's mean is
     over images and positions, so this is the pattern that all images share (Pearson's correlation ratio η²)."""
     lattice: float
     """Power at the frequencies (u/s, v/s), u and v in 0..s-1 but for (0, 0), over the power at all others, from 0 up;
-    infinite where there is nothing else. Power adds up over images, so patterns that differ between images count."""
+    infinite if there is no other. Power adds up over images, so patterns that differ between images count."""
     phases_of_noise: float
-    """What `phases` is on average for white Gaussian noise of these shapes, (s² - 1)/(nHW - 1)."""
+    """Mean of `phases` for white Gaussian noise of these shapes, (s² - 1)/(nHW - 1)."""
     lattice_of_noise: float
-    """What `lattice` is for white noise, (s² - 1)/(HW - s²): the share of the frequencies."""
+    """`lattice` of white noise, (s² - 1)/(HW - s²): the ratio of the numbers of frequencies."""
 
 
 class RadialSpectrum(NamedTuple):
@@ -47,13 +47,13 @@ class RadialSpectrum(NamedTuple):
     power: np.ndarray
     """Mean power of the ring's frequencies, [B]; σ² everywhere for white noise of variance σ²."""
     high_share: float
-    """Power at frequencies beyond the cutoff, corners included, over all power but that of the images' means."""
+    """Power at frequencies beyond the cutoff, corners included, over all power except that of the images' means."""
     high_share_of_noise: float
     """The same of white noise: the share of the frequencies that lie beyond the cutoff."""
 
     @property
     def log_power(self) -> np.ndarray:
-        """log10 of the power, -inf where a ring has none, [B]."""
+        """log10 of the power, -inf for a ring without any, [B]."""
         with np.errstate(divide="ignore"):
             return np.log10(self.power)
 
@@ -61,8 +61,8 @@ class RadialSpectrum(NamedTuple):
 def checkerboard(images: Any, stride: int) -> Checkerboard:
     """The checkerboard of strided upsampling (Odena, Dumoulin and Olah 2016, doi:10.23915/distill.00003), two ways.
 
-    For one image with one channel the two say the same: phases = lattice / (1 + lattice), by Parseval. Neither changes
-    when images are shifted cyclically, scaled alike, or get a constant added to a channel.
+    For one image with one channel the two are equivalent: phases = lattice / (1 + lattice), by Parseval. Neither
+    changes if images are shifted cyclically, scaled by one factor, or get a constant added to a channel.
 
     Args:
         images: [n, C, H, W], H and W multiples of the stride.
@@ -88,7 +88,7 @@ def checkerboard(images: Any, stride: int) -> Checkerboard:
     # frequency (0, 0) is among them and has no power
     on_lattice = spectrum[:: height // stride, :: width // stride].sum()
     off_lattice = spectrum.sum() - on_lattice
-    # what is left of an exact cancellation is rounding, and no power
+    # an exact cancellation leaves rounding errors, and no power
     exact = off_lattice <= 1e-12 * spectrum.sum()
     return Checkerboard(
         phases=float(reduce(phase**2, "c i j -> c", "mean").sum() / total),
@@ -101,7 +101,7 @@ def checkerboard(images: Any, stride: int) -> Checkerboard:
 def power(images: Any) -> np.ndarray:
     """Power |FFT|²/(HW), mean over images and channels [n, C, H, W]: [H, W], frequency (0, 0) first and zero.
 
-    Every image's mean is taken off. The mean over frequencies is the images' variance (Parseval).
+    Every image's mean is subtracted. The mean over frequencies is the images' variance (Parseval).
     """
     x = table(images, "images", ndim=4)
     x = x - reduce(x, "n c h w -> n c 1 1", "mean")
@@ -141,6 +141,6 @@ def radial_spectrum(images: Any, *, cutoff: float = 0.25) -> RadialSpectrum:
 
 
 def _need_contrast(variance: float, square: float) -> None:
-    """Refuse images whose variance is rounding, beside their mean square before anything was taken off."""
+    """Refuse images whose variance is rounding error, relative to their mean square before any subtraction."""
     if not variance > 1e-12 * square:
         raise ConfigError("images: every pixel of a channel has one value, so there is no power to share out")

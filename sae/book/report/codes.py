@@ -7,7 +7,7 @@ import torch
 from sklearn.decomposition import PCA
 
 from sae.base.tables import number
-from sae.book.measures.disentanglement.information import mig_of, modularity_of, mutual_information
+from sae.book.measures.disentanglement import mig_of, modularity_of, mutual_information
 from sae.book.pictures.bars import draw_ranked
 from sae.book.pictures.charts import draw_heatmap, draw_scatter
 from sae.book.pictures.latents import draw_plane, draw_traversals, normal_quantiles, sample_quantiles, typical

@@ -13,7 +13,7 @@ from torch import Tensor
 from sae.config import CollectConfig, ConfigError
 from sae.data.images import ImageSet
 from sae.features.collect.subject import Mark, Read, Source, Step
-from sae.features.store.collection import Tokens
+from sae.features.store.documents import Tokens
 from sae.features.store.lens import Lens
 from sae.features.store.text import Vocabulary
 from sae.models.stems import ConvolutionalStem, Stem, TwoLevelStem

@@ -16,7 +16,7 @@ from sae.base.files import read_json
 from sae.config import ConfigError
 from sae.data.packing import Cursor
 from sae.features.collect.subject import Mark, Read, Step
-from sae.features.store.collection import Tokens
+from sae.features.store.documents import Tokens
 from sae.harvest.store import DiskStore
 from sae.harvest.stream import BOS, KINDS, ORDINARY, SINK, SPECIAL, Harvest, Rows
 from sae.runs.text import Run

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor
 
 from sae.config import ConfigError
-from sae.features.store.collection import Tokens
+from sae.features.store.documents import Tokens
 from sae.features.store.lens import Lens
 from sae.features.store.text import Vocabulary
 from sae.models.autoencoder import Autoencoder

@@ -10,14 +10,12 @@ Letters: F latents, n tokens, E firings, S slots.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from sae.features.store import keys, windows
 from sae.features.store.buffers import NAMES, Buffer, Events
-from sae.features.store.documents import DocumentTokens
+from sae.features.store.documents import DocumentTokens, Tokens
 from sae.features.store.keys import FeatureError
 from sae.features.store.statistics import LARGEST, Statistics
 from sae_kernels import SparseCodes
@@ -28,23 +26,6 @@ _CARRY = 1 << 30
 _WINDOWS_AT_ONCE = 32_768
 _LATENTS_AT_ONCE = 4096
 _APART = 2 * windows.WIDTH  # further than any window reaches
-
-
-class Tokens(NamedTuple):
-    """Tokens of whole segments, n of them, on the CPU."""
-
-    token: Tensor
-    """Token ids, int64 [n]."""
-    document: Tensor
-    """int64 [n]"""
-    position: Tensor
-    """Position in the document, int64 [n]; no two tokens share document and position."""
-    start: Tensor
-    """Position in the document of the first token of the segment, int64 [n]: windows do not reach across it."""
-
-    def select(self, rows: Tensor) -> Tokens:
-        """The tokens of these indices, int64 or bool."""
-        return Tokens(*(t[rows] for t in self))
 
 
 class Collection:

@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Collection as Many
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from sae.features.store import keys
 
-if TYPE_CHECKING:
-    from sae.features.store.collection import Tokens
-
 UNKNOWN = -1
 """Stands for a token that was not seen: a store of activations lacks those that were left out of it."""
+
+
+class Tokens(NamedTuple):
+    """Tokens of whole segments, n of them, on the CPU."""
+
+    token: Tensor
+    """Token ids, int64 [n]."""
+    document: Tensor
+    """int64 [n]"""
+    position: Tensor
+    """Position in the document, int64 [n]; no two tokens share document and position."""
+    start: Tensor
+    """Position in the document of the first token of the segment, int64 [n]: windows do not reach across it."""
+
+    def select(self, rows: Tensor) -> Tokens:
+        """The tokens of these indices, int64 or bool."""
+        return Tokens(*(t[rows] for t in self))
 
 
 class DocumentTokens:

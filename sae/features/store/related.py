@@ -9,25 +9,26 @@ with k = 32 its standard error is at most 0.09. Candidates are the latents that 
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import torch
 
 from sae.features.store import keys
 from sae.features.store.buffers import NAMES, SLOTS
-
-if TYPE_CHECKING:
-    from sae.features.store.store import FeatureStore
+from sae.features.store.store import FeatureStore
 
 LISTED, CANDIDATES = 10, 60
 
 
-def coactive(store: FeatureStore, latent: int) -> list[tuple[int, float]]:
-    """Up to 10 latents that fire on the most nearly same tokens, with the estimated resemblance of their firings."""
-    own = store.raw(latent).events["uniform"][0]
+def coactive(store: FeatureStore, latent: int) -> list[dict[str, Any]]:
+    """Up to 10 latents that fire most nearly at the same tokens: `{"latent", "jaccard"}`, the largest jaccard first.
+
+    "jaccard" is the estimated resemblance of the sets of tokens. Raises FeatureError where there is no such latent.
+    """
+    sketch = store.raw(latent).events["uniform"][0]
     shared: Counter[int] = Counter()
-    places = torch.from_numpy(own.copy())
+    places = torch.from_numpy(sketch.copy())
     documents, positions = keys.document_of(places).numpy(), keys.position_of(places).numpy()
     for document in np.unique(documents).tolist():
         events = store.events_in(document)
@@ -35,11 +36,12 @@ def coactive(store: FeatureStore, latent: int) -> list[tuple[int, float]]:
         here &= events.buffer == NAMES.index("uniform")
         shared.update(events.latent[here].tolist())
     del shared[latent]
-    found = []
+    related = []
     # of equally many shared places the lower latent first, so that the answer does not vary
     for other, _ in sorted(shared.items(), key=lambda pair: (-pair[1], pair[0]))[:CANDIDATES]:
-        found.append((other, resemblance(own, store.raw(other).events["uniform"][0], store.info["seed"])))
-    return sorted(found, key=lambda pair: (-pair[1], pair[0]))[:LISTED]
+        jaccard = resemblance(sketch, store.raw(other).events["uniform"][0], store.info["seed"])
+        related.append({"latent": other, "jaccard": jaccard})
+    return sorted(related, key=lambda row: (-row["jaccard"], row["latent"]))[:LISTED]
 
 
 def resemblance(a: np.ndarray, b: np.ndarray, seed: int) -> float:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from sae.features.store import windows
-
-if TYPE_CHECKING:
-    from sae.features.store.store import FeatureStore
+from sae.features.store.store import FeatureStore
 
 DOCUMENTS = 200  # documents looked through for one search
 MATCHES = 20  # places looked at in one document

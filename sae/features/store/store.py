@@ -25,8 +25,6 @@ from sae.features.store.database import Blobs, has_fts5, open_read_only
 from sae.features.store.keys import FeatureError
 from sae.features.store.lens import Lens
 from sae.features.store.records import Example, Record
-from sae.features.store.related import coactive
-from sae.features.store.search import Hit, search
 from sae.features.store.text import Vocabulary
 from sae.features.store.writer import FORMAT, PARTS, SCALARS, STORE, PlacedEvents
 
@@ -118,25 +116,10 @@ class FeatureStore:
         """The 10 latents whose atoms are nearest, with cosines; computed once."""
         return [{"latent": i, "cosine": c} for i, c in self.lens.neighbours(self._checked(latent))]
 
-    def coactive(self, latent: int) -> list[dict[str, Any]]:
-        """The 10 latents that fire on the most nearly same tokens, see `related.coactive`."""
-        return [{"latent": i, "jaccard": j} for i, j in coactive(self, self._checked(latent))]
-
-    def search(self, text: str, limit: int = 50) -> list[dict[str, Any]]:
-        """Latents by name, label, logit token or example text, as JSON values; see `search.search`."""
-        hits: list[Hit] = search(self, text, limit)
-        return [hit._asdict() for hit in hits]
-
     def query(self, statement: str, values: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
         """All rows of a SELECT on the store's own tables."""
         with self._lock:
             return list(self.blobs.query(statement, values))
-
-    def to_parquet(self, path: str | Path) -> None:
-        """Write a Parquet file with a row a latent: the scalars, name, label, histogram and strongest examples."""
-        from sae.features.store.export import write_parquet
-
-        write_parquet(self, Path(path))
 
     def example(self, example: Example) -> dict[str, Any]:
         """An event with the tokens around it, as JSON values."""

@@ -1,1 +1,1 @@
-"""The variants of the sparse autoencoder, each a row: a code, loss terms, and how it likes to be trained."""
+"""The variants, each a row: a code, loss terms, and how it is trained. Settings are in `sae.config.variants`."""

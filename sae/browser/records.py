@@ -1,0 +1,77 @@
+"""What the page shows of one latent, as JSON values: the server answers with it, an exported page holds it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sae.browser.opened import BrowsedRun, View
+from sae.features.store.keys import FeatureError
+from sae.features.store.related import coactive
+
+MATCHES = 3  # nearest latents shown of another run
+
+
+def full_record(view: View, latent: int) -> dict[str, Any]:
+    """A latent's record with its row of the table, its explanation and what people say of it."""
+    note = view.marks.notes.get(latent, {})
+    record = view.store.record(latent)
+    return {
+        **record,
+        "examples": [_shown(example) for example in record["examples"]],
+        "row": view.listing.row(latent, view.marks),
+        "explanation": view.marks.names.get(latent),
+        "annotation": {
+            "label": note.get("label"),
+            "bookmark": bool(note.get("bookmark")),
+            "note": note.get("note"),
+        },
+    }
+
+
+def _shown(example: dict[str, Any]) -> dict[str, Any]:
+    """An example without what the page does not show; windows hold 255 steps, so four digits are all there is."""
+    values = [float(f"{value:.4g}") if value else 0 for value in example["values"]]
+    return {**{name: value for name, value in example.items() if name != "key"}, "values": values}
+
+
+def brief(view: View, latent: int) -> dict[str, Any]:
+    """What a link to a latent shows."""
+    row = view.listing.row(latent, view.marks)
+    return {name: row[name] for name in ("latent", "token", "density", "max", "name", "label")}
+
+
+def with_briefs(view: View, items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Items that name a latent, each with what a link to it shows."""
+    return [{**item, **brief(view, item["latent"])} for item in items]
+
+
+def exported_record(view: View, latent: int) -> dict[str, Any]:
+    """Everything that the page of one latent asks the server for."""
+    try:
+        logits = view.store.logits(latent)
+    except FeatureError:  # a site whose atoms no unembedding reads
+        logits = None
+    return {
+        "record": full_record(view, latent),
+        "logits": logits,
+        "neighbours": with_briefs(view, view.store.neighbours(latent)),
+        "coactive": with_briefs(view, coactive(view.store, latent)),
+    }
+
+
+def match(run: BrowsedRun, latent: int, index: int, other: BrowsedRun) -> dict[str, Any]:
+    """The latents of another run whose atoms have the largest cosine with this latent's atom."""
+    answer: dict[str, Any] = {"run": index, "name": other.name, "latents": [], "reason": None}
+    try:
+        view = other.view()
+    except FeatureError as error:
+        return {**answer, "reason": str(error)}
+    here = run.view()
+    if view.store.info["kind"] != here.store.info["kind"]:
+        return {**answer, "reason": "it reads something else: one of the two runs is on images"}
+    mine, theirs = here.store.lens.atoms()[latent], view.store.lens.atoms()
+    if len(mine) != theirs.shape[1]:
+        return {**answer, "reason": f"its atoms have {theirs.shape[1]} dimensions, these {len(mine)}"}
+    nearest = (theirs @ mine).topk(min(MATCHES, len(theirs)))
+    pairs = zip(nearest.indices.tolist(), nearest.values.tolist(), strict=True)
+    return {**answer, "latents": [{"cosine": cosine, **brief(view, i)} for i, cosine in pairs]}

@@ -1,0 +1,132 @@
+"""Settings of the commands that look at a run's latents: features, explain, steer. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from sae.config.fields import check, refuse_ignored
+from sae.config.run import Device
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectConfig:
+    """One pass over a corpus, or over a run's images, that collects every latent's statistics and examples."""
+
+    dataset: str | None = None
+    """Data set to read; by default the one the run was trained on."""
+    text_field: str | None = None
+    """Column of that data set that is read; see `sae train`."""
+    split: Literal["train", "heldout", "all"] = "train"
+    """Which documents: those for training, those held out, or all."""
+    store: Path | None = None
+    """Take stored activations of the run's sites from this folder instead of harvesting text."""
+    tokens: int = 262_144
+    """Tokens to read, in whole forward passes (special and sink ones count and are left out), or rows of images."""
+    save_every: float = 60.0
+    """Seconds, at least, between two writings of what was collected so far."""
+    resume: bool = False
+    """Go on from the last writing; with more --tokens a finished pass is extended."""
+    seed: int = 0
+    """Seed of the random examples."""
+    device: Device = "auto"
+    """Where to compute: auto takes a GPU where there is one."""
+
+    def __post_init__(self) -> None:
+        check(self.tokens >= 1, "tokens", self.tokens, "at least 1")
+        check(self.save_every >= 0, "save_every", self.save_every, "0 or more seconds")
+        if self.store is not None:
+            why = f"--store {self.store} is read in the place of text"
+            refuse_ignored(self, dict.fromkeys(("dataset", "text_field", "split"), why))
+        check(self.seed >= 0, "seed", self.seed, "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExplainConfig:
+    """How the latents of a run are named."""
+
+    latents: tuple[int, ...] = ()
+    """Latents to name; by default all that fired while features were collected."""
+    again: bool = False
+    """Name latents anew that have a name for these weights."""
+    explainer: Literal["rules", "local", "openai"] = "rules"
+    """rules (no model), local (a language model on this machine), openai (an OpenAI-compatible endpoint)."""
+    explainer_model: str | None = None
+    """The explainer: a hub id or folder for local, the model's name there for openai."""
+    endpoint: str | None = None
+    """Address of the endpoint, such as http://127.0.0.1:8000/v1; examples are sent there."""
+    key_variable: str = "OPENAI_API_KEY"
+    """Environment variable that holds the endpoint's key."""
+    examples: int = 16
+    """Examples of a latent that the explainer is shown."""
+    judged: int = 10
+    """Held-out texts that fire, and as many that do not, on which the explainer's name is judged."""
+    seed: int = 0
+    """Seed of the bootstrap, the control and the draws of texts."""
+    device: Device = "auto"
+    """Where to run a local explainer: auto takes a GPU where there is one."""
+
+    def __post_init__(self) -> None:
+        check(self.examples >= 1, "examples", self.examples, "at least 1")
+        check(self.judged >= 1, "judged", self.judged, "at least 1")
+        check(self.seed >= 0, "seed", self.seed, "0 or more")
+        if self.explainer == "openai":
+            check(bool(self.endpoint), "endpoint", self.endpoint, "an address, for --explainer openai")
+        else:
+            check(self.endpoint is None, "endpoint", self.endpoint, "none, unless --explainer openai is given")
+        if self.explainer == "rules":
+            remedy = "none, unless --explainer local or openai is given"
+            check(self.explainer_model is None, "explainer_model", self.explainer_model, remedy)
+        else:
+            remedy = f"a model, for --explainer {self.explainer}"
+            check(bool(self.explainer_model), "explainer_model", self.explainer_model, remedy)
+        why = f"--explainer {self.explainer} does not read it; it is of"
+        names = {"local or openai": ("examples", "judged"), "openai": ("key_variable",), "local": ("device",)}
+        others = {owners: fields for owners, fields in names.items() if self.explainer not in owners}
+        refuse_ignored(self, {name: f"{why} {owners}" for owners, fields in others.items() for name in fields})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SteerConfig:
+    """Which latents are steered, how, and what is generated."""
+
+    latent: tuple[int, ...]
+    """Latents, one or several."""
+    scale: tuple[float, ...] = (1.0,)
+    """Strength, one for all latents or one each, in units of the latent's largest collected activation."""
+    mode: Literal["add", "set", "ablate"] = "add"
+    """add (the atom times the strength), set (the latent takes that value), ablate (it takes none)."""
+    absolute: bool = False
+    """--scale is in the activation's own units; needs no collected features."""
+    prompt: str
+    """Beginning of the text; of a run on chats also messages as JSON: '[{"role": "user", "content": "Hi"}]'."""
+    where: str = "every"
+    """every (token), generated (tokens alone), or positions such as 3,4,5 (BOS is 0)."""
+    steer_bos: bool = False
+    """Steer BOS too, which models use as a sink for attention."""
+    tokens: int = 48
+    """Tokens to generate."""
+    temperature: float = 0.0
+    """0 is greedy; above, tokens are drawn with the seed."""
+    seed: int = 0
+    """Seed of the draws, the same for the plain and the steered text."""
+    device: Device = "auto"
+    """Where to compute: auto takes a GPU where there is one."""
+
+    def __post_init__(self) -> None:
+        check(len(self.latent) >= 1, "latent", self.latent, "at least one latent")
+        check(len(self.scale) in (1, len(self.latent)), "scale", self.scale, "one number, or one a latent")
+        check(self.tokens >= 1, "tokens", self.tokens, "at least 1")
+        check(self.temperature >= 0, "temperature", self.temperature, "0 or more")
+        ignored: dict[str, str] = {}
+        if self.mode == "ablate":
+            ignored |= dict.fromkeys(
+                ("scale", "absolute"), "--mode ablate takes the whole latent out; add and set scale"
+            )
+        if self.temperature == 0:
+            ignored["seed"] = "at --temperature 0 nothing is drawn"
+        if self.where != "every":
+            ignored["steer_bos"] = f"--where {self.where} says which tokens; BOS is position 0"
+        refuse_ignored(self, ignored)
+        check(self.seed >= 0, "seed", self.seed, "0 or more")
