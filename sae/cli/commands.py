@@ -121,7 +121,7 @@ class Sweep:
 
 @dataclass(frozen=True, kw_only=True)
 class Eval:
-    """Evaluate a saved autoencoder on held-out documents, or held-out images."""
+    """Evaluate a saved autoencoder on held-out documents, images, or rows of a file of activations."""
 
     run_folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
     """Run folder, or a hub repository that holds one."""
@@ -129,19 +129,6 @@ class Eval:
     json: Json = False
 
     def run(self) -> dict[str, Any]:
-        from sae.runs.images import kind_of
-
-        kind = kind_of(self.run_folder)
-        if kind == "image":
-            from sae.config import ImageEvalConfig
-            from sae.evaluation.images import evaluate_images
-
-            why = f"{self.run_folder} is a run on images; see sae image eval --help for its settings"
-            shared = ("resamples", "seed", *(["device"] if self.config.device == "cpu" else []))  # it runs on a CPU
-            names = [field.name for field in dataclasses.fields(self.config) if field.name not in shared]
-            refuse_ignored(self.config, dict.fromkeys(names, why))
-            asked = ImageEvalConfig(resamples=self.config.resamples, seed=self.config.seed)
-            return evaluate_images(self.run_folder, asked)
         from sae.evaluation.run import evaluate
 
         return evaluate(self.run_folder, self.config)

@@ -107,11 +107,11 @@ class EvalConfig:
     text_field: str | None = None
     """Column of that data set that is read; see `sae train`."""
     tokens: int = 65_536
-    """Held-out tokens for reconstruction metrics (fewer if the held-out part is smaller)."""
+    """Held-out tokens, or rows of a file, for reconstruction metrics (fewer if the held-out part is smaller)."""
     downstream_tokens: int = 16_384
     """Held-out tokens on which the language model is run with the reconstruction spliced in; 0 leaves this out."""
     pca_tokens: int = 32_768
-    """Training tokens on which the PCA baseline is fitted; 0 leaves it out."""
+    """Training tokens, or rows of a file, on which the PCA baseline is fitted; 0 leaves it out."""
     resamples: int = 1000
     """Bootstrap resamples over documents, for the 95% intervals."""
     seed: int = 0

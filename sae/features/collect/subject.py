@@ -17,8 +17,7 @@ from sae.features.store.documents import Tokens
 from sae.features.store.lens import Lens
 from sae.features.store.text import Vocabulary
 from sae.models.autoencoder import Autoencoder
-from sae.models.saved import KINDS, called
-from sae.runs.images import kind_of
+from sae.runs.base import KINDS, called, kind_of
 
 Mark = list[int]
 """Where to go on, as JSON values."""
@@ -103,4 +102,4 @@ def check_language(run: str | Path, what: str) -> None:
     """
     kind = kind_of(run)
     if kind != "language":
-        raise ConfigError(f"{run}: {called(kind)}; {what} needs {KINDS['language']}")
+        raise ConfigError(f"{run}: {called(kind)}; {what} needs {KINDS['language'].what}")
