@@ -98,7 +98,7 @@ class Sweep:
     Takes the flags of `sae train`; --variant, --k, --width, --layer, --lr and --seed take several values with commas,
     and every combination is a member. A variant may bring settings of its own: `jumprelu:recipe=anthropic`,
     `transcoder:site=mlp_in:target-site=mlp_out`, `crosscoder:layer=None:site=resid_post.6+resid_post.9`. Run again with
-    the same flags, it goes on where it was stopped.
+    the same flags, it resumes where it stopped.
     """
 
     config: TrainConfig
@@ -161,9 +161,9 @@ class Steer:
     def run(self) -> dict[str, Any]:
         from sae.features.steer.steer import steer_run
 
-        found = steer_run(self.run_folder, self.config)
+        result = steer_run(self.run_folder, self.config)
         # token by token is for programs: a table of it helps nobody
-        return found if self.json else {name: v for name, v in found.items() if name not in ("tokens", "kl")}
+        return result if self.json else {name: v for name, v in result.items() if name not in ("tokens", "kl")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -322,8 +322,13 @@ class Bench:
             from sae.cli.recovery import measure_recovery
 
             with Progress() as progress:
-                chosen = {"variants": self.variants.split(","), "worlds": self.worlds.split(",")}
-                return measure_recovery(**chosen, seeds=self.seeds, l0_factor=self.l0_factor, tell=progress.say)
+                return measure_recovery(
+                    variants=self.variants.split(","),
+                    worlds=self.worlds.split(","),
+                    seeds=self.seeds,
+                    l0_factor=self.l0_factor,
+                    tell=progress.say,
+                )
         from sae_kernels.bench.kernels import measure_kernels
         from sae_kernels.bench.step import measure_curve, measure_step
 

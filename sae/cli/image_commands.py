@@ -61,7 +61,7 @@ class ImageReport:
 class ImageChapter:
     """Run the experiments of the textbook's chapter on autoencoders, and write them as one page.
 
-    Run again with the same flags, it goes on where it was stopped: finished experiments and runs are kept.
+    Run again with the same flags, it resumes where it stopped: finished experiments and runs are kept.
     """
 
     out: Path
@@ -93,7 +93,7 @@ class ImageChapter:
 class ImageCompare:
     """Compare sparse autoencoders with image autoencoders on common ground: planted atoms, pixels, activations.
 
-    Run again with the same flags, it goes on where it was stopped: finished runs and their measures are kept.
+    Run again with the same flags, it resumes where it stopped: finished runs and their measures are kept.
     """
 
     out: Path

@@ -122,22 +122,22 @@ def parse_sweep(arguments: list[str]) -> Sweep:
     members: list[TrainConfig] = []
     sweep: Sweep | None = None
     for values in itertools.product(*grid.values()):
-        own: list[str] = []
+        flags: list[str] = []
         later: list[str] = []  # a variant's own settings win
         parts: list[str] = []
         for name, value in zip(grid, values, strict=True):
-            chosen, *settings = value.split(":") if name == "variant" else [value]
-            own += [f"--{name}", chosen]
+            choice, *settings = value.split(":") if name == "variant" else [value]
+            flags += [f"--{name}", choice]
             later += [f"--{setting}" for setting in settings]
             if name == "variant":
                 parts.append(
                     "-".join(
-                        [chosen, *(s.partition("=")[2] for s in settings if s.startswith(("recipe=", "penalty=")))]
+                        [choice, *(s.partition("=")[2] for s in settings if s.startswith(("recipe=", "penalty=")))]
                     )
                 )
             elif len(grid[name]) > 1:
                 parts.append(f"{name}{value}")
-        sweep = parse([*rest, *own, *later])
+        sweep = parse([*rest, *flags, *later])
         assert isinstance(sweep, Sweep)
         out = sweep.config.out / "-".join(parts or [sweep.config.sae.variant])
         members.append(dataclasses.replace(sweep.config, out=out))
@@ -249,7 +249,7 @@ def _status_of(error: BaseException) -> int | None:
     return None
 
 
-_WHOLE = "what was saved before is whole: make room, then go on (a training run with --resume)"
+_WHOLE = "what was saved before is whole: make room, then run it again (a training run with --resume)"
 _OS_ERRORS: dict[int, Callable[[OSError], str]] = {
     errno.ENOSPC: lambda e: f"no space left on the disk for {e.filename or 'the run folder'}; {_WHOLE}",
     errno.EDQUOT: lambda e: f"the disk quota is used up (writing {e.filename or 'the run folder'}); {_WHOLE}",

@@ -99,9 +99,9 @@ class TensorRows:
         count = round(heldout * runs)
         if not 0 < count < runs:
             raise DataError(f"{self.path}: {self.count} rows are too few to hold a share of {heldout} out")
-        chosen = order[:count] if part == "heldout" else order[count:]
+        picked = order[:count] if part == "heldout" else order[count:]
         tail = self.count - runs * run if part == "train" else 0
-        return TensorPart(self, chosen.sort().values, run, tail)
+        return TensorPart(self, picked.sort().values, run, tail)
 
 
 class TensorPart:
@@ -141,8 +141,8 @@ def open_tensors(data: str | Path, *, tensor: str | None = None, column: str | N
     paths = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
     suffixes = sorted({p.suffix.lower() for p in paths})
     if len(suffixes) != 1 or suffixes[0] not in SUFFIXES:
-        found = ", ".join(suffixes) or "no such file"
-        raise ConfigError(f"--data {data}: holds {found}; expected one kind of {', '.join(SUFFIXES)}")
+        kinds = ", ".join(suffixes) or "no such file"
+        raise ConfigError(f"--data {data}: holds {kinds}; expected one kind of {', '.join(SUFFIXES)}")
     (suffix,) = suffixes
     for flag, name, owner in (("--tensor", tensor, ".safetensors"), ("--column", column, ".parquet")):
         if name is not None and owner != suffix:

@@ -182,8 +182,8 @@ class _Evaluation:
         with self.progress.bar("Evaluating", left, "tokens") as bar:
             for harvested in harvest.batches():
                 for kind in range(len(KINDS)):
-                    chosen = (harvested.rows.kind == kind).nonzero().squeeze(1)
-                    rows = harvested.rows.select(chosen[: left if kind == ORDINARY else None])
+                    of_kind = (harvested.rows.kind == kind).nonzero().squeeze(1)
+                    rows = harvested.rows.select(of_kind[: left if kind == ORDINARY else None])
                     if not len(rows.token):
                         continue
                     for run, group, form in zip(self.runs, groups, forms, strict=True):

@@ -137,7 +137,7 @@ def read_description(folder: Path) -> dict[str, Any]:
         raise CorruptError(f"{folder / CONFIG}: not the record of a run")
     description = record.get("autoencoder")
     if description is None:
-        raise ConfigError(f"{folder}: this run is not finished; go on with: sae train --resume --out {folder}")
+        raise ConfigError(f"{folder}: this run is not finished; finish it with: sae train --resume --out {folder}")
     return description
 
 

@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from sae.base.progress import Progress, StopSignal
-from sae.config import ImageTrainConfig, OptimConfig, RunConfig, SAEConfig, TensorTrainConfig, TrainConfig
+from sae.config import OptimConfig, RunConfig, SAEConfig
 from sae.data.batching import Batches
 from sae.models.recipe import Recipe
 
@@ -148,24 +147,3 @@ class Ready:
     def finished(self) -> dict[str, Any]:
         """Nothing was learnt of the data."""
         return {}
-
-
-def open_data(config: RunConfig, device: torch.device) -> TrainingData:
-    """The data that a configuration names. Packages of other kinds are not imported.
-
-    Raises:
-        ConfigError, ModelError, SiteError, DataError: a setting is wrong; the message says what exists.
-    """
-    if isinstance(config, TrainConfig):
-        from sae.training.text import open_text
-
-        return open_text(config, device)
-    if isinstance(config, ImageTrainConfig):
-        from sae.training.images import ImageData
-
-        return ImageData(config)
-    if isinstance(config, TensorTrainConfig):
-        from sae.training.tensors import TensorData
-
-        return TensorData(config, device)
-    raise TypeError(f"{type(config).__name__} names no data; give it to train() beside the settings")

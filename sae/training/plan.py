@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import torch
 
 from sae.base.device import pick_device
-from sae.config import ConfigError, RunConfig
+from sae.config import ConfigError, ImageTrainConfig, RunConfig, TensorTrainConfig, TrainConfig
 from sae.models.recipe import Recipe
-from sae.training.data import TrainingData, open_data
+from sae.training.data import TrainingData
 from sae.training.optimizers import check_optimizer
 from sae.training.run_folder import check_finite, check_run_folder, new_record, read_record
 from sae.training.trainer import Trainer
@@ -80,6 +80,27 @@ def make_plan(config: RunConfig, data: TrainingData | None = None) -> Plan:
         dead_after=data.sae.dead_after or max(1, min(10_000_000, codes // 10)),
         auxk=data.sae.auxk or max(1, sum(recipe.target_widths) // 2),
     )
+
+
+def open_data(config: RunConfig, device: torch.device) -> TrainingData:
+    """The data that a configuration names. Packages of other kinds are not imported.
+
+    Raises:
+        ConfigError, ModelError, SiteError, DataError: a setting is wrong; the message says what exists.
+    """
+    if isinstance(config, TrainConfig):
+        from sae.training.text import open_text
+
+        return open_text(config, device)
+    if isinstance(config, ImageTrainConfig):
+        from sae.training.images import ImageData
+
+        return ImageData(config)
+    if isinstance(config, TensorTrainConfig):
+        from sae.training.tensors import TensorData
+
+        return TensorData(config, device)
+    raise TypeError(f"{type(config).__name__} names no data; give it to train() beside the settings")
 
 
 def _check_same_data(data: TrainingData) -> None:

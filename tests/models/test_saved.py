@@ -284,7 +284,7 @@ def test_a_config_that_is_none_is_named(text: str, run: Path) -> None:
 def test_an_unfinished_run_says_how_to_go_on(run: Path) -> None:
     (run / "config.json").write_text(json.dumps({"train": {}, "autoencoder": None}))
     for read in (load, verify):
-        with pytest.raises(ConfigError, match=f"not finished; go on with: sae train --resume --out {run}"):
+        with pytest.raises(ConfigError, match=f"not finished; finish it with: sae train --resume --out {run}"):
             read(run)
 
 
