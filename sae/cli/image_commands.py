@@ -48,7 +48,7 @@ class ImageReport:
     run_folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
     """Run folder."""
     out: Path | None = None
-    """Where to; by default report.html in the run folder."""
+    """File to write; by default report.html in the run folder."""
     json: Json = False
 
     def run(self) -> dict[str, Any]:
@@ -67,11 +67,11 @@ class ImageChapter:
     out: Path
     """Folder of the page (chapter.html), of findings.json, and of the runs."""
     data: str = "mnist5k"
-    """Images with labels, for experiments that do not need a certain set."""
+    """Images with labels, for experiments that need no particular data set."""
     only: str = ""
     """Experiments to run, with commas; by default all."""
     seeds: int | None = None
-    """Seeds of every claim, but of those that say they rest on others; by default 3, and 1 with --quick."""
+    """Seeds of every claim, except those that state a number of their own; by default 3, and 1 with --quick."""
     quick: bool = False
     """Few epochs: shows that everything runs, not that the claims hold."""
     json: Json = False
@@ -120,7 +120,7 @@ class ImageCompare:
 
 
 def _tell(text: str) -> None:
-    """A line on stderr: every training shows a bar of its own."""
+    """Print a line on stderr; every training shows its own progress bar."""
     print(text, file=sys.stderr, flush=True)
 
 

@@ -12,6 +12,7 @@ from sae.base.progress import Progress, StopSignal
 from sae.config import ConfigError, TensorTrainConfig
 from sae.data.tensors import TensorPart, open_tensors
 from sae.harvest.buffer import StoredBatches, batches_in
+from sae.harvest.rows import Rows
 from sae.models.language import find_variant, recipe_of
 from sae.models.recipe import Recipe
 from sae.training.data import Ready
@@ -29,9 +30,10 @@ class TensorStore:
         self.part, self.rows, self.dtype = part, part.rows, part.whole.dtype
         self.identity = {"sites": {SITE: part.whole.width}}
 
-    def read(self, rows: range | Tensor, sites: Sequence[str]) -> dict[str, Tensor]:
-        """Rows by number -> site -> [n, d]."""
-        return {SITE: self.part.read(rows)}
+    def read(self, rows: range | Tensor, sites: Sequence[str]) -> Rows:
+        """Rows by number; they belong to no document."""
+        none = torch.zeros(len(rows), dtype=torch.int8)
+        return Rows({SITE: self.part.read(rows)}, none, none, none, none, none)
 
 
 class TensorData(Ready):

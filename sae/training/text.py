@@ -174,12 +174,10 @@ class TextData:
         lm = self._load_model(progress)
         harvest = Harvest(lm, self.sites, self.documents, self.config.harvest)
         progress.say(opening(harvest.documents, lm.tokenizer, self.config.harvest, beginning=lm.beginning))
-        harvest.measure_norms()
         progress.say(norm_report(harvest))
         self.harvest = harvest
         if self.precision == "auto":
-            assert harvest.precision is not None
-            precision, reason = harvest.precision
+            precision, reason = harvest.first_pass.precision
             progress.say(f"Activations are kept in {precision}: {reason}.")
             self.settle_precision(precision)
         elif self.config.harvest.store_precision == "auto":
@@ -311,7 +309,7 @@ class TextData:
     def finished(self) -> dict[str, Any]:
         harvest = self._harvest
         names = {site.name for site in self.sites}  # a harvest that feeds other runs too knows more
-        limits = {name: limit for name, limit in (harvest.norm_limits or {}).items() if name in names}
+        limits = {name: limit for name, limit in harvest.norm_limits.items() if name in names}
         known = {"norm_limits": limits, "isolation": harvest.isolation, "beginning": described(harvest.lm)}
         return {"harvest": {**known, "store_precision": self.precision}}
 
@@ -360,9 +358,9 @@ def widths(sites: list[Site]) -> list[int]:
 def norm_report(harvest: Harvest) -> str:
     """The percentiles of activation norms over the first forward pass, and what was left out for it."""
     lines = []
-    for site, values in harvest.norm_percentiles.items():
+    for site, values in harvest.first_pass.norm_percentiles.items():
         shown = "  ".join(f"p{p} {value:.4g}" for p, value in zip(PERCENTILES, values, strict=True))
-        limit = harvest.norm_limits.get(site) if harvest.norm_limits else None
+        limit = harvest.norm_limits.get(site)
         left_out = f"; tokens over {limit:.4g} are left out as sinks" if limit else ""
         lines.append(f"Activation norms at {site}: {shown}{left_out}.")
     return "\n".join(lines)

@@ -109,7 +109,7 @@ class Trainer:
         self.seconds = 0.0  # of training so far, in all processes; whoever takes the steps measures it
         self.dead = torch.zeros(0, dtype=torch.int64, device=device)
         self.probe = torch.zeros(0, self.model.dim)
-        self.optimizer = make_optimizer(self.model, optim, recipe.beta1 if optim.beta1 is None else optim.beta1)
+        self.optimizer = make_optimizer(self.model, optim, 0.9 if optim.beta1 is None else optim.beta1)
         self.route = choose_route(
             self.model,
             self.optimizer,

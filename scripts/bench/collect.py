@@ -49,7 +49,7 @@ def measure_added(model: str, dataset: str, layer: int, width: int, tokens: int)
     sites = resolve_sites(skeleton(source), ["resid_post"], layer=layer)
     lm = load_language_model(source, device=device, precision="auto")
     harvest = Harvest(lm, sites, open_documents(dataset), config)
-    harvest.measure_norms()
+    _ = harvest.norm_limits  # measured before the clock starts
     dim = sites[0].width or 0
     autoencoder = build(SAEConfig(width=width, k=32), dim).to(device)
     autoencoder.initialise(torch.Generator().manual_seed(0))

@@ -4,8 +4,7 @@ import random
 
 import pytest
 
-from sae.data import documents as module
-from sae.data import rows
+from sae.data import content, rows
 from sae.data.documents import DataError, is_heldout, open_documents
 
 TEXTS = [f"document {number} of a small set" for number in range(40)]
@@ -136,7 +135,7 @@ def test_demo_is_labelled_shuffled_and_split():
 
 
 def test_unusable_rows_are_skipped_counted_once_and_keep_their_index(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "TEXT_LIMIT", 100)
+    monkeypatch.setattr(content, "TEXT_LIMIT", 100)
     values = ["a", None, "", "  \n", 7, "b" * 101, "\ud800", "last", ["x"]]
     path = _jsonl(tmp_path / "x.jsonl", [*({"text": value} for value in values), {"other": 1}])
     documents = open_documents(path, split="all")

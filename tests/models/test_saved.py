@@ -54,6 +54,11 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("kind", ["text", "image"])
+def test_a_run_of_an_earlier_version_loads(kind: str) -> None:
+    assert max(verify(Path(__file__).parents[1] / "old_runs" / kind)) < 1e-5
+
+
 @pytest.fixture
 def run(saved: Path, tmp_path: Path) -> Path:
     """A copy that the test may damage."""

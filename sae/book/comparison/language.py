@@ -96,8 +96,8 @@ def _of_store(store: Store, tokens: int) -> LanguageRows | LeftOut:
     if len(rows) < LEAST:
         return LeftOut(f"the store of the demo model's activations holds {store.rows} tokens only")
     (site,) = store.identity["sites"]
-    x = store.read(rows, [site])[site].float()
-    document, _ = store.places(rows)
+    stored = store.read(rows, [site])
+    x, document = stored.activations[site].float(), stored.document
     # documents lie one behind the other: the one in which the held-out share begins is the first held out
     held = document >= document[round((1 - HELD_SHARE) * len(rows))]
     source = f"{store.identity['model']} model, {site}"

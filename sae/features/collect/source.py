@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sae.base.files import read_json
 from sae.config import ConfigError
 from sae.data.packing import Cursor
 from sae.features.collect.subject import Mark, Read, Step
 from sae.features.store.documents import Tokens
+from sae.harvest.rows import Rows
 from sae.harvest.store import DiskStore
-from sae.harvest.stream import BOS, KINDS, ORDINARY, SINK, SPECIAL, Harvest, Rows
+from sae.harvest.stream import BOS, KINDS, ORDINARY, SINK, SPECIAL, Harvest
 from sae.runs.text import Run
 
 
@@ -31,14 +33,11 @@ class LiveSource:
 
     def steps(self, mark: Mark) -> Iterator[Step]:
         """See `Source`; a mark is a cursor of the packing."""
-        here = Cursor(*mark)
-        if self.harvest.norm_limits is None:
-            self.harvest.measure_norms()
-        for contexts in self.harvest.contexts(here):
+        for contexts in self.harvest.contexts(Cursor(*mark)):
 
-            def read(contexts: Any = contexts, here: Cursor = here) -> Read:
-                rows = self.harvest._rows(contexts)
-                text = self._text(rows, here)
+            def read(contexts: Any = contexts) -> Read:
+                rows = self.harvest.rows(contexts)
+                text = _text(rows, self._lead)
                 inside = rows.kind == ORDINARY
                 kinds = self.harvest.kinds
                 counts = {name: int((rows.kind == kind).sum()) for kind, name in kinds.items() if kind != ORDINARY}
@@ -48,75 +47,69 @@ class LiveSource:
 
             open_document = contexts.next.document if contexts.next.token else None
             yield Step(int((contexts.document >= 0).sum()), list(contexts.next), open_document, read)
-            here = contexts.next
 
-    def _text(self, rows: Rows, here: Cursor) -> Tokens:
-        """Where the tokens of a forward pass stand in their documents; those put before a segment at start - 1."""
-        position = rows.position.long()
-        begins = (position == 0).nonzero().squeeze(1)
-        lengths = torch.diff(begins, append=torch.tensor([len(position)]))
-        documents = rows.document[begins]
-        held = lengths - self._lead
-        before = held.cumsum(0) - held
-        # tokens of the same document in earlier segments of this pass, and before it
-        first = torch.searchsorted(documents, documents)
-        starts = before - before[first]
-        starts += torch.where(documents == here.document, here.token, 0)
-        start = starts.repeat_interleave(lengths)
-        return Tokens(rows.token.long(), rows.document, start + position - self._lead, start)
+
+def _text(rows: Rows, lead: int) -> Tokens:
+    """Where tokens stand in their documents; the `lead` tokens put before a segment come before its start."""
+    start = rows.start.long()
+    return Tokens(rows.token.long(), rows.document, start + rows.position.long() - lead, start)
 
 
 class StoredSource:
-    """Activations on the disk; a step is whole segments of about `rows` tokens.
+    """Activations on the disk; a step is whole segments of about 4096 tokens.
 
-    A store lacks the tokens that were left out of it. Positions are those in the segment, so gaps stay; where a
-    document goes on in another segment, it is taken to begin behind the last token stored of the one before.
+    A store lacks the tokens that were left out of it, so positions have gaps. Stores of earlier versions do not record
+    where segments begin: there a segment begins where positions fall, right after the last stored token before it.
     """
 
     def __init__(self, store: DiskStore, sites: list[str], special: frozenset[int], first: tuple[int, ...]) -> None:
         self.store, self.sites = store, sites
         self._lead = len(first)
         self._first, self._special = (torch.tensor(sorted(ids), dtype=torch.int64) for ids in (first, special))
-        parts = store.parts
-        self.token, self.document, position = (
-            torch.cat([getattr(part, name) for part in parts]).long() for name in ("token", "document", "position")
-        )
-        new = torch.ones(len(position), dtype=torch.bool)
-        new[1:] = (self.document[1:] != self.document[:-1]) | (position[1:] <= position[:-1])
+        rows = Rows.join([part.at(()) for part in store.parts])
+        if (rows.start < 0).any():
+            rows = rows._replace(start=_starts(rows, self._lead))
+        self.text = _text(rows, self._lead)
+        new = torch.ones(rows.size, dtype=torch.bool)
+        new[1:] = (rows.document[1:] != rows.document[:-1]) | (rows.start[1:] != rows.start[:-1])
         self._begins = new.nonzero().squeeze(1)
-        lengths = torch.diff(self._begins, append=torch.tensor([len(position)]))
-        held = position[self._begins + lengths - 1] + 1 - self._lead
-        documents = self.document[self._begins]
-        before = held.cumsum(0) - held
-        self.start = (before - before[torch.searchsorted(documents, documents)]).repeat_interleave(lengths)
-        self.position = self.start + position - self._lead
 
     def steps(self, mark: Mark) -> Iterator[Step]:
         """See `Source`; a mark is [row, 0]."""
-        rows, total = 4096, len(self.token)
+        rows, total = 4096, len(self.text.token)
         begin = mark[0]
         while begin < total:
             later = int(torch.searchsorted(self._begins, min(begin + rows, total)))
             end = int(self._begins[later]) if later < len(self._begins) else total
 
             def read(begin: int = begin, end: int = end) -> Read:
-                part = slice(begin, end)
-                text = Tokens(self.token[part], self.document[part], self.position[part], self.start[part])
+                text = Tokens(*(column[begin:end] for column in self.text))
                 kinds = torch.full((end - begin,), ORDINARY, dtype=torch.int8)
                 kinds[torch.isin(text.token, self._special)] = SPECIAL
                 kinds[torch.isin(text.token, self._first)] = BOS
                 kept = kinds == ORDINARY
-                activations = self.store.read(range(begin, end), self.sites)
+                rows = self.store.read(range(begin, end), self.sites)
                 known = text.position >= text.start  # not the token put before a segment
-                given = Rows(activations, text.token.int(), text.document, text.position.int(), kinds)
                 counts = {"bos": int((kinds == BOS).sum()), "special": int((kinds == SPECIAL).sum())}
                 counts |= {KINDS[SINK]: 0}  # no store has them
-                return Read(given.select(kept.nonzero().squeeze(1)), text.select(kept), text.select(known), counts)
+                return Read(rows.select(kept.nonzero().squeeze(1)), text.select(kept), text.select(known), counts)
 
-            last = int(self.document[end - 1])
-            goes_on = end < total and int(self.document[end]) == last
+            last = int(self.text.document[end - 1])
+            goes_on = end < total and int(self.text.document[end]) == last
             yield Step(end - begin, [end, 0], last if goes_on else None, read)
             begin = end
+
+
+def _starts(rows: Rows, lead: int) -> Tensor:
+    """`Rows.start` of a store that does not record it: a segment begins where a document does or positions fall."""
+    new = torch.ones(rows.size, dtype=torch.bool)
+    new[1:] = (rows.document[1:] != rows.document[:-1]) | (rows.position[1:] <= rows.position[:-1])
+    begins = new.nonzero().squeeze(1)
+    lengths = torch.diff(begins, append=torch.tensor([rows.size]))
+    stored = rows.position[begins + lengths - 1].long() + 1 - lead
+    before = stored.cumsum(0) - stored
+    documents = rows.document[begins]
+    return (before - before[torch.searchsorted(documents, documents)]).repeat_interleave(lengths)
 
 
 def open_store(folder: Path, run: Run) -> DiskStore:
