@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet
 import pytest
 import torch
+from pyarrow import parquet
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -49,7 +49,7 @@ def write(path: Path, x: Tensor, name: str = "acts") -> Path:
         np.save(path, x.numpy())
     else:
         column = pa.FixedSizeListArray.from_arrays(pa.array(x.flatten().numpy()), x.shape[1])
-        pa.parquet.write_table(pa.table({name: column, "id": range(len(x))}), path, row_group_size=700)
+        parquet.write_table(pa.table({name: column, "id": range(len(x))}), path, row_group_size=700)
     return path
 
 
@@ -138,7 +138,7 @@ def test_a_value_that_is_not_finite_is_refused_with_its_row(value: float, suffix
 def test_lists_of_several_lengths_and_nulls_are_refused_with_their_row(tmp_path: Path) -> None:
     for odd, says in (([1.0], "row 2 holds 1 numbers; expected 3"), (None, "row 2 is null; expected 3")):
         table = pa.table({"x": pa.array([[1.0, 2.0, 3.0]] * 2 + [odd] + [[1.0, 2.0, 3.0]] * 40)})
-        pa.parquet.write_table(table, tmp_path / "x.parquet")
+        parquet.write_table(table, tmp_path / "x.parquet")
         with pytest.raises(DataError, match=says):
             open_tensors(tmp_path / "x.parquet").read(torch.arange(20))
 
@@ -249,6 +249,7 @@ def test_a_bad_row_met_in_training_leaves_a_run_that_is_named(tmp_path: Path) ->
         ("steer RUN --latent 1 --prompt a", "steering needs a run on a language model's activations"),
         ("explain RUN", "naming latents from text needs a run on a language model's activations"),
         ("image report RUN", "expected a run on images"),
+        ("browse RUN", "the page needs a run on text or images"),
     ],
 )
 def test_what_needs_text_or_images_is_refused_with_the_kind_of_run(
@@ -292,8 +293,8 @@ def test_an_interrupted_run_resumes_to_the_same_bits(
 def test_a_killed_run_resumes_to_the_same_bits_unless_its_file_has_changed(data: Path, tmp_path: Path) -> None:
     own = tmp_path / "x.safetensors"
     own.write_bytes(data.read_bytes())
-    train(config_of(own, tmp_path / "whole", epochs=40))
-    config = ["--width", "96", "--k", "3", "--batch", "64", "--epochs", "40", "--checkpoint-every", "500"]
+    train(config_of(own, tmp_path / "whole", epochs=12))
+    config = ["--width", "96", "--k", "3", "--batch", "64", "--epochs", "12", "--checkpoint-every", "500"]
     arguments = ["train", "--data", str(own), *config, "--log-every", "5", "--device", "cpu"]
     out = tmp_path / "killed"
     process = subprocess.Popen([sys.executable, "-m", "sae", *arguments, "--out", str(out)], stderr=subprocess.DEVNULL)
