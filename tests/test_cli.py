@@ -89,7 +89,7 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     def unwanted(*_: object, **__: object) -> None:
         raise AssertionError("weights were loaded before the input was refused")
 
-    monkeypatch.setattr("sae.training.batches.load_language_model", unwanted)
+    monkeypatch.setattr("sae.training.text.load_language_model", unwanted)
 
 
 @pytest.fixture

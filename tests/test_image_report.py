@@ -39,7 +39,7 @@ from sae.book.report.reconstructions import anomaly_scores, usual_labels
 from sae.config import ConfigError, ImageDataConfig, ImageTrainConfig, OptimConfig, VisionConfig
 from sae.evaluation.bootstrap import Interval
 from sae.runs.images import ImageRun, dense_codes, open_image_run
-from sae.training.images import train_images
+from sae.training.run import train
 
 DIGITS = ImageDataConfig(data="digits", limit=512)
 RUNS: dict[str, tuple[ImageDataConfig, VisionConfig, str | None]] = {
@@ -88,7 +88,7 @@ def image_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Image
         if not out.exists():
             images, vision, only = RUNS[name]
             optim = OptimConfig(batch=64, lr=3e-3)
-            train_images(
+            train(
                 ImageTrainConfig(
                     images=images, vision=vision, optim=optim, epochs=4, only_label=only, out=out, device="cpu"
                 )

@@ -144,7 +144,7 @@ def test_a_full_disk_stops_training_cleanly_and_a_resume_ends_with_the_same_weig
 def test_a_disk_full_from_the_start_leaves_no_run_folder(
     disk: SmallDisk, arguments: list[object], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sae.training.plan.check_space", lambda plan: None)  # which would have refused before
+    monkeypatch.setattr("sae.training.run.check_space", lambda plan: None)  # which would have refused before
     disk.fill(0)
     status = run(*arguments, "--out", disk.folder / "run")
     disk.empty()

@@ -1,8 +1,10 @@
-"""The device to compute on, and how fast it is."""
+"""The device to compute on, how fast it is, and how much memory it has left."""
 
 from __future__ import annotations
 
+import os
 import time
+from pathlib import Path
 
 import torch
 
@@ -33,3 +35,12 @@ def product_rate(device: torch.device) -> float:
             torch.cuda.synchronize()
         best = min(best, time.perf_counter() - start)
     return 2 * n**3 / best
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes that a process could still take: on Linux with what the page cache would give back."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    lines = Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else []
+    available = [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")]
+    return available[0] if available else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

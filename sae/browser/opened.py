@@ -22,7 +22,7 @@ from sae.evaluation.words import described
 from sae.features.store.annotations import Annotations
 from sae.features.store.keys import FeatureError
 from sae.features.store.store import FeatureStore
-from sae.runs.images import kind_of
+from sae.runs.base import kind_of
 
 CURVE_POINTS = 2000
 

@@ -17,6 +17,7 @@ import uvicorn
 from sae.browser.app import create_app
 from sae.config import ConfigError, Device
 from sae.models.saved import CONFIG
+from sae.runs.base import called, kind_of
 
 HOST = "127.0.0.1"
 
@@ -75,9 +76,11 @@ def check_run(run: str) -> Path:
     """The run's folder.
 
     Raises:
-        ConfigError: it is no folder, or holds no config.json.
+        ConfigError: it is no folder, holds no config.json, or is of a kind that the page cannot show.
     """
     folder = Path(run).expanduser()
     if not (folder / CONFIG).is_file():
         raise ConfigError(f"{run}: no run folder (it has no {CONFIG}); give a folder that `sae train --out` wrote")
+    if kind_of(folder) == "tensors":
+        raise ConfigError(f"{run}: {called('tensors')}; the page needs a run on text or images")
     return folder.resolve()

@@ -9,7 +9,17 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from sae.config import CollectConfig, Device, EvalConfig, ExplainConfig, SteerConfig, TrainConfig, refuse_ignored
+from sae.config import (
+    CollectConfig,
+    Device,
+    EvalConfig,
+    ExplainConfig,
+    RunConfig,
+    SteerConfig,
+    TensorTrainConfig,
+    TrainConfig,
+    refuse_ignored,
+)
 
 Json = Annotated[bool, tyro.conf.arg(help="Print one JSON line on stdout, and nothing else there.")]
 
@@ -36,7 +46,11 @@ class Demo:
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """Train an autoencoder on a model's activations."""
+    """Train an autoencoder on a model's activations, or with --data on activations or images that are there already.
+
+    --data FILE reads activations of any model from .safetensors, .npy or .parquet; --data NAME reads images, as
+    `sae image train` does. `sae train --data X --help` shows the flags of each.
+    """
 
     config: TrainConfig
     dry_run: bool = False
@@ -44,18 +58,37 @@ class Train:
     json: Json = False
 
     def run(self) -> dict[str, Any]:
-        if self.dry_run:
-            from sae.base.progress import Progress
-            from sae.training.plan import make_plan, opening_of
-            from sae.training.space import estimate
+        return run_training(self.config, dry_run=self.dry_run)
 
-            plan = make_plan(self.config)
-            with Progress() as progress:
-                progress.say(opening_of(plan))
-            return estimate(plan)
+
+@dataclass(frozen=True, kw_only=True)
+class TensorTrain:
+    """Train an autoencoder on activations of any model: a .safetensors, .npy or .parquet file, or a folder of such."""
+
+    config: TensorTrainConfig
+    dry_run: bool = False
+    """Print shapes, steps, memory, disk and time; keep no training, write nothing."""
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:
+        return run_training(self.config, dry_run=self.dry_run)
+
+
+def run_training(config: RunConfig, *, dry_run: bool) -> dict[str, Any]:
+    """Train, or show what training would do."""
+    if not dry_run:
         from sae.training.run import train
 
-        return summary(train(self.config))
+        return train(config).to_json()
+    from sae.base.progress import Progress
+    from sae.training.plan import make_plan
+    from sae.training.space import check_space, estimate
+
+    plan = make_plan(config)
+    check_space(plan)
+    with Progress() as progress:
+        progress.say(plan.data.opening())
+    return estimate(plan)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +121,7 @@ class Sweep:
 
 @dataclass(frozen=True, kw_only=True)
 class Eval:
-    """Evaluate a saved autoencoder on held-out documents, or held-out images."""
+    """Evaluate a saved autoencoder on held-out documents, images, or rows of a file of activations."""
 
     run_folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
     """Run folder, or a hub repository that holds one."""
@@ -96,19 +129,6 @@ class Eval:
     json: Json = False
 
     def run(self) -> dict[str, Any]:
-        from sae.runs.images import kind_of
-
-        kind = kind_of(self.run_folder)
-        if kind == "image":
-            from sae.config import ImageEvalConfig
-            from sae.evaluation.images import evaluate_images
-
-            why = f"{self.run_folder} is a run on images; see sae image eval --help for its settings"
-            shared = ("resamples", "seed", *(["device"] if self.config.device == "cpu" else []))  # it runs on a CPU
-            names = [field.name for field in dataclasses.fields(self.config) if field.name not in shared]
-            refuse_ignored(self.config, dict.fromkeys(names, why))
-            asked = ImageEvalConfig(resamples=self.config.resamples, seed=self.config.seed)
-            return evaluate_images(self.run_folder, asked)
         from sae.evaluation.run import evaluate
 
         return evaluate(self.run_folder, self.config)
@@ -350,8 +370,3 @@ COMMANDS: dict[str, type] = {
     "bench": Bench,
     "doctor": Doctor,
 }
-
-
-def summary(value: Any) -> dict[str, Any]:
-    """A NamedTuple result as JSON values."""
-    return {name: str(v) if isinstance(v, Path) else v for name, v in value._asdict().items()}

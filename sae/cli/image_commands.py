@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from sae.cli.commands import Json, summary
+from sae.cli.commands import Json, run_training
 from sae.config import ImageEvalConfig, ImageTrainConfig
 
 
@@ -23,11 +23,7 @@ class ImageTrain:
     json: Json = False
 
     def run(self) -> dict[str, Any]:
-        from sae.training.images import estimate_images, plan_images, train_images
-
-        if self.dry_run:
-            return estimate_images(plan_images(self.config))
-        return summary(train_images(self.config))
+        return run_training(self.config, dry_run=self.dry_run)
 
 
 @dataclass(frozen=True, kw_only=True)

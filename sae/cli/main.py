@@ -13,16 +13,26 @@ import itertools
 import json
 import os
 import sys
+import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Union, cast
 
 import tyro
 
-from sae.cli.commands import COMMANDS, Sweep, Train
+from sae.cli.commands import COMMANDS, Sweep, TensorTrain, Train
 from sae.cli.image_commands import IMAGE_COMMANDS, ImageTrain
 from sae.cli.settings_help import with_variants
-from sae.config import TYPED, ConfigError, ImageTrainConfig, TrainConfig, from_json
+from sae.config import (
+    TYPED,
+    ConfigError,
+    ImageTrainConfig,
+    TensorTrainConfig,
+    TrainConfig,
+    from_json,
+    is_tensor_data,
+    unknown_choice,
+)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -53,13 +63,16 @@ def parse(arguments: list[str]) -> Any:
     if arguments[:1] == ["image"]:
         return _parse(arguments[1:], IMAGE_COMMANDS, "sae image", "Train image autoencoders, show them, compare them.")
     says = "Train sparse autoencoders on language-model activations, prove how good they are, look inside."
-    return _parse(arguments, COMMANDS, "sae", says)
+    commands = COMMANDS
+    if arguments[:1] == ["train"]:
+        commands = {**COMMANDS, "train": _train_command(arguments)}
+    return _parse(arguments, commands, "sae", says)
 
 
 def _parse(arguments: list[str], commands: dict[str, type], prog: str, description: str) -> Any:
     union: list[Any] = []
     for name, cls in commands.items():
-        default = _resumed(arguments, cls) if cls in (Train, ImageTrain) else None
+        default = _resumed(arguments, cls) if cls in TRAIN_CONFIGS else None
         settings: dict[str, Any] = {"name": name, "prefix_name": False}
         if default is not None:
             settings["default"] = default
@@ -144,21 +157,73 @@ def show(result: dict[str, Any], *, as_json: bool) -> None:
         print(json.dumps(result, allow_nan=False), flush=True)
 
 
-def _resumed(arguments: list[str], cls: type) -> Any:
-    """With --resume, the defaults of all other flags are the settings that the run in --out was started with."""
-    if arguments[:1] != ["train"] or "--resume" not in arguments:
-        return None
-    out = next((a.split("=", 1)[1] for a in arguments if a.startswith("--out=")), None)
-    if out is None and "--out" in arguments[:-1]:
-        out = arguments[arguments.index("--out") + 1]
-    if out is None or not (Path(out) / "config.json").is_file():
+TRAIN_CONFIGS: dict[type, type] = {Train: TrainConfig, TensorTrain: TensorTrainConfig, ImageTrain: ImageTrainConfig}
+"""Command -> its settings."""
+COMMAND_OF_KIND = {"language": Train, "tensors": TensorTrain, "image": ImageTrain}
+"""Kind of run in config.json -> the command that trains it."""
+TRAINS_ON = {Train: "text (--model and --dataset)", TensorTrain: "a file of activations", ImageTrain: "images"}
+
+
+def _train_command(arguments: list[str]) -> type:
+    """The form of `sae train` that is meant: on text, or with --data on a file of activations or on images.
+
+    Raises:
+        ConfigError: a flag of another form is given.
+    """
+    data, record = _value(arguments, "--data"), _begun(arguments)
+    command: type = Train
+    if data is not None:
+        command = TensorTrain if is_tensor_data(data) else ImageTrain
+    elif record is not None:
+        kind = record.get("kind", "language")
+        if kind not in COMMAND_OF_KIND:
+            raise unknown_choice("--resume: the run's kind", str(kind), COMMAND_OF_KIND)
+        command = COMMAND_OF_KIND[kind]
+    known = {cls: _flags(cls) for cls in TRAIN_CONFIGS}
+    for flag in (a.partition("=")[0] for a in arguments if a.startswith("--")):
+        owners = [TRAINS_ON[cls] for cls, flags in known.items() if flag in flags and cls is not command]
+        if owners and flag not in known[command]:
+            what = f"--data {data} trains on {TRAINS_ON[command]}" if data else f"this trains on {TRAINS_ON[command]}"
+            raise ConfigError(f"{flag}: it is of runs on {' and on '.join(owners)}, and {what}")
+    return command
+
+
+def _flags(cls: type) -> set[str]:
+    """The flags of a command, nested settings included."""
+    flags: set[str] = set()
+    for name, hint in typing.get_type_hints(cls).items():
+        flags |= _flags(hint) if dataclasses.is_dataclass(hint) else {f"--{name.replace('_', '-')}"}  # type: ignore[arg-type]
+    return flags
+
+
+def _value(arguments: list[str], flag: str) -> str | None:
+    """What stands behind a flag; None without it."""
+    for argument, following in itertools.zip_longest(arguments, arguments[1:]):
+        if argument == flag:
+            return following
+        if argument.startswith(f"{flag}="):
+            return argument.partition("=")[2]
+    return None
+
+
+def _begun(arguments: list[str]) -> dict[str, Any] | None:
+    """With --resume, config.json of the run in --out; None where there is none."""
+    out = _value(arguments, "--out")
+    if "--resume" not in arguments or out is None or not (Path(out) / "config.json").is_file():
         return None
     from sae.base.files import read_json
 
     record = read_json(Path(out) / "config.json")
-    settings = record.get("train") if isinstance(record, dict) else None
-    kind = TrainConfig if cls is Train else ImageTrainConfig
-    config = from_json(kind, settings, f"{out}/config.json: train")
+    return record if isinstance(record, dict) else {}
+
+
+def _resumed(arguments: list[str], cls: type) -> Any:
+    """With --resume, the settings that the run in --out was started with are the defaults of all other flags."""
+    record = _begun(arguments) if arguments[:1] == ["train"] else None
+    if record is None:
+        return None
+    out = _value(arguments, "--out") or ""
+    config = from_json(TRAIN_CONFIGS[cls], record.get("train"), f"{out}/config.json: train")
     return cls(config=dataclasses.replace(config, out=Path(out)))
 
 

@@ -1,4 +1,4 @@
-"""`sae bench recovery`: every variant trained on synthetic worlds, and what it found of the features that made them.
+"""`sae bench recovery`: how much of the features behind synthetic data each variant recovers.
 
 rows = measure_recovery(variants=["topk", "matryoshka"], worlds=["easy16", "hierarchical"], seeds=3)
 """
@@ -6,25 +6,26 @@ rows = measure_recovery(variants=["topk", "matryoshka"], worlds=["easy16", "hier
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sae.config import OptimConfig, SAEConfig, unknown_choice
+from sae.data.batching import Batch
 from sae.evaluation.synthetic.metrics import Recovery, recovery_metrics
 from sae.evaluation.synthetic.sampling import Sample, SyntheticData
 from sae.evaluation.synthetic.worlds import WORLDS
 from sae.models.language import VARIANTS, find_variant, recipe_of
+from sae.training.loop import train_in_memory
 from sae.training.trainer import Trainer
 
 HELDOUT_TOKENS = 20_000
-FIRST_BATCHES = 8
 
 
 class Course(NamedTuple):
-    """How long and how fast a world is learnt, the same for all variants."""
+    """How long and how fast a variant is trained on a world; the same for all variants."""
 
     width: int
     """Latents."""
@@ -47,7 +48,7 @@ COURSES = {
 def recover(
     variant: str, world: str, *, seed: int, l0_factor: float = 1.0, course: Course | None = None, **settings: Any
 ) -> Recovery:
-    """Train a variant on a world and hold its saved form against the truth.
+    """Train a variant on a world and compare its saved form with the truth.
 
     Args:
         variant, world: names in `VARIANTS` and `WORLDS`.
@@ -77,13 +78,7 @@ def recover(
         device=torch.device("cpu"),
         seed=seed,
     )
-    first = [views.sample(course.batch, batch) for batch in range(FIRST_BATCHES)]
-    trainer.initialise([s.x for s in first], [s.x if s.target is None else s.target for s in first])
-    # draws have no neighbours: every token is alone in its document
-    alone = torch.zeros(course.batch // 2, dtype=torch.bool) if find_variant(sae).neighbours else None
-    for step in range(course.steps):
-        sample = views.sample(course.batch, step)
-        trainer.step(sample.x, sample.x if sample.target is None else sample.target, alone)
+    train_in_memory(trainer, WorldBatches(views, course, pairs=find_variant(sae).neighbours))
     heldout = (views.seen(sample) for sample in views.data.heldout(HELDOUT_TOKENS))
     return recovery_metrics(trainer.finished(), views.features, heldout)
 
@@ -116,6 +111,21 @@ class Views:
         return sample.codes.to_dense() @ self.other.features + self.other.bias
 
 
+class WorldBatches:
+    """Training batches drawn from a world; with `pairs`, every token is alone in its document."""
+
+    def __init__(self, views: Views, course: Course, *, pairs: bool) -> None:
+        self.views, self.steps, self.batch = views, course.steps, course.batch
+        self.alone = torch.zeros(course.batch // 2, dtype=torch.bool) if pairs else None
+
+    def iterate(self, state: dict[str, Any] | None) -> Iterator[Batch]:
+        """See `Batches`."""
+        for step in range(0 if state is None else state["step"], self.steps):
+            sample = self.views.sample(self.batch, step)
+            target = sample.x if sample.target is None else sample.target
+            yield Batch(sample.x, target, {"step": step + 1}, self.alone)
+
+
 def measure_recovery(
     *,
     variants: Sequence[str],
@@ -133,13 +143,13 @@ def measure_recovery(
         for spec in variants:
             name, *settings = spec.split(":")
             more: dict[str, Any] = dict(setting.split("=", 1) for setting in settings)
-            found = [recover(name, world, seed=seed, l0_factor=l0_factor, **more) for seed in range(seeds)]
-            mean = {field: statistics.fmean(getattr(f, field) for f in found) for field in Recovery._fields}
+            runs = [recover(name, world, seed=seed, l0_factor=l0_factor, **more) for seed in range(seeds)]
+            mean = {field: statistics.fmean(getattr(run, field) for run in runs) for field in Recovery._fields}
             spread = {
                 f"{n} spread": max(v) - min(v)
-                for n, v in (("mcc", [f.mcc for f in found]), ("f1", [f.f1 for f in found]))
+                for n, v in (("mcc", [run.mcc for run in runs]), ("f1", [run.f1 for run in runs]))
             }
-            chosen = ("mcc", "f1", "uniqueness", "fvu", "l0", "true_l0", "dead")
-            rows.append({"world": world, "variant": spec, **{name: mean[name] for name in chosen}, **spread})
+            names = ("mcc", "f1", "uniqueness", "fvu", "l0", "true_l0", "dead")
+            rows.append({"world": world, "variant": spec, **{name: mean[name] for name in names}, **spread})
             tell(f"{world} {spec}: " + ", ".join(f"{name} {mean[name]:.3f}" for name in ("mcc", "f1", "fvu", "l0")))
     return {"bench": "recovery", "seeds": seeds, "l0_factor": l0_factor, "rows": rows}

@@ -12,6 +12,7 @@ from sae.config.fields import TYPED, ConfigError, built, check, from_json, refus
 from sae.config.image_variants import SPARSE, VisionConfig
 from sae.config.images import ImageDataConfig, ImageEvalConfig, ImageTrainConfig, usual_epochs
 from sae.config.run import Device, OptimConfig, RunConfig
+from sae.config.tensors import TensorDataConfig, TensorTrainConfig, is_tensor_data
 from sae.config.text import EvalConfig, HarvestConfig, TrainConfig
 from sae.config.variants import SAEConfig
 
@@ -31,11 +32,14 @@ __all__ = [
     "RunConfig",
     "SAEConfig",
     "SteerConfig",
+    "TensorDataConfig",
+    "TensorTrainConfig",
     "TrainConfig",
     "VisionConfig",
     "built",
     "check",
     "from_json",
+    "is_tensor_data",
     "refuse_ignored",
     "to_json",
     "unknown_choice",

@@ -92,11 +92,11 @@ class EvalConfig(Limited):
     text_field: str | None = None
     """Column of that data set that is read; see `sae train`."""
     tokens: Count = 65_536
-    """Held-out tokens for reconstruction metrics (fewer if the held-out part is smaller)."""
+    """Held-out tokens, or rows of a file, for reconstruction metrics (fewer if the held-out part is smaller)."""
     downstream_tokens: WholeNumber = 16_384
     """Held-out tokens on which the language model is run with the reconstruction spliced in; 0 leaves this out."""
     pca_tokens: WholeNumber = 32_768
-    """Training tokens on which the PCA baseline is fitted; 0 leaves it out."""
+    """Training tokens, or rows of a file, on which the PCA baseline is fitted; 0 leaves it out."""
     resamples: Resamples = 1000
     """Bootstrap resamples over documents, for the 95% intervals."""
     seed: WholeNumber = 0

@@ -23,7 +23,7 @@ from sae.evaluation.arrays import entropy
 from sae.evaluation.baselines import PCA
 from sae.evaluation.bootstrap import GroupSums, Interval, ratio
 from sae.evaluation.reconstruction import Reconstruction
-from sae.evaluation.variational import Bounds, activity, bounds, moments
+from sae.evaluation.variational import activity, bounds, moments
 from sae.models.recipe import Corruption
 from sae.modules.codes import Gaussian, Quantised
 from sae.modules.corruption import corrupt
@@ -60,20 +60,19 @@ def evaluate_images(run: str | Path, config: ImageEvalConfig | None = None) -> d
 
 def measure(run: ImageRun, config: ImageEvalConfig) -> dict[str, Any]:
     """Every metric of an opened run, intervals as `Interval`."""
-    train, held = run.images("train", limit=PCA_IMAGES), run.images("heldout", limit=config.images)
+    train, heldout = run.images("train", limit=PCA_IMAGES), run.images("heldout", limit=config.images)
     pca = PCA.fit(train.render(chunk) for chunk in torch.arange(train.count).split(CHUNK))
     whole = Reconstruction(run.model, pca.mean, pca)
     variational = isinstance(run.model.code, Gaussian)
-    found: list[Bounds] = []
     sums = GroupSums()
-    with Progress() as progress, progress.bar("Evaluating", held.count, "images") as bar:
-        for index, chunk in enumerate(torch.arange(held.count).split(CHUNK)):
-            x = held.render(chunk)
+    with Progress() as progress, progress.bar("Evaluating", heldout.count, "images") as bar:
+        for index, chunk in enumerate(torch.arange(heldout.count).split(CHUNK)):
+            x = heldout.render(chunk)
             whole.add(x, x, chunk)
             if variational:
                 generator = draws.generator(config.seed, index, DRAW)
-                found.append(bounds(run.model, run.vision, x, samples=config.samples, generator=generator))
-                parts = {name: value for name, value in found[-1]._asdict().items() if value is not None}
+                measured = bounds(run.model, run.vision, x, samples=config.samples, generator=generator)
+                parts = {name: value for name, value in measured._asdict().items() if value is not None}
                 sums.add(chunk, {**parts, "count": torch.ones(len(x))})
             bar.advance(len(x))
     resampling = {"resamples": config.resamples, "seed": config.seed}
@@ -83,19 +82,19 @@ def measure(run: ImageRun, config: ImageEvalConfig) -> dict[str, Any]:
     components = _components(run, metrics["l0"])
     report: dict[str, Any] = {
         **metrics,
-        "psnr": whole.sums.interval(lambda s: _decibels(s["error"] / (held.dim * s["count"])), **resampling),
+        "psnr": whole.sums.interval(lambda s: _decibels(s["error"] / (heldout.dim * s["count"])), **resampling),
         "densities": whole.densities(),
-        "baselines": whole.baselines(k=min(components, held.dim), **resampling),
+        "baselines": whole.baselines(k=min(components, heldout.dim), **resampling),
         "parameters": sum(p.numel() for p in run.model.parameters()),
     }
     if variational:
         bound = {name: sums.interval(ratio(name, "count"), **resampling) for name in sums.sums if name != "count"}
-        report["bounds"] = {**bound, "draws": config.samples, "bits_per_dim": _bits(bound, held.dim)}
-        report["latents"] = _activity(run, held.render(torch.arange(min(held.count, 2000))))
+        report["bounds"] = {**bound, "draws": config.samples, "bits_per_dim": _bits(bound, heldout.dim)}
+        report["latents"] = _activity(run, heldout.render(torch.arange(min(heldout.count, 2000))))
     if isinstance(run.model.code, Quantised):
-        report["codebook"] = codebook_use(run, held.render(torch.arange(min(held.count, 2000))))
+        report["codebook"] = codebook_use(run, heldout.render(torch.arange(min(heldout.count, 2000))))
     if run.vision.corruption != "none":
-        report["denoising"] = denoising(run, held.render(torch.arange(min(held.count, 2000))), config.seed)
+        report["denoising"] = denoising(run, heldout.render(torch.arange(min(heldout.count, 2000))), config.seed)
     return report
 
 
@@ -113,8 +112,8 @@ def _bits(bound: dict[str, Interval | None], dim: int) -> float | None:
 
 
 def _activity(run: ImageRun, x: Tensor) -> dict[str, Any]:
-    found = activity(*moments(run.model, x))
-    return {"active": found.active, "kl": found.kl.tolist(), "variance": found.variance.tolist()}
+    latents = activity(*moments(run.model, x))
+    return {"active": latents.active, "kl": latents.kl.tolist(), "variance": latents.variance.tolist()}
 
 
 def codebook_use(run: ImageRun, x: Tensor) -> dict[str, Any]:

@@ -18,9 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sae.config import SAEConfig
 from sae.evaluation.baselines import PCA
 from sae.evaluation.bootstrap import GroupSums, Interval, ratio
 from sae.models.autoencoder import Autoencoder
+from sae.modules.codes import make_code
 
 DENSITY_FLOOR = -6  # lowest edge of the density histogram, log10
 CHUNK = 8192  # rows encoded at a time
@@ -192,3 +194,16 @@ class Reconstruction:
             "latents": counts.long().tolist(),
             "never": int((self.fired == 0).sum()),
         }
+
+
+def training_form(model: Autoencoder, record: dict[str, Any], config: SAEConfig) -> Autoencoder | None:
+    """The autoencoder with the code it was trained with, where another was saved in its place; else None.
+
+    Args:
+        model: as it was saved.
+        record: the run's config.json.
+        config: its settings.
+    """
+    code = make_code(record["training"]["form"])
+    # whitening is folded latent by latent: a selection among them would be another one
+    return model.like(code) if code.settles and config.normalise != "whiten" else None

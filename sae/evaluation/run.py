@@ -17,23 +17,26 @@ from torch import Tensor
 from sae.base.device import pick_device
 from sae.base.files import publish_json
 from sae.base.progress import Progress, StopSignal
-from sae.config import ConfigError, EvalConfig, HarvestConfig, to_json
+from sae.config import ConfigError, EvalConfig, HarvestConfig, ImageEvalConfig, refuse_ignored, to_json
 from sae.data.packing import BEGINNING
 from sae.evaluation import bootstrap, downstream
 from sae.evaluation.baselines import PCA
-from sae.evaluation.reconstruction import Reconstruction
+from sae.evaluation.images import evaluate_images
+from sae.evaluation.reconstruction import Reconstruction, training_form
+from sae.evaluation.tensors import evaluate_tensors
 from sae.harvest.language_model import LanguageModel
 from sae.harvest.opening import opening
 from sae.harvest.stream import KINDS, ORDINARY, OTHER_ROLE, Harvest
-from sae.models.autoencoder import Autoencoder
-from sae.modules.codes import make_code
+from sae.runs.base import kind_of
 from sae.runs.text import Run, harvest_of, open_run
 
 LOGIT_CONTEXTS = 4  # contexts in a forward pass with logits, whose vocabulary is what fills the memory
 
 
 def evaluate(run: str | Path, config: EvalConfig | None = None) -> dict[str, Any]:
-    """Evaluate the autoencoder saved in `run`; also written to the run's eval.json.
+    """Evaluate the autoencoder saved in `run`, of whatever kind; also written to the run's eval.json.
+
+    Of the settings, a run on images reads `resamples` and `seed`; its others are those of `evaluate_images`.
 
     Returns:
         JSON values; a metric with an interval is {"value", "low", "high"}.
@@ -41,6 +44,14 @@ def evaluate(run: str | Path, config: EvalConfig | None = None) -> dict[str, Any
     Raises:
         ConfigError, CorruptError, ModelError, DataError: the run, its model or the data cannot be used.
     """
+    config, kind = config or EvalConfig(), kind_of(run)
+    if kind == "image":
+        why = f"{run} is a run on images; see sae image eval --help for its settings"
+        read = ("resamples", "seed", *(["device"] if config.device == "cpu" else []))  # it runs on a CPU
+        refuse_ignored(config, {f.name: why for f in dataclasses.fields(config) if f.name not in read})
+        return evaluate_images(run, ImageEvalConfig(resamples=config.resamples, seed=config.seed))
+    if kind == "tensors":
+        return evaluate_tensors(run, config)
     return evaluate_all([run], config)[0]
 
 
@@ -167,14 +178,14 @@ class _Evaluation:
             pca = None if pcas is None else pcas[_places(run)]
             kinds = range(len(KINDS))
             groups.append({k: Reconstruction(run.model, centre, pca if k == ORDINARY else None) for k in kinds})
-            form = _training_form(run)
+            form = training_form(run.model, run.record, run.config.sae)
             forms.append(None if form is None else Reconstruction(form, centre, None))
         left = self.config.tokens
         with self.progress.bar("Evaluating", left, "tokens") as bar:
             for harvested in harvest.batches():
                 for kind in range(len(KINDS)):
-                    chosen = (harvested.rows.kind == kind).nonzero().squeeze(1)
-                    rows = harvested.rows.select(chosen[: left if kind == ORDINARY else None])
+                    of_kind = (harvested.rows.kind == kind).nonzero().squeeze(1)
+                    rows = harvested.rows.select(of_kind[: left if kind == ORDINARY else None])
                     if not len(rows.token):
                         continue
                     for run, group, form in zip(self.runs, groups, forms, strict=True):
@@ -222,12 +233,3 @@ class _Evaluation:
 
 def _places(run: Run) -> tuple[str, ...]:
     return tuple(site.name for site in run.targets)
-
-
-def _training_form(run: Run) -> Autoencoder | None:
-    """The autoencoder with the code it was trained with, where another was saved that stands for it."""
-    form = run.record["training"]["form"]
-    # whitening is folded latent by latent: a selection among them would be another one
-    if make_code(form).settles and run.config.sae.normalise != "whiten":
-        return run.model.like(make_code(form))
-    return None

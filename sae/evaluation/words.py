@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 # of what the numbers are, by the run's kind (`kind_of`)
 _UNITS: dict[str, dict[str, str]] = {
     "language": {"one": "a token", "input": "activation", "values": "activations'", "mean": "the mean activation"},
+    "tensors": {"one": "a row", "input": "row", "values": "rows'", "mean": "the mean row"},
     "rows": {"one": "a row", "input": "row", "values": "rows'", "mean": "the mean row"},
     "image": {"one": "an image", "input": "image", "values": "pixels'", "mean": "the mean image"},
 }
@@ -20,6 +21,7 @@ MEASURES: dict[str, tuple[str, str]] = {
     "dataset": ("Data", "what it was measured on"),
     "data": ("Data", "what it was measured on"),
     "tokens": ("Tokens", "behind these numbers"),
+    "rows": ("Rows", "held out, behind these numbers"),
     "documents": ("Documents", "that they come from"),
     "fvu": ("FVU", "share of the {values} variance that is not explained; 0 is exact, 1 is {mean}"),
     "psnr": ("PSNR", "peak signal to noise ratio, dB"),

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sae.config import ConfigError
-from sae.models.saved import KINDS, called
-from sae.runs.images import kind_of
+from sae.runs.base import KINDS, called, kind_of
 
 
 def check_language(run: str | Path, what: str) -> None:
@@ -17,4 +16,4 @@ def check_language(run: str | Path, what: str) -> None:
     """
     kind = kind_of(run)
     if kind != "language":
-        raise ConfigError(f"{run}: {called(kind)}; {what} needs {KINDS['language']}")
+        raise ConfigError(f"{run}: {called(kind)}; {what} needs {KINDS['language'].what}")

@@ -31,18 +31,6 @@ WEIGHTS = "sae.safetensors"
 CONFIG = "config.json"
 TOLERANCE = 1e-3  # of the self-test: relative error in norm; another machine's float32 product differs by about 1e-6
 SELF_TEST_ROWS = 8
-KINDS = {
-    "language": "a run on a language model's activations",
-    "image": "a run on images, made by sae image train (sae eval, features, browse, export and image report read it)",
-    "rows": "a run on rows of numbers, made by sae image compare (its measures are in comparison.json there; "
-    "sae verify reads it)",
-}
-"""Kind of run in config.json -> a description for people, with the commands that read it."""
-
-
-def called(kind: str) -> str:
-    """A description of a kind of run, for people."""
-    return KINDS.get(kind, f"a run of the unknown kind {kind!r}, perhaps of a newer version")
 
 
 class SelfTest(NamedTuple):

@@ -9,12 +9,11 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from sae.base.files import read_json
-from sae.config import ConfigError, ImageDataConfig, ImageTrainConfig, VisionConfig, from_json
+from sae.config import ConfigError, ImageDataConfig, ImageTrainConfig, VisionConfig
 from sae.data.images import ImageSet, open_images
 from sae.models.autoencoder import Autoencoder
-from sae.models.saved import CONFIG, called, load, locate_run
 from sae.models.vision import completed
+from sae.runs.base import open_folder
 
 
 class ImageRun(NamedTuple):
@@ -39,34 +38,21 @@ class ImageRun(NamedTuple):
 
     def images(self, split: Literal["train", "heldout", "all"], *, limit: int | None = None) -> ImageSet:
         """The run's images: those it was trained on (with its labels alone), or all those held out."""
-        found = open_split(self.config.images, split, limit=limit)
-        return with_labels(found, self.config.only_label) if split == "train" else found
+        images = open_split(self.config.images, split, limit=limit)
+        return with_labels(images, self.config.only_label) if split == "train" else images
 
 
 def open_image_run(run: str | Path, *, device: torch.device | str = "cpu") -> ImageRun:
     """Open the folder of a run on images.
 
     Raises:
-        ConfigError, CorruptError: there is none, or it is a language model's.
+        ConfigError, CorruptError: there is none, or it is of another kind.
     """
-    folder = locate_run(run)
-    record = read_json(folder / CONFIG)
-    kind = record.get("kind", "language")
-    if kind != "image":
-        raise ConfigError(f"{run}: {called(kind)}; expected a run on images, made by: sae image train")
-    model = load(folder, device=device)
-    config: ImageTrainConfig = from_json(ImageTrainConfig, record["train"], f"{folder / CONFIG}: train")
+    folder, record, model, config = open_folder(run, "image", ImageTrainConfig, device=device)
     channels, height, width = record["data"]["shape"]
     shape = (channels, height, width)
     whole = dataclasses.replace(config, vision=completed(config.vision, shape))
     return ImageRun(folder, record, model, whole, config, shape)
-
-
-def kind_of(run: str | Path) -> str:
-    """language, image or rows: what a run folder was trained on."""
-    path = locate_run(run) / CONFIG
-    record = read_json(path) if path.is_file() else None  # whoever opens it says what is missing
-    return record.get("kind", "language") if isinstance(record, dict) else "language"
 
 
 def open_split(

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sae.base.files import CorruptError, read_json
-from sae.config import ConfigError, HarvestConfig, TrainConfig, from_json
+from sae.base.files import CorruptError
+from sae.config import ConfigError, HarvestConfig, TrainConfig
 from sae.data.documents import Split, open_documents
 from sae.harvest.beginning import recorded
 from sae.harvest.language_model import (
@@ -33,7 +33,8 @@ from sae.harvest.rows import Rows
 from sae.harvest.sites import Site, resolve_sites
 from sae.harvest.stream import Harvest
 from sae.models.autoencoder import Autoencoder
-from sae.models.saved import CONFIG, KINDS, called, load, locate_run
+from sae.models.saved import CONFIG
+from sae.runs.base import open_folder
 
 
 class Run(NamedTuple):
@@ -92,14 +93,8 @@ def open_run(run: str | Path, *, device: torch.device | str = "cpu") -> Run:
     Raises:
         ConfigError, CorruptError, ModelError, SiteError: the run or its model cannot be used.
     """
-    folder = locate_run(run)
-    model = load(folder, device=device)
-    record = read_json(folder / CONFIG)
-    kind = record.get("kind", "language")
-    if kind != "language":
-        raise ConfigError(f"{run}: {called(kind)}; expected {KINDS['language']}")
+    folder, record, model, config = open_folder(run, "language", TrainConfig, device=device)
     where = folder / CONFIG
-    config: TrainConfig = from_json(TrainConfig, record["train"], f"{where}: train")
     source = locate_model(config.harvest.model, trust_remote_code=config.harvest.trust_remote_code)
     body = skeleton(source)
     try:

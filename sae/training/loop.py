@@ -87,7 +87,18 @@ def _start(
         trainer.restore(checkpoint.tensors, checkpoint.trainer)
         progress.say(f"Resuming at step {trainer.taken} of {batches.steps}.")
         return checkpoint.data, batches.iterate(checkpoint.data)
+    return None, initialised(trainer, batches)
+
+
+def initialised(trainer: Trainer, batches: Batches) -> Iterator[Batch]:
+    """All batches; the trainer is set up on the first of them."""
     stream = batches.iterate(None)
     first = list(islice(stream, FIRST_BATCHES))
     trainer.initialise([batch.input for batch in first], [batch.target for batch in first])
-    return None, chain(first, stream)
+    return chain(first, stream)
+
+
+def train_in_memory(trainer: Trainer, batches: Batches) -> None:
+    """Take all steps of a run that has no folder: no metrics, no checkpoints."""
+    for batch in initialised(trainer, batches):
+        trainer.step(batch.input, batch.target, batch.adjacent)

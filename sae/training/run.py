@@ -1,6 +1,7 @@
-"""One training run from text to a saved autoencoder: harvest, train, checkpoint, save.
+"""One training run to a saved autoencoder, whatever it trains on: prepare the data, train, checkpoint, save.
 
 result = train(TrainConfig(harvest=HarvestConfig(model="demo", dataset="demo", layer=9), out=Path("runs/first")))
+result = train(TensorTrainConfig(rows=TensorDataConfig(data="activations.npy"), out=Path("runs/own")))
 """
 
 from __future__ import annotations
@@ -11,26 +12,13 @@ from typing import Any, NamedTuple
 
 from sae.base.files import publish_json
 from sae.base.progress import Progress, StopSignal
-from sae.config import TrainConfig
-from sae.harvest.beginning import described
-from sae.harvest.buffer import LiveBatches, StoredBatches
-from sae.harvest.language_model import LanguageModel
-from sae.harvest.opening import opening
-from sae.harvest.stream import Harvest
-from sae.models.language import recipe_of
+from sae.config import RunConfig
 from sae.models.saved import CONFIG
-from sae.training.batches import (
-    how_to_resume,
-    live_batches,
-    load_model,
-    open_store,
-    settled,
-    stored_batches,
-)
+from sae.training.data import TrainingData
 from sae.training.loop import take_steps
-from sae.training.plan import Plan, make_plan, run_record, widths
+from sae.training.plan import Plan, make_plan
 from sae.training.run_folder import finish_record, own_folder
-from sae.training.trainer import Trainer
+from sae.training.space import check_space, training_seconds
 from sae_kernels import backends_used
 
 
@@ -39,17 +27,22 @@ class TrainResult(NamedTuple):
 
     out: Path
     """The run folder."""
+    variant: str
+    unit: str
+    """What a sample is: tokens, images or rows."""
     steps: int
-    training_tokens: int
-    """Tokens trained on, all epochs together."""
-    tokens_held: int | None
-    """Tokens whose activations were kept for all epochs; None for a live harvest."""
-    tokens_left_over: int
-    """Tokens that do not fill a batch and are left out of each epoch."""
+    samples: int
+    """Samples trained on, all epochs together."""
+    available: int | None
+    """Samples of one epoch; None for a live harvest, which keeps none."""
+    left_over: int
+    """Samples that do not fill a batch and are left out of each epoch."""
+    parameters: int
+    """Trained numbers."""
     harvested: dict[str, int]
-    """Tokens by kind that went through the model in this process: ordinary, bos, special, sink, other_role."""
+    """Text: tokens by kind that went through the model in this process: ordinary, bos, special, sink, other_role."""
     seconds: dict[str, float]
-    """Wall time of "harvest" and "training" in this process (live harvest counts as training)."""
+    """Wall time of "training" in this process, and for text of "harvest" (a live harvest counts as training)."""
     last: dict[str, Any]
     """The last line of metrics.jsonl."""
     lr: float
@@ -59,92 +52,100 @@ class TrainResult(NamedTuple):
     backends: dict[str, str]
     """Op -> the backend that ran it."""
 
+    @property
+    def training_tokens(self) -> int:
+        """Samples trained on, all epochs together."""
+        return self.samples
 
-def train(config: TrainConfig) -> TrainResult:
+    @property
+    def tokens_held(self) -> int | None:
+        """Samples of one epoch."""
+        return self.available
+
+    @property
+    def tokens_left_over(self) -> int:
+        """Samples that do not fill a batch."""
+        return self.left_over
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values, the numbers of samples under the unit's name."""
+        unit = self.unit
+        names = {"samples": f"training_{unit}", "left_over": f"{unit}_left_over"}
+        names["available"] = "tokens_held" if unit == "tokens" else unit
+        values = {names.get(name, name): value for name, value in self._asdict().items() if name != "unit"}
+        if unit != "tokens":
+            del values["harvested"]
+        return {**values, "out": str(self.out)}
+
+
+def train(config: RunConfig, data: TrainingData | None = None) -> TrainResult:
     """Run `config` to its end and save the autoencoder in `config.out`.
+
+    Args:
+        config: a `TrainConfig` (text), `ImageTrainConfig`, `TensorTrainConfig`, or with `data` any other.
+        data: what to train on; by default what `config` names.
 
     Raises:
         ConfigError, ModelError, SiteError, DataError: a setting is wrong; nothing was written.
         DivergedError: a step was not finite; the state before it was kept as a checkpoint.
         Interrupted: SIGINT or SIGTERM; a checkpoint was written.
     """
-    plan = make_plan(config)
-    with own_folder(config), StopSignal() as stop, Progress() as progress:
-        return _train_locked(plan, stop, progress)
+    plan = make_plan(config, data)
+    check_space(plan)
+    with own_folder(plan.config), StopSignal() as stop, Progress() as progress:
+        plan.data.prepare(progress)
+        return fit(plan, stop, progress)
 
 
-def _train_locked(plan: Plan, stop: StopSignal, progress: Progress) -> TrainResult:
-    config = plan.config
-    lm = load_model(plan, progress)
-    harvest = Harvest(lm, plan.sites, plan.documents, config.harvest)
-    progress.say(opening(harvest.documents, lm.tokenizer, config.harvest, beginning=lm.beginning))
-    plan = settled(plan, harvest, progress)
-    begin_record(plan, lm)
+def fit(plan: Plan, stop: StopSignal, progress: Progress) -> TrainResult:
+    """Train on data that are prepared, in a folder that this process owns."""
+    config, data = plan.config, plan.data
+    if not config.resume:
+        publish_json(config.out / CONFIG, plan.record())
     begun = time.perf_counter()
-    if plan.cached:
-        store = open_store(plan, harvest, stop, progress)
-        batches: StoredBatches | LiveBatches = stored_batches(plan, store)
-    else:
-        batches = live_batches(plan, harvest, stop, progress)
-    return fit(plan, batches, harvest, stop, progress, harvest_seconds=time.perf_counter() - begun)
-
-
-def begin_record(plan: Plan, lm: LanguageModel) -> None:
-    """Write what config.json says from the start of a run; a resumed run has it."""
-    if not plan.config.resume:
-        publish_json(plan.config.out / CONFIG, run_record(plan, lm))
-
-
-def fit(
-    plan: Plan,
-    batches: StoredBatches | LiveBatches,
-    harvest: Harvest,
-    stop: StopSignal,
-    progress: Progress,
-    *,
-    harvest_seconds: float,
-) -> TrainResult:
-    """Take all steps that are left, and save the autoencoder in its inference form."""
-    config = plan.config
-    begun = time.perf_counter()
-    trainer = Trainer(
-        recipe_of(config.sae, widths(plan.inputs), widths(plan.targets)),
-        config.optim,
-        steps=batches.steps,
-        dead_after=plan.dead_after,
-        auxk=plan.auxk,
-        device=plan.device,
-        seed=config.seed,
-    )
-    left_over = batches.left_over
-    if left_over:
+    batches = data.batches(stop, progress)
+    seconds = {"harvest": time.perf_counter() - begun} if data.unit == "tokens" else {}
+    if data.left_over:
+        total = data.samples if data.available is None else data.available
         progress.say(
-            f"{left_over:,} of {batches.tokens:,} tokens do not fill a batch of {plan.batch:,} and are left out of "
+            f"{data.left_over:,} of {total:,} {data.unit} do not fill a batch of {data.batch:,} and are left out of "
             "each epoch."
         )
-    progress.say(f"Training {batches.steps:,} steps of {plan.batch:,} tokens, {trainer.route.name} route.")
-    last = take_steps(config, trainer, batches, plan.batch, stop, progress, hint=how_to_resume(config))
-    trained = time.perf_counter()
+    expected = training_seconds(plan)
+    trainer = plan.trainer(batches.steps)
+    passes = f", {data.epochs:,} passes over {data.available:,}" if data.available is not None else ""
+    about = f": about {_duration(expected)} in all" if expected is not None else ""
+    progress.say(
+        f"Training {batches.steps:,} steps of {data.batch:,} {data.unit}{passes}, {trainer.route.name} route{about}."
+    )
+    begun = time.perf_counter()
+    hint = f"continue with: {data.command} --resume --out {config.out}"
+    last = take_steps(config, trainer, batches, data.batch, stop, progress, hint=hint, unit=data.unit)
+    seconds["training"] = time.perf_counter() - begun
     progress.say("Kernels: " + ", ".join(f"{op} on {backend}" for op, backend in backends_used().items()) + ".")
-    own = {site.name for site in plan.sites}  # a harvest that feeds other runs too knows more
-    limits = {name: limit for name, limit in harvest.norm_limits.items() if name in own}
-    known = {
-        "norm_limits": limits,
-        "isolation": harvest.isolation,
-        "beginning": described(harvest.lm),
-        "store_precision": plan.precision,
-    }
-    finish_record(config, trainer, batch=plan.batch, harvest=known)
+    finish_record(config, trainer, batch=data.batch, **data.finished())
+    if data.advice and last["fvu"] > 1:
+        progress.say(f"FVU {last['fvu']:.2f}: worse than the mean of the {data.unit}. {data.advice}")
     return TrainResult(
         out=config.out,
+        variant=data.sae.variant,
+        unit=data.unit,
         steps=batches.steps,
-        training_tokens=batches.steps * plan.batch,
-        tokens_held=batches.store.rows if isinstance(batches, StoredBatches) else None,
-        tokens_left_over=left_over,
-        harvested=dict(harvest.counts),
-        seconds={"harvest": harvest_seconds, "training": trained - begun},
+        samples=batches.steps * data.batch,
+        available=data.available,
+        left_over=data.left_over,
+        parameters=plan.parameters,
+        harvested=dict(data.harvested),
+        seconds=seconds,
         last=last,
         lr=trainer.peak,
         route=trainer.route.name,
         backends=backends_used(),
     )
+
+
+def _duration(seconds: float) -> str:
+    """A length of time for people: 45 s, 12 min, 3.4 h."""
+    if seconds < 100:
+        return f"{max(1, seconds):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -1,4 +1,4 @@
-"""A run's folder: whether it may be written to or gone on with, who holds it, what its config.json says when."""
+"""A run's folder: whether it may be written to or resumed, which process owns it, what its config.json records."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import json
 import math
 import os
 import platform
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ MAY_CHANGE_ON_RESUME = {
     "out",
     "store",
 }
+DEFAULTS_OF_DATA = {"harvest.store_precision": "auto", "epochs": None}
+"""Settings whose default depends on the data: a resumed run keeps what was chosen."""
 
 
 def check_run_folder(config: RunConfig) -> None:
@@ -57,8 +60,9 @@ def check_run_folder(config: RunConfig) -> None:
         raise ConfigError(f"--resume: the run in {out} is finished; evaluate it with: sae eval {out}")
     begun = from_json(type(config), record["train"], f"{out / CONFIG}: train")  # with defaults that are newer than it
     saved, now = flat(to_json(begun)), flat(to_json(config))
-    if now.get("harvest.store_precision") == "auto":
-        now["harvest.store_precision"] = saved["harvest.store_precision"]
+    for name, default in DEFAULTS_OF_DATA.items():
+        if name in now and now[name] == default:
+            now[name] = saved[name]
     for name, value in now.items():
         if name not in MAY_CHANGE_ON_RESUME and saved.get(name) != value:
             raise ConfigError(
@@ -78,21 +82,33 @@ def check_kept_run(config: RunConfig, data: dict[str, Any]) -> None:
     """
     record = read_record(config.out)
     asked = {**flat(to_json(config)), "data": json.loads(json.dumps(data))}  # as it is read back
-    found = {**flat(record["train"]), "data": record["data"]}
+    recorded = {**flat(record["train"]), "data": record["data"]}
     for name, value in asked.items():
-        if name not in MAY_CHANGE_ON_RESUME and found.get(name) != value:
+        if name not in MAY_CHANGE_ON_RESUME and recorded.get(name) != value:
             raise ConfigError(
-                f"{config.out}: was trained with {name} {found.get(name)}, now {value}; delete the folder, or choose "
-                "another --out"
+                f"{config.out}: was trained with {name} {recorded.get(name)}, now {value}; delete the folder, or "
+                "choose another --out"
             )
+
+
+def check_disk(flag: str, folder: Path, size: int) -> None:
+    """Refuse a folder whose disk has no room for `size` bytes, counting what is there already.
+
+    Raises:
+        ConfigError: names the flag and what is needed.
+    """
+    free = shutil.disk_usage(existing(folder)).free
+    size -= sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    if size > free:
+        raise ConfigError(f"{flag} {folder}: {size >> 20} MiB are needed, {free >> 20} MiB are free on that disk")
 
 
 @contextlib.contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """Hold a folder that is written to for this process.
+    """Lock a folder against writing by other processes.
 
     Raises:
-        ConfigError: another process holds it; names its pid.
+        ConfigError: another process has locked it; names its pid.
     """
     owner = folder / OWNER  # beside the lock: taking the lock empties its file
     lock = FileLock(folder / LOCK)
@@ -112,10 +128,10 @@ def run_lock(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def own_folder(config: RunConfig) -> Iterator[None]:
-    """Make the run's folder and hold it; a run that leaves nothing to go on with leaves no folder behind.
+    """Make the run's folder and lock it; a run that leaves nothing to resume leaves no folder behind.
 
     Raises:
-        ConfigError: another process holds it.
+        ConfigError: another process has locked it.
     """
     existed = config.out.exists()
     config.out.mkdir(parents=True, exist_ok=True)
@@ -129,7 +145,7 @@ def own_folder(config: RunConfig) -> Iterator[None]:
 
 
 def _take_back(out: Path, error: BaseException, *, existed: bool) -> None:
-    """Remove the folder of a run that nothing can be resumed of: refused before its first step, or without a record."""
+    """Remove the folder of a run that cannot be resumed: refused before its first step, or without a record."""
     refused = isinstance(error, ValueError) and not (out / METRICS).exists()
     if refused or not (out / CONFIG).exists():
         for name in (CONFIG, LOCK, OWNER):
@@ -189,7 +205,7 @@ def check_finite(config: RunConfig) -> None:
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings under dotted names."""
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for name, value in values.items():
-        found |= flat(value, f"{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return found
+        result |= flat(value, f"{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return result

@@ -5,20 +5,18 @@ results = sweep([TrainConfig(..., out=Path("runs/a")), TrainConfig(..., out=Path
 
 from __future__ import annotations
 
-import time
+import dataclasses
 from collections.abc import Sequence
 
 from sae.base.progress import Progress, StopSignal
 from sae.config import ConfigError, TrainConfig, to_json
-from sae.harvest.opening import opening
-from sae.harvest.store import DiskStore
-from sae.harvest.stream import Harvest
-from sae.training.batches import fill, load_model, settled, store_identity, stored_batches
-from sae.training.plan import Plan, make_plan, widths, with_precision
-from sae.training.run import TrainResult, begin_record, fit
-from sae.training.run_folder import run_lock
+from sae.training.plan import make_plan
+from sae.training.run import TrainResult, fit
+from sae.training.run_folder import own_folder
+from sae.training.space import check_space
+from sae.training.text import TextData
 
-OWN = ("site", "target_site", "layer")
+MAY_DIFFER = ("site", "target_site", "layer")
 """Settings of the harvest in which members may differ."""
 
 
@@ -29,45 +27,37 @@ def sweep(configs: Sequence[TrainConfig]) -> list[TrainResult]:
         ConfigError: members differ in what they harvest; else as `train`. Everything is checked before anything runs.
     """
     plans = [make_plan(config) for config in configs]
-    first = plans[0]
-    for plan in plans[1:]:
-        _check_same(first, plan)
-    store_folder = first.config.store
-    if store_folder is None:
+    members = [plan.data for plan in plans if isinstance(plan.data, TextData)]
+    first = members[0]
+    for member in members[1:]:
+        _check_same(first.config, member.config)
+    if first.config.store is None:
         raise ConfigError("sweep: expected --store, where the activations that all members share are kept")
-    sites = list(dict.fromkeys(site for plan in plans for site in plan.sites))
+    for plan in plans:
+        check_space(plan)
+    sites = list(dict.fromkeys(site for member in members for site in member.sites))
+    precision = next((member.precision for member in members if member.precision != "auto"), "auto")
+    shared = dataclasses.replace(first, inputs=sites, targets=sites, precision=precision)
     results = []
     with StopSignal() as stop, Progress() as progress:
-        lm = load_model(first, progress)
-        harvest = Harvest(lm, sites, first.documents, first.config.harvest)
-        progress.say(opening(harvest.documents, lm.tokenizer, first.config.harvest, beginning=lm.beginning))
-        known = next((plan.precision for plan in plans if plan.precision != "auto"), "auto")
-        first = settled(first._replace(precision=known), harvest, progress)
-        begun = time.perf_counter()
-        everywhere = {site.name: width for site, width in zip(sites, widths(sites), strict=True)}
-        identity = {**store_identity(first, lm), "sites": everywhere}
-        store_folder.mkdir(parents=True, exist_ok=True)
-        with run_lock(store_folder):
-            store = fill(DiskStore(store_folder, identity), first, harvest, stop, progress)
-        seconds = time.perf_counter() - begun
-        for number, member in enumerate(plans, start=1):
-            plan = with_precision(member, first.precision)
+        shared.prepare(progress)
+        store = shared.open_store(stop, progress)
+        for number, (plan, member) in enumerate(zip(plans, members, strict=True), start=1):
             progress.say(f"{plan.config.out.name} ({number} of {len(plans)})")
-            plan.config.out.mkdir(parents=True, exist_ok=True)
-            with run_lock(plan.config.out):
-                begin_record(plan, lm)
-                batches = stored_batches(plan, store)
-                results.append(fit(plan, batches, harvest, stop, progress, harvest_seconds=seconds))
+            member.harvest, member.store = shared.harvest, store
+            member.settle_precision(shared.precision)
+            with own_folder(plan.config):
+                results.append(fit(plan, stop, progress))
     return results
 
 
-def _check_same(first: Plan, other: Plan) -> None:
+def _check_same(first: TrainConfig, other: TrainConfig) -> None:
     """Refuse members that one harvest cannot feed."""
-    mine, theirs = to_json(first.config.harvest), to_json(other.config.harvest)
-    mine |= {"tokens": first.config.tokens, "store": str(first.config.store)}
-    theirs |= {"tokens": other.config.tokens, "store": str(other.config.store)}
+    mine, theirs = to_json(first.harvest), to_json(other.harvest)
+    mine |= {"tokens": first.tokens, "store": str(first.store)}
+    theirs |= {"tokens": other.tokens, "store": str(other.store)}
     for name, value in mine.items():
-        if name not in OWN and theirs[name] != value:
+        if name not in MAY_DIFFER and theirs[name] != value:
             raise ConfigError(
                 f"sweep: --{name.replace('_', '-')} is {value!r} and {theirs[name]!r}; one harvest feeds all"
             )

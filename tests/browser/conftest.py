@@ -32,7 +32,7 @@ from sae.evaluation.run import evaluate
 from sae.features.collect.collect import collect
 from sae.features.explain.explain import explain
 from sae.features.store.annotations import Annotations
-from sae.training.images import train_images
+from sae.training.run import train as train_run
 
 PAYLOAD = "<img src=x onerror=alert(1)><script>alert(2)</script>"
 # markup, controls, text that turns around, characters that tokens split, words without an end
@@ -155,7 +155,7 @@ def is_local(url: str) -> bool:
 def train(out: Path, vision: VisionConfig, data: str = "digits", epochs: int = 6) -> Path:
     """A finished, evaluated and collected run."""
     images, optim = ImageDataConfig(data=data), OptimConfig(batch=100)
-    train_images(ImageTrainConfig(images=images, vision=vision, optim=optim, epochs=epochs, out=out, device="cpu"))
+    train_run(ImageTrainConfig(images=images, vision=vision, optim=optim, epochs=epochs, out=out, device="cpu"))
     evaluate_images(out, ImageEvalConfig(samples=0, resamples=20))
     collect(out, CollectConfig(device="cpu"))
     return out

@@ -37,7 +37,7 @@ from sae.features.store.search import search
 from sae.features.store.store import FeatureStore, read_info
 from sae.features.store.writer import STORE
 from sae.runs.images import ImageRun, dense_codes, open_image_run
-from sae.training.images import train_images
+from sae.training.run import train as train_run
 
 LEVELS = (0.0, 0.25, 0.5, 0.75, 0.9, 0.98, 1.0)
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -58,7 +58,7 @@ def train(out: Path, variant: str, data: str = "digits", **vision: Any) -> Path:
         out=out,
         device="cpu",
     )
-    train_images(config)
+    train_run(config)
     return out
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from sae.config import ImageDataConfig, ImageTrainConfig, VisionConfig
 from sae.runs.images import ImageRun, open_image_run
-from sae.training.images import train_images
+from sae.training.run import train
 
 
 def finished(out: Path, *, epochs: int, **vision: Any) -> ImageRun:
@@ -17,7 +17,7 @@ def finished(out: Path, *, epochs: int, **vision: Any) -> ImageRun:
     config = ImageTrainConfig(
         images=ImageDataConfig(data="digits", limit=256), vision=VisionConfig(**vision), epochs=epochs, out=out
     )
-    train_images(config)
+    train(config)
     return open_image_run(out)
 
 

@@ -22,6 +22,7 @@ from sae.harvest.stream import Harvest
 from sae.harvest.traits import known_limit, special_tokens
 from sae.training.plan import make_plan
 from sae.training.run import train
+from sae.training.text import TextData
 from tiny_models import BERT_LIKE, LLAMA_LIKE, VISION
 from tiny_tokenizers import byte_tokenizer
 
@@ -294,8 +295,9 @@ def test_a_context_over_the_usable_length_is_refused_with_it(corpus: Path, tmp_p
 
     with pytest.raises(ConfigError, match=r"--context 64: this model reads at most 62 tokens"):
         make_plan(config(64))
-    lm, plan = load(model), make_plan(config(62))
-    assert sum(1 for _ in Harvest(lm, plan.sites, plan.documents, plan.config.harvest).batches()) > 1
+    lm, data = load(model), make_plan(config(62)).data
+    assert isinstance(data, TextData)
+    assert sum(1 for _ in Harvest(lm, data.sites, data.documents, data.config.harvest).batches()) > 1
 
 
 @pytest.mark.parametrize("breaks", ["error", "nan"])

@@ -31,7 +31,10 @@ from sae.evaluation.images import evaluate_images
 from sae.evaluation.variational import activity, bounds, moments
 from sae.modules.divergences import kl_per_latent
 from sae.runs.images import decode_dense, dense_codes, open_image_run
-from sae.training.images import ImageBatches, estimate_images, plan_images, train_images
+from sae.training.images import ImageBatches
+from sae.training.plan import make_plan
+from sae.training.run import train
+from sae.training.space import estimate
 from sae.training.trainer import Trainer
 
 
@@ -55,7 +58,7 @@ def config_of(out: Path, variant: str = "vae", *, epochs: int = 3, **vision: Any
 def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of a variational autoencoder on digits."""
     out = tmp_path_factory.mktemp("images") / "vae"
-    train_images(config_of(out, epochs=25))
+    train(config_of(out, epochs=25))
     return out
 
 
@@ -131,7 +134,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = config_of(tmp_path / "whole", variant)
-    train_images(whole)
+    train(whole)
     step = Trainer.step
 
     def interrupt(self: Trainer, *arguments: Any) -> None:
@@ -143,7 +146,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "step", interrupt)
         with pytest.raises(Interrupted, match="continue with: sae image train --resume --out"):
-            train_images(stopped)
+            train(stopped)
     cli.main(["image", "train", "--resume", "--out", str(stopped.out)])
     assert "Resuming at step 17 of 42." in capsys.readouterr().err
     a, b = (load_file(run.out / "sae.safetensors") for run in (whole, stopped))
@@ -158,9 +161,9 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
 
 def test_a_finished_run_is_not_trained_again(vae: Path) -> None:
     with pytest.raises(ConfigError, match="exists already"):
-        train_images(config_of(vae))
+        train(config_of(vae))
     with pytest.raises(ConfigError, match="is finished; evaluate it with: sae eval"):
-        train_images(dataclasses.replace(config_of(vae, epochs=25), resume=True))
+        train(dataclasses.replace(config_of(vae, epochs=25), resume=True))
 
 
 # --- batches ---
@@ -182,13 +185,13 @@ def test_every_image_comes_once_an_epoch_in_another_order() -> None:
 def test_sets_that_are_not_held_give_the_same_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     images = open_images("dsprites?size=32", limit=60)
     held = [b.input for b in ImageBatches(images, batch=16, epochs=2, seed=1).iterate(None)]
-    monkeypatch.setattr("sae.training.images.HELD_BYTES", 0)
+    monkeypatch.setattr("sae.training.images.MEMORY_BYTES", 0)
     rendered = [b.input for b in ImageBatches(images, batch=16, epochs=2, seed=1).iterate(None)]
     assert all(a.equal(b) for a, b in zip(held, rendered, strict=True))
 
 
 def test_training_on_some_labels_leaves_the_others_held_out(tmp_path: Path) -> None:
-    train_images(dataclasses.replace(config_of(tmp_path / "run", "ae"), only_label="!1,2"))
+    train(dataclasses.replace(config_of(tmp_path / "run", "ae"), only_label="!1,2"))
     run = open_image_run(tmp_path / "run")
     labels, held = run.images("train").labels, run.images("heldout").labels
     assert labels is not None
@@ -271,7 +274,7 @@ def test_latents_that_stand_still_are_not_active() -> None:
 
 
 def test_a_denoising_run_is_evaluated_at_levels_it_never_saw(tmp_path: Path) -> None:
-    train_images(config_of(tmp_path / "run", "denoising", epochs=40, width=32, hidden=(64,)))
+    train(config_of(tmp_path / "run", "denoising", epochs=40, width=32, hidden=(64,)))
     rows = evaluate_images(tmp_path / "run", ImageEvalConfig(resamples=20))["denoising"]
     assert [row["level"] for row in rows] == pytest.approx([0.075, 0.15, 0.3, 0.45, 0.6])
     assert rows[2]["gain"] > 1
@@ -279,7 +282,7 @@ def test_a_denoising_run_is_evaluated_at_levels_it_never_saw(tmp_path: Path) -> 
 
 
 def test_a_codebook_s_perplexity_lies_between_one_and_its_size(tmp_path: Path) -> None:
-    train_images(config_of(tmp_path / "run", "vqvae", epochs=2, channels=(8,), code_dim=4))
+    train(config_of(tmp_path / "run", "vqvae", epochs=2, channels=(8,), code_dim=4))
     report = evaluate_images(tmp_path / "run", ImageEvalConfig(resamples=20))
     assert 1 < report["codebook"]["perplexity"] <= report["codebook"]["atoms"] == 10
     assert sum(report["codebook"]["shares"]) == pytest.approx(1)
@@ -295,17 +298,17 @@ def test_a_dry_run_tells_what_the_run_then_is_and_writes_nothing(tmp_path: Path)
         out=out,
         device="cpu",
     )
-    planned = estimate_images(plan_images(config))
+    planned = estimate(make_plan(config))
     assert not out.exists()
-    done = train_images(config)
+    done = train(config)
     assert [planned[name] for name in ("images", "parameters", "steps", "route")] == [
-        done.images,
+        done.available,
         done.parameters,
         done.steps,
         done.route,
     ]
     assert planned["dictionary"] == [4, 256]
-    assert planned["memory_bytes"]["images"] == 4 * 64 * done.images
+    assert planned["memory_bytes"]["images"] == 4 * 64 * done.available
     assert planned["seconds"]["training"] > 0
 
 
@@ -325,10 +328,10 @@ def test_the_length_is_steps_whatever_the_set(
     data: str, limit: int | None, steps: tuple[int, int], tmp_path: Path
 ) -> None:
     config = ImageTrainConfig(images=ImageDataConfig(data=data, limit=limit), out=tmp_path / "run", device="cpu")
-    plan = plan_images(config)
-    planned = estimate_images(plan)
+    plan = make_plan(config)
+    planned = estimate(plan)
     assert steps[0] <= planned["steps"] <= steps[1]
-    assert planned["epochs"] == plan.config.epochs == usual_epochs(plan.images.count, 128)
+    assert planned["epochs"] == plan.config.epochs == usual_epochs(plan.data.images.count, 128)
 
 
 def test_a_set_too_large_for_the_usual_steps_is_seen_once() -> None:
@@ -345,7 +348,7 @@ def test_a_run_of_the_usual_length_tells_it_and_goes_on_with_it(
 ) -> None:
     monkeypatch.setattr("sae.config.images.USUAL_STEPS", 44)
     whole = dataclasses.replace(config_of(tmp_path / "whole"), epochs=None)
-    train_images(whole)
+    train(whole)
     said = capsys.readouterr().err
     assert re.search(r"Training 42 steps of 100 images, 3 passes over 1,438, \w+ route: about 1 s in all", said), said
     assert open_image_run(whole.out).config.epochs == 3
@@ -360,7 +363,7 @@ def test_a_run_of_the_usual_length_tells_it_and_goes_on_with_it(
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "step", interrupt)
         with pytest.raises(Interrupted):
-            train_images(stopped)
+            train(stopped)
     monkeypatch.setattr("sae.config.images.USUAL_STEPS", 9_000)  # as another version may have it
     cli.main(["image", "train", "--resume", "--out", str(stopped.out)])
     a, b = (load_file(run.out / "sae.safetensors") for run in (whole, stopped))

@@ -16,9 +16,10 @@ from sae.config import ConfigError, HarvestConfig, OptimConfig, SAEConfig, Train
 from sae.models.language import VARIANTS
 from sae.models.saved import verify
 from sae.runs.text import open_run
-from sae.training.plan import make_plan
+from sae.training.plan import Plan, make_plan
 from sae.training.run import train
 from sae.training.space import estimate
+from sae.training.text import TextData
 
 ONE, TWO = "resid_post.1", "resid_post.1,resid_post.2"
 TOKENS = 2048
@@ -61,6 +62,11 @@ def changed(
         sae=dataclasses.replace(config.sae, **sae),
         optim=dataclasses.replace(config.optim, **(optim or {})),
     )
+
+
+def text_of(plan: Plan) -> TextData:
+    assert isinstance(plan.data, TextData)
+    return plan.data
 
 
 @pytest.mark.parametrize("variant", list(VARIANTS))
@@ -175,7 +181,7 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
 def test_a_buffer_is_refused_where_nothing_is_buffered(config: TrainConfig, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--buffer-mb 1: --epochs 2 keeps all activations in memory; expected with"):
         make_plan(dataclasses.replace(config, epochs=2))
-    assert make_plan(dataclasses.replace(config, epochs=2, store=tmp_path / "store")).config.buffer_mb == 1
+    assert text_of(make_plan(dataclasses.replace(config, epochs=2, store=tmp_path / "store"))).config.buffer_mb == 1
 
 
 @pytest.mark.parametrize(("settings", "place", "says"), REFUSED, ids=[says[:50] for _, _, says in REFUSED])
@@ -190,7 +196,7 @@ def test_settings_that_do_not_go_together_are_refused(
 def test_pairs_want_an_even_batch(config: TrainConfig) -> None:
     with pytest.raises(ConfigError, match="--batch 127: --variant temporal reads pairs; expected an even number"):
         make_plan(changed(config, optim={"batch": 127}, variant="temporal"))
-    assert make_plan(changed(config, optim={"batch": 127})).batch == 127
+    assert make_plan(changed(config, optim={"batch": 127})).data.batch == 127
 
 
 @pytest.mark.parametrize(
@@ -204,18 +210,19 @@ def test_pairs_want_an_even_batch(config: TrainConfig) -> None:
 )
 def test_settings_that_go_together_are_planned(settings: dict[str, Any], config: TrainConfig) -> None:
     plan = make_plan(changed(config, **settings))
-    assert (plan.dim, plan.dim_out) == (32, 32)
+    assert (plan.recipe.model.dim, plan.recipe.model.dim_out) == (32, 32)
     assert estimate(plan)["steps"] == TOKENS // 128
 
 
 def test_the_plan_of_two_sites_counts_both(config: TrainConfig) -> None:
     plan = make_plan(changed(config, harvest={"site": TWO}, variant="crosscoder"))
-    assert (plan.dim, plan.dim_out, [site.name for site in plan.sites]) == (64, 64, TWO.split(","))
+    assert (plan.recipe.model.dim, plan.recipe.model.dim_out) == (64, 64)
+    assert [site.name for site in text_of(plan).sites] == TWO.split(",")
     assert estimate(plan)["dictionary"] == [96, 64]
     plan = make_plan(changed(config, harvest=sites_of("transcoder"), variant="transcoder"))
-    assert [site.name for site in plan.sites] == ["mlp_in.1", "mlp_out.1"]
+    assert [site.name for site in text_of(plan).sites] == ["mlp_in.1", "mlp_out.1"]
     assert estimate(plan)["target_site"] == "mlp_out.1"
-    assert plan.store_identity["sites"] == {"mlp_in.1": 32, "mlp_out.1": 32}
+    assert text_of(plan).store_identity["sites"] == {"mlp_in.1": 32, "mlp_out.1": 32}
 
 
 @pytest.mark.parametrize("way", ["live", "store", "few documents"])
@@ -230,8 +237,8 @@ def test_tokens_that_fill_no_batch_are_said(
         (tmp_path / "few.jsonl").write_text("".join(texts))
         config = dataclasses.replace(changed(config, harvest={"dataset": str(tmp_path / "few.jsonl")}), tokens=100_000)
     result = train(config)
-    tokens = result.tokens_held if way == "few documents" else 300
+    tokens = result.available if way == "few documents" else 300
     assert tokens is not None
-    assert result.tokens_left_over == tokens % 128 > 0
+    assert result.left_over == tokens % 128 > 0
     says = f"{tokens % 128:,} of {tokens:,} tokens do not fill a batch of 128 and are left out"
     assert says in " ".join(capsys.readouterr().err.split())

@@ -21,7 +21,7 @@ from sae.base.files import read_json
 from sae.config import ConfigError, ImageDataConfig, ImageTrainConfig, OptimConfig, VisionConfig
 from sae.models.saved import CONFIG
 from sae.runs.images import ImageRun, open_image_run, open_split, with_labels
-from sae.training.images import train_images
+from sae.training.run import train
 from sae.training.run_folder import check_kept_run, run_lock
 
 T = TypeVar("T")
@@ -143,7 +143,7 @@ def train_once(config: ImageTrainConfig, tell: Callable[[str], None]) -> ImageRu
         check_kept_run(config, training_data(config.images, config.only_label))
     if not begun or not read_json(config.out / CONFIG)["autoencoder"]:
         tell(f"{'resuming' if begun else 'training'} {config.out.name}")
-        train_images(dataclasses.replace(config, resume=begun))
+        train(dataclasses.replace(config, resume=begun))
     return open_image_run(config.out)
 
 

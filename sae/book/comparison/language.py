@@ -21,8 +21,9 @@ from sae.harvest.store import DiskStore, Store
 from sae.harvest.stream import Harvest
 from sae.models.autoencoder import Autoencoder
 from sae.runs.text import Run, open_run
-from sae.training.batches import load_model, open_store, settled
 from sae.training.plan import make_plan
+from sae.training.space import check_space
+from sae.training.text import TextData
 
 LAYER = 9
 HELDOUT_SHARE = 0.1  # of the tokens: the last documents
@@ -72,14 +73,16 @@ def _demo_store(folder: Path, tokens: int, scratch: Path) -> Store:
     """The demo's store, harvested further if it has too few rows."""
     harvest = HarvestConfig(model="demo", dataset="demo", layer=LAYER)
     plan = make_plan(TrainConfig(harvest=harvest, out=scratch, tokens=tokens, store=folder, device="cpu"))
-    if plan.precision != "auto":  # there is a store
-        held = DiskStore(folder, plan.store_identity)
-        if held.rows >= tokens:
-            return held
+    check_space(plan)
+    data = plan.data
+    assert isinstance(data, TextData)
+    if data.precision != "auto":  # there is a store
+        store = DiskStore(folder, data.store_identity)
+        if store.rows >= tokens:
+            return store
     with StopSignal() as stop, Progress() as progress:
-        lm = load_model(plan, progress)
-        stream = Harvest(lm, plan.sites, plan.documents, harvest)
-        return open_store(settled(plan, stream, progress), stream, stop, progress)
+        data.prepare(progress)
+        return data.open_store(stop, progress)
 
 
 def _of_store(store: Store, tokens: int) -> LanguageRows | str:

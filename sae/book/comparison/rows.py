@@ -10,20 +10,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-from sae.base.files import publish_json, read_json
-from sae.base.progress import Progress, StopSignal
+from sae.base.files import read_json
 from sae.config import OptimConfig, RunConfig, SAEConfig
 from sae.data.images import ImageSet
 from sae.models.autoencoder import Autoencoder
 from sae.models.language import recipe_of
+from sae.models.recipe import Recipe
 from sae.models.saved import CONFIG, load
-from sae.training.images import USUAL_BATCH, ImageBatches
-from sae.training.loop import take_steps
-from sae.training.run_folder import check_kept_run, check_run_folder, finish_record, new_record, own_folder
-from sae.training.trainer import Trainer
+from sae.training.images import SampleData
+from sae.training.run import train
+from sae.training.run_folder import check_kept_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,13 +48,13 @@ class RowsRun(NamedTuple):
 def trained_rows(
     config: RowsConfig, rows: Tensor, provenance: dict[str, Any], *, tell: Callable[[str], None]
 ) -> RowsRun:
-    """The run in `config.out`, trained now, or gone on with, unless it is finished.
+    """The run in `config.out`, trained or resumed unless it is finished.
 
     Args:
         config: where, and with which settings.
         rows: activations float32 [n, d].
         provenance: JSON values that say where they come from.
-        tell: where progress is said.
+        tell: told what is trained.
 
     Raises:
         ConfigError: the run that is there has other settings, or learns from other rows.
@@ -65,30 +63,27 @@ def trained_rows(
     if begun:
         check_kept_run(config, provenance)
     if not begun or not read_json(config.out / CONFIG)["autoencoder"]:
-        tell(f"{'going on with' if begun else 'training'} {config.out.name}")
-        _train(dataclasses.replace(config, resume=begun), rows, provenance)
+        tell(f"{'resuming' if begun else 'training'} {config.out.name}")
+        config = dataclasses.replace(config, resume=begun, device="cpu")
+        train(config, RowsData(config, rows, provenance))
     record = read_json(config.out / CONFIG)
     return RowsRun(load(config.out), record["training"]["seconds"] / config.epochs)
 
 
-def _train(config: RowsConfig, rows: Tensor, provenance: dict[str, Any]) -> None:
-    check_run_folder(config)
-    dim = rows.shape[1]
-    held = ImageSet(config.source, (1, 1, dim), len(rows), lambda places: rows[places], provenance)
-    batch = config.optim.batch or min(USUAL_BATCH, len(rows))
-    batches = ImageBatches(held, batch=batch, epochs=config.epochs, seed=config.seed)
-    trainer = Trainer(
-        recipe_of(config.sae, [dim]),
-        config.optim,
-        steps=batches.steps,
-        dead_after=config.sae.dead_after or max(1, batches.steps * batch // 10),
-        auxk=config.sae.auxk or max(1, dim // 2),
-        device=torch.device("cpu"),
-        seed=config.seed,
-    )
-    with own_folder(config), StopSignal() as stop, Progress() as progress:
-        if not config.resume:
-            publish_json(config.out / CONFIG, new_record(config, kind="rows", data=provenance))
-        hint = "the same command goes on; finished runs are kept"
-        take_steps(config, trainer, batches, batch, stop, progress, hint=hint, unit="rows")
-        finish_record(config, trainer, batch=batch)
+class RowsData(SampleData):
+    """Rows in memory as training data.
+
+    Args:
+        config: settings of the run.
+        rows: float32 [n, d].
+        provenance: JSON values that say where they come from.
+    """
+
+    kind, unit, command, advice = "rows", "rows", "sae image compare", ""
+
+    def __init__(self, config: RowsConfig, rows: Tensor, provenance: dict[str, Any]) -> None:
+        images = ImageSet(config.source, (1, 1, rows.shape[1]), len(rows), lambda places: rows[places], provenance)
+        super().__init__(config, images, config.sae, config.optim, config.epochs)
+
+    def recipe(self) -> Recipe:
+        return recipe_of(self.sae, [self.images.dim])

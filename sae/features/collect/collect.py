@@ -35,7 +35,7 @@ from sae.features.store.restore import restore
 from sae.features.store.store import read_info
 from sae.features.store.text import Vocabulary
 from sae.features.store.writer import FORMAT, STORE, write_store
-from sae.runs.images import kind_of
+from sae.runs.base import kind_of
 
 LOCK = "features.lock"
 PLACE = ("dataset", "text_field", "split", "store", "seed", "tokens")

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 
 from sae.features.store.database import Blobs, open_read_only, write_in_place
 from sae.features.store.keys import FeatureError
-from sae.models.saved import called, load
-from sae.runs.images import kind_of
+from sae.models.saved import load
+from sae.runs.base import called, kind_of
 
 if TYPE_CHECKING:
     from sae.harvest.language_model import LanguageModel

@@ -1,0 +1,370 @@
+"""Activations of a language model over text, as training data: harvested live, or into a store that is read again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sae.base.device import available_memory, product_rate
+from sae.base.files import read_json
+from sae.base.progress import PLAIN_SECONDS, Progress, StopSignal
+from sae.config import ConfigError, OptimConfig, SAEConfig, TrainConfig, refuse_ignored, to_json
+from sae.data.documents import Documents
+from sae.data.packing import named_ids
+from sae.harvest.beginning import Beginning, described, recorded, settle
+from sae.harvest.buffer import LiveBatches, StoredBatches, batches_in
+from sae.harvest.language_model import (
+    LanguageModel,
+    ModelSource,
+    load_language_model,
+    load_tokenizer,
+    locate_model,
+    skeleton,
+)
+from sae.harvest.opening import opening
+from sae.harvest.sites import Site
+from sae.harvest.store import DiskStore, MemoryStore, Store, check_store, fill_store
+from sae.harvest.stream import PERCENTILES, Harvest
+from sae.models.language import find_variant, recipe_of
+from sae.models.recipe import Recipe
+from sae.training import text_checks as checks
+from sae.training.run_folder import check_disk, read_record, run_lock
+
+
+@dataclass
+class TextData:
+    """Implements `TrainingData`; `open_text` makes it."""
+
+    config: TrainConfig
+    source: ModelSource
+    inputs: list[Site]
+    """Where the autoencoder reads."""
+    targets: list[Site]
+    """Where its reconstruction belongs; `inputs` again unless it transcodes."""
+    documents: Documents
+    """The training part."""
+    device: torch.device
+    batch: int
+    layer_parameters: int
+    """Parameters of the language model that a harvest runs through."""
+    precision: str
+    """In what activations are kept; auto until the first forward pass has been seen."""
+
+    kind, unit, command, advice = "language", "tokens", "sae train", ""
+    available: int | None = None
+    left_over: int = 0
+    harvest: Harvest | None = None
+    """Once prepared."""
+    store: Store | None = None
+    """Activations that other runs harvested; by default this one harvests its own."""
+
+    @property
+    def sae(self) -> SAEConfig:
+        return self.config.sae
+
+    @property
+    def optim(self) -> OptimConfig:
+        return self.config.optim
+
+    @property
+    def epochs(self) -> int:
+        return self.config.epochs
+
+    @property
+    def samples(self) -> int:
+        return self.config.tokens * self.config.epochs
+
+    @property
+    def sites(self) -> list[Site]:
+        """All places that are harvested, each once."""
+        return list(dict.fromkeys([*self.inputs, *self.targets]))
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a token's activations where they are kept; what auto chooses takes two a number nearly always."""
+        itemsize = 2 if self.precision == "auto" else getattr(torch, self.precision).itemsize
+        return sum(widths(self.sites)) * itemsize
+
+    @property
+    def cached(self) -> bool:
+        """Whether activations are kept (for several epochs, or because a store was named)."""
+        return self.config.epochs > 1 or self.config.store is not None
+
+    @property
+    def harvested(self) -> dict[str, int]:
+        return {} if self.harvest is None else dict(self.harvest.counts)
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        return self.documents.provenance
+
+    @property
+    def store_identity(self) -> dict[str, Any]:
+        """What a store of this harvest records of it."""
+        harvest = to_json(self.config.harvest)
+        return {
+            "format": 1,
+            "sites": {site.name: site.width for site in self.sites},
+            "precision": self.precision,
+            "data": self.documents.provenance,
+            **{name: harvest[name] for name in ("model", "context", "contexts", "max_norm", "keep_special")},
+            **({} if harvest["roles"] is None else {"roles": harvest["roles"]}),
+            "model_revision": self.source.revision,
+            "model_precision": self.config.harvest.precision,
+        }
+
+    def recipe(self) -> Recipe:
+        return recipe_of(self.config.sae, widths(self.inputs), widths(self.targets))
+
+    def opening(self) -> str:
+        return opening(self.documents, load_tokenizer(self.source), self.config.harvest)
+
+    def estimate(self) -> dict[str, Any]:
+        """The device's speed is measured on one product."""
+        config, rate = self.config, product_rate(self.device)
+        store = config.tokens * (self.row_bytes + 16)
+        step_flops = 3 * (sum(widths(self.inputs)) + sum(widths(self.targets))) * config.sae.width * self.samples
+        return {
+            "site": ", ".join(site.name for site in self.inputs),
+            "module": ", ".join(site.path for site in self.inputs),
+            **({} if self.targets == self.inputs else {"target_site": self.targets[0].name}),
+            "input": [self.batch, sum(widths(self.inputs))],
+            "steps": self.samples // self.batch,
+            "training_tokens": self.samples,
+            "memory_bytes": {
+                "language_model": self.layer_parameters * (4 if self.device.type == "cpu" else 2),
+                "activations": store if self._in_memory else min(store, config.buffer_mb << 20),
+            },
+            "disk_bytes": {"store": store if config.store else 0},
+            "seconds": {
+                "harvest": round(2 * self.layer_parameters * config.tokens / rate / 0.7, 1),
+                "training": round(step_flops / rate / 0.7, 1),
+            },
+            "measured_gflops": round(rate / 1e9, 1),
+        }
+
+    @property
+    def _in_memory(self) -> bool:
+        return self.cached and self.config.store is None
+
+    def check_space(self) -> None:
+        config, store = self.config, self.config.tokens * (self.row_bytes + 16)
+        if self._in_memory:
+            free = available_memory(torch.device("cpu"))
+            if store > free * 0.7:
+                raise ConfigError(
+                    f"--epochs {config.epochs}: activations of {config.tokens} tokens take {store >> 20} MiB of "
+                    f"memory, {free >> 20} MiB are free; keep them on disk: --store DIR"
+                )
+        else:
+            overlap = self.device.type == "cuda" and not self.cached
+            batches_in(config.buffer_mb << 20, self.row_bytes, self.batch, overlap=overlap)
+        if config.store is not None:
+            check_disk("--store", config.store, store)
+
+    # --- once the weights are read ---
+
+    def prepare(self, progress: Progress) -> None:
+        """Load the language model, look at its first forward pass, and settle the precision of activations."""
+        lm = self._load_model(progress)
+        harvest = Harvest(lm, self.sites, self.documents, self.config.harvest)
+        progress.say(opening(harvest.documents, lm.tokenizer, self.config.harvest, beginning=lm.beginning))
+        progress.say(norm_report(harvest))
+        self.harvest = harvest
+        if self.precision == "auto":
+            precision, reason = harvest.first_pass.precision
+            progress.say(f"Activations are kept in {precision}: {reason}.")
+            self.settle_precision(precision)
+        elif self.config.harvest.store_precision == "auto":
+            progress.say(f"Activations are kept in {self.precision}, as they were before.")
+
+    def settle_precision(self, precision: str) -> None:
+        """Keep activations in this precision.
+
+        Raises:
+            ConfigError: it takes more memory or disk than there is.
+        """
+        before, self.precision = self.row_bytes, precision
+        if self.row_bytes > before:
+            self.check_space()
+
+    def _load_model(self, progress: Progress) -> LanguageModel:
+        """The language model; segments begin as in the resumed run or the store, where there is one."""
+        config = self.config
+        lm = load_language_model(self.source, device=self.device, precision=config.harvest.precision)
+        identity = config.store / "identity.json" if config.store else None
+        if config.resume:
+            kept = read_record(config.out).get("harvest") or {}
+            beginning = Beginning(recorded(kept.get("beginning"), lm.tokenizer), "as the run began")
+        elif identity is not None and identity.is_file() and config.harvest.bos == "auto":
+            beginning = Beginning(recorded(read_json(identity).get("beginning"), lm.tokenizer), f"as in {config.store}")
+        else:
+            beginning = settle(lm, config.harvest, self.documents)
+        progress.say(beginning.line(lm.tokenizer))
+        return lm._replace(beginning=beginning.ids)
+
+    @property
+    def _harvest(self) -> Harvest:
+        assert self.harvest is not None, "prepare() first"
+        return self.harvest
+
+    def record(self) -> dict[str, Any]:
+        lm = self._harvest.lm
+        return {
+            "sites": {
+                "inputs": [_described(site) for site in self.inputs],
+                "targets": [_described(site) for site in self.targets],
+            },
+            "model": lm.provenance,
+            "harvest": {"beginning": described(lm), "store_precision": self.precision},
+        }
+
+    def batches(self, stop: StopSignal, progress: Progress) -> StoredBatches | LiveBatches:
+        if not self.cached:
+            return self._live(stop, progress)
+        store = self.store or self.open_store(stop, progress)
+        batches = StoredBatches(store, epochs=self.config.epochs, **self._cut())
+        self.available, self.left_over = batches.tokens, batches.left_over
+        return batches
+
+    def open_store(self, stop: StopSignal, progress: Progress) -> Store:
+        """The run's activations, in memory or on disk, after harvesting what is missing."""
+        config = self.config
+        if config.store is None:
+            store = self._fill(MemoryStore(self.store_identity, config.tokens), stop, progress)
+        else:
+            config.store.mkdir(parents=True, exist_ok=True)
+            with run_lock(config.store):
+                store = self._fill(DiskStore(config.store, self._whole_identity()), stop, progress)
+        if store.rows < config.tokens:
+            progress.say(f"The data set is used up: it gave {store.rows:,} of the {config.tokens:,} tokens asked for.")
+        return store
+
+    def _whole_identity(self) -> dict[str, Any]:
+        """What a store records, with how segments begin; one from before that was recorded has BOS, else CLS, first."""
+        lm = self._harvest.lm
+        path = self.config.store / "identity.json" if self.config.store else None
+        old = path is not None and path.is_file() and "beginning" not in read_json(path)
+        if old and lm.beginning == named_ids(lm.tokenizer):
+            return self.store_identity
+        return {**self.store_identity, "beginning": described(lm)}
+
+    def _fill(self, store: Store, stop: StopSignal, progress: Progress) -> Store:
+        """Harvest what a store lacks, with a bar."""
+        config = self.config
+        kept = f"harvested rows on disk stay in {config.store}; " if config.store else ""
+        with progress.bar("Harvesting", config.tokens, "tokens") as bar:
+
+            def advance(rows: int) -> None:
+                bar.advance(rows)
+                stop.check(f"{kept}continue with: sae train --resume --out {config.out}")
+
+            return fill_store(store, self._harvest, tokens=config.tokens, progress=advance)
+
+    def _live(self, stop: StopSignal, progress: Progress) -> LiveBatches:
+        """Batches straight from the model."""
+        spoken = time.perf_counter()
+        rows_harvested = 0
+
+        def advance(rows: int) -> None:
+            nonlocal spoken, rows_harvested
+            rows_harvested += rows
+            # a buffer can take minutes to fill, while no step is taken
+            if time.perf_counter() - spoken > PLAIN_SECONDS:
+                spoken = time.perf_counter()
+                progress.say(f"Harvested {rows_harvested:,} tokens.")
+            stop.check(f"continue with: sae train --resume --out {self.config.out}")
+
+        batches = LiveBatches(
+            self._harvest,
+            tokens=self.config.tokens,
+            dtype=getattr(torch, self.precision),
+            overlap=self.device.type == "cuda",
+            on_restart=lambda n: progress.say(f"The data set is used up: pass {n} over it begins."),
+            progress=advance,
+            **self._cut(),
+        )
+        self.left_over = batches.left_over
+        return batches
+
+    def _cut(self) -> dict[str, Any]:
+        """How batches are cut, live or stored."""
+        return {
+            "inputs": [site.name for site in self.inputs],
+            "targets": [site.name for site in self.targets],
+            "batch": self.batch,
+            "buffer_bytes": self.config.buffer_mb << 20,
+            "seed": self.config.seed,
+            "pairs": find_variant(self.config.sae).neighbours,
+        }
+
+    def first_inputs(self, count: int) -> Iterator[Tensor]:
+        return iter(())
+
+    def finished(self) -> dict[str, Any]:
+        harvest = self._harvest
+        names = {site.name for site in self.sites}  # a harvest that feeds other runs too knows more
+        limits = {name: limit for name, limit in harvest.norm_limits.items() if name in names}
+        known = {"norm_limits": limits, "isolation": harvest.isolation, "beginning": described(harvest.lm)}
+        return {"harvest": {**known, "store_precision": self.precision}}
+
+
+def open_text(config: TrainConfig, device: torch.device) -> TextData:
+    """Check the settings, the model's shape and the data set, without reading weights.
+
+    Raises:
+        ConfigError, ModelError, SiteError, DataError: a setting is wrong; the message says what exists.
+    """
+    variant = find_variant(config.sae)
+    if not config.resume:  # a run keeps the settings that it was begun with
+        checks.refuse_unread(config.sae, config.optim, variant)
+        refuse_ignored(config, checks.ignored_by_batches(config))
+    checks.check_together(config.sae, config.optim, variant, config.harvest.target_site)
+    checks.check_same_store(config)
+    batch = config.optim.batch or (4096 if device.type == "cuda" else 2048)
+    if config.tokens < batch:
+        raise ConfigError(f"--tokens {config.tokens}: less than one batch; expected at least --batch {batch}")
+    source = locate_model(config.harvest.model, trust_remote_code=config.harvest.trust_remote_code)
+    model = skeleton(source)
+    checks.check_context(config, model)
+    inputs = checks.input_sites(config, variant, model)
+    targets = checks.target_sites(config, inputs, model)
+    data = TextData(
+        config=config,
+        source=source,
+        inputs=inputs,
+        targets=targets,
+        documents=checks.training_documents(config, source, model),
+        device=device,
+        batch=batch,
+        layer_parameters=checks.parameters_up_to(model, [*inputs, *targets]),
+        precision=checks.known_precision(config),
+    )
+    if config.store is not None:
+        check_store(config.store, data.store_identity)
+    return data
+
+
+def widths(sites: list[Site]) -> list[int]:
+    """Widths of the activations at sites that were measured."""
+    return [site.width or 0 for site in sites]
+
+
+def norm_report(harvest: Harvest) -> str:
+    """The percentiles of activation norms over the first forward pass, and what was left out for it."""
+    lines = []
+    for site, values in harvest.first_pass.norm_percentiles.items():
+        shown = "  ".join(f"p{p} {value:.4g}" for p, value in zip(PERCENTILES, values, strict=True))
+        limit = harvest.norm_limits.get(site)
+        left_out = f"; tokens over {limit:.4g} are left out as sinks" if limit else ""
+        lines.append(f"Activation norms at {site}: {shown}{left_out}.")
+    return "\n".join(lines)
+
+
+def _described(site: Site) -> dict[str, Any]:
+    return {"name": site.name, "path": site.path, "width": site.width}

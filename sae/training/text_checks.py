@@ -1,0 +1,170 @@
+"""What can be checked of a run on text before weights are read: settings that go together, the model, the data set."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from sae.config import ConfigError, OptimConfig, SAEConfig, TrainConfig, refuse_ignored
+from sae.data.columns import TEXT
+from sae.data.documents import Documents, open_documents
+from sae.harvest.language_model import ModelSource, load_tokenizer, measure_width
+from sae.harvest.sites import Site, resolve_sites
+from sae.harvest.store import stored_precision
+from sae.harvest.stream import prepared
+from sae.harvest.traits import known_limit
+from sae.models.settings import Ignored, ignored
+from sae.models.variants.base import Variant
+from sae.training.run_folder import read_record
+
+
+def refuse_unread(sae: SAEConfig, optim: OptimConfig, variant: Variant[Any]) -> None:
+    """Refuse settings that the variant or the optimizer does not read.
+
+    Raises:
+        ConfigError: names them, with the reasons.
+    """
+    refuse_ignored(sae, ignored(sae, variant))
+    refuse_ignored(optim, optim.ignored())
+
+
+def ignored_by_batches(config: TrainConfig) -> Ignored:
+    """Settings of the buffer where activations lie in memory as they are."""
+    if config.epochs > 1 and config.store is None:
+        why = f"--epochs {config.epochs} keeps all activations in memory; expected with --store, or with one epoch"
+        return {"buffer_mb": why}
+    return {}
+
+
+def check_together(sae: SAEConfig, optim: OptimConfig, variant: Variant[Any], target_site: str | None = None) -> None:
+    """Refuse settings that do not go together.
+
+    Raises:
+        ConfigError: names the flag.
+    """
+    if variant.transcodes != (target_site is not None):
+        expected = "needs --target-site" if variant.transcodes else "has no --target-site (a transcoder has)"
+        raise ConfigError(f"--variant {sae.variant}: {expected}")
+    if sae.normalise == "layer_norm" and (variant.transcodes or variant.several_sites):
+        raise ConfigError(f"--normalise layer_norm: undone with the input's own mean; not for --variant {sae.variant}")
+    tied = variant.code(sae, 1).tied
+    if tied and (sae.normalise == "whiten" or variant.several_sites):
+        raise ConfigError(f"--variant {sae.variant}: atoms must keep equal norms; expected --normalise scale or centre")
+    if sae.revival == "auxk" and tied:
+        raise ConfigError(f"--revival auxk: --variant {sae.variant} has no pre-activations; expected resample or none")
+    if variant.neighbours and (optim.batch or 2) % 2:
+        raise ConfigError(f"--batch {optim.batch}: --variant {sae.variant} reads pairs; expected an even number")
+
+
+def check_same_store(config: TrainConfig) -> None:
+    """A resumed run keeps its kind of batches: refuse a store that comes or goes.
+
+    Raises:
+        ConfigError: says what the run began with.
+    """
+    if not config.resume:
+        return
+    saved = read_record(config.out)["train"].get("store")
+    if (saved is None) != (config.store is None):
+        raise ConfigError(
+            f"--resume: --store was {saved} in {config.out}, now it is {config.store}; a store may move, but a "
+            "run that began without one resumes without one (its batches come in another order)"
+        )
+
+
+def check_context(config: TrainConfig, model: torch.nn.Module) -> None:
+    """Refuse contexts that are longer than the model reads.
+
+    Raises:
+        ConfigError: names the limit.
+    """
+    limit = known_limit(model)
+    if limit is not None and limit < config.harvest.context:
+        raise ConfigError(f"--context {config.harvest.context}: this model reads at most {limit} tokens")
+
+
+def input_sites(config: TrainConfig, variant: Variant[Any], model: torch.nn.Module) -> list[Site]:
+    """Where the autoencoder reads: one place, or for a crosscoder several.
+
+    Raises:
+        ConfigError, SiteError: there is no such place, or the variant reads another number of them.
+    """
+    sites = _resolve(model, "site", config.harvest.site, config.harvest.layer)
+    if variant.several_sites != (len(sites) > 1):
+        expected = "two or more, with commas" if variant.several_sites else "one (several are for a crosscoder)"
+        raise ConfigError(
+            f"--site {config.harvest.site}: names {len(sites)} places; --variant {config.sae.variant} reads {expected}"
+        )
+    return sites
+
+
+def target_sites(config: TrainConfig, inputs: list[Site], model: torch.nn.Module) -> list[Site]:
+    """Where the reconstruction belongs: `inputs` again, or a transcoder's target.
+
+    Raises:
+        ConfigError, SiteError: there is no such place, or it is the one that is read.
+    """
+    if config.harvest.target_site is None:
+        return inputs
+    sites = _resolve(model, "target_site", config.harvest.target_site, config.harvest.layer)
+    if len(sites) != 1 or sites == inputs:
+        raise ConfigError(f"--target-site {config.harvest.target_site}: expected one place, another than --site")
+    return sites
+
+
+def _resolve(model: torch.nn.Module, flag: str, names: str, layer: int | None) -> list[Site]:
+    """The places that a flag names, with commas between them, their widths measured."""
+    spelled = [name.strip() for name in names.replace("+", ",").split(",")]
+    if not all(spelled):
+        raise ConfigError(f"--{flag.replace('_', '-')} {names}: expected names with one comma (or +) between two")
+    sites = resolve_sites(model, spelled, layer=layer)
+    if len(set(spelled)) < len(spelled):
+        raise ConfigError(f"--{flag.replace('_', '-')} {names}: names one place twice")
+    return [measure_width(model, site) for site in sites]
+
+
+def training_documents(config: TrainConfig, source: ModelSource, model: torch.nn.Module) -> Documents:
+    """The training part of the data set; on resume the revision that the run began with."""
+    settings = config.harvest
+    documents = open_documents(
+        settings.dataset,
+        text_field=settings.text_field,
+        split="train",
+        heldout=settings.heldout,
+        revision=read_record(config.out)["data"].get("revision") if config.resume else None,
+        roles=settings.roles,
+    )
+    if documents.kind != TEXT:  # refused here rather than after the weights are read
+        documents = prepared(documents, load_tokenizer(source), model, settings)
+    return documents
+
+
+def known_precision(config: TrainConfig) -> str:
+    """The precision in which activations are kept, as far as it is known before the model is run, else auto.
+
+    A run that is resumed and a store keep theirs.
+    """
+    if config.harvest.store_precision != "auto":
+        return config.harvest.store_precision
+    if config.resume:
+        record = read_record(config.out)
+        begun = record.get("harvest") or record["train"]["harvest"]
+        if begun.get("store_precision", "auto") != "auto":
+            return begun["store_precision"]
+    return stored_precision(config.store) or "auto"
+
+
+def parameters_up_to(model: torch.nn.Module, sites: list[Site]) -> int:
+    """Parameters of the modules that run before the last site, embeddings left out (they are looked up)."""
+    paths = [name for name, _ in model.named_modules()]
+    last = max(paths.index(site.path) for site in sites)
+    inside = {name for name in paths[: last + 1]}
+    inside |= {name for name in paths for site in sites if name.startswith(site.path + ".")}
+    embeddings = {id(m) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
+    return sum(
+        parameter.numel()
+        for name, module in model.named_modules()
+        if name in inside and id(module) not in embeddings
+        for parameter in module.parameters(recurse=False)
+    )
