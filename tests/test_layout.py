@@ -40,13 +40,15 @@ WITHOUT_TORCH = ("sae/config/", "sae/cli/main.py", "sae/cli/commands.py", "sae/c
 
 
 def imported(path: Path) -> set[str]:
-    """Modules that a file imports, late ones included; `from package import module` gives the module as well."""
+    """Modules that a file imports, late ones included; of `from package import module` the module alone."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+            for alias in node.names:
+                module = f"{node.module}.{alias.name}"
+                names.add(module if (ROOT / module.replace(".", "/")).with_suffix(".py").is_file() else node.module)
     return names
 
 
