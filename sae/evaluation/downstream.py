@@ -58,16 +58,14 @@ def measure(
     for contexts in batches:
         one = _Batch(harvest, contexts)
         ablated: dict[tuple[Site, ...], dict[str, Tensor]] = {}
-        for name, autoencoder in splices.items():
-            places = tuple(autoencoder.targets)
+        for name, (model, inputs, targets, mean) in splices.items():
+            places = tuple(targets)
             if places not in ablated:
                 ablated[places] = {
                     "zero": one.losses(places, torch.zeros_like(one.target(places))),
-                    "mean": one.losses(places, autoencoder.mean.to(one.device).expand_as(one.target(places))),
+                    "mean": one.losses(places, mean.to(one.device).expand_as(one.target(places))),
                 }
-            reconstruction = torch.cat(
-                [autoencoder.model(rows)[1] for rows in one.target(tuple(autoencoder.inputs)).split(ROWS_AT_ONCE)]
-            )
+            reconstruction = torch.cat([model(rows)[1] for rows in one.target(inputs).split(ROWS_AT_ONCE)])
             spliced = one.log_probabilities(places, reconstruction)
             values = {
                 "count": torch.ones(len(one.following)),

@@ -164,8 +164,8 @@ class Reconstruction:
         """Share of latents that never fired in the tokens seen.
 
         Every resample misses some latents that fire in the whole set, so the interval is the jackknife's (Efron &
-        Tibshirani 1993, ch. 11): without one group of documents, the latents that fire in that group alone are dead. A single
-        group gives no bounds (NaN).
+        Tibshirani 1993, ch. 11): without one group of documents, the latents that fire in that group alone are dead. A
+        single group gives no bounds (NaN).
         """
         dead = (self.fired == 0).double().mean().item()
         groups = self.sums.groups
