@@ -36,7 +36,6 @@ class Annotation(BaseModel):
 
 
 def add_routes(app: FastAPI, context: Context) -> None:
-    """Add them to `app`."""
 
     @app.get("/api/runs")
     def runs() -> Response:

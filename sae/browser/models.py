@@ -45,7 +45,6 @@ class Steer(BaseModel):
 
 
 def add_routes(app: FastAPI, context: Context) -> None:
-    """Add them to `app`."""
 
     @app.post("/api/runs/{index}/prompt")
     async def prompt(index: int, body: Prompt) -> Response:

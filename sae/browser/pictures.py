@@ -48,7 +48,6 @@ class Pictures:
 
     @property
     def count(self) -> int:
-        """Number of images."""
         return self.images.count
 
     def image(self, document: int) -> bytes:

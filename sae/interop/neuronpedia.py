@@ -39,17 +39,17 @@ KINDS = {
 
 
 class Names(NamedTuple):
-    """The run's names on Neuronpedia."""
+    """The run's names on Neuronpedia, as in a file of SAEDashboard."""
 
-    model: str
+    model_id: str
     layer: int
-    set: str
-    suffix: str
+    sae_set: str
+    sae_id_suffix: str
 
     @property
     def source(self) -> str:
         """The upload's name for it: layer, set and suffix."""
-        return f"{self.layer}-{self.set}-{self.suffix}"
+        return f"{self.layer}-{self.sae_set}-{self.sae_id_suffix}"
 
 
 def export(
@@ -99,12 +99,12 @@ def export(
             rows = [_upload_feature(records[i], logits[i], explained.get(i)) for i in part]
             _write(
                 temporary / "upload" / f"upload-{number}.json",
-                {"modelId": names.model, "source": names.source, "features": rows},
+                {"modelId": names.model_id, "source": names.source, "features": rows},
             )
             features = [_dashboard_feature(store, records[i], logits[i], context) for i in part]
-            _write(temporary / "dashboard" / f"batch-{number}.json", {**_dashboard_head(names), "features": features})
+            _write(temporary / "dashboard" / f"batch-{number}.json", {**names._asdict(), "features": features})
     files = 2 * len(list(_parts(exported)))
-    head = {"out": str(out), "model_id": names.model, "source": names.source}
+    head = {"out": str(out), "model_id": names.model_id, "source": names.source}
     return {**head, "features": len(exported), "files": files}
 
 
@@ -133,15 +133,6 @@ def _explanation(said: dict[str, Any]) -> dict[str, Any]:
     """A name and its author: "rules", or the explainer and its model."""
     method, _, model = str(said["method"]).partition(":")
     return {"text": str(said["name"])[:TEXT], "methodName": f"sparsight_{method}", "modelName": model or "none"}
-
-
-def _dashboard_head(names: Names) -> dict[str, Any]:
-    return {
-        "model_id": names.model,
-        "layer": names.layer,
-        "sae_set": names.set,
-        "sae_id_suffix": names.suffix,
-    }
 
 
 def _dashboard_feature(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,38 +22,33 @@ class SteerError(ValueError):
     """These latents, this model or this run cannot be steered; the message says why, and names the remedy."""
 
 
-class SteeredTokens(NamedTuple):
-    """The tokens that are steered, by position in prompt and generation."""
+def steered_tokens(
+    where: Literal["every", "generated"] | Sequence[int], *, prompt: int, skip_first: bool, total: int
+) -> Tensor:
+    """Whether each token of prompt and generation is steered, bool [total].
 
-    touched: Tensor
-    """bool [prompt + generated]."""
+    Args:
+        where: "every", "generated", or positions.
+        prompt: number of tokens of the prompt.
+        skip_first: leave BOS alone, unless its position is given.
+        total: number of tokens of prompt and generation.
 
-    @classmethod
-    def of(
-        cls, where: Literal["every", "generated"] | Sequence[int], *, prompt: int, skip_first: bool, total: int
-    ) -> SteeredTokens:
-        """From "every", "generated" or positions; `skip_first` leaves BOS alone unless its position is given.
-
-        Raises:
-            SteerError: another word, or a position outside.
-        """
-        touched = torch.zeros(total, dtype=torch.bool)
-        if isinstance(where, str):
-            if where not in ("every", "generated"):
-                raise SteerError(f"--where {where}: expected every, generated or positions")
-            touched[prompt if where == "generated" else 0 :] = True
-            if skip_first:
-                touched[0] = False
-            return cls(touched)
-        for position in where:
-            if not 0 <= position < total:
-                raise SteerError(f"--where {position}: the prompt and its continuation have tokens 0 to {total - 1}")
-            touched[position] = True
-        return cls(touched)
-
-    def among(self, start: int, count: int) -> Tensor:
-        """The steered ones of `count` tokens from `start` on, indices int64."""
-        return self.touched[start : start + count].nonzero().squeeze(1)
+    Raises:
+        SteerError: another word, or a position outside.
+    """
+    steered = torch.zeros(total, dtype=torch.bool)
+    if isinstance(where, str):
+        if where not in ("every", "generated"):
+            raise SteerError(f"--where {where}: expected every, generated or positions")
+        steered[prompt if where == "generated" else 0 :] = True
+        if skip_first:
+            steered[0] = False
+        return steered
+    for position in where:
+        if not 0 <= position < total:
+            raise SteerError(f"--where {position}: the prompt and its continuation have tokens 0 to {total - 1}")
+        steered[position] = True
+    return steered
 
 
 class Steering:
@@ -63,17 +58,15 @@ class Steering:
         run: the latents' run.
         model: the language model in which the run's sites are.
         effects: (latent, mode, value) with the value in the activation's units.
-        places: the tokens to steer.
+        steered: which tokens of prompt and generation, bool [total], from `steered_tokens`.
 
     Raises:
         SteerError: `set` or `ablate` where the latents cannot be known in time; within a generation, activations that
             overflow.
     """
 
-    def __init__(
-        self, run: Run, model: nn.Module, effects: Sequence[tuple[int, str, float]], places: SteeredTokens
-    ) -> None:
-        self.run, self.model, self.places = run, model, places
+    def __init__(self, run: Run, model: nn.Module, effects: Sequence[tuple[int, str, float]], steered: Tensor) -> None:
+        self.run, self.model, self.steered = run, model, steered
         weights = run.model.dictionary.W.detach()
         self.latents = torch.tensor([latent for latent, _, _ in effects], device=weights.device)
         self.atoms = weights[self.latents].float()
@@ -111,7 +104,7 @@ class Steering:
         # a model without a cache gets the whole text at every step
         start = 0 if x.shape[1] > 1 else self._seen.get(site.name, 0)
         self._seen[site.name] = start + x.shape[1]
-        tokens = self.places.among(start, x.shape[1]).to(x.device)
+        tokens = self.steered[start : start + x.shape[1]].nonzero().squeeze(1).to(x.device)
         if not len(tokens):
             return x
         delta = self._delta(tokens) @ self._columns(site)

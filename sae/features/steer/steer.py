@@ -25,7 +25,7 @@ from sae.base.device import pick_device
 from sae.config import SteerConfig
 from sae.data.packing import padding_token
 from sae.features.kinds import check_language
-from sae.features.steer.inject import OVERFLOW, SteeredTokens, SteerError, Steering
+from sae.features.steer.inject import OVERFLOW, SteerError, Steering, steered_tokens
 from sae.features.steer.prompt import read_prompt, vocabulary_of, wanted_in
 from sae.features.store.keys import FeatureError
 from sae.features.store.store import FeatureStore
@@ -93,13 +93,12 @@ def steer(
             f"--tokens {tokens}: with the prompt's {len(ids)} tokens that is over the model's {limit}; ask for fewer"
         )
     effects = [_effect(run, i, store) for i in interventions]
-    places = SteeredTokens.of(
-        where, prompt=len(ids), skip_first=bool(lm.beginning) and not bos, total=len(ids) + tokens
-    )
+    skip_first = bool(lm.beginning) and not bos
+    touched = steered_tokens(where, prompt=len(ids), skip_first=skip_first, total=len(ids) + tokens)
     wanted = wanted_in(run, roles)
     if wanted is not None and where == "every":  # the latents were not trained on other roles' tokens
-        places.touched[: len(ids)] &= wanted
-    steering = Steering(run, lm.model, [(e["latent"], e["mode"], e["value"]) for e in effects], places)
+        touched[: len(ids)] &= wanted
+    steering = Steering(run, lm.model, [(e["latent"], e["mode"], e["value"]) for e in effects], touched)
 
     sampling = {"tokens": tokens, "temperature": temperature, "seed": seed}
     plain, _ = _generate(lm, ids, **sampling)
