@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import find_browser
+import kernel_process
 
 # read when torch is loaded, here and in subprocesses: threads that wait by spinning slow a shared machine down tenfold
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -20,6 +21,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # seconds to minutes a test: begun first, so that no process of `make test` is left with one of them at the end
 SLOW_FILES = ("test_gpu_aot", "test_kill", "test_gpu_kernels", "test_comparison", "test_image_report", "test_collect")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(kernel_process)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

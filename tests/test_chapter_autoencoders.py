@@ -95,8 +95,8 @@ def test_an_autoencoder_copies_only_below_the_threshold_and_cures_are_named_by_w
     sparse = {"FVU": 0.2, "noise kept": 1.3, "best latent": 0.8}
     said = copying_said({"no penalty": [free], "noise": [noise], "L1": [sparse]})
     assert "the autoencoder copies: FVU 0.0010" in said
-    assert "Less noise comes out with noise (10%), no less with L1 (130%)" in said
-    assert "better with L1 (80%), no better that the seeds show with noise (60%)" in said
+    assert "Less noise is passed on with noise (10%), no less with L1 (130%)" in said
+    assert "better with L1 (80%), not significantly better with noise (60%)" in said
     assert "does not copy" in copying_said({"no penalty": [{**free, "FVU": 0.12}], "noise": [noise]})
 
 
@@ -287,7 +287,7 @@ def test_finished_experiments_are_kept_and_failed_ones_tried_again(
     assert two_experiments[3:] == ["good"], "other seeds are another experiment"
 
 
-def test_a_stop_says_how_to_go_on(
+def test_a_stop_says_how_to_resume(
     tmp_path: Path, two_experiments: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def stopped(setting: Setting) -> Finding:
@@ -296,7 +296,7 @@ def test_a_stop_says_how_to_go_on(
     monkeypatch.setitem(EXPERIMENTS, "bad", Experiment(stopped, (3,), "A claim that takes long", ""))
     outcome = said(capfd, "--out", tmp_path / "c", "--data", "digits")
     assert outcome.status == 130
-    assert "the same command goes on" in outcome.err
+    assert "the same command resumes" in outcome.err
     assert two_experiments == ["good"]
     assert (tmp_path / "c" / "chapter.html").exists()
 
@@ -333,7 +333,7 @@ def test_a_run_of_other_settings_is_not_taken_for_the_asked_one(tmp_path: Path) 
         trained(setting, "small", vision, epochs=2, limit=200)
 
 
-def test_a_stopped_run_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_run_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     vision = VisionConfig(variant="linear", width=2)
     whole, halves = (Setting(out=tmp_path / name, data="digits", quick=True) for name in ("whole", "halves"))
     step = Trainer.step
@@ -349,6 +349,6 @@ def test_a_stopped_run_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.undo()
     told: list[str] = []
     second = trained(dataclasses.replace(halves, tell=told.append), "small", vision, epochs=2)
-    assert told == ["going on with small-digits-0"]
+    assert told == ["resuming small-digits-0"]
     first = trained(whole, "small", vision, epochs=2)
     assert second.model.dictionary.W.equal(first.model.dictionary.W)

@@ -24,7 +24,6 @@ COMMANDS = [line for line in PAGE.read_text().splitlines() if line.startswith("s
 
 def numbers(frechet: list[float], **values: float) -> Numbers:
     given = {
-        "precision": 0.5,
         "sharpness": 1.0,
         "recall": 0.5,
         "per_second": 1000.0,

@@ -105,7 +105,7 @@ def test_help_imports_no_torch() -> None:
     code = """
 import sys
 from sae.cli.main import COMMANDS, main
-for arguments in [["--help"], *([name, "--help"] for name in COMMANDS)]:
+for arguments in [["--help"], ["image", "train", "--help"], *([name, "--help"] for name in COMMANDS)]:
     try:
         main(arguments)
     except SystemExit as stopped:
@@ -117,6 +117,23 @@ sys.exit(f"imported {heavy}" if heavy else 0)
     assert done.returncode == 0, done.stderr
     for flag in ("--width", "--l9", "--checkpoint-every", "--downstream-tokens"):
         assert (flag in done.stdout) == (flag != "--l9")
+
+
+def test_help_names_the_variants_of_each_flag_and_shows_one_variant_s_flags_alone(sae: Run) -> None:
+    def help_of(*arguments: str) -> str:
+        return " ".join(sae(*arguments, "--help").out.replace("│", " ").split())
+
+    every = help_of("train")
+    assert "(default: 5; for matryoshka)" in every
+    assert "(default: 0.3; for relu, p_anneal, gated, jumprelu)" in every
+    jumprelu = help_of("train", "--variant", "jumprelu")
+    assert "--bandwidth" in jumprelu
+    assert "--sparsity-warmup" in jumprelu
+    assert not any(flag in jumprelu for flag in ("--groups", "--penalty ", "--k-start", "; for "))
+    images = help_of("image", "train")
+    assert "(default: 64; for vqvae, vqvae2)" in images
+    assert "--contrast" not in images
+    assert "--free-bits" not in help_of("image", "train", "--variant=ae")
 
 
 @pytest.mark.parametrize(

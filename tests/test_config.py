@@ -6,7 +6,22 @@ from pathlib import Path
 
 import pytest
 
-from sae.config import ConfigError, EvalConfig, HarvestConfig, OptimConfig, SAEConfig, TrainConfig, from_json, to_json
+from sae.base.files import read_json
+from sae.config import (
+    ConfigError,
+    EvalConfig,
+    HarvestConfig,
+    ImageTrainConfig,
+    OptimConfig,
+    SAEConfig,
+    TrainConfig,
+    VisionConfig,
+    from_json,
+    to_json,
+)
+
+OLD_RUNS = Path(__file__).parent / "old_runs"
+"""Runs that an earlier version made, before variants had settings classes of their own."""
 
 
 def some_config() -> TrainConfig:
@@ -22,6 +37,18 @@ def some_config() -> TrainConfig:
 def test_json_round_trip() -> None:
     config = some_config()
     assert from_json(TrainConfig, to_json(config)) == config
+
+
+def test_settings_of_an_old_run_load() -> None:
+    text = read_json(OLD_RUNS / "text" / "config.json")["train"]
+    config = from_json(TrainConfig, text)
+    assert config.sae == SAEConfig(variant="jumprelu", width=64, k=4, recipe="anthropic", bandwidth=1.5)
+    images = read_json(OLD_RUNS / "image" / "config.json")["train"]
+    image_config = from_json(ImageTrainConfig, images)
+    assert image_config.vision == VisionConfig(variant="beta_vae", width=4, hidden=(8,), beta=3.0, gamma=100.0)
+    # and are written as they were: another version reads them too
+    assert {part: to_json(config)[part] for part in ("sae", "optim")} == {part: text[part] for part in ("sae", "optim")}
+    assert to_json(image_config)["vision"] == images["vision"]
 
 
 def test_unknown_field_names_the_nearest() -> None:

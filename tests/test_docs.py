@@ -10,6 +10,7 @@ import pytest
 import sae.book.chapter.all  # noqa: F401  makes the experiments known
 from sae.book.chapter.base import EXPERIMENTS
 from sae.models.vision import NAMES
+from test_layout import FLOORS
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")])
@@ -42,3 +43,8 @@ def test_a_row_names_a_test_and_experiments_that_exist(row: tuple[str, ...]) -> 
 def test_every_image_variant_is_described() -> None:
     described = set(re.findall(r"`(\w+)`", CHAPTER))
     assert set(NAMES) <= described
+
+
+def test_the_table_of_floors_is_the_rule_of_imports() -> None:
+    rows = re.findall(r"^\| \d \| (.+?) \|", (ROOT / "docs/architecture.md").read_text(), re.MULTILINE)
+    assert [set(re.findall(r"`(\w+)`", row)) for row in reversed(rows)] == FLOORS

@@ -14,25 +14,27 @@ IGNORED: dict[str, tuple[str, list[str]]] = {
     "bench kernels --worlds easy16 --seeds 9": ("sae bench kernels does not read it", ["--worlds easy16", "--seeds 9"]),
     "bench recovery --width 64 --rounds 1": ("sae bench recovery does not read it", ["--width 64", "--rounds 1"]),
     "bench curve --width 64": ("sae bench curve does not read it", ["--width 64"]),
-    "export RUN --to neuronpedia --out X --latents 3": ("some can be chosen with --to static", ["--latents 3"]),
+    "export RUN --to neuronpedia --out X --latents 3": ("applies to --to static; --to neuronpedia", ["--latents 3"]),
     "steer RUN --latent 3 --prompt a --mode ablate --scale 2 --absolute": (
-        "--mode ablate takes the whole latent out", ["--scale 2.0", "--absolute True"],
+        "applies to --mode add and set; ablate removes the whole latent", ["--scale 2.0", "--absolute True"],
     ),
-    "steer RUN --latent 3 --prompt a --seed 5": ("at --temperature 0 nothing is drawn", ["--seed 5"]),
-    "steer RUN --latent 3 --prompt a --where 3,4 --steer-bos": ("--where 3,4 says which tokens", ["--steer-bos True"]),
+    "steer RUN --latent 3 --prompt a --seed 5": ("--temperature 0 draws nothing", ["--seed 5"]),
+    "steer RUN --latent 3 --prompt a --where 3,4 --steer-bos": ("--where 3,4 lists the tokens", ["--steer-bos True"]),
     "explain RUN --examples 4 --judged 2 --key-variable K": (
-        "--explainer rules does not read it", ["--examples 4", "--judged 2", "--key-variable K"],
+        "applies to --explainer local, openai, not to rules", ["--examples 4", "--judged 2", "--key-variable K"],
     ),
     "explain RUN --explainer openai --explainer-model m --endpoint http://x --device cpu": (
-        "--explainer openai does not read it; it is of local", ["--device cpu"],
+        "applies to --explainer local, not to openai", ["--device cpu"],
     ),
-    "explain RUN --explainer local --explainer-model m --key-variable K": ("it is of openai", ["--key-variable K"]),
+    "explain RUN --explainer local --explainer-model m --key-variable K": (
+        "applies to --explainer openai, not to local", ["--key-variable K"],
+    ),
     "features RUN --store S --dataset D --split heldout": (
-        "--store S is read in the place of text", ["--dataset D", "--split heldout"],
+        "--store S is read instead of text", ["--dataset D", "--split heldout"],
     ),
-    "steer RUN --latent 3 --prompt a --mode ablate --scale 1": ("--mode ablate takes", ["--scale 1.0"]),
+    "steer RUN --latent 3 --prompt a --mode ablate --scale 1": ("applies to --mode add and set", ["--scale 1.0"]),
     "bench kernels --seeds 3": ("sae bench kernels does not read it", ["--seeds 3"]),
-    "sweep --model M --dataset D --out X --resume": ("sae sweep goes on with what is there", ["--resume True"]),
+    "sweep --model M --dataset D --out X --resume": ("sae sweep always resumes what is there", ["--resume True"]),
 }  # fmt: skip
 
 

@@ -73,7 +73,7 @@ SECTIONS = {
     "vae": EVERY | CODES | {"Arithmetic on codes", "Samples", "Active latents", "Anomalies"},
     "topk": EVERY | CODES | {"Arithmetic on codes", "Firing rates"},
     "vqvae": EVERY | {"Codebook"},
-    "beta_vae": EVERY | CODES | {"Arithmetic on codes", "Samples", "Active latents", "What latents tell of factors"},
+    "beta_vae": EVERY | CODES | {"Arithmetic on codes", "Samples", "Active latents", "What latents tell about factors"},
     "planted": EVERY | CODES | {"Firing rates", "Planted atoms"},
 }
 
@@ -364,8 +364,8 @@ def test_a_codebooks_atom_is_shown_in_all_places(image_run: Any) -> None:
 
 def test_anomalies_are_scored_by_the_bound_and_held_against_the_trained_labels(image_run: Any) -> None:
     material = Material(image_run("vae"))
-    assert usual_labels(material.held, "0,1,2,3,4") == [0, 1, 2, 3, 4]
-    assert usual_labels(material.held, "!1") == [0, 2, 3, 4, 5, 6, 7, 8, 9]
+    assert usual_labels(material.heldout, "0,1,2,3,4") == [0, 1, 2, 3, 4]
+    assert usual_labels(material.heldout, "!1") == [0, 2, 3, 4, 5, 6, 7, 8, 9]
     score, name = anomaly_scores(material)
     assert "nats" in name
     labels = torch.from_numpy(material.labels)

@@ -100,3 +100,24 @@ def test_the_estimate_is_of_what_this_process_did(progress: Progress, clock: Clo
         else:
             assert re.search(r"75% +50 tokens/s 0:05:00", text)
     assert "Training: 45,000 of 60,000 tokens, 50 tokens/s, 300 s left" in shown(progress)
+
+
+@pytest.mark.parametrize(
+    ("unit", "each", "seconds", "says", "left"),
+    [
+        ("latents", 1, 50, "0.02 latents/s", "450 s left"),
+        ("cells", 1, 2, "0.5 cells/s", "18 s left"),
+        ("images", 9, 4, "2.2 images/s", "0 s left"),
+        ("MB", 6, 0.001, "6,000 MB/s", "0 s left"),
+    ],
+)
+def test_a_rate_is_never_shown_as_none(
+    unit: str, each: int, seconds: float, says: str, left: str, progress: Progress, clock: Clock
+) -> None:
+    with progress, progress.bar("Doing", 10, unit) as bar:
+        for _ in range(2 if each == 1 else 1):
+            clock.now += seconds
+            bar.advance(each)
+        if progress._rich is not None and seconds == 2:
+            assert says in shown(progress)
+    assert f"Doing: {bar._done} of 10 {unit}, {says}, " in shown(progress)

@@ -1,7 +1,7 @@
-"""Sparse operations for sparse autoencoders: a PyTorch reference and faster backends, chosen by device.
+"""Sparse operations for sparse autoencoders: a PyTorch reference and faster backends, picked by device.
 
 Symbols: N tokens in a batch, d model width, F latents, K active latents a token. Weights are latent-major: row j of
-W_enc and W_dec [F, d] belongs to latent j. This package knows nothing of `sae`.
+W_enc and W_dec [F, d] belongs to latent j. This package imports nothing of `sae`.
 """
 
 from sae_kernels.adam_step.op import adam_step, clip_scale

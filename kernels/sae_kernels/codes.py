@@ -14,16 +14,16 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class SparseCodes:
-    """Codes f [N, F] held as their entries; everything not listed is zero.
+    """Codes f [N, F], stored as their entries; whatever is not listed is zero.
 
     Layouts:
 
     - rectangular (`offsets is None`): `values` and `indices` are [N, K]; every token lists K latents, some of which
       may have the value zero (a token with fewer than K positive pre-activations).
-    - dense (`in_order`): rectangular with K = width, every token listing all latents in their order.
-    - CSR (`offsets` [N+1]): `values` and `indices` are [nnz]; token n owns the slice offsets[n]:offsets[n+1].
+    - dense (`in_order`): rectangular with K = width, every token listing all latents in order.
+    - CSR (`offsets` [N+1]): `values` and `indices` are [nnz]; the entries of token n are offsets[n]:offsets[n+1].
 
-    No latent is listed twice for one token.
+    No latent is listed twice for one token. Only shapes are checked at construction; `validate` checks the rest.
     """
 
     values: Tensor
@@ -59,6 +59,49 @@ class SparseCodes:
         """N, the number of tokens (rows)."""
         return self.values.shape[0] if self.offsets is None else self.offsets.shape[0] - 1
 
+    def validate(self) -> SparseCodes:
+        """These codes, checked in full: for tests and debugging, because the host waits for the device.
+
+        Raises:
+            ValueError: names the tensor, and the first token or entry that breaks the layout.
+        """
+        if not self.values.is_floating_point():
+            raise ValueError(f"values: expected a floating-point dtype; got {self.values.dtype}")
+        for name, tensor in (("indices", self.indices), ("offsets", self.offsets)):
+            if tensor is not None and tensor.dtype != torch.int64:
+                raise ValueError(f"{name}: expected int64; got {tensor.dtype}")
+            if tensor is not None and tensor.device != self.values.device:
+                raise ValueError(f"{name}: expected on {self.values.device} as the values; got {tensor.device}")
+        if self.offsets is not None:
+            self._validate_offsets(self.offsets)
+        outside = (self.indices < 0) | (self.indices >= self.width)
+        if outside.any():
+            token, index = self.rows()[outside][0].item(), self.indices[outside][0].item()
+            raise ValueError(f"indices: expected in [0, {self.width}); token {token} lists latent {index}")
+        places = (self.rows() * self.width + self.indices).flatten().sort().values
+        repeated = places[1:][places.diff() == 0]
+        if repeated.numel():
+            token, index = divmod(int(repeated[0]), self.width)
+            raise ValueError(f"indices: token {token} lists latent {index} twice")
+        latents = torch.arange(self.width, device=self.indices.device)
+        if self.in_order and (self.offsets is not None or not self.indices.equal(latents.expand(self.tokens, -1))):
+            raise ValueError(f"in_order: expected every token to list latents 0 to {self.width - 1} in order")
+        return self
+
+    def _validate_offsets(self, offsets: Tensor) -> None:
+        if offsets.ndim != 1 or offsets.numel() == 0:
+            raise ValueError(f"offsets: expected [N + 1]; got shape {tuple(offsets.shape)}")
+        ends, entries = (int(offsets[0]), int(offsets[-1])), self.values.shape[0]
+        if ends != (0, entries):
+            raise ValueError(
+                f"offsets: expected from 0 to {entries}, the number of entries; got {ends[0]} to {ends[1]}"
+            )
+        falling = (offsets.diff() < 0).nonzero()
+        if falling.numel():
+            raise ValueError(
+                f"offsets: expected none smaller than the one before; token {int(falling[0])} has fewer than 0"
+            )
+
     def rows(self) -> Tensor:
         """The token of every entry, int64, of the shape of `values`."""
         if self.offsets is None:
@@ -69,7 +112,7 @@ class SparseCodes:
         """The same codes as a dense [N, width] tensor of the values' dtype; differentiable."""
         if self.in_order:
             return self.values
-        # scatter is enough, and the fastest, an index standing once a row
+        # scatter instead of scatter_add, which is slower: no latent is listed twice
         if self.offsets is None:
             return self.values.new_zeros(self.tokens, self.width).scatter(1, self.indices, self.values)
         places = self.rows() * self.width + self.indices
@@ -80,7 +123,7 @@ class SparseCodes:
         return self.per_token((self.values != 0).long())
 
     def per_token(self, values: Tensor) -> Tensor:
-        """Sums over every token's entries [N], of numbers of the shape of `values`; differentiable in them."""
+        """Sum over every token's entries [N] of numbers in the shape of `values`; differentiable."""
         if self.offsets is None:
             return values.sum(1)
         return values.new_zeros(self.tokens).index_add(0, self.rows(), values)

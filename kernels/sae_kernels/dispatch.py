@@ -1,15 +1,15 @@
-"""The one place that picks a backend: by the device and dtype of the tensor at hand, when the op is called.
+"""The one place that picks a backend, at every call of an op, by the device and dtype of its tensors.
 
-Every op keeps a dict of its implementations, `{"naive": function, "cpu": "package.module:function", ...}` (a string
-is imported when it is first chosen, so that numba and triton load late); `choose` returns the one to run and remembers
-it, so that a log can name it and a test can assert it:
+Every op keeps a dict of its implementations, `{"naive": function, "cpu": "package.module:function", ...}`. A string is
+imported at its first use, so that numba and triton load late. `choose` returns the function to run and records the
+backend's name, so that a log can print it and a test can assert it:
 
     with use_backend("naive"):
         codes = topk_encode(x, W_enc, b_enc, k=32)
     assert last_backend("topk_encode") == "naive"
 
 The fast backends compute in fp32 and take fp32, bf16 and fp16; any other dtype (fp64) runs the reference. So do codes
-with more than `DENSE_ABOVE` of their entries listed: the reference is dense, and by then the faster.
+that list more than `DENSE_ABOVE` of the N x F entries, for which the dense products of the reference are faster.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ Implementations = Mapping[str, Callable[..., Any] | str]
 
 
 def backend_for(op: str, tensor: Tensor, implementations: Implementations, density: float = 0.0) -> str:
-    """The forced backend, else the device's own where the op has it and it takes the dtype, else "naive".
+    """The forced backend; else the device's, if the op has one that takes the dtype; else "naive".
 
-    `density` is the share of their N x F entries that an op's codes list.
+    `density` is the share of the N x F entries that the op's codes list.
 
     Raises:
-        ValueError: a backend was forced that this op does not have, or that does not take the tensor's dtype.
+        ValueError: the forced backend is one that this op does not have, or does not take the tensor's dtype.
     """
     if _forced:
         backend = _forced[-1]
@@ -61,7 +61,7 @@ def density_of(values: Tensor, offsets: Tensor | None, width: int) -> float:
 
 
 def choose(op: str, tensor: Tensor, implementations: Implementations, density: float = 0.0) -> Callable[..., Any]:
-    """The implementation of `op` for `tensor` (see `backend_for`), remembered for `last_backend`."""
+    """The implementation of `op` for `tensor`; `last_backend` then returns the name of its backend."""
     backend = backend_for(op, tensor, implementations, density)
     note(op, backend)
     implementation = implementations[backend]
@@ -69,7 +69,7 @@ def choose(op: str, tensor: Tensor, implementations: Implementations, density: f
 
 
 def note(op: str, backend: str) -> None:
-    """Remember that `backend` ran `op`."""
+    """Record that `backend` ran `op`."""
     _last[op] = backend
 
 
@@ -102,7 +102,7 @@ def backends_used() -> dict[str, str]:
 
 
 def no_autocast(device_type: str) -> contextlib.AbstractContextManager[Any]:
-    """Autocast off: the ops choose their own precision (fp32 accumulation), and mixed inputs promote."""
+    """Turn autocast off: the ops accumulate in fp32 whatever the context, and inputs of two dtypes promote."""
     if torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
     return contextlib.nullcontext()

@@ -41,7 +41,7 @@ def register_gradients(operator: Any, *, b_pre_at: int, relu: bool = True) -> No
     """Make an encode operator differentiable in x, W_enc, b_enc (its first three inputs) and b_pre.
 
     Args:
-        operator: a `torch.library.custom_op` that returns values and indices [N, K], or values, indices [nnz] and offsets [N+1].
+        operator: a custom op that returns values and indices [N, K], or values and indices [nnz] and offsets [N+1].
         b_pre_at: which of its inputs is b_pre.
         relu: whether an entry of value <= 0 passes no gradient on; otherwise every entry does.
     """

@@ -1,7 +1,7 @@
-"""The tile of pre-activations that the three encoders share, and the order in which values are compared.
+"""The tile of pre-activations that the three encodes share, and the integer keys by which values are compared.
 
-A program owns BLOCK_N tokens and BLOCK_F latents; the tile never leaves its registers whole. What an encoder keeps of
-it (its largest, those above a threshold) is its own epilogue.
+A program computes the tile of BLOCK_N tokens and BLOCK_F latents in registers. The epilogue of each encode stores only
+the entries that it keeps: the largest, or those above a threshold.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sae_kernels.tuning import EncodeConfig
 
-# smaller than the key of every number, so that padding is chosen last
+# smaller than the key of every number, so that padding is selected last
 LOWEST_KEY = tl.constexpr(-(2**31))
 
 
@@ -40,7 +40,7 @@ def value_of_key(b_key):
 def tile_of(i_program, N, F, group, BLOCK_N: tl.constexpr, BLOCK_F: tl.constexpr):
     """(row tile, latent tile) of a program: all row tiles of a group, then the next latent tile.
 
-    The x of a group stays in L2 while W_enc streams past it once.
+    The group's rows of x stay in the L2 cache while W_enc is read once.
     """
     n_n = tl.cdiv(N, BLOCK_N)
     n_f = tl.cdiv(F, BLOCK_F)
@@ -76,7 +76,7 @@ def product_tile(
 def bucket_rows(
     x, W_enc, b_enc, i_n, o_f, F, d, stride_x, stride_w, LATENTS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Pre-activations of token i_n at the latents o_f, fp32 [LATENTS], without tensor cores: the repair of a bucket."""
+    """x[i_n] W_enc[o_f]^T + b_enc[o_f] in fp32 [LATENTS], without tensor cores: recomputes a whole bucket."""
     o_d = tl.arange(0, BLOCK_D)
     m_f = (o_f < F)[:, None]
     b_sum = tl.zeros((LATENTS,), tl.float32)
@@ -90,15 +90,14 @@ def bucket_rows(
 
 
 def rows_contiguous(tensor: Tensor) -> Tensor:
-    """`tensor` [rows, columns] with neighbouring columns neighbouring in memory; rows may keep any stride."""
+    """`tensor` [rows, columns] with a column stride of 1; the row stride may be any."""
     return tensor if tensor.stride(1) == 1 or tensor.shape[1] <= 1 else tensor.contiguous()
 
 
 def operands(x: Tensor, W_enc: Tensor, b_pre: Tensor | None) -> tuple[Tensor, Tensor]:
-    """x - b_pre [N, d] and W_enc [F, d] as the product takes them: one dtype, neighbouring columns adjacent.
+    """x - b_pre [N, d] and W_enc [F, d] in the dtype that they promote to, with a column stride of 1.
 
-    The dtype is the one they promote to; the difference is rounded to it once. Subtracting is a pass over [N, d],
-    little beside a product over [F, d].
+    The difference is rounded to that dtype once. The subtraction is a pass over [N, d], cheap beside the product.
 
     Raises:
         ValueError: a dtype other than fp32, bf16 and fp16.
@@ -111,7 +110,7 @@ def operands(x: Tensor, W_enc: Tensor, b_pre: Tensor | None) -> tuple[Tensor, Te
 
 
 def precision_of(x: Tensor) -> str:
-    """Arithmetic of the product: tf32 only for fp32 inputs whose owner asked torch for it, exact otherwise."""
+    """tf32 for fp32 inputs if torch is set to allow it (`set_float32_matmul_precision`), else exact arithmetic."""
     return "tf32" if x.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest" else "ieee"
 
 
@@ -121,7 +120,7 @@ def product_arguments(x: Tensor, W_enc: Tensor, b_enc: Tensor) -> dict[str, Any]
 
 
 def bucket_arguments(x: Tensor, W_enc: Tensor) -> dict[str, Any]:
-    """The sizes and strides of a kernel that computes whole buckets again."""
+    """The sizes and strides for a kernel that recomputes whole buckets."""
     return {"F": W_enc.shape[0], "d": x.shape[1], "stride_x": x.stride(0), "stride_w": W_enc.stride(0)}
 
 
@@ -132,7 +131,7 @@ def product_constants(x: Tensor, config: EncodeConfig) -> dict[str, Any]:
 
 
 def bucket_constants(config: EncodeConfig) -> dict[str, Any]:
-    """The layout of what is kept of a bucket."""
+    """The size of a bucket and the number of entries kept of it."""
     return {"BUCKET": config.bucket, "KEPT": config.kept}
 
 

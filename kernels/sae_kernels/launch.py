@@ -1,9 +1,9 @@
-"""The one way a Triton kernel is started: on the tensors' own device, with every compiler option said aloud.
+"""The one function that starts a Triton kernel: on the tensors' own device, with every compiler option explicit.
 
     launch(_decode, (N, blocks), dict(values=values, ..., K=32), dict(BLOCK=256), warps=4)
 
-Inside `recording(device)` nothing runs: the launchers are walked with tensors of the meta device and every launch is
-noted instead. So `sae_kernels.aot` compiles exactly what a GPU would be given, at sizes that no memory has to hold.
+Inside `recording(device)` nothing runs: the ops are called on tensors of the meta device, and every launch is recorded
+instead. So `sae_kernels.aot` compiles exactly what a GPU would run, at any size, without memory for the tensors.
 """
 
 from __future__ import annotations
@@ -34,17 +34,16 @@ class Launch:
     warps: int
     """Warps a program."""
     stages: int
-    """Depth of the software pipeline over loops that hold a product."""
+    """Depth of the software pipeline of loops around a matrix product."""
 
 
 @dataclass
 class Recorder:
-    """What `recording` collects."""
+    """The launches inside one `recording`."""
 
     device: Device
-    """The GPU that configurations are chosen for."""
+    """The GPU for which launch parameters are picked."""
     launches: list[Launch] = field(default_factory=list)
-    """In order of launch."""
 
 
 _recorders: list[Recorder] = []
@@ -52,7 +51,7 @@ _recorders: list[Recorder] = []
 
 @contextlib.contextmanager
 def recording(device: Device) -> Iterator[Recorder]:
-    """Note launches in place of running them; configurations are chosen for `device`."""
+    """Record launches instead of running them, with the launch parameters for `device`."""
     recorder = Recorder(device)
     _recorders.append(recorder)
     try:
@@ -62,7 +61,7 @@ def recording(device: Device) -> Iterator[Recorder]:
 
 
 def device_of(tensor: Tensor) -> Device:
-    """The GPU that `tensor` lives on; under `recording` the one recorded for; H100 under Triton's interpreter."""
+    """The GPU of `tensor`; inside `recording` its device; an H100 under Triton's interpreter."""
     if _recorders:
         return _recorders[-1].device
     return named_device(tensor.device)
@@ -81,14 +80,14 @@ def launch(
     if 0 in grid:
         return
     if _recorders:
-        note = Launch(
+        record = Launch(
             kernel=kernel, grid=grid, arguments=dict(arguments), constants=constants, warps=warps, stages=stages
         )
-        _recorders[-1].launches.append(note)
+        _recorders[-1].launches.append(record)
         return
     first = next(a for a in arguments.values() if isinstance(a, Tensor))
-    # Triton launches on the current device, which need not be the tensors' device in a process with several
+    # Triton launches on the current device, which in a process with several GPUs may not be the tensors'
     guard = torch.cuda.device(first.device) if first.is_cuda else contextlib.nullcontext()
     with guard:
-        # fusion of multiply and add is said aloud: Triton 3.10 changes its default
+        # explicit, since Triton 3.10 changes the default of enable_fp_fusion
         kernel[grid](**arguments, **constants, num_warps=warps, num_stages=stages, enable_fp_fusion=True)

@@ -1,13 +1,13 @@
-"""Numba loops that look through tiles of pre-activations for what the sparse encodes keep.
+"""Numba loops that scan tiles of pre-activations for the entries that the sparse encodes keep.
 
-A tile is the product x W^T of some tokens and some latents [n, columns], fp32, still in the cache; the bias is added
-on the way. Everything jitted that calls another lies in this one module (see jit.py on the cache).
+A tile is the product x W^T of some tokens and some latents [n, columns], fp32, still in the cache; the loops add the
+bias. Jitted functions that call each other all stand in this module, because numba's cache requires it (see jit.py).
 
-A candidate is one int64, `_pack(value, index)`, that sorts ascending by value descending, then index ascending; NaN
-comes before +Inf, as in torch.sort.
+A candidate is one int64, `_pack(value, index)`. Ascending candidates are descending values, and ascending indices among
+equal values; NaN comes before +Inf, as in torch.sort.
 """
 
-# an intrinsic is defined with a typing context that its callers do not pass
+# numba passes the first argument of an intrinsic, typingctx, itself
 # pyright: reportCallIssue=false
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from numba.extending import intrinsic
 
 from sae_kernels.jit import jit, prange
 
-# latents compared at once; a mask of the outcomes fills one 64-bit integer
+# latents compared at once; their results are the bits of one 64-bit mask
 BLOCK = 64
 BISECTIONS = 8
 _VECTOR = ir.VectorType(ir.FloatType(), BLOCK)
 
 
 def _load(context, builder, kind, array, start):
-    """BLOCK consecutive fp32 elements of a contiguous array, and their address."""
+    """BLOCK consecutive fp32 elements of a contiguous array, and their pointer."""
     data = cgutils.create_struct_proxy(kind)(context, builder, value=array).data
     pointer = builder.bitcast(builder.gep(data, [start]), ir.PointerType(_VECTOR))
     return builder.load(pointer, align=4), pointer
@@ -35,7 +35,7 @@ def _load(context, builder, kind, array, start):
 
 @intrinsic
 def _reached(typingctx, row, bias, start, bar):
-    """Bit i: not (row[start + i] + bias[start + i] < bar), so that NaN counts; whole blocks only."""
+    """Mask whose bit i is not (row[start + i] + bias[start + i] < bar), so that NaN counts; whole blocks only."""
 
     def generate(context, builder, signature, arguments):
         row, bias, start, bar = arguments
@@ -51,7 +51,7 @@ def _reached(typingctx, row, bias, start, bar):
 
 @intrinsic
 def _exceeded(typingctx, row, bias, bars, start):
-    """Bit i: not (row[start + i] + bias[start + i] <= bars[start + i]), so that NaN counts; whole blocks only."""
+    """Mask whose bit i is not (row[start + i] + bias[start + i] <= bars[start + i]), so that NaN counts."""
 
     def generate(context, builder, signature, arguments):
         row, bias, bars, start = arguments
@@ -65,7 +65,7 @@ def _exceeded(typingctx, row, bias, bars, start):
 
 @intrinsic
 def _raise_lanes(typingctx, row, bias, start, maxima, lane):
-    """maxima[lane + i] = max(itself, row[start + i] + bias[start + i]), passing over NaN; whole blocks only."""
+    """maxima[lane + i] = max(maxima[lane + i], row[start + i] + bias[start + i]), ignoring NaN; whole blocks only."""
 
     def generate(context, builder, signature, arguments):
         row, bias, start, maxima, lane = arguments
@@ -80,7 +80,7 @@ def _raise_lanes(typingctx, row, bias, start, maxima, lane):
 
 @intrinsic
 def _lowest_bit(typingctx, mask):
-    """Place of the lowest set bit of a mask that is not zero."""
+    """Index of the lowest set bit of a mask that is not zero."""
 
     def generate(context, builder, signature, arguments):
         return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
@@ -115,7 +115,7 @@ def _unpack_value(packed):
 
 @jit(fastmath=False)
 def _smallest_first(a, n, k):
-    """Reorder a[:n] so that its k smallest stand in a[:k] (Hoare's selection, median of three)."""
+    """Reorder a[:n] so that a[:k] are its k smallest (Hoare's selection, median of three)."""
     low, high = 0, n - 1
     while low < high:
         middle = (low + high) >> 1
@@ -145,24 +145,24 @@ def _smallest_first(a, n, k):
 
 
 @jit(fastmath=False)
-def _cut(held, n, k, bar):
-    """Keep the k best of held[:n]; the new bar: a later latent has to exceed the worst of them."""
-    _smallest_first(held, n, k)
-    worst = held[0]
+def _cut(candidates, n, k, bar):
+    """Move the k best of candidates[:n] to its front; returns the new bar, just above the worst of these k."""
+    _smallest_first(candidates, n, k)
+    worst = candidates[0]
     for i in range(1, k):
-        worst = max(worst, held[i])
+        worst = max(worst, candidates[i])
     value = _unpack_value(worst)
-    if value != value:  # k NaNs: only another NaN passes this bar, and loses by its index
+    if value != value:  # k NaNs: only another NaN can reach this bar, and its index is higher
         return np.float32(np.inf)
     return max(bar, np.nextafter(value, np.float32(np.inf)))
 
 
 @jit(fastmath=False)
 def _raise_bar(row, bias, maxima, k, bar):
-    """Take the row into the lanes' maxima; a bar that at least k of them, so at least k latents, reach.
+    """Update the lanes' maxima with the row; returns a bar that at least k lanes, so at least k latents, reach.
 
-    The k-th largest of the maxima is found by bisection, each step a few vector comparisons; wherever it stops, its
-    lower end is reached by k lanes.
+    The bar is the k-th largest of the maxima, approximated from below by bisection, a few vector comparisons a step: at
+    least k lanes reach the lower end of the interval at every step.
     """
     lanes = maxima.shape[0]
     lane = 0
@@ -186,54 +186,58 @@ def _raise_bar(row, bias, maxima, k, bar):
 
 
 @jit(fastmath=False)
-def _append(held, count, value, index, k, bar):
-    """Append a candidate, after cutting the list if it is full; the new count and bar."""
-    if count == held.shape[0]:
-        bar = _cut(held, count, k, bar)
+def _append(candidates, count, value, index, k, bar):
+    """Append a candidate, cutting a full list to its k best first; returns the new count and bar."""
+    if count == candidates.shape[0]:
+        bar = _cut(candidates, count, k, bar)
         count = k
         if value < bar:
             return count, bar
-    held[count] = _pack(value, index)
+    candidates[count] = _pack(value, index)
     return count + 1, bar
 
 
 @jit(parallel=True, fastmath=False)
 def scan_topk(product, bias, first, k, lists, counts, bars, lane_maxima):
-    """Append to each row's list what of this tile may be among its k best."""
+    """Append to each token's list the entries of this tile that may be among its k largest.
+
+    `counts` are the lengths of the lists, `bars` the values below which nothing can be among the k largest, and
+    `lane_maxima` [n, lanes] the maxima so far of the interleaved lanes of latents; all are updated.
+    """
     columns = product.shape[1]
     whole = columns - columns % BLOCK
     for i in prange(product.shape[0]):
-        row, held, count, bar = product[i], lists[i], counts[i], bars[i]
+        row, candidates, count, bar = product[i], lists[i], counts[i], bars[i]
         if lane_maxima.shape[1] > 0:
             bar = _raise_bar(row, bias, lane_maxima[i], k, bar)
         for start in range(0, whole, BLOCK):
             mask = _reached(row, bias, start, bar)
             while mask:
                 j = start + _lowest_bit(mask)
-                count, bar = _append(held, count, row[j] + bias[j], first + j, k, bar)
+                count, bar = _append(candidates, count, row[j] + bias[j], first + j, k, bar)
                 mask &= mask - np.uint64(1)
         for j in range(whole, columns):
             value = row[j] + bias[j]
             if not (value < bar):
-                count, bar = _append(held, count, value, first + j, k, bar)
+                count, bar = _append(candidates, count, value, first + j, k, bar)
         counts[i] = count
         bars[i] = bar
 
 
 @jit(parallel=True, fastmath=False)
 def finish_topk(lists, counts, bars, k, values, indices):
-    """Sort the k best of every row and write them out, negative values as zero."""
+    """values, indices [n, k] = relu of the k best candidates of every token, sorted."""
     for i in prange(values.shape[0]):
-        held = lists[i]
-        # the bar has risen since most were listed; one step below it, since a cut asks later latents to exceed it
+        candidates = lists[i]
+        # drop what was listed under a lower bar; a cut sets the bar one step above a value that stays, hence nextafter
         limit = _pack(np.nextafter(bars[i], np.float32(-np.inf)), 0xFFFFFFFF)
         count = 0
         for j in range(counts[i]):
-            candidate = held[j]
-            held[count] = candidate
+            candidate = candidates[j]
+            candidates[count] = candidate
             count += candidate <= limit
-        _smallest_first(held, count, k)
-        best = held[:k]
+        _smallest_first(candidates, count, k)
+        best = candidates[:k]
         best.sort()
         for j in range(k):
             value = _unpack_value(best[j])
@@ -243,7 +247,7 @@ def finish_topk(lists, counts, bars, k, values, indices):
 
 @jit(parallel=True, fastmath=False)
 def count_above(product, bias, bars, counts):
-    """counts[i] = how many entries of row i exceed their latent's bar, NaN among them."""
+    """counts[i] = the number of entries of row i of product + bias that exceed their latent's bar or are NaN."""
     columns = product.shape[1]
     whole = columns - columns % BLOCK
     for i in prange(product.shape[0]):
@@ -257,7 +261,7 @@ def count_above(product, bias, bars, counts):
 
 @jit(parallel=True, fastmath=False)
 def take_above(product, bias, bars, first, places, values, indices):
-    """Write the entries that `count_above` counted, row i from places[i] on; indices count from `first`."""
+    """Write the entries that `count_above` counts, those of row i from places[i] on; column j is latent first + j."""
     columns = product.shape[1]
     whole = columns - columns % BLOCK
     for i in prange(product.shape[0]):
@@ -280,7 +284,7 @@ def take_above(product, bias, bars, first, places, values, indices):
 
 @jit(parallel=True)
 def merge_rows(starts, counts, values, indices, offsets, filled, out_values, out_indices):
-    """Copy the rows of one part, row i of counts[i] entries from starts[i] on, behind what out already has of it."""
+    """Append one part to CSR codes: counts[i] entries from starts[i] on, after the filled[i] that row i already has."""
     for i in prange(counts.shape[0]):
         source, target = starts[i], offsets[i] + filled[i]
         for j in range(counts[i]):

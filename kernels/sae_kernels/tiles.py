@@ -1,4 +1,4 @@
-"""The encode product on the CPU, tile by tile through one reused buffer, so that N x F values never exist."""
+"""The encode product x W_enc^T on the CPU, in tiles through one reused buffer: the N x F values are never stored."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import Tensor
 
 from sae_kernels.buffers import scratch
 
-# more tokens a tile: fewer passes over the weights
+# the more tokens in a tile, the fewer passes over the weights
 TILE_TOKENS = 2048
-# of the product's buffer: small enough for the L3 cache, large enough for the product to run at full speed
+# size of the buffer: small enough for the L3 cache, large enough for the product to run at full speed
 TILE_BYTES = 8 << 20
 
 
 def centre(x: Tensor, b_pre: Tensor | None) -> Tensor:
-    """x - b_pre in fp32, contiguous; in scratch memory unless it is x itself."""
+    """x - b_pre in fp32, contiguous: x itself if nothing has to be done, else in scratch memory."""
     if b_pre is None and x.dtype == torch.float32 and x.is_contiguous():
         return x.detach()
     out = scratch().get("encode.centred", tuple(x.shape))
@@ -28,9 +28,10 @@ def centre(x: Tensor, b_pre: Tensor | None) -> Tensor:
 
 
 def product_tiles(centred: Tensor, W_enc: Tensor, rows: int) -> Iterator[tuple[int, int, Tensor]]:
-    """(first token, first latent, centred W_enc^T of a tile [n, columns]); the latents of a token tile in order.
+    """Yield (first token, first latent, tile [n, columns] of centred W_enc^T), token tile by token tile.
 
-    centred [N, d] fp32, W_enc [F, d] of any floating dtype, multiplied in fp32. The tensor is overwritten by the next.
+    centred is fp32 [N, d]; W_enc [F, d] may have any floating dtype and is multiplied in fp32. Every tile overwrites
+    the one before.
     """
     tokens, (width, d) = centred.shape[0], W_enc.shape
     weights = W_enc.detach()
@@ -45,5 +46,5 @@ def product_tiles(centred: Tensor, W_enc: Tensor, rows: int) -> Iterator[tuple[i
             if cast is not None:
                 part = cast[: part.shape[0]].copy_(part)
             product = buffer[: block.shape[0] * part.shape[0]].view(block.shape[0], part.shape[0])
-            # out= is also what keeps autocast away
+            # out= also keeps autocast from changing the dtype
             yield start, first, torch.mm(block, part.t(), out=product)

@@ -1,7 +1,7 @@
-"""Which launch parameters a GPU gets: by rule from the sizes, or as measured once and kept on disk.
+"""The launch parameters of the Triton kernels: by rule from the sizes, or measured once and stored on disk.
 
-The rules need no measurement and are sane on any device. `topk_encode.gpu.tune` times a few alternatives, and `measure`
-writes the best into a small JSON file that later processes read: ~/.cache/sae_kernels, or SAE_KERNELS_CACHE.
+The rules need no measurement and are reasonable on any device. `topk_encode.gpu.tune` times a few alternatives, and
+`measure` stores the best in a JSON file that later processes read, in ~/.cache/sae_kernels or SAE_KERNELS_CACHE.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """What a configuration depends on, and what the cost model divides by."""
+    """A GPU: what launch parameters depend on, and the rates of the cost model."""
 
     name: str
     """Architecture: sm_90, gfx942, ..."""
@@ -34,7 +34,7 @@ class Device:
     flops: float
     """Dense bf16 tensor-core operations a second (a multiply-add is two)."""
     flops_fp32: float
-    """The same of exact fp32 arithmetic, without tensor cores on NVIDIA's."""
+    """The same in exact fp32, which NVIDIA's tensor cores do not offer."""
 
 
 DEVICES = {
@@ -47,7 +47,7 @@ DEVICES = {
 
 @functools.cache
 def named_device(device: torch.device) -> Device:
-    """The description of a torch device; an unknown GPU is taken for the nearest known one of less shared memory."""
+    """The description of a torch device: of its family, with its own shared memory where that is smaller."""
     if device.type != "cuda":
         return DEVICES["sm_90"]
     properties = torch.cuda.get_device_properties(device)
@@ -55,14 +55,14 @@ def named_device(device: torch.device) -> Device:
         return replace(DEVICES["gfx942"], name=properties.gcnArchName.split(":")[0])
     major, minor = torch.cuda.get_device_capability(device)
     known = DEVICES["sm_100" if major >= 10 else "sm_90" if major == 9 else "sm_80"]
-    # consumer parts (sm_86, sm_89, sm_120) have a shared memory of 99 KB: ask the device, not the family
+    # consumer GPUs (sm_86, sm_89, sm_120) have 99 KB of shared memory, less than their family's data-centre GPU
     shared = getattr(properties, "shared_memory_per_block_optin", known.shared)
     return replace(known, name=f"sm_{major}{minor}", shared=min(shared, known.shared))
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeConfig:
-    """Launch parameters of an encoder's product and of what it keeps."""
+    """Launch parameters of an encode's product, and how many entries of it are kept."""
 
     block_n: int
     """Tokens a tile."""
@@ -71,11 +71,11 @@ class EncodeConfig:
     block_d: int
     """Width of one step of the product."""
     bucket: int
-    """Latents that share kept places, a power of two up to 128."""
+    """Neighbouring latents that form a bucket, a power of two up to 128."""
     kept: int
-    """Largest entries kept of a bucket (K'); `bucket` itself keeps everything, which needs no certificate."""
+    """K', the number of entries kept of a bucket; if it equals `bucket`, all are kept and no certificate is needed."""
     group: int
-    """Row tiles that share a pass over W_enc."""
+    """Row tiles computed together in one pass over W_enc."""
     warps: int
     stages: int
     chunk: int = 4096
@@ -83,7 +83,7 @@ class EncodeConfig:
 
     def __post_init__(self) -> None:
         if self.bucket > 128:
-            raise ValueError(f"bucket = {self.bucket} is over 128: places and counts are bytes")
+            raise ValueError(f"bucket = {self.bucket} is over 128: places and counts are stored in bytes")
         if self.block_f % self.bucket:
             raise ValueError(f"block_f = {self.block_f} is no multiple of bucket = {self.bucket}")
         if not (self.kept == self.bucket or 1 <= self.kept <= self.bucket // 2):
@@ -91,14 +91,14 @@ class EncodeConfig:
 
     @property
     def shared(self) -> int:
-        """Bytes of shared memory that the pipeline of the product needs for 2-byte elements (twice that for fp32)."""
+        """Bytes of shared memory for the product's pipeline with 2-byte elements (twice that for fp32)."""
         return 2 * self.stages * self.block_d * (self.block_n + self.block_f)
 
 
 def fallback_probability(F: int, k: int, bucket: int, kept: int) -> float:
-    """Chance that a row fails the certificate when its k largest lie at random places (union bound over buckets).
+    """Probability that a row fails the certificate if its k largest lie at random places (union bound over buckets).
 
-    A bucket fails when `kept` of the k - 1 entries above the k-th fall into it.
+    A bucket fails if `kept` of the k - 1 entries above the k-th fall into it.
     """
     if kept >= bucket:
         return 0.0
@@ -108,16 +108,16 @@ def fallback_probability(F: int, k: int, bucket: int, kept: int) -> float:
 
 
 MOST_FALLBACK = 0.02
-"""Configurations above this share of failing rows are not chosen by rule."""
+"""The rule does not pick configurations for which a larger share of rows is expected to fail."""
 
 
 @functools.cache
 def choose_bucket(F: int, k: int, d: int) -> tuple[int, int]:
-    """(bucket, kept) of least modelled cost a row among those that rarely fail; (128, 128) where none can.
+    """(bucket, kept) of least modelled cost a row among those that rarely fail; (128, 128) if there is none.
 
-    Cost, in clocks of one multiprocessor: six instructions a latent and kept place; four a candidate, which is written,
-    read and held; the repair of failing buckets from W_enc at 30 bytes a clock. A candidate's own time is nearer one,
-    but the instructions run beside another tile's product, and its room is the op's peak memory.
+    The cost, in clocks of one multiprocessor: six instructions a latent and kept entry; four clocks a candidate, to
+    write and read it; the repair of failing buckets, which reads W_enc at 30 bytes a clock. A candidate takes nearer
+    one clock, but the instructions overlap with another tile's product, and candidates are the op's peak memory.
     """
     best, choice = math.inf, (128, 128)
     for bucket in (128, 64, 32):
@@ -135,32 +135,33 @@ def choose_bucket(F: int, k: int, d: int) -> tuple[int, int]:
 
 
 def encode_config(N: int, F: int, d: int, k: int, dtype: torch.dtype, device: Device) -> EncodeConfig:
-    """Launch parameters of topk_encode: measured on this device if they were, else by rule."""
+    """Launch parameters of topk_encode: those measured on this device if there are any, else by rule."""
     bucket, kept = choose_bucket(F, k, d)
     config = _product_config(N, d, bucket, kept, dtype, device)
-    found = _measured().get(measurement_key("topk_encode", F, d, k, dtype, device))
-    return config if found is None else _grouped(replace(config, **found), d, dtype, device)
+    measured = _measured().get(measurement_key("topk_encode", F, d, k, dtype, device))
+    return config if measured is None else _grouped(replace(config, **measured), d, dtype, device)
 
 
 def threshold_config(N: int, F: int, d: int, dtype: torch.dtype, device: Device) -> EncodeConfig:
     """Launch parameters of threshold_encode and batch_topk_encode.
 
-    Buckets of 64, with room for four survivors, for two where F is so large that they are few and room is dear.
+    Buckets of 64 with room for four survivors, or for two at a large F, where survivors are rare and room is expensive.
     """
     config = _product_config(N, d, 64, 4 if F < 65_536 else 2, dtype, device)
-    # on Blackwell, whose sums stay in tensor memory: eight warps spill registers
+    # on Blackwell, where sums stay in tensor memory, eight warps spill registers
     return replace(config, warps=4) if device.name.startswith("sm_10") else config
 
 
 def keep_all(config: EncodeConfig) -> EncodeConfig:
-    """The same product with every entry kept."""
+    """The same launch parameters with every entry kept."""
     return replace(config, kept=config.bucket)
 
 
 def _product_config(N: int, d: int, bucket: int, kept: int, dtype: torch.dtype, device: Device) -> EncodeConfig:
-    """Tiles of 128 x 128, as deep a pipeline as shared memory has room for; fp32 moves half as far a step.
+    """Tiles of 128 x 128 and as many pipeline stages as fit into shared memory, up to three (two in fp32).
 
-    Rows that are no multiple of 16 bytes load element by element, which takes registers: half as far again.
+    A step along d is half as wide in fp32. It is halved again if rows are not a multiple of 16 bytes, since they are
+    then loaded element by element, which takes registers.
     """
     wide = dtype == torch.float32
     ragged = d % (4 if wide else 8) != 0
@@ -180,63 +181,53 @@ def _product_config(N: int, d: int, bucket: int, kept: int, dtype: torch.dtype, 
 
 
 def _grouped(config: EncodeConfig, d: int, dtype: torch.dtype, device: Device) -> EncodeConfig:
-    """As many row tiles together as keep their x in seven tenths of the cache: W_enc streams past once a group."""
+    """The largest group of row tiles whose x fits into seven tenths of the cache: W_enc is read once a group."""
     rows = device.cache * 7 // 10 // max(1, d * (4 if dtype == torch.float32 else 2))
     return replace(config, group=max(1, rows // config.block_n))
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecodeConfig:
-    """Launch parameters of sparse_decode."""
+class RowsConfig:
+    """Launch parameters of a kernel that gathers rows."""
 
-    block_k: int
-    """Atoms whose rows are in flight together."""
+    rows: int
+    """Rows loaded together."""
     block_d: int
     """Columns a program."""
     warps: int
 
 
 @functools.cache
-def decode_config(d: int, dtype: torch.dtype) -> DecodeConfig:
-    """The widest block of columns that leaves at most an eighth of its lanes idle, 16 bytes a lane and load."""
+def decode_config(d: int, dtype: torch.dtype) -> RowsConfig:
+    """Of sparse_decode: the widest block of columns of which at most an eighth is beyond d; a lane loads 16 bytes."""
     blocks = [b for b in (1024, 512, 256, 128, 64) if math.ceil(d / b) * b <= 1.125 * d]
     block = blocks[0] if blocks else 64
     lanes = block * (4 if dtype == torch.float32 else 2) // 16
-    return DecodeConfig(block_k=8, block_d=block, warps=max(1, min(8, lanes // 32)))
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepConfig:
-    """Launch parameters of latent_sweep."""
-
-    block_e: int
-    """Entries (tokens) whose rows are in flight together."""
-    block_d: int
-    """Columns a program: all of them, since g·w needs whole rows."""
-    warps: int
+    return RowsConfig(rows=8, block_d=block, warps=max(1, min(8, lanes // 32)))
 
 
 @functools.cache
-def sweep_config(d: int, dtype: torch.dtype) -> SweepConfig:
-    """Whole rows, four to eight columns a thread (with more, registers spill); fewer rows in flight beyond 4096."""
+def sweep_config(d: int) -> RowsConfig:
+    """Of latent_sweep: all columns, since g·w is summed over whole rows, and four to eight a thread (more would spill
+    registers); two rows at a time instead of four above 4096 columns."""
     block = max(16, 1 << (d - 1).bit_length())
-    return SweepConfig(block_e=4 if block <= 4096 else 2, block_d=block, warps=max(1, min(16, block // 128)))
+    return RowsConfig(rows=4 if block <= 4096 else 2, block_d=block, warps=max(1, min(16, block // 128)))
 
 
 def encode_alternatives(N: int, F: int, d: int, k: int, dtype: torch.dtype, device: Device) -> list[EncodeConfig]:
-    """The rule's choice and its neighbours, as far as shared memory allows: what is worth timing on a device."""
+    """The rule's choice and variations of it that fit into shared memory: what is worth timing on a device."""
     base = encode_config(N, F, d, k, dtype, device)
     size = 2 if dtype == torch.float32 else 1
-    found = [base]
+    alternatives = [base]
     for (block_n, block_f, warps), stages in itertools.product(((128, 128, 8), (128, 256, 8), (64, 128, 4)), (2, 3, 4)):
         for bucket, kept in ((base.bucket, base.kept), (32, 2), (64, 4), (128, 8)):
             config = replace(
                 base, block_n=block_n, block_f=block_f, warps=warps, stages=stages, bucket=bucket, kept=kept
             )
             fits = config.shared * size <= device.shared and F // bucket * kept >= k
-            if fits and fallback_probability(F, k, bucket, kept) <= MOST_FALLBACK and config not in found:
-                found.append(config)
-    return found
+            if fits and fallback_probability(F, k, bucket, kept) <= MOST_FALLBACK and config not in alternatives:
+                alternatives.append(config)
+    return alternatives
 
 
 def measurement_key(op: str, F: int, d: int, k: int, dtype: torch.dtype, device: Device) -> str:
@@ -245,20 +236,20 @@ def measurement_key(op: str, F: int, d: int, k: int, dtype: torch.dtype, device:
 
 
 def measure(key: str, alternatives: Sequence[EncodeConfig], time: Callable[[EncodeConfig], float]) -> EncodeConfig:
-    """Time every alternative, keep the fastest for later processes, and return it.
+    """Time every alternative, store the fastest for later processes, and return it.
 
     Args:
         key: from `measurement_key`.
         alternatives: at least one.
-        time: seconds of one run with a configuration; infinite for one that the device refuses.
+        time: seconds of one run with a configuration; infinite if it does not fit the device.
     """
     best = min(alternatives, key=time)
     path = _file()
     path.parent.mkdir(parents=True, exist_ok=True)
     fields = asdict(best)
-    # follows from the cache and the number of tokens
+    # depends on the device's cache and the number of tokens, so it is computed at every call
     fields.pop("group")
-    # two processes may measure at once: each replaces the whole file, and the later one wins
+    # if two processes measure at once, each replaces the whole file, and the later one wins
     draft = path.with_suffix(f".{os.getpid()}")
     draft.write_text(json.dumps(_read(path) | {key: fields}, indent=1))
     draft.replace(path)
@@ -282,5 +273,5 @@ def _read(path: Path) -> dict[str, dict[str, int]]:
     try:
         return json.loads(path.read_text())
     except json.JSONDecodeError as error:
-        warnings.warn(f"{path} is no JSON ({error}); launch parameters are chosen by rule", stacklevel=2)
+        warnings.warn(f"{path} is no JSON ({error}); launch parameters are picked by rule", stacklevel=2)
         return {}

@@ -103,7 +103,7 @@ class Bar:
         taken = self._done - self._begun
         # before anything is done, or while the clock stands, there is no rate and so no estimate
         rate = taken / seconds if taken > 0 and seconds > 0 else None
-        speed = "" if rate is None else f", {rate:,.0f} {self._unit}/s"
+        speed = "" if rate is None else f", {_per_second(rate, self._unit)}"
         if self._done >= self._total:
             tail = f" in {seconds:,.0f} s"
         else:
@@ -157,4 +157,9 @@ class Progress:
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text(f"{speed:,.0f} {task.fields['unit']}/s" if speed else "")
+        return Text(_per_second(speed, task.fields["unit"]) if speed else "")
+
+
+def _per_second(rate: float, unit: str) -> str:
+    """A rate in words: whole numbers from 10 on, two digits below, so that a slow one is not shown as 0."""
+    return f"{rate:,.0f} {unit}/s" if rate >= 10 else f"{rate:.2g} {unit}/s"

@@ -16,7 +16,7 @@ Json = Annotated[bool, tyro.conf.arg(help="Print one JSON line on stdout, and no
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """Train on the demo model and text, evaluate, and print what came out."""
+    """Train on the demo model and text, evaluate, and print the results."""
 
     out: Path = Path("runs/demo")
     """Run folder; where one exists, a number is added to the name."""
@@ -65,21 +65,21 @@ class Sweep:
     Takes the flags of `sae train`; --variant, --k, --width, --layer, --lr and --seed take several values with commas,
     and every combination is a member. A variant may bring settings of its own: `jumprelu:recipe=anthropic`,
     `transcoder:site=mlp_in:target-site=mlp_out`, `crosscoder:layer=None:site=resid_post.6+resid_post.9`. Run again with
-    the same flags, it goes on where it was stopped.
+    the same flags, it resumes where it stopped.
     """
 
     config: TrainConfig
     evaluate_tokens: int = 32_768
     """Held-out tokens on which members are evaluated."""
     downstream_tokens: int = 4_096
-    """Held-out tokens on which reconstructions are spliced in; 0 leaves this out."""
+    """Held-out tokens on which the language model runs with reconstructions spliced in; 0 leaves this out."""
     members: tyro.conf.Suppress[tuple[TrainConfig, ...]] = ()
     json: Json = False
 
     def run(self) -> dict[str, Any]:
         from sae.cli.sweep import run_sweep
 
-        refuse_ignored(self.config, {"resume": "sae sweep goes on with what is there by itself"})
+        refuse_ignored(self.config, {"resume": "sae sweep always resumes what is there"})
         evaluation = EvalConfig(
             tokens=self.evaluate_tokens, downstream_tokens=self.downstream_tokens, device=self.config.device
         )
@@ -131,7 +131,7 @@ class Explain:
 
 @dataclass(frozen=True, kw_only=True)
 class Steer:
-    """Generate text with latents pushed, set or taken out, beside the plain text."""
+    """Generate text with latents added, set or removed, beside the text without steering."""
 
     run_folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
     """Run folder, or a hub repository that holds one."""
@@ -141,9 +141,9 @@ class Steer:
     def run(self) -> dict[str, Any]:
         from sae.features.steer.steer import steer_run
 
-        found = steer_run(self.run_folder, self.config)
-        # token by token is for programs: a table of it helps nobody
-        return found if self.json else {name: v for name, v in found.items() if name not in ("tokens", "kl")}
+        result = steer_run(self.run_folder, self.config)
+        # values for each token are for programs, not for the table
+        return result if self.json else {name: v for name, v in result.items() if name not in ("tokens", "kl")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +163,7 @@ class Features:
 
 @dataclass(frozen=True, kw_only=True)
 class Browse:
-    """Serve the page of one or several runs on this machine: find, read, compare, test and steer latents."""
+    """Serve a page on one or several runs on this machine: search, read, compare, test and steer latents."""
 
     run_folders: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN [RUN ...]")]
     """Run folders."""
@@ -208,7 +208,7 @@ class Export:
             from sae.browser.export import export_static
 
             return export_static(self.run_folder, self.out, latents=self.latents or None)
-        refuse_ignored(self, {"latents": "--to neuronpedia writes all; some can be chosen with --to static"})
+        refuse_ignored(self, {"latents": "applies to --to static; --to neuronpedia writes all latents"})
         from sae.interop.neuronpedia import export
 
         return export(self.run_folder, self.out)
@@ -261,7 +261,7 @@ READ_BY_BENCHES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """Time the sparse ops and training steps against floors of the same run, or measure recovery of known features."""
+    """Time sparse ops and training steps against lower bounds, or measure the recovery of known features."""
 
     what: Annotated[
         tyro.conf.Positional[Literal["kernels", "step", "curve", "variants", "recovery"]], tyro.conf.arg(metavar="WHAT")
@@ -269,13 +269,13 @@ class Bench:
     """kernels (op by op), step (a whole TopK step), curve (the step over the number of latents), variants (every
     variant's step), or recovery (every variant on synthetic worlds)."""
     variants: str = ",".join(BENCHED)
-    """variants, recovery: which, with commas; settings behind a colon."""
+    """variants, recovery: which variants, with commas; a variant's settings follow a colon."""
     worlds: str = "easy16,superposed,correlated,zipf,noisy,hierarchical,deep"
     """recovery: which synthetic worlds."""
     seeds: int = 3
-    """recovery: worlds and trainings drawn anew this many times."""
+    """recovery: number of seeds, each with its own world and training."""
     l0_factor: float = 1.0
-    """recovery: the L0 asked for, in multiples of the true one."""
+    """recovery: the target L0, in multiples of the true one."""
     tokens: int = 2048
     """Tokens a batch."""
     d: int = 576
@@ -285,7 +285,7 @@ class Bench:
     k: int = 32
     """Latents active a token."""
     rounds: int = 9
-    """Interleaved rounds, of which medians are taken."""
+    """Interleaved rounds; the medians are reported."""
     device: Device = "auto"
     """Where to compute: auto takes a GPU where there is one."""
     json: Json = False
@@ -302,8 +302,8 @@ class Bench:
             from sae.cli.recovery import measure_recovery
 
             with Progress() as progress:
-                chosen = {"variants": self.variants.split(","), "worlds": self.worlds.split(",")}
-                return measure_recovery(**chosen, seeds=self.seeds, l0_factor=self.l0_factor, tell=progress.say)
+                names = {"variants": self.variants.split(","), "worlds": self.worlds.split(",")}
+                return measure_recovery(**names, seeds=self.seeds, l0_factor=self.l0_factor, tell=progress.say)
         from sae_kernels.bench.kernels import measure_kernels
         from sae_kernels.bench.step import measure_curve, measure_step
 
@@ -325,7 +325,7 @@ class Image:
 
 @dataclass(frozen=True, kw_only=True)
 class Doctor:
-    """Show versions, device, kernel backends, cache and space; say what is missing and how to mend it."""
+    """Show versions, device, kernel backends, cache and space; say what is missing and how to fix it."""
 
     json: Json = False
 

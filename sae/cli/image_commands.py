@@ -52,7 +52,7 @@ class ImageReport:
     run_folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
     """Run folder."""
     out: Path | None = None
-    """Where to; by default report.html in the run folder."""
+    """File to write; by default report.html in the run folder."""
     json: Json = False
 
     def run(self) -> dict[str, Any]:
@@ -65,17 +65,17 @@ class ImageReport:
 class ImageChapter:
     """Run the experiments of the textbook's chapter on autoencoders, and write them as one page.
 
-    Run again with the same flags, it goes on where it was stopped: finished experiments and runs are kept.
+    Run again with the same flags, it resumes where it stopped: finished experiments and runs are kept.
     """
 
     out: Path
     """Folder of the page (chapter.html), of findings.json, and of the runs."""
     data: str = "mnist5k"
-    """Images with labels, for experiments that do not need a certain set."""
+    """Images with labels, for experiments that need no particular data set."""
     only: str = ""
     """Experiments to run, with commas; by default all."""
     seeds: int | None = None
-    """Seeds of every claim, but of those that say they rest on others; by default 3, and 1 with --quick."""
+    """Seeds of every claim, except those that state a number of their own; by default 3, and 1 with --quick."""
     quick: bool = False
     """Few epochs: shows that everything runs, not that the claims hold."""
     json: Json = False
@@ -97,7 +97,7 @@ class ImageChapter:
 class ImageCompare:
     """Compare sparse autoencoders with image autoencoders on common ground: planted atoms, pixels, activations.
 
-    Run again with the same flags, it goes on where it was stopped: finished runs and their measures are kept.
+    Run again with the same flags, it resumes where it stopped: finished runs and their measures are kept.
     """
 
     out: Path
@@ -113,18 +113,15 @@ class ImageCompare:
     json: Json = False
 
     def run(self) -> dict[str, Any]:
-        from sae.book.comparison.report import Comparison, compare
+        from sae.book.comparison.report import compare
 
         seeds = (2 if self.quick else 5) if self.seeds is None else self.seeds
-        return compare(
-            Comparison(
-                out=self.out, data=self.data, seeds=seeds, quick=self.quick, language_run=self.language_run, tell=_tell
-            )
-        )
+        options = {"seeds": seeds, "quick": self.quick, "language_run": self.language_run}
+        return compare(self.out, data=self.data, **options, tell=_tell)
 
 
 def _tell(text: str) -> None:
-    """A line on stderr: every training shows a bar of its own."""
+    """Print a line on stderr; every training shows its own progress bar."""
     print(text, file=sys.stderr, flush=True)
 
 

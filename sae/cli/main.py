@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def parse(arguments: list[str]) -> Any:
-    """The command dataclass that `arguments` ask for; tyro prints help and refuses what is no flag or no number.
+    """The command dataclass for `arguments`; tyro prints help and refuses what is no flag or no number.
 
     Raises:
         ConfigError: a setting is out of range.
@@ -77,7 +77,7 @@ def _parse(arguments: list[str], commands: dict[str, type], prog: str, descripti
                 config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes),
             )
     except SystemExit as stopped:
-        # tyro wraps what a dataclass refuses, and names its own inner parts where ours already names the flag
+        # tyro wraps an error of a dataclass and names its own inner parts; our message already names the flag
         cause: BaseException | None = stopped
         while cause is not None and not isinstance(cause, ConfigError):
             cause = cause.__context__
@@ -92,7 +92,7 @@ GRID = ("variant", "k", "width", "layer", "lr", "seed")
 
 
 def parse_sweep(arguments: list[str]) -> Sweep:
-    """`sae sweep`'s arguments, taken apart into one set of `sae train`'s for every combination of the grid's values.
+    """`sae sweep`'s arguments as one set of `sae train`'s for every combination of the grid's values.
 
     Raises:
         ConfigError: two members would have one name.
@@ -109,22 +109,20 @@ def parse_sweep(arguments: list[str]) -> Sweep:
     members: list[TrainConfig] = []
     sweep: Sweep | None = None
     for values in itertools.product(*grid.values()):
-        own: list[str] = []
-        later: list[str] = []  # a variant's own settings win
+        flags: list[str] = []
+        later: list[str] = []  # settings behind a variant's name win
         parts: list[str] = []
         for name, value in zip(grid, values, strict=True):
-            chosen, *settings = value.split(":") if name == "variant" else [value]
-            own += [f"--{name}", chosen]
+            first, *settings = value.split(":") if name == "variant" else [value]
+            flags += [f"--{name}", first]
             later += [f"--{setting}" for setting in settings]
             if name == "variant":
                 parts.append(
-                    "-".join(
-                        [chosen, *(s.partition("=")[2] for s in settings if s.startswith(("recipe=", "penalty=")))]
-                    )
+                    "-".join([first, *(s.partition("=")[2] for s in settings if s.startswith(("recipe=", "penalty=")))])
                 )
             elif len(grid[name]) > 1:
                 parts.append(f"{name}{value}")
-        sweep = parse([*rest, *own, *later])
+        sweep = parse([*rest, *flags, *later])
         assert isinstance(sweep, Sweep)
         out = sweep.config.out / "-".join(parts or [sweep.config.sae.variant])
         members.append(dataclasses.replace(sweep.config, out=out))
@@ -147,7 +145,7 @@ def show(result: dict[str, Any], *, as_json: bool) -> None:
 
 
 def _resumed(arguments: list[str], cls: type) -> Any:
-    """With --resume, the settings that the run in --out was started with are the defaults of all other flags."""
+    """With --resume, the defaults of all other flags are the settings that the run in --out was started with."""
     if arguments[:1] != ["train"] or "--resume" not in arguments:
         return None
     out = next((a.split("=", 1)[1] for a in arguments if a.startswith("--out=")), None)
@@ -165,7 +163,7 @@ def _resumed(arguments: list[str], cls: type) -> Any:
 
 
 def _status_of(error: BaseException) -> int | None:
-    """Print a failure that is the user's to mend as one message; None for a fault of ours: it keeps its traceback."""
+    """Print an error that the user can mend as one message; None for a bug of ours, which keeps its traceback."""
     from sae.base.progress import Interrupted
 
     if isinstance(error, Interrupted):
@@ -178,13 +176,13 @@ def _status_of(error: BaseException) -> int | None:
         return 141
     if isinstance(error, OSError):
         return _say(*_describe_os_error(error)) if error.errno in _OS_ERRORS else None
-    # refusals are exceptions defined in sae; a fault is any other and keeps its traceback
+    # refusals are exceptions defined in sae; any other is a bug
     if type(error).__module__.startswith("sae."):
         return _say(f"error: {error}", 1 if isinstance(error, ArithmeticError) else 2)
     return None
 
 
-_WHOLE = "what was saved before is whole: make room, then go on (a training run with --resume)"
+_WHOLE = "what was saved before is whole: make room, then run the command again (a training run with --resume)"
 _OS_ERRORS: dict[int, Callable[[OSError], str]] = {
     errno.ENOSPC: lambda e: f"no space left on the disk for {e.filename or 'the run folder'}; {_WHOLE}",
     errno.EDQUOT: lambda e: f"the disk quota is used up (writing {e.filename or 'the run folder'}); {_WHOLE}",

@@ -1,4 +1,11 @@
-"""Settings: frozen dataclasses whose fields are the flags of the command line. Imports no torch."""
+"""Every setting of the toolkit: frozen dataclasses that are Python API, command-line flags and JSON at once.
+
+The field names are the flags (`checkpoint_every` is `--checkpoint-every`), the text under a field is its help, the
+checks in `__post_init__` run before anything is loaded. Nothing here imports torch.
+
+    config = TrainConfig(harvest=HarvestConfig(model="demo", dataset="demo", layer=9), out=Path("runs/first"))
+    from_json(TrainConfig, to_json(config)) == config
+"""
 
 from sae.config.features import CollectConfig, ExplainConfig, SteerConfig
 from sae.config.fields import TYPED, ConfigError, built, check, from_json, refuse_ignored, to_json, unknown_choice

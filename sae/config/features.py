@@ -17,17 +17,17 @@ class CollectConfig:
     dataset: str | None = None
     """Data set to read; by default the one the run was trained on."""
     text_field: str | None = None
-    """Column of that data set that is read; see `sae train`."""
+    """Column of that data set to read, as in `sae train`."""
     split: Literal["train", "heldout", "all"] = "train"
     """Which documents: those for training, those held out, or all."""
     store: Path | None = None
-    """Take stored activations of the run's sites from this folder instead of harvesting text."""
+    """Read stored activations of the run's sites from this folder instead of harvesting text."""
     tokens: int = 262_144
-    """Tokens to read, in whole forward passes (special and sink ones count and are left out), or rows of images."""
+    """Tokens to read, in whole forward passes (special and sink tokens count, but are left out), or rows of images."""
     save_every: float = 60.0
-    """Seconds, at least, between two writings of what was collected so far."""
+    """Seconds, at least, between two saves of what was collected so far."""
     resume: bool = False
-    """Go on from the last writing; with more --tokens a finished pass is extended."""
+    """Resume from the last save; with more --tokens a finished pass is extended."""
     seed: int = 0
     """Seed of the random examples."""
     device: Device = "auto"
@@ -37,7 +37,7 @@ class CollectConfig:
         check(self.tokens >= 1, "tokens", self.tokens, "at least 1")
         check(self.save_every >= 0, "save_every", self.save_every, "0 or more seconds")
         if self.store is not None:
-            why = f"--store {self.store} is read in the place of text"
+            why = f"--store {self.store} is read instead of text"
             refuse_ignored(self, dict.fromkeys(("dataset", "text_field", "split"), why))
         check(self.seed >= 0, "seed", self.seed, "0 or more")
 
@@ -49,7 +49,7 @@ class ExplainConfig:
     latents: tuple[int, ...] = ()
     """Latents to name; by default all that fired while features were collected."""
     again: bool = False
-    """Name latents anew that have a name for these weights."""
+    """Also name latents that already have a name for these weights."""
     explainer: Literal["rules", "local", "openai"] = "rules"
     """rules (no model), local (a language model on this machine), openai (an OpenAI-compatible endpoint)."""
     explainer_model: str | None = None
@@ -59,9 +59,9 @@ class ExplainConfig:
     key_variable: str = "OPENAI_API_KEY"
     """Environment variable that holds the endpoint's key."""
     examples: int = 16
-    """Examples of a latent that the explainer is shown."""
+    """Examples of a latent to show the explainer."""
     judged: int = 10
-    """Held-out texts that fire, and as many that do not, on which the explainer's name is judged."""
+    """Held-out texts on which the latent fires, and as many on which it does not, to judge the explainer's name."""
     seed: int = 0
     """Seed of the bootstrap, the control and the draws of texts."""
     device: Device = "auto"
@@ -81,15 +81,18 @@ class ExplainConfig:
         else:
             remedy = f"a model, for --explainer {self.explainer}"
             check(bool(self.explainer_model), "explainer_model", self.explainer_model, remedy)
-        why = f"--explainer {self.explainer} does not read it; it is of"
-        names = {"local or openai": ("examples", "judged"), "openai": ("key_variable",), "local": ("device",)}
-        others = {owners: fields for owners, fields in names.items() if self.explainer not in owners}
-        refuse_ignored(self, {name: f"{why} {owners}" for owners, fields in others.items() for name in fields})
+        readers = {"examples": "local, openai", "judged": "local, openai", "key_variable": "openai", "device": "local"}
+        ignored = {
+            name: f"applies to --explainer {explainers}, not to {self.explainer}"
+            for name, explainers in readers.items()
+            if self.explainer not in explainers
+        }
+        refuse_ignored(self, ignored)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SteerConfig:
-    """Which latents are steered, how, and what is generated."""
+    """Which latents to steer, how, and what to generate."""
 
     latent: tuple[int, ...]
     """Latents, one or several."""
@@ -98,13 +101,13 @@ class SteerConfig:
     mode: Literal["add", "set", "ablate"] = "add"
     """add (the atom times the strength), set (the latent takes that value), ablate (it takes none)."""
     absolute: bool = False
-    """--scale is in the activation's own units; needs no collected features."""
+    """Read --scale in units of the activation itself; needs no collected features."""
     prompt: str
     """Beginning of the text; of a run on chats also messages as JSON: '[{"role": "user", "content": "Hi"}]'."""
     where: str = "every"
     """every (token), generated (tokens alone), or positions such as 3,4,5 (BOS is 0)."""
     steer_bos: bool = False
-    """Steer BOS too, which models use as a sink for attention."""
+    """Steer BOS too, which models use as an attention sink."""
     tokens: int = 48
     """Tokens to generate."""
     temperature: float = 0.0
@@ -122,11 +125,11 @@ class SteerConfig:
         ignored: dict[str, str] = {}
         if self.mode == "ablate":
             ignored |= dict.fromkeys(
-                ("scale", "absolute"), "--mode ablate takes the whole latent out; add and set scale"
+                ("scale", "absolute"), "applies to --mode add and set; ablate removes the whole latent"
             )
         if self.temperature == 0:
-            ignored["seed"] = "at --temperature 0 nothing is drawn"
+            ignored["seed"] = "--temperature 0 draws nothing"
         if self.where != "every":
-            ignored["steer_bos"] = f"--where {self.where} says which tokens; BOS is position 0"
+            ignored["steer_bos"] = f"--where {self.where} lists the tokens; BOS is position 0"
         refuse_ignored(self, ignored)
         check(self.seed >= 0, "seed", self.seed, "0 or more")

@@ -1,4 +1,4 @@
-"""What all settings share: the error that names a field, its check, and the way to JSON and back. Imports no torch."""
+"""For all settings: the error that names a field, checks, and conversion to JSON and back. Imports no torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 T = TypeVar("T")
 
 TYPED: ContextVar[frozenset[str]] = ContextVar("typed", default=frozenset())
-"""Fields whose flags stand on the command line, which tell a default that was asked for from one that was not."""
+"""Fields whose flags were typed on the command line: a default that was typed is treated as a choice."""
 
 
 class ConfigError(ValueError):
@@ -27,7 +27,7 @@ def to_json(config: Any) -> dict[str, Any]:
 
 
 def from_json(cls: type, values: Any, where: str = "config") -> Any:
-    """Build the dataclass `cls` from what `to_json` gave.
+    """The inverse of `to_json`: the dataclass `cls` from JSON values.
 
     Raises:
         ConfigError: not an object, an unknown field (with the nearest known one), or a value of the wrong type.
@@ -52,7 +52,7 @@ def unknown_choice(what: str, given: str, known: typing.Iterable[str]) -> Config
 
 
 def built(what: str, known: Mapping[str, Callable[..., T]], description: Mapping[str, Any]) -> T:
-    """What a `describe()` told of, built again: the entry of `known` of that `name`, called with all the rest.
+    """The inverse of `describe()`: calls the entry of `known` with the description's `name` on the rest of it.
 
     Raises:
         ConfigError: the name is unknown.
@@ -71,10 +71,10 @@ def check(good: bool, name: str, value: Any, expected: str) -> None:
 
 
 def refuse_ignored(config: Any, ignored: Mapping[str, str]) -> None:
-    """Refuse settings that would do nothing, name -> why, where they differ from their defaults or were typed.
+    """Refuse settings without effect (name -> reason) that differ from their defaults or were typed.
 
     Raises:
-        ConfigError: names all of them, with the reasons.
+        ConfigError: lists them all with the reasons.
     """
     refusals = [
         f"--{field.name.replace('_', '-')} {_spelled(value)}: {ignored[field.name]}"

@@ -1,4 +1,4 @@
-"""Settings of image autoencoders: what `sae image` adds to the settings of language ones. Imports no torch."""
+"""Settings of runs on images: which images, how long, and how a run is evaluated. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sae.config.run import OptimConfig, RunConfig
 
 @dataclass(frozen=True, kw_only=True)
 class ImageDataConfig:
-    """Which images."""
+    """The images."""
 
     data: str
     """digits, mnist5k, dsprites, shapes3d, planted, an image folder, or a hub id (`name[:config]`)."""
@@ -34,8 +34,8 @@ USUAL_STEPS, MOST_EPOCHS = 6_000, 1_000
 def usual_epochs(images: int, batch: int) -> int:
     """Passes over `images` training images, `batch` a step, where no number of epochs is given.
 
-    What a set needs is steps: a VAE on digits, 11 steps a pass, leaves a held-out FVU of .53 after 60 passes. Passes
-    are limited, lest a few images are learned by heart.
+    A data set needs a number of steps, however small it is: a VAE on digits, with 11 steps a pass, has a held-out FVU
+    of .53 after 60 passes. The limit on passes keeps a few images from being memorised.
     """
     return min(MOST_EPOCHS, max(1, round(USUAL_STEPS / max(1, images // batch))))
 

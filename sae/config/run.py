@@ -13,7 +13,7 @@ Device = Literal["auto", "cpu", "cuda"]
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """How the weights move."""
+    """The optimizer."""
 
     lr: float | None = None
     """Peak learning rate; by default chosen from the width and the number of steps."""
@@ -24,7 +24,7 @@ class OptimConfig:
     decay: float = 0.2
     """Share of the steps over which the rate falls to zero at the end."""
     optimizer: Literal["adam", "signsgd", "muon", "adam8bit"] = "adam"
-    """adam (fused), signsgd (schedule-free), muon (matrices; Adam for the rest), adam8bit (where bitsandbytes is)."""
+    """adam (fused), signsgd (schedule-free), muon (matrices; Adam for the rest), adam8bit (needs bitsandbytes)."""
     beta1: float | None = None
     """Adam's decay of the first moment; by default 0.9."""
     beta2: float = 0.999
@@ -61,14 +61,14 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """What every training run has, whatever it trains on."""
+    """Settings of every training run, whatever it trains on."""
 
     out: Path
     """Run folder to write; it must not exist yet, or --resume must be given."""
     checkpoint_every: int = 5_000_000
     """Training tokens between two checkpoints."""
     keep_checkpoints: int = 2
-    """How many of the newest checkpoints stay."""
+    """How many of the newest checkpoints to keep."""
     resume: bool = False
     """Continue the unfinished run in --out from its newest whole checkpoint."""
     log_every: int = 10
@@ -76,7 +76,7 @@ class RunConfig:
     wandb: Literal["off", "offline", "online"] = "off"
     """Also log to Weights & Biases; nothing leaves the machine unless this is `online`."""
     seed: int = 0
-    """Every random draw comes from this seed and a counter."""
+    """Seed of every random draw."""
     device: Device = "auto"
     """Where to compute: auto takes a GPU where there is one."""
 

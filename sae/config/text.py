@@ -1,11 +1,4 @@
-"""Every setting of the toolkit: frozen dataclasses that are at once Python API, command-line flags and JSON.
-
-The field names are the flags (`checkpoint_every` is `--checkpoint-every`), the text under a field is its help, the
-checks in `__post_init__` run before anything is loaded. This module imports no torch.
-
-    config = TrainConfig(harvest=HarvestConfig(model="demo", dataset="demo", layer=9), out=Path("runs/first"))
-    from_json(TrainConfig, to_json(config)) == config
-"""
+"""Settings of runs on text: which activations, how many, and how a run is evaluated. Imports no torch."""
 
 from __future__ import annotations
 
@@ -20,7 +13,7 @@ from sae.config.variants import SAEConfig
 
 @dataclass(frozen=True, kw_only=True)
 class HarvestConfig:
-    """Which activations: a place in a model, over the tokens of a data set."""
+    """The activations: a site of a language model, over the tokens of a data set."""
 
     model: str
     """`demo`, a hub id, a local folder, or a .gguf file."""
@@ -33,30 +26,30 @@ class HarvestConfig:
 
     Several for a crosscoder, with commas or +: `resid_post.6,resid_post.9`."""
     target_site: str | None = None
-    """Transcoders: the place to reconstruct, such as mlp_out with --site mlp_in."""
+    """Transcoders: the site to reconstruct, such as mlp_out with --site mlp_in."""
     text_field: str | None = None
-    """Column that is read: of text, of chats (OpenAI's messages, ShareGPT's conversations) or of token ids.
+    """Column to read: text, chats (OpenAI's messages, ShareGPT's conversations) or token ids.
 
-    By default one of a well-known name: text, content, ..., messages, conversations, input_ids, ..."""
+    By default the one with a well-known name: text, content, ..., messages, conversations, input_ids, ..."""
     roles: tuple[str, ...] | None = None
-    """Chats: train on tokens of these roles alone, with commas (`assistant`); the model still reads the others."""
+    """Chats: train only on tokens of these roles, with commas (`assistant`); the model still reads the others."""
     context: int = 256
-    """Tokens in one context; documents are packed into full contexts and do not see each other."""
+    """Tokens in one context; documents are packed into full contexts and cannot attend to each other."""
     contexts: int = 16
     """Contexts in one forward pass."""
     heldout: float = 0.1
     """Share of documents set aside for evaluation, chosen by a hash of their text."""
     max_norm: float = 10.0
-    """Tokens whose activation norm is over this many times the median are left out (attention sinks); 0 keeps them."""
+    """Leave out tokens whose activation norm is over this many times the median (attention sinks); 0 keeps them."""
     bos: str = "auto"
-    """What begins every segment: auto (what the tokenizer adds, else what the model predicts text best after), none,
-    or a token such as `<s>`."""
+    """First token of every segment: auto (the one the tokenizer adds, else the one after which the model predicts text
+    best), none, or a token such as `<s>`."""
     keep_special: bool = False
     """Keep BOS and other special tokens in the training stream."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of the language model: auto is float32 on a CPU and bfloat16 on a GPU."""
     store_precision: Literal["auto", "float16", "bfloat16", "float32"] = "auto"
-    """Precision in which activations wait in the buffer, in memory or on disk; auto: the first that holds them."""
+    """Precision of buffered and stored activations; auto: the first of these that can represent them."""
     trust_remote_code: bool = False
     """Allow a model repository to run its own Python code."""
 

@@ -3,10 +3,10 @@
     messages = read_messages([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}])
     ChatTemplate(tokenizer).render(messages)      # text, and where each role's part ends
 
-A template gives text alone. Where a message lies in it is not searched for, which would go wrong for a message that
-says "user": the same conversation is rendered a second time with a mark in place of every message's words, and counts
-only where its marks, replaced by the words, give the first text exactly. Turns end where the conversation up to them
-ends, rendered too.
+A template returns text alone. Searching it for a message would go wrong for a message that says "user". Instead the
+conversation is rendered a second time with a numbered mark in place of every message's words, and the marks' positions
+count only if replacing them by the words gives the first text exactly. The end of a turn is found by rendering the
+conversation up to it.
 """
 
 from __future__ import annotations
@@ -21,9 +21,12 @@ from typing import Any, NamedTuple
 from sae.data.columns import DataError, is_conversation
 
 Message = dict[str, Any]
-"""`role`, `content` (text) and what else a template may read of a message."""
+"""`role`, `content` (text) and whatever else templates read of a message."""
 
-# ShareGPT's names for roles -> those that templates know
+Tools = list[dict[str, Any]] | None
+"""JSON schemas of tools."""
+
+# ShareGPT's names of roles -> those that templates know
 ROLE_NAMES = {
     "human": "user",
     "gpt": "assistant",
@@ -34,9 +37,9 @@ ROLE_NAMES = {
     "function_call": "assistant",
     "observation": "tool",
 }
-# what is kept of a message besides role and content; templates read these names
+# what is kept of a message besides role and content, because templates read it
 KEPT = ("name", "tool_calls", "tool_call_id", "reasoning_content", "thinking")
-# some templates write today's date into the system's turn; tokens must be the same tomorrow (Llama 3's own default)
+# some templates write today's date into the system's turn; tokens must be the same tomorrow (the default of Llama 3)
 DATE = datetime.datetime(2024, 7, 26)
 _DATES = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
 # parts of a message that templates take apart
@@ -46,16 +49,16 @@ _MARK = re.compile("\ue000([0-9]+)\ue001")
 
 
 class Unusable(ValueError):  # noqa: N818 - no error: such rows are left out and counted
-    """A row that is no document; the message is the reason in a few words, without what differs from row to row."""
+    """A row that is no document; the message is a short reason that is the same for all such rows."""
 
 
 class Span(NamedTuple):
-    """A part of a rendered conversation that is of one role; it begins where the one before ends."""
+    """A part of a rendered conversation that belongs to one role; it begins where the previous one ends."""
 
     end: int
     """Characters of the text up to its end."""
     role: str
-    """Whose turn it is; "" for what is nobody's, such as a system text that the template adds by itself."""
+    """Whose turn it is; "" for text of no role, such as a system prompt that the template itself adds."""
 
 
 class Rendered(NamedTuple):
@@ -63,16 +66,16 @@ class Rendered(NamedTuple):
 
     text: str
     spans: tuple[Span, ...]
-    """They cover the text; empty where the roles cannot be told."""
+    """They cover the text; empty if the roles cannot be told."""
 
 
 def read_messages(value: object) -> tuple[Message, ...]:
     """The messages of a row: OpenAI's `role` and `content`, or ShareGPT's `from` and `value`.
 
-    Content may be a list of parts that all are text; None (beside tool calls) counts as "".
+    Content may be a list of text parts; None (next to tool calls) counts as "".
 
     Raises:
-        Unusable: it is no conversation of text.
+        Unusable: it is not a conversation of text.
     """
     if value is None:
         raise Unusable("null")
@@ -91,8 +94,34 @@ def read_messages(value: object) -> tuple[Message, ...]:
     return messages
 
 
+def read_tools(value: object) -> list[dict[str, Any]] | None:
+    """The tools of a row: a list of JSON schemas, or the same as JSON text; None where there are none.
+
+    Keys with null are dropped: tables add them, since all their rows share the keys of all schemas.
+
+    Raises:
+        Unusable: it is something else.
+    """
+    if isinstance(value, str):
+        try:
+            value = json.loads(value) if value.strip() else None
+        except ValueError:
+            raise Unusable("tools that are not JSON") from None
+    if not value:
+        return None
+    if not isinstance(value, (list, tuple)) or not all(isinstance(tool, dict) for tool in value):
+        raise Unusable("tools that are not a list of JSON schemas")
+    return _without_nulls(list(value))
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_nulls(part) for name, part in value.items() if part is not None}
+    return [_without_nulls(part) for part in value] if isinstance(value, list) else value
+
+
 def canonical(messages: Sequence[Message]) -> str:
-    """A conversation as one line of JSON, the same for equal conversations; what tells duplicates apart."""
+    """A conversation as one line of JSON, the same for equal conversations."""
     return json.dumps(messages, sort_keys=True, ensure_ascii=False, default=str)
 
 
@@ -106,7 +135,7 @@ class ChatTemplate:
 
     Args:
         tokenizer: of transformers.
-        source: what the template is for, as the beginning of an error message.
+        source: what the template is for; error messages begin with it.
 
     Raises:
         DataError: the tokenizer has none.
@@ -124,23 +153,26 @@ class ChatTemplate:
         except ValueError as error:  # several templates, none of which is the default
             raise DataError(f"{source}: the model's tokenizer: {error}") from error
         self.template = _DATES.sub(lambda match: repr(DATE.strftime(match[2])), template)
-        """What renders conversations: the tokenizer's template, with a fixed date."""
+        """The tokenizer's template, with a fixed date."""
         self._tokenizer = tokenizer
         self._marked = lru_cache(maxsize=512)(self._render_marked)
 
-    def render(self, messages: Sequence[Message], *, reply: bool = False) -> Rendered:
+    def render(self, messages: Sequence[Message], *, tools: Tools = None, reply: bool = False) -> Rendered:
         """The conversation's text and roles; with `reply`, up to where the assistant's next message begins.
+
+        Args:
+            tools: JSON schemas of the tools that the model may call, for templates that list them.
 
         Raises:
             Unusable: the template refuses it.
         """
-        text = self._apply(messages, reply=reply)
+        text = self._apply(messages, tools, reply=reply)
         skeleton, words = _skeleton(messages)
         if _MARK.search(text):
             return Rendered(text, ())
         try:
-            # in the order of the keys, which a template may write out
-            parts = self._marked(json.dumps(skeleton, default=str), reply)
+            # keys are not sorted, since a template may write them out
+            parts = self._marked(json.dumps(skeleton, default=str), json.dumps(tools), reply)
         except Unusable:
             return Rendered(text, ())
         pieces = [(words[part] if isinstance(part, int) else part, role) for part, role in parts]
@@ -148,12 +180,12 @@ class ChatTemplate:
             return Rendered(text, ())  # the template rewrites what a message says
         return Rendered(text, _joined(pieces))
 
-    def _render_marked(self, skeleton: str, reply: bool) -> list[tuple[str | int, str]]:
+    def _render_marked(self, skeleton: str, tools_json: str, reply: bool) -> list[tuple[str | int, str]]:
         """Parts of the rendered skeleton with their roles: text of the template, or the number of a mark."""
-        messages = json.loads(skeleton)
+        messages, tools = json.loads(skeleton), json.loads(tools_json)
         owners = [index for index, m in enumerate(messages) for _ in _MARK.findall(m["content"])]
-        text = self._apply(messages, reply=reply)
-        ends = self._ends_of_turns(messages, text, owners, reply)
+        text = self._apply(messages, tools, reply=reply)
+        ends = self._ends_of_turns(messages, tools, text, owners, reply)
         turns = [message["role"] for message in messages]
         if ends and reply:
             turns.append("assistant")
@@ -167,12 +199,14 @@ class ChatTemplate:
                 begin = match.end()
         return parts
 
-    def _ends_of_turns(self, messages: list[Message], text: str, owners: list[int], reply: bool) -> list[int]:
-        """Where the preamble and each turn end in `text`, rendered from `messages`; [] where that cannot be told."""
+    def _ends_of_turns(
+        self, messages: list[Message], tools: Tools, text: str, owners: list[int], reply: bool
+    ) -> list[int]:
+        """Where the preamble and each turn end in `text`, rendered from `messages`; [] if that cannot be told."""
         ends = [0]
         for count in range(1, len(messages) + (1 if reply else 0)):
             try:
-                part = self._apply(messages[:count])
+                part = self._apply(messages[:count], tools)
             except Unusable:
                 return []
             if not text.startswith(part) or len(part) < ends[-1]:
@@ -183,35 +217,35 @@ class ChatTemplate:
             turn = owners[int(match[1])]
             if not ends[turn] <= match.start() < ends[turn + 1]:
                 return []  # as where a system message is written into the first user's turn
-        ends[0] = self._preamble(messages[0], text[: ends[1]])
+        ends[0] = self._preamble(messages[0], tools, text[: ends[1]])
         return ends
 
-    def _preamble(self, first: Message, turn: str) -> int:
-        """Characters before the first turn that are nobody's: BOS, a system text that the template adds itself."""
+    def _preamble(self, first: Message, tools: Tools, turn: str) -> int:
+        """Characters of no role before the first turn: BOS, tools, a system prompt that the template itself adds."""
         between = {"role": "assistant", "content": "\ue0001\ue001"}
         try:
-            before = self._apply([first, between])
-            again = self._apply([first, between, first])
+            before = self._apply([first, between], tools)
+            again = self._apply([first, between, first], tools)
         except Unusable:
             return 0
         if not again.startswith(before):
             return 0
         later = again[len(before) :]
-        # the same message, without what comes before the first one alone
+        # the same message, without what comes only before the first one
         return len(turn) - len(later) if later and turn.endswith(later) else 0
 
-    def _apply(self, messages: Sequence[Message], *, reply: bool = False) -> str:
+    def _apply(self, messages: Sequence[Message], tools: Tools, *, reply: bool = False) -> str:
         try:
-            text = self._tokenizer.apply_chat_template(
+            return self._tokenizer.apply_chat_template(
                 list(messages),
+                tools=tools,
                 tokenize=False,
                 add_generation_prompt=reply,
                 chat_template=self.template,
             )
-        except Exception as error:  # a template may raise whatever it likes, jinja2 and Python their own
+        except Exception as error:  # templates may raise any type
             said = " ".join(str(error).split()) or type(error).__name__
             raise Unusable(f"refused by the chat template: {said[:100]}") from error
-        return text
 
 
 def _read_message(entry: dict[str, Any]) -> Message:
@@ -237,7 +271,7 @@ def _text_of(part: object) -> str:
 
 
 def _skeleton(messages: Sequence[Message]) -> tuple[list[Message], list[str]]:
-    """The messages with a numbered mark for each run of words, white space and tags left in place; and the words."""
+    """The messages with a numbered mark for each run of words (white space and tags stay), and the words."""
     words: list[str] = []
     skeleton = []
     for message in messages:
@@ -255,7 +289,7 @@ def _skeleton(messages: Sequence[Message]) -> tuple[list[Message], list[str]]:
 
 
 def _cut_at_turns(text: str, begin: int, end: int, ends: list[int], turns: list[str]) -> list[tuple[str | int, str]]:
-    """`text[begin:end]` cut where a turn ends, each piece with its role; all of it nobody's without `ends`."""
+    """`text[begin:end]` cut at the ends of turns, each piece with its role; one piece of no role without `ends`."""
     if not ends:
         return [(text[begin:end], "")]
     pieces: list[tuple[str | int, str]] = []

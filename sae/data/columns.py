@@ -14,12 +14,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 TEXT, CHAT, IDS = "text", "chat", "lists of whole numbers"
+OBJECTS = "objects"
 KNOWN = {
     TEXT: ("text", "content", "contents", "raw_content", "document", "article", "passage", "story", "code"),
     CHAT: ("messages", "conversations", "conversation", "chat"),
     IDS: ("input_ids", "tokens", "token_ids"),
 }
-"""Kind -> names that public data sets give such a column, the likeliest first; a kind comes before those below it."""
+"""Kind -> names of such columns in public data sets, the likeliest first; a kind is preferred to those below it."""
 EMPTY = "empty"
 SAMPLES, SAMPLE_LENGTH = 2, 40
 
@@ -29,14 +30,14 @@ class DataError(ValueError):
 
 
 class TooLong:
-    """Stands for a value that was not read because it is longer than the limit."""
+    """In place of a value that was not read because it is longer than the limit."""
 
 
 class Column(NamedTuple):
-    """What the first rows tell of a column."""
+    """What the first rows show of a column."""
 
     kind: str
-    """TEXT, CHAT or IDS (which can be read); EMPTY (null in all first rows); else what the values are, in words."""
+    """TEXT, CHAT or IDS (which can be read); EMPTY (null in all first rows); else a description of the values."""
     samples: tuple[object, ...]
     """The first values that are not null, at most SAMPLES."""
 
@@ -47,20 +48,20 @@ class Column(NamedTuple):
 
 
 def columns_of(records: Sequence[Mapping[str, Any]], names: Iterable[str] = ()) -> dict[str, Column]:
-    """Columns by name, from the first rows; `names` are there even where no row has them."""
+    """Columns by name, from the first rows; `names` are included even if no row has them."""
     values: dict[str, list[object]] = {name: [] for name in names}
     for record in records:
         for name, value in record.items():
             values.setdefault(name, []).append(value)
-    return {name: _column([v for v in there if v is not None]) for name, there in values.items()}
+    return {name: _column([v for v in column if v is not None]) for name, column in values.items()}
 
 
 def choose_column(spec: str, columns: Mapping[str, Column], asked: str | None) -> tuple[str, str]:
     """(Name, kind) of the column to read.
 
     Raises:
-        DataError: `asked` is not there or cannot be read, or nothing was asked and no column has a known name; lists
-            all columns with their kind and two values each.
+        DataError: `asked` is no column or cannot be read, or nothing was asked and no column has a known name; lists
+            all columns with their kinds and two values of each.
     """
     if not columns:
         raise DataError(f"{spec}: is empty")
@@ -75,11 +76,11 @@ def choose_column(spec: str, columns: Mapping[str, Column], asked: str | None) -
                 f"token ids; it has {listing}"
             )
         return asked, _kind_by_name(asked) if kind == EMPTY else kind
-    for wanted in (False, True):  # a column without a value in the first rows only where there is no other
+    for empty in (False, True):  # a column without a value in the first rows only if there is no other
         for kind, names in KNOWN.items():
             for known in names:
                 for name, column in columns.items():
-                    if name.lower() == known and column.kind == (EMPTY if wanted else kind):
+                    if name.lower() == known and column.kind == (EMPTY if empty else kind):
                         return name, kind
     known = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in KNOWN.items())
     raise DataError(
@@ -137,7 +138,7 @@ def _kind_of(value: Any) -> str:
         return "whole numbers"
     if isinstance(value, float):
         return "numbers"
-    return "objects" if isinstance(value, dict) else type(value).__name__
+    return OBJECTS if isinstance(value, dict) else type(value).__name__
 
 
 def _kind_by_name(name: str) -> str:

@@ -10,10 +10,11 @@ A data set is named by
 - a folder that `datasets` saved;
 - a data set on the hub, `name` or `name:configuration`, whose `train` split is streamed.
 
-A .txt file holds one document per paragraph (parted by blank lines), or per line where it has no blank lines.
+A .txt file holds one document per paragraph (separated by blank lines), or per line if it has no blank lines.
 
-One column is read (`columns` says which): of text, of conversations (rendered by the tokenizer's chat template, see
-`chat`), or of token ids, which are taken as they are. The last two need the tokenizer: `Documents.with_tokenizer`.
+One column is read (`columns` chooses it): text, conversations (rendered by the tokenizer's chat template, with the
+tools of a column `tools`; see `chat`), or token ids, which are used unchanged. Conversations and token ids need the
+tokenizer: `Documents.with_tokenizer`.
 """
 
 from __future__ import annotations
@@ -22,24 +23,24 @@ import copy
 import hashlib
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from sae.data.chat import ChatTemplate, Message, Span, Unusable, canonical, plain_text, read_messages
-from sae.data.columns import CHAT, IDS, TEXT, DataError, TooLong, choose_column, passed_over
-from sae.data.rows import TEXT_LIMIT, Rows
-from sae.data.specs import open_rows
+from sae.data.chat import ChatTemplate, Span, Unusable, plain_text, read_tools
+from sae.data.columns import CHAT, EMPTY, IDS, OBJECTS, TEXT, DataError, choose_column, passed_over
+from sae.data.content import identity, parse
+from sae.data.rows import Table
+from sae.data.specs import open_table
 
 if TYPE_CHECKING:
     import numpy as np
 
 Split = Literal["train", "heldout", "all"]
 SPLITS = ("train", "heldout", "all")
-# rows after which a data set with mostly unusable ones is given up
-TRIAL_ROWS = 1000
-# rows whose roles are looked at
-ROLE_ROWS = 200
+TRIAL_ROWS = 1000  # rows after which a data set is refused if most of them are unusable
+ROLE_ROWS = 200  # rows in which --roles must occur
+TOOLS = "tools"  # the column of conversations' tools
 _SPLIT_SALT = b"sparsight-split"
 _HASHED = {TEXT: "text", CHAT: "conversation as JSON", IDS: "ids as int64"}
 
@@ -48,34 +49,37 @@ class Document(NamedTuple):
     """One document of a data set: a text, a conversation, or token ids."""
 
     index: int
-    """Position in the data set, counting every row, usable or not, of either split."""
+    """Number of its row in the data set, counting unusable rows and those of the other split."""
     text: str
     """The text; a conversation as its template renders it (before `with_tokenizer`: for people); "" for token ids."""
     label: str | None = None
     """The demo's topic; None elsewhere."""
     spans: tuple[Span, ...] = ()
-    """Which parts of a conversation's text are whose; empty for what is none, or where roles cannot be told."""
+    """The role of every part of a conversation's text; empty for other text, or if roles cannot be told."""
     ids: np.ndarray | None = None
-    """Token ids [T] int64, at least one, where the data set holds those."""
+    """Token ids [T] int64, at least one, if the data set holds token ids."""
 
 
 class Documents:
     """A data set's documents of one split; see `open_documents`."""
 
     def __init__(
-        self, rows: Rows, field: str, kind: str, split: Split, heldout: float, provenance: dict[str, Any]
+        self, table: Table, field: str, kind: str, split: Split, heldout: float, provenance: dict[str, Any]
     ) -> None:
-        self._rows, self._field, self._split, self._heldout = rows, field, split, heldout
+        self._table, self._field, self._split, self._heldout = table, field, split, heldout
         self.kind = kind
         """TEXT, CHAT or IDS."""
         self.provenance = provenance
-        """What the documents are: spec, path and files' hashes or hub name and revision, text field, split rule."""
+        """What identifies the documents: spec, path and files' hashes or hub name and revision, column, split rule."""
         self.skipped: dict[str, int] = {}
-        """Reason -> rows left out for it so far; a row met again by a second iteration counts once."""
+        """Reason -> rows left out for it so far; a row read again by a second iteration counts once."""
         self.notes: list[str] = []
-        """What a person should know of how the data are read."""
-        if others := passed_over(rows.columns, field):
+        """What a person should know about how the data are read."""
+        if others := passed_over(table.columns, field):
             self.notes.append(f"{', '.join(others)} could be read instead, with --text-field")
+        self._tools = _reads_tools(table, kind)
+        if kind == CHAT and TOOLS in table.columns and not self._tools:
+            self.notes.append(f"column {TOOLS!r} holds {table.columns[TOOLS].kind}, not tools, and is not read")
         self._counted = 0
         self._template: ChatTemplate | None = None
         self._roles: tuple[str, ...] = ()
@@ -88,16 +92,17 @@ class Documents:
         """Yield the documents whose index is `start` or more, in order; the same ones every time.
 
         Raises:
-            DataError: most rows are unusable, no document falls into the split, a token id is none of the model's, or
-                the data cannot be read on.
+            DataError: most rows are unusable, no document falls into the split, a token id is not one of the model's,
+                or the rest of the data cannot be read.
         """
         seen = unusable = given = 0
-        for index, (value, label) in enumerate(self._rows.read(self._field, start), start):
+        names = [self._field, *([TOOLS] if self._tools else []), *self._table.labels]
+        for index, record in enumerate(self._table.read(names, start), start):
             seen += 1
             try:
-                content = _parse(value, self.kind)
-                if self._split == "all" or is_heldout(_key(content), self._heldout) == (self._split == "heldout"):
-                    document = self._document(index, content, label)
+                content = parse(record.get(self._field), self.kind)
+                if self._split == "all" or is_heldout(identity(content), self._heldout) == (self._split == "heldout"):
+                    document = self._document(index, content, record)
                     given += 1
                     yield document
             except Unusable as reason:
@@ -114,33 +119,33 @@ class Documents:
     def with_tokenizer(self, tokenizer: Any, *, ids_below: int | None, roles: Sequence[str] | None = None) -> Documents:
         """The same documents for a model: conversations rendered by its template, token ids checked against it.
 
-        Documents that are for a model already stay as they are.
+        Documents that were prepared already are returned as they are.
 
         Args:
             tokenizer: of transformers.
-            ids_below: rows of the model's table of embeddings; None where it has none.
-            roles: the roles whose tokens are wanted, if not all: then a conversation whose roles cannot be told is
-                no document.
+            ids_below: rows of the model's table of embeddings; None if it has none.
+            roles: the roles whose tokens are wanted, if not all: then conversations whose roles cannot be told are
+                left out.
 
         Raises:
-            DataError: the tokenizer has no chat template, or it renders none of the first conversations; the token
-                ids are of another tokenizer.
+            DataError: the tokenizer has no chat template, or its template refuses the first conversations; the token
+                ids are another tokenizer's.
         """
         if self.kind == TEXT or self._template is not None or self._ids_below is not None:
             return self
-        ours = copy.copy(self)
-        ours.skipped, ours._counted, ours.notes = {}, 0, list(self.notes)
+        prepared = copy.copy(self)
+        prepared.skipped, prepared._counted, prepared.notes = {}, 0, list(self.notes)
         if self.kind == CHAT:
-            ours._template = ChatTemplate(tokenizer, f"{self._spec}, column {self._field!r}")
-            ours._roles = tuple(roles or ())
-            digest = hashlib.sha256(ours._template.template.encode()).hexdigest()
-            ours.provenance = {**self.provenance, "chat_template_sha256": digest}
+            prepared._template = ChatTemplate(tokenizer, f"{self._spec}, column {self._field!r}")
+            prepared._roles = tuple(roles or ())
+            digest = hashlib.sha256(prepared._template.template.encode()).hexdigest()
+            prepared.provenance = {**self.provenance, "chat_template_sha256": digest}
         else:
             known = 1 + max(tokenizer.get_vocab().values())
-            ours._ids_below = known if ids_below is None else min(ids_below, known)
-            _check_tokenizer(self.provenance.get("tokenizer"), tokenizer, self._spec, ours.notes)
-        next(iter(ours))
-        return ours
+            prepared._ids_below = known if ids_below is None else min(ids_below, known)
+            _check_tokenizer(self.provenance.get("tokenizer"), tokenizer, self._spec, prepared.notes)
+        next(iter(prepared))
+        return prepared
 
     def describe(self) -> str:
         """One line for people: which data, which field, which split."""
@@ -156,7 +161,8 @@ class Documents:
     def _spec(self) -> str:
         return self.provenance["spec"]
 
-    def _document(self, index: int, content: Any, label: str | None) -> Document:
+    def _document(self, index: int, content: Any, record: Mapping[str, Any]) -> Document:
+        label = next((record[name] for name in self._table.labels), None)
         if self.kind == TEXT:
             return Document(index, content, label)
         if self.kind == IDS:
@@ -164,7 +170,8 @@ class Documents:
             return Document(index, "", label, ids=content)
         if self._template is None:
             return Document(index, plain_text(content), label)
-        text, spans = self._template.render(content)
+        tools = read_tools(record.get(TOOLS)) if self._tools else None
+        text, spans = self._template.render(content, tools=tools)
         if self._roles and not spans:
             raise Unusable("roles that cannot be told from the chat template's text")
         if not text.strip():
@@ -200,16 +207,16 @@ def open_documents(
 
     Args:
         spec: which data set; the forms are listed at the top of this module. A path that exists comes first.
-        text_field: the column to read, of text, conversations or token ids; default one of a well-known name.
-        split: "train", "heldout" or "all". A document's side depends on its content alone (a conversation's as a
-            whole), so duplicates fall on one side and the order of the rows does not matter.
+        text_field: the column to read, of text, conversations or token ids; by default one with a well-known name.
+        split: "train", "heldout" or "all". A document's split depends on its content alone (for a conversation, all of
+            it), so duplicates are in one split and the order of the rows does not matter.
         heldout: share of distinct documents that are held out, in [0, 1).
-        revision: a commit, tag or branch of a data set on the hub; default the newest commit, which the provenance
+        revision: a commit, tag or branch of a data set on the hub; by default the newest commit, which the provenance
             records.
-        roles: roles that must occur in the first conversations; what `HarvestConfig.roles` asks for.
+        roles: roles that must occur in the first conversations, as in `HarvestConfig.roles`.
 
     Raises:
-        DataError: naming what was given, what was expected and what there is.
+        DataError: names what was given, what was expected and what there is.
     """
     if split not in SPLITS:
         raise DataError(f"split: {split!r} is not one of {', '.join(SPLITS)}")
@@ -217,29 +224,30 @@ def open_documents(
         raise DataError(f"heldout: {heldout} is not in [0, 1)")
     if split == "heldout" and heldout == 0:
         raise DataError("split: 'heldout' is empty with heldout=0")
-    rows = open_rows(str(spec), revision)
-    field, kind = choose_column(str(spec), rows.columns, text_field)
-    _check_usable(str(spec), rows, field, kind)
+    table = open_table(str(spec), revision)
+    field, kind = choose_column(str(spec), table.columns, text_field)
+    _check_usable(str(spec), table, field, kind)
     if roles is not None:
-        _check_roles(str(spec), rows, field, kind, roles)
+        _check_roles(str(spec), table, field, kind, roles)
     rule = {"split": split, "heldout": heldout, "by": f"blake2b({_HASHED[kind]}, salt={_SPLIT_SALT.decode()!r})"}
     more = {} if kind == TEXT else {"kind": kind}
-    provenance = {"spec": str(spec), **rows.provenance, "text_field": field, **more, "split_rule": rule}
-    return Documents(rows, field, kind, split, heldout, provenance)
+    more |= {"tools_field": TOOLS} if _reads_tools(table, kind) else {}
+    provenance = {"spec": str(spec), **table.provenance, "text_field": field, **more, "split_rule": rule}
+    return Documents(table, field, kind, split, heldout, provenance)
 
 
 def is_heldout(content: str | bytes, share: float) -> bool:
-    """Whether a text (or what stands for another document) belongs to the held-out share (in [0, 1)) of all."""
+    """Whether a document with this `identity` belongs to the held-out share (in [0, 1)) of all."""
     data = content if isinstance(content, bytes) else content.encode()
     digest = hashlib.blake2b(data, digest_size=8, salt=_SPLIT_SALT).digest()
     return int.from_bytes(digest, "big") < share * 2**64
 
 
-def _check_usable(spec: str, rows: Rows, field: str, kind: str) -> None:
+def _check_usable(spec: str, table: Table, field: str, kind: str) -> None:
     faults: Counter[str] = Counter()
-    for value in _first_values(rows, field, TRIAL_ROWS):
+    for value in _first_values(table, field, TRIAL_ROWS):
         try:
-            _parse(value, kind)
+            parse(value, kind)
             return
         except Unusable as reason:
             faults[str(reason)] += 1
@@ -251,21 +259,21 @@ def _check_usable(spec: str, rows: Rows, field: str, kind: str) -> None:
     )
 
 
-def _check_roles(spec: str, rows: Rows, field: str, kind: str, roles: Sequence[str]) -> None:
+def _check_roles(spec: str, table: Table, field: str, kind: str, roles: Sequence[str]) -> None:
     asked = ", ".join(roles)
     if kind != CHAT:
         raise DataError(
             f"--roles {asked}: column {field!r} of {spec} holds {kind}, where no token has a role; expected "
             "conversations (--text-field names their column); text is trained on without --roles"
         )
-    there: Counter[str] = Counter()
-    for value in _first_values(rows, field, ROLE_ROWS):
+    messages_of: Counter[str] = Counter()
+    for value in _first_values(table, field, ROLE_ROWS):
         try:
-            there.update(message["role"] for message in _parse(value, kind))
+            messages_of.update(message["role"] for message in parse(value, kind))
         except Unusable:
             continue
-    if missing := [role for role in roles if role not in there]:
-        known = ", ".join(f"{role} ({count:,} messages)" for role, count in there.most_common())
+    if missing := [role for role in roles if role not in messages_of]:
+        known = ", ".join(f"{role} ({count:,} messages)" for role, count in messages_of.most_common())
         raise DataError(
             f"--roles {asked}: {', '.join(missing)} does not occur in the first conversations of {spec}; "
             f"those hold {known}"
@@ -273,15 +281,15 @@ def _check_roles(spec: str, rows: Rows, field: str, kind: str, roles: Sequence[s
 
 
 def _check_tokenizer(recorded: str | None, tokenizer: Any, spec: str, notes: list[str]) -> None:
-    """Compare the tokenizer that the data name with the model's; note where it is not on this machine."""
+    """Compare the tokenizer that the data name with the model's; add a note if it is not on this machine."""
     if recorded is None or recorded == tokenizer.name_or_path:
         return
     from transformers import AutoTokenizer
 
     try:
         other = AutoTokenizer.from_pretrained(recorded, local_files_only=True)
-    except Exception:  # network, hub and damaged files raise what they like; all mean that there is nothing to compare
-        notes.append(f"the ids are of the tokenizer {recorded}, by their own account; it is not here to be compared")
+    except Exception:  # network, hub and damaged files raise many types; without the tokenizer nothing can be compared
+        notes.append(f"the data name {recorded} as the tokenizer of their ids; it is not on this machine to compare")
         return
     if other.get_vocab() != tokenizer.get_vocab():
         raise DataError(
@@ -290,61 +298,13 @@ def _check_tokenizer(recorded: str | None, tokenizer: Any, spec: str, notes: lis
         )
 
 
-def _first_values(rows: Rows, field: str, count: int) -> Iterator[object]:
-    return (value for value, _ in itertools.islice(rows.read(field, 0), count))
+def _first_values(table: Table, field: str, count: int) -> Iterator[object]:
+    return (record.get(field) for record in itertools.islice(table.read([field], 0), count))
 
 
-def _parse(value: object, kind: str) -> Any:
-    """What a row holds: str, messages, or ids int64 [T].
-
-    Raises:
-        Unusable: it cannot be used.
-    """
-    if value is None:
-        raise Unusable("null")
-    if isinstance(value, TooLong):
-        raise Unusable("too long")
-    if kind == IDS:
-        return _parse_ids(value)
-    if kind == TEXT and not isinstance(value, str):
-        raise Unusable(f"not text ({type(value).__name__})")
-    content = value if isinstance(value, str) and kind == TEXT else read_messages(value)
-    key = _key(content)
-    if isinstance(value, str) and not value.strip():
-        raise Unusable("empty")
-    try:
-        size = len(key.encode())
-    except UnicodeEncodeError:
-        # half a surrogate pair, which JSON can spell but no tokenizer takes
-        raise Unusable("not Unicode") from None
-    if size > TEXT_LIMIT:
-        raise Unusable("too long")
-    return content
-
-
-def _parse_ids(value: object) -> np.ndarray:
-    import numpy as np
-
-    if not isinstance(value, (list, tuple, np.ndarray)):
-        raise Unusable(f"not token ids ({type(value).__name__})")
-    if len(value) == 0:
-        raise Unusable("empty")
-    if len(value) > TEXT_LIMIT:
-        raise Unusable("too long")
-    try:
-        ids = np.asarray(value)
-    except ValueError:
-        raise Unusable("not token ids (lists of lists)") from None
-    if ids.ndim != 1 or ids.dtype.kind not in "iu":
-        raise Unusable(f"not token ids (list of {type(value[0]).__name__})")
-    return ids.clip(max=np.iinfo(np.int64).max).astype(np.int64)
-
-
-def _key(content: str | tuple[Message, ...] | np.ndarray) -> Any:
-    """What tells documents apart: the text, the conversation in JSON, the ids' bytes (int64, little-endian)."""
-    if isinstance(content, str):
-        return content
-    return canonical(content) if isinstance(content, tuple) else content.astype("<i8").tobytes()
+def _reads_tools(table: Table, kind: str) -> bool:
+    readable = (f"lists of {OBJECTS}", "empty lists", TEXT, EMPTY)
+    return kind == CHAT and TOOLS in table.columns and table.columns[TOOLS].kind in readable
 
 
 def _counts(faults: dict[str, int]) -> str:

@@ -1,4 +1,4 @@
-"""Rows of data sets that the `datasets` library reads: folders it saved, and names on the hub, streamed.
+"""Rows of data sets that the `datasets` library reads: folders that it saved, and streams from the hub.
 
 A stream that breaks is opened again at the row it had reached, a few times, so that no row is lost or repeated.
 """
@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from sae.data.columns import Column, DataError, columns_of
-from sae.data.rows import PEEKED_ROWS, recorded_tokenizer, stamp
+from sae.data.rows import PEEKED_ROWS, Row, recorded_tokenizer, stamp
 
 T = TypeVar("T")
 
@@ -22,15 +22,17 @@ PAUSES = (1.0, 4.0, 15.0, 60.0)
 _LASTING = (ValueError, TypeError, LookupError, AttributeError, AssertionError, NotImplementedError, MemoryError)
 
 
-class SavedRows:
+class SavedTable:
     """A folder written by `Dataset.save_to_disk` or `DatasetDict.save_to_disk` (its `train` split, or its only one)."""
+
+    labels = ()
 
     def __init__(self, path: Path) -> None:
         from datasets import DatasetDict, load_from_disk
 
         try:
             dataset = load_from_disk(str(path))
-        except Exception as error:  # whatever a damaged folder makes `datasets` raise, the user must learn which folder
+        except Exception as error:  # `datasets` raises many types for a damaged folder; the user must learn which one
             raise DataError(f"{path}: `datasets` cannot load this folder ({type(error).__name__}: {error})") from error
         if isinstance(dataset, DatasetDict):
             dataset = dataset[choose_split([str(split) for split in dataset], path)]
@@ -44,15 +46,17 @@ class SavedRows:
         if recorded := recorded_tokenizer(path):
             self.provenance["tokenizer"] = recorded
 
-    def read(self, field: str, start: int) -> Iterator[tuple[object, str | None]]:
-        column = self._dataset.select_columns([field])
-        for first in range(start, len(column), 64):
-            for value in column[first : first + 64][field]:
-                yield value, None
+    def read(self, names: Sequence[str], start: int) -> Iterator[Row]:
+        rows = self._dataset.select_columns(list(names))
+        for first in range(start, len(rows), 64):
+            values = rows[first : first + 64]
+            yield from (dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True))
 
 
-class HubRows:
+class HubTable:
     """The `train` split of a data set on the hub, streamed at one revision."""
+
+    labels = ()
 
     def __init__(self, name: str, config: str | None, revision: str | None) -> None:
         self._name, self._config = name, config
@@ -63,13 +67,12 @@ class HubRows:
         self.columns = _columns_of(list(itertools.islice(plain, PEEKED_ROWS)), features)
         self.provenance: dict[str, Any] = {"hub": name, "config": config, "split": "train", "revision": self._revision}
 
-    def read(self, field: str, start: int) -> Iterator[tuple[object, str | None]]:
-        def open_at(row: int) -> Iterator[dict[str, Any]]:
-            stream = self._open().select_columns([field])
+    def read(self, names: Sequence[str], start: int) -> Iterator[Row]:
+        def open_at(row: int) -> Iterator[Row]:
+            stream = self._open().select_columns(list(names))
             return iter(stream.skip(row) if row else stream)
 
-        for row in read_on(open_at, start, self._name):
-            yield row.get(field), None
+        return read_on(open_at, start, self._name)
 
     def _open(self):
         from datasets import load_dataset
@@ -88,11 +91,11 @@ def read_on(
     pauses: tuple[float, ...] = PAUSES,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[T]:
-    """Yield rows `start`, `start + 1`, ... of `open_at(start)`, opening it again at the next row where it breaks.
+    """Yield rows `start`, `start + 1`, ... of `open_at(start)`, opened again at the next row where it breaks.
 
     Args:
         open_at: opens the data set at a row.
-        pauses: seconds to wait before each try; a row that arrives starts them anew.
+        pauses: seconds to wait before each try; they start again from the first after a row has arrived.
 
     Raises:
         DataError: all tries failed, or the rows themselves cannot be read.
@@ -119,7 +122,7 @@ def read_on(
 
 
 def resolve_revision(name: str, revision: str | None) -> str:
-    """The commit that `revision` (default: the newest) stands for; fails at once where there is no network."""
+    """The commit that `revision` (default: the newest) names; fails at once if there is no network."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 

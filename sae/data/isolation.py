@@ -140,7 +140,7 @@ def isolates_documents(model: Any, context: int, isolation: Isolation) -> bool:
     else:
         position[0, cut:] -= cut
         segments = [(0, 0, cut), (0, cut, length), (1, 0, length)]
-    packed = Contexts(tokens, document, position, Cursor())
+    packed = Contexts(tokens, document, position, torch.zeros_like(tokens), Cursor())
     training = model.training
     model.eval()
     try:

@@ -1,10 +1,10 @@
-"""Documents to contexts: tokenization in the background, and packing that can start anywhere.
+"""Token ids to contexts: documents packed into rows of one length, from any `Cursor` on, in a background thread.
 
     for contexts in pack(open_documents("demo"), tokenizer, context=256, batch=16, beginning=(1,)):
         contexts.tokens, contexts.next
 
 A **segment** is a document, or the part of one that fits into a context. Every segment begins with the same tokens
-(BOS, mostly; maybe none) and at position 0, and `isolation` keeps attention inside it.
+(usually BOS, sometimes none) and at position 0, and `isolation` keeps attention inside it.
 
 Letters: B contexts in a batch, S tokens in a context.
 """
@@ -22,20 +22,23 @@ from torch import Tensor
 from sae.data.columns import DataError
 from sae.data.documents import Document
 from sae.data.prefetch import prefetch
+from sae.data.tokens import Tokenized, tokenize, without_first
 
-# characters tokenized in one call; a longer document is tokenized in pieces, so that memory stays bounded
-PIECE = 1 << 18
-# batches of contexts and groups of texts prepared ahead
+# batches of contexts prepared ahead
 AHEAD = 4
 
 
 class Cursor(NamedTuple):
-    """Where a context begins."""
+    """Where a reader stands in a data set. Checkpoints, stores and collections keep it as a list of its numbers."""
 
     document: int = 0
-    """Index of the first document to read."""
+    """Index of the document in which the next context begins."""
     token: int = 0
-    """Tokens of that document that earlier contexts hold (BOS not counted)."""
+    """Tokens of that document in earlier contexts (not counting what begins a segment)."""
+    taken: int = 0
+    """Training rows already taken from the forward pass that begins there."""
+    epoch: int = 1
+    """Which pass over the data set this is, from 1."""
 
 
 BEGINNING = Cursor()
@@ -50,11 +53,13 @@ class Contexts(NamedTuple):
     """[B, S] int64: index of the token's document; -1 for padding."""
     position: Tensor
     """[B, S] int64: position inside the segment, from 0; padding counts from 0 as well."""
+    start: Tensor
+    """[B, S] int64: tokens of the document before the token's segment; 0 for padding."""
     next: Cursor
     """Where the following batch begins."""
     role: Tensor | None = None
-    """[B, S] int64: whose turn the token belongs to, as an index into `roles`; -1 where it is nobody's. None where no
-    document of the batch is a conversation."""
+    """[B, S] int64: index into `roles` of the role whose turn the token belongs to, -1 for none. None where no document
+    of the batch is a conversation."""
     roles: tuple[str, ...] = ()
     """Names of the roles that occur in the batch."""
 
@@ -67,32 +72,14 @@ class Contexts(NamedTuple):
         return known[self.role]
 
 
-class Source(Protocol):
+class DocumentStream(Protocol):
     """What `pack` reads: `Documents`, or anything that iterates from an index."""
 
     def iterate(self, start: int = 0) -> Iterator[Document]: ...
 
 
-class Tokenized(NamedTuple):
-    """A document, or a piece of a long one."""
-
-    document: int
-    offset: int
-    """Tokens of the document before this piece."""
-    tokens: np.ndarray
-    """[T] int64."""
-    role: np.ndarray | None = None
-    """[T] int64: index into `roles`, -1 for nobody's; None where roles are not known."""
-    roles: tuple[str, ...] = ()
-
-    def after(self, count: int) -> Tokenized:
-        """What follows the first `count` tokens."""
-        role = None if self.role is None else self.role[count:]
-        return Tokenized(self.document, self.offset + count, self.tokens[count:], role, self.roles)
-
-
 def pack(
-    documents: Source,
+    documents: DocumentStream,
     tokenizer: Any,
     *,
     context: int,
@@ -108,17 +95,17 @@ def pack(
 
     Args:
         documents: in a fixed order, so that a cursor means the same each time.
-        tokenizer: of transformers; copied, since a fast tokenizer may not be used by two threads at once.
+        tokenizer: of transformers; copied, since two threads must not use a fast tokenizer at once.
         context: S, tokens in a context, padding and BOS included.
         batch: B; the last batch may be smaller.
         beginning: ids that begin every segment, `named_ids` by default. A text that begins with them has them once.
-        start: where to begin.
-        isolate: "pack" fills contexts with one segment after another; "pad" gives each segment a row of its own,
-            padded on the right, for models whose attention cannot be cut (`choose_isolation` tells).
+        start: where to begin; only its document and token count.
+        isolate: "pack" fills contexts with one segment after another; "pad" gives each segment a row to itself,
+            padded on the right, for models whose attention cannot be cut (see `choose_isolation`).
 
     Raises:
         ValueError: a size out of range, or an unknown `isolate`.
-        DataError: while iterating, where `start` lies beyond its document, so the data are not those it came from.
+        DataError: while iterating, where `start` lies beyond the end of its document: it came from other data.
     """
     if isolate not in ("pack", "pad"):
         raise ValueError(f"isolate: {isolate!r} is neither 'pack' nor 'pad'")
@@ -147,89 +134,6 @@ def padding_token(tokenizer: Any) -> int:
     return 0
 
 
-def tokenize(documents: Iterator[Document], tokenizer: Any) -> Iterator[Tokenized]:
-    """Yield every document's tokens, tokenizing about `PIECE` characters in a call, with the roles of a conversation's.
-
-    Special tokens are not added; ready token ids come as they are. A document over `PIECE` characters comes in pieces,
-    cut before white space. How documents are grouped into calls has no influence on their tokens.
-
-    Raises:
-        DataError: while iterating, a conversation's roles are wanted of a tokenizer that tells no token's place.
-    """
-    group: list[tuple[Document, str, int]] = []
-    size = 0
-    last = Tokenized(-1, 0, np.empty(0, np.int64))
-
-    def flush() -> Iterator[Tokenized]:
-        nonlocal last
-        texts = [text for _, text, _ in group]
-        placed = any(document.spans for document, _, _ in group)
-        if placed and not getattr(tokenizer, "is_fast", False):
-            raise DataError(
-                f"{type(tokenizer).__name__}: does not tell where in the text a token stands, so its role is not "
-                "known; choose a model with a fast tokenizer (tokenizer.json)"
-            )
-        # verbose: a text over the model's length is no fault here, since it is cut into contexts
-        places = {"return_offsets_mapping": True} if placed else {}
-        encoded = tokenizer(texts, add_special_tokens=False, verbose=False, **places) if group else {"input_ids": []}
-        for number, ((document, _, begin), tokens) in enumerate(zip(group, encoded["input_ids"], strict=True)):
-            offset = last.offset + len(last.tokens) if document.index == last.document else 0
-            role, names = None, ()
-            if document.spans:
-                role, names = _roles_of(document, begin, encoded["offset_mapping"][number])
-            last = Tokenized(document.index, offset, np.asarray(tokens, dtype=np.int64), role, names)
-            yield last
-        group.clear()
-
-    for document in documents:
-        if document.ids is not None:
-            yield from flush()
-            size, last = 0, Tokenized(document.index, 0, document.ids)
-            yield last
-            continue
-        begin = 0
-        for piece in _pieces(document.text):
-            if group and size + len(piece) > PIECE:
-                yield from flush()
-                size = 0
-            group.append((document, piece, begin))
-            size += len(piece)
-            begin += len(piece)
-    yield from flush()
-
-
-def _roles_of(document: Document, begin: int, places: list[tuple[int, int]]) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Roles of the tokens of a piece that begins at character `begin`; a token is of its last character's."""
-    names = tuple(dict.fromkeys(span.role for span in document.spans if span.role))
-    numbers = np.array([names.index(span.role) if span.role else -1 for span in document.spans], dtype=np.int64)
-    ends = [span.end for span in document.spans]
-    # a place may leave out the white space before a word; its end is sure
-    last = begin + np.array([max(end - 1, 0) for _, end in places], dtype=np.int64)
-    return numbers[np.searchsorted(ends, last, side="right").clip(max=len(ends) - 1)], names
-
-
-def without_first(pieces: Iterator[Tokenized], beginning: tuple[int, ...]) -> Iterator[Tokenized]:
-    """Take `beginning` off the documents that begin with it: it is put before every segment."""
-    doubled = 0
-    for piece in pieces:
-        if piece.offset == 0:
-            doubled = len(beginning) if tuple(piece.tokens[: len(beginning)].tolist()) == beginning else 0
-            yield piece.after(doubled)._replace(offset=0)
-        else:
-            yield piece._replace(offset=piece.offset - doubled)
-
-
-def _pieces(text: str) -> Iterator[str]:
-    begin = 0
-    while len(text) - begin > PIECE:
-        end = begin + PIECE
-        # tokenizers take white space with the word after it; far from any, cut anywhere
-        cut = next((i for i in range(end, end - 1000, -1) if text[i].isspace() and not text[i - 1].isspace()), end)
-        yield text[begin:cut]
-        begin = cut
-    yield text[begin:]
-
-
 def _skip(pieces: Iterator[Tokenized], start: Cursor) -> Iterator[Tokenized]:
     """Leave out the first `start.token` tokens of document `start.document`."""
     reached = start.token == 0
@@ -245,8 +149,8 @@ def _skip(pieces: Iterator[Tokenized], start: Cursor) -> Iterator[Tokenized]:
         yield piece
     if not reached:
         raise DataError(
-            f"document {start.document} has no token {start.token}: the data set or tokenizer is not the one "
-            "that the run began with"
+            f"document {start.document} has no token {start.token}: the data set or the tokenizer is not the one that "
+            "the run began with"
         )
 
 
@@ -269,6 +173,7 @@ class _Sheet:
         self.tokens = np.full(shape, layout.padding, np.int64)
         self.document = np.full(shape, -1, np.int64)
         self.position = np.zeros(shape, np.int64)
+        self.start = np.zeros(shape, np.int64)
         self.role = np.full(shape, -1, np.int64)
         self.roles: list[str] = []
         self.has_roles = False
@@ -283,9 +188,9 @@ class _Sheet:
         return self.column > 0 and self.document[self.row, self.column - 1] == document
 
     def put(self, piece: Tokenized, continued: bool) -> int:
-        """Write what fits of a piece's tokens into the current row, return how many fitted.
+        """Write as many of a piece's tokens as fit into the current row, and return their number.
 
-        `continued`: the row's last segment goes on, so neither BOS nor a new position 0.
+        With `continued` they extend the row's last segment, without a new beginning and position 0.
         """
         first = () if continued else self.layout.first
         lead = len(first)
@@ -299,11 +204,12 @@ class _Sheet:
         self.document[self.row, begin:end] = piece.document
         from_position = self.position[self.row, begin - 1] + 1 if continued else 0
         self.position[self.row, begin:end] = np.arange(from_position, from_position + end - begin)
+        self.start[self.row, begin:end] = self.start[self.row, begin - 1] if continued else piece.offset
         self.column = end
         return taken
 
     def _numbers(self, names: tuple[str, ...]) -> np.ndarray:
-        """This batch's numbers of a piece's roles, and -1 as the last for what is nobody's."""
+        """This batch's numbers of a piece's roles, and -1 as the last one, for tokens of no role."""
         self.roles += [name for name in names if name not in self.roles]
         return np.array([*(self.roles.index(name) for name in names), -1], np.int64)
 
@@ -313,16 +219,16 @@ class _Sheet:
         self.row, self.column = self.row + 1, 0
 
     def contexts(self, cursor: Cursor) -> Contexts:
-        arrays = (self.tokens, self.document, self.position, self.role)
-        tokens, document, position, role = (torch.from_numpy(array[: self.row]) for array in arrays)
-        return Contexts(tokens, document, position, cursor, role if self.has_roles else None, tuple(self.roles))
+        arrays = (self.tokens, self.document, self.position, self.start, self.role)
+        tokens, document, position, start, role = (torch.from_numpy(array[: self.row]) for array in arrays)
+        return Contexts(tokens, document, position, start, cursor, role if self.has_roles else None, tuple(self.roles))
 
 
 def _assemble(pieces: Iterator[Tokenized], layout: _Layout) -> Iterator[Contexts]:
     sheet = _Sheet(layout)
     last = -1
     for piece in pieces:
-        # the second and later pieces of a long document carry on its segment, if the row has room
+        # later pieces of a long document extend its segment if the row has room
         continued = sheet.ends_with(piece.document)
         if layout.alone and sheet.column and not continued:
             sheet.end_row()

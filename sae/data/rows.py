@@ -1,7 +1,9 @@
 """Rows of local files: .jsonl, .json, .csv, .tsv, .parquet and .txt, read in order, from any row, in bounded memory.
 
-A reader yields one column's value of each row as it stands there, whatever its type; `documents` decides what is
-usable. Every reader but that of tables (.csv, .tsv) skips to a row without parsing what comes before it.
+    for row in FileTable(path, [path], ".jsonl").read(["text"], start=100):
+        row["text"]              # of any type; `documents` decides what is usable
+
+All readers but that of .csv and .tsv skip to a row without parsing the rows before it.
 """
 
 from __future__ import annotations
@@ -13,45 +15,49 @@ import io
 import itertools
 import json
 import re
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from sae.data.columns import TEXT, Column, DataError, TooLong, columns_of
 
-# longest text that is kept, in bytes; a longer one is a broken row more often than a document
-TEXT_LIMIT = 10_000_000
-# longest line that is parsed: a text of the limit with every character escaped, and its neighbours
-LINE_LIMIT = 8 * TEXT_LIMIT
-# a .json file is one value and so is read whole
-JSON_LIMIT = 1_000_000_000
+TEXT_LIMIT = 10_000_000  # bytes of a text; a longer one is more often a broken row than a document
+LINE_LIMIT = 8 * TEXT_LIMIT  # bytes of a line: a text of the limit with every character escaped, and other columns
+JSON_LIMIT = 1_000_000_000  # a .json file is one value and is read at once
 PEEKED_ROWS = 20
-# what a file may be compressed with; not .parquet, which is compressed inside
-COMPRESSIONS = (".gz", ".zst")
-# where a pre-tokenized set names its tokenizer: in a Parquet file's metadata, in SAELens's file beside the data
+COMPRESSIONS = (".gz", ".zst")  # not for .parquet, which is compressed inside
+# where pre-tokenized data sets name their tokenizer: in a Parquet file's metadata, or in SAELens's file beside the data
 TOKENIZER_KEYS = ("tokenizer_name", "tokenizer")
 TOKENIZER_FILE = "sae_lens.json"
 
 
-class Rows(Protocol):
+Row = Mapping[str, Any]
+"""Column -> value, of at least the columns asked for that the row has."""
+
+
+class Table(Protocol):
     """What `documents` needs of a data set."""
 
     columns: dict[str, Column]
-    """Every column's name -> what its first values are."""
+    """Every column's name -> its kind and first values."""
+    labels: tuple[str, ...]
+    """The column of documents' labels, if there is one."""
     provenance: dict[str, Any]
     """What identifies the data: path and files' hashes, or name and revision."""
 
-    def read(self, field: str, start: int) -> Iterator[tuple[object, str | None]]:
-        """Yield (value of column `field`, label) of row `start` and all after it."""
+    def read(self, names: Sequence[str], start: int) -> Iterator[Row]:
+        """Yield row `start` and all after it, with the columns `names`."""
         ...
 
 
-# a reader yields values from row `skip` on and returns how many rows the file has
-Reader = Callable[[Path, str, int], Generator[object, None, int]]
+# a reader yields rows from row `skip` on and returns how many rows the file has
+Reader = Callable[[Path, Sequence[str], int], Generator[Row, None, int]]
 
 
-class FileRows:
+class FileTable:
     """Rows of one or several files of the same kind, one file after another."""
+
+    labels = ()
 
     def __init__(self, path: Path, files: list[Path], kind: str) -> None:
         self.files = files
@@ -59,29 +65,22 @@ class FileRows:
         self.provenance = {"path": str(path), "files": [stamp(file, path) for file in files]}
         try:
             self.columns = COLUMNS[kind](files)
-        except (OSError, EOFError) as error:  # damaged inside what it is compressed with
+        except (OSError, EOFError) as error:  # a damaged compressed file
             raise DataError(f"{path}: cannot be read ({error})") from error
         if recorded := recorded_tokenizer(path, files[0] if kind == ".parquet" else None):
             self.provenance["tokenizer"] = recorded
 
-    def read(self, field: str, start: int) -> Iterator[tuple[object, str | None]]:
+    def read(self, names: Sequence[str], start: int) -> Iterator[Row]:
         for file in self.files:
-            rows = 0
-            reader = self._reader(file, field, start)
-            while True:
-                try:
-                    value = next(reader)
-                except StopIteration as end:
-                    rows = end.value
-                    break
-                except (OSError, EOFError) as error:
-                    raise DataError(f"{file}: cannot be read to its end ({error})") from error
-                yield value, None
-            start = max(0, start - rows)
+            try:
+                size = yield from self._reader(file, names, start)
+            except (OSError, EOFError) as error:
+                raise DataError(f"{file}: cannot be read to its end ({error})") from error
+            start = max(0, start - size)
 
 
 def kind_of(path: Path) -> str | None:
-    """The reader's name for a file, by its ending (".gz" and ".zst" are looked through); None where it is unknown."""
+    """The key of a file's reader, by its ending (before ".gz" or ".zst"); None if it is unknown."""
     name = path.name.lower()
     for ending in COMPRESSIONS:
         name = name.removesuffix(ending)
@@ -89,7 +88,7 @@ def kind_of(path: Path) -> str | None:
 
 
 def stamp(file: Path, base: Path) -> dict[str, Any]:
-    """What tells a changed file: its size and the SHA-256 of its first and last MiB (all of it, up to 2 MiB)."""
+    """What identifies a file's content: its size and the SHA-256 of its first and last MiB (all of it up to 2 MiB)."""
     size, piece = file.stat().st_size, 1 << 20
     digest = hashlib.sha256()
     with open(file, "rb") as stream:
@@ -101,7 +100,7 @@ def stamp(file: Path, base: Path) -> dict[str, Any]:
 
 
 def recorded_tokenizer(path: Path, parquet: Path | None = None) -> str | None:
-    """The tokenizer that made a set's token ids, by its own account: folder or file `path`; None where it says none."""
+    """The tokenizer that a folder or file of token ids names as theirs; None if it names none."""
     beside = (path if path.is_dir() else path.parent) / TOKENIZER_FILE
     settings: dict[str, Any] = {}
     if beside.is_file():
@@ -123,7 +122,7 @@ def _open(path: Path) -> BinaryIO:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
-    """Yield (line number from 1, line without its end); None for a line over the limit, which is never held whole."""
+    """Yield (line number from 1, line without its end); None for a line over the limit, which is not kept in memory."""
     with _open(path) as stream:
         number = 0
         while line := stream.readline(LINE_LIMIT):
@@ -136,14 +135,14 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
             yield number, None
 
 
-def _read_jsonl(path: Path, field: str, skip: int) -> Generator[object, None, int]:
+def _read_jsonl(path: Path, names: Sequence[str], skip: int) -> Generator[Row, None, int]:
     row = 0
     for number, line in _lines(path):
         if line is not None and not line.strip():
             continue
         row += 1
         if row > skip:
-            yield TooLong() if line is None else _parse(line, f"{path}, line {number}").get(field)
+            yield dict.fromkeys(names, TooLong()) if line is None else _parse(line, f"{path}, line {number}")
     return row
 
 
@@ -157,13 +156,12 @@ def _parse(data: bytes, where: str) -> dict[str, Any]:
     return value
 
 
-def _read_json(path: Path, field: str, skip: int) -> Generator[object, None, int]:
+def _read_json(path: Path, names: Sequence[str], skip: int) -> Generator[Row, None, int]:
     # many files called .json hold one object a line
     if _is_object(next((line for _, line in _lines(path) if line is None or line.strip()), b"")):
-        return (yield from _read_jsonl(path, field, skip))
+        return (yield from _read_jsonl(path, names, skip))
     records = _load_json(path)
-    for record in records[skip:]:
-        yield record.get(field)
+    yield from records[skip:]
     return len(records)
 
 
@@ -188,15 +186,15 @@ def _load_json(path: Path) -> list[dict[str, Any]]:
     return value
 
 
-def _read_parquet(path: Path, field: str, skip: int) -> Generator[object, None, int]:
+def _read_parquet(path: Path, names: Sequence[str], skip: int) -> Generator[Row, None, int]:
     with _open_parquet(path) as file:
         first, groups = 0, list(range(file.metadata.num_row_groups))
         while groups and first + (size := file.metadata.row_group(groups[0]).num_rows) <= skip:
             first += size
             groups.pop(0)
         try:
-            for batch in file.iter_batches(batch_size=64, row_groups=groups, columns=[field]) if groups else ():
-                yield from batch.column(0).to_pylist()[max(0, skip - first) :]
+            for batch in file.iter_batches(batch_size=64, row_groups=groups, columns=list(names)) if groups else ():
+                yield from batch.to_pylist()[max(0, skip - first) :]
                 first += batch.num_rows
         except (OSError, ValueError) as error:
             raise DataError(f"{path}: damaged near row {first} ({error})") from error
@@ -212,26 +210,22 @@ def _open_parquet(path: Path):
         raise DataError(f"{path}: not a readable Parquet file ({error})") from error
 
 
-def _read_text(path: Path, field: str, skip: int) -> Generator[object, None, int]:
-    """One document per paragraph; per line where no blank line parts the file's first MiB."""
+def _read_text(path: Path, names: Sequence[str], skip: int) -> Generator[Row, None, int]:
+    """One document per paragraph; per line if no blank line separates paragraphs in the file's first MiB."""
     with _open(path) as stream:
         by_line = re.search(rb"\n[ \t\r]*\n", stream.read(1 << 20).strip()) is None
-    row, held, length = 0, [], 0
-    for number, line in _lines(path):
+    row, lines, length = 0, [], 0
+    for number, line in itertools.chain(_lines(path), [(0, b"")]):
         blank = line is not None and not line.strip()
         if not blank:
             length += LINE_LIMIT if line is None else len(line) + 1
             if length <= LINE_LIMIT:
-                held.append(_decode(line or b"", path, number))
+                lines.append(_decode(line or b"", path, number))
         if length and (blank or by_line):
             row += 1
             if row > skip:
-                yield "\n".join(held) if length <= LINE_LIMIT else TooLong()
-            held, length = [], 0
-    if length:
-        row += 1
-        if row > skip:
-            yield "\n".join(held) if length <= LINE_LIMIT else TooLong()
+                yield {"text": "\n".join(lines) if length <= LINE_LIMIT else TooLong()}
+            lines, length = [], 0
     return row
 
 
@@ -242,12 +236,11 @@ def _decode(line: bytes, path: Path, number: int) -> str:
         raise DataError(f"{path}, line {number}: not UTF-8 text ({error.reason})") from error
 
 
-def _read_table(path: Path, field: str, skip: int) -> Generator[object, None, int]:
+def _read_table(path: Path, names: Sequence[str], skip: int) -> Generator[Row, None, int]:
     row = 0
-    for record in _records_of_table(path):
-        row += 1
+    for row, record in enumerate(_records_of_table(path), 1):
         if row > skip:
-            yield record.get(field)
+            yield record
     return row
 
 
@@ -260,7 +253,7 @@ def _records_of_table(path: Path) -> Iterator[dict[str, Any]]:
         reader = csv.DictReader(lines, delimiter="\t" if tabs else ",", strict=True)
         try:
             for record in reader:
-                if record.pop(None, None):  # type: ignore[call-overload] - where DictReader puts what has no column
+                if record.pop(None, None):  # type: ignore[call-overload] - DictReader's key for values without a column
                     raise DataError(f"{path}, line {reader.line_num}: more values than the first line names columns")
                 yield record
         except (csv.Error, UnicodeDecodeError) as error:

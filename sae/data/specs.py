@@ -1,6 +1,6 @@
-"""What a data set's name stands for: the demo's text, a file, a folder, a saved data set, or one on the hub.
+"""From a data set's name to its rows: the demo's text, a file, a folder, a saved data set, or one on the hub.
 
-open_rows("corpus.jsonl", revision=None).columns
+open_table("corpus.jsonl", revision=None).columns
 """
 
 from __future__ import annotations
@@ -9,19 +9,20 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sae.data.columns import TEXT, Column, DataError
-from sae.data.rows import READERS, FileRows, Rows, kind_of
+from sae.data.rows import READERS, FileTable, Row, Table, kind_of
 
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(:(?P<config>[\w.-]+))?")
 
 
-class _DemoRows:
-    """The demo's text. The file is sorted by topic, which would make any part of it one-sided: so shuffled."""
+class _DemoTable:
+    """The demo's text, in a fixed shuffled order: the file is sorted by topic, so that any part of it is one-sided."""
 
     columns = {"text": Column(TEXT, ())}  # noqa: RUF012
+    labels = ("topic",)
 
     def __init__(self, language: str) -> None:
         from sae.data.demo import LANGUAGES, TEXT_WHEEL, demo_text
@@ -35,21 +36,21 @@ class _DemoRows:
             "sha256": next(digest for name, digest in TEXT_WHEEL.files.items() if name.endswith(LANGUAGES[language])),
         }
 
-    def read(self, field: str, start: int) -> Iterator[tuple[object, str | None]]:
+    def read(self, names: Sequence[str], start: int) -> Iterator[Row]:
         articles = json.loads(self._path.read_text(encoding="utf-8"))
         order = sorted(articles, key=lambda title: hashlib.blake2b(title.encode(), digest_size=8).digest())
         for title in order[start:]:
-            yield articles[title]["extract"], articles[title]["topic"]
+            yield {"text": articles[title]["extract"], "topic": articles[title]["topic"]}
 
 
-def open_rows(spec: str, revision: str | None) -> Rows:
+def open_table(spec: str, revision: str | None) -> Table:
     """The rows of a data set; the forms of `spec` are listed in `sae.data.documents`.
 
     Raises:
         DataError: there is none of that name, or it cannot be read.
     """
     if spec == "demo" or spec.startswith("demo:"):
-        return _DemoRows(spec.partition(":")[2] or "en")
+        return _DemoTable(spec.partition(":")[2] or "en")
     path = Path(spec).expanduser()
     if path.is_dir():
         return _open_folder(path.absolute())
@@ -58,37 +59,37 @@ def open_rows(spec: str, revision: str | None) -> Rows:
             raise DataError(
                 f"{spec}: unknown ending; expected one of {', '.join(READERS)} (all but .parquet also with .gz or .zst)"
             )
-        return FileRows(path.absolute(), [path.absolute()], kind)
+        return FileTable(path.absolute(), [path.absolute()], kind)
     match = _HUB_NAME.fullmatch(spec)
     if match is None or kind_of(path) or spec.startswith("."):
         raise DataError(f"{spec}: no such file or folder.{_near(path)}")
-    from sae.data.hub import HubRows
+    from sae.data.hub import HubTable
 
     try:
-        return HubRows(match["name"], match["config"], revision)
+        return HubTable(match["name"], match["config"], revision)
     except DataError as error:
         raise DataError(f"{error}{_near(path)}") from error
 
 
-def _open_folder(path: Path) -> Rows:
+def _open_folder(path: Path) -> Table:
     if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
-        from sae.data.hub import SavedRows
+        from sae.data.hub import SavedTable
 
-        return SavedRows(path)
+        return SavedTable(path)
     kinds: dict[str, list[Path]] = {}
     for file in sorted(path.rglob("*")):
         hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
         if not hidden and file.is_file() and (kind := kind_of(file)):
             kinds.setdefault(kind, []).append(file)
     if len(kinds) != 1:
-        held = " and ".join(f"{len(files)} {kind}" for kind, files in kinds.items()) or "none"
-        raise DataError(f"{path}: expected files of one kind out of {', '.join(READERS)}; it holds {held}")
+        listing = " and ".join(f"{len(files)} {kind}" for kind, files in kinds.items()) or "none"
+        raise DataError(f"{path}: expected files of one kind out of {', '.join(READERS)}; it holds {listing}")
     ((kind, files),) = kinds.items()
-    return FileRows(path, files, kind)
+    return FileTable(path, files, kind)
 
 
 def _near(path: Path) -> str:
-    """A sentence naming what lies beside a path that does not exist; empty where nothing does."""
+    """A sentence that names files near a path that does not exist; empty if there are none."""
     folder = path.parent
     while not folder.is_dir():
         folder = folder.parent

@@ -1,4 +1,4 @@
-"""Bounds on the likelihood of held-out samples, and which latents of a variational autoencoder carry anything.
+"""Bounds on the likelihood of held-out samples, and the active latents of a variational autoencoder.
 
 bounds(model, config, x, samples=64, generator=...)      # nats a sample
 """
@@ -94,10 +94,10 @@ def gaussian_code(model: Autoencoder) -> Gaussian:
 
 
 def activity(mean: Tensor, log_variance: Tensor) -> Activity:
-    """What the latents carry, from the moments [N, F] of many samples.
+    """KL and variance of the latents, from the moments [N, F] of many samples.
 
     Raises:
-        ConfigError: fewer than two samples, over which nothing varies.
+        ConfigError: fewer than two samples, over which nothing can vary.
     """
     if len(mean) < 2:
         raise ConfigError(f"mean: expected the moments of two samples or more, over which they vary, got {len(mean)}")

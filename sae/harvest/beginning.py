@@ -18,7 +18,8 @@ import torch
 from sae.config import ConfigError, HarvestConfig
 from sae.data.documents import Documents
 from sae.data.packing import Contexts, named_ids, pack
-from sae.harvest.language_model import LanguageModel
+from sae.harvest.language_model import LanguageModel, ModelError
+from sae.harvest.traits import refusal, unusable
 
 SEGMENTS, TOKENS = 8, 64
 """Segments, and tokens of text in each, on which beginnings are compared."""
@@ -91,6 +92,8 @@ def added_ids(tokenizer: Any) -> tuple[int, ...]:
 def _measured(lm: LanguageModel, documents: Documents) -> Beginning:
     """The candidate with the lowest cross-entropy; the tokenizer's BOS where none is lower by two standard errors."""
     named = named_ids(lm.tokenizer)
+    if unusable(torch.tensor(named), lm.traits.embeddings) is not None:
+        named = ()
     ends = [getattr(lm.tokenizer, name, None) for name in ("eos_token_id", "unk_token_id", "sep_token_id")]
     rows = lm.traits.embeddings or 0
     others = [(token,) for token in ends if token is not None and token < rows]
@@ -111,12 +114,20 @@ def _measured(lm: LanguageModel, documents: Documents) -> Beginning:
 
 @torch.no_grad()
 def cross_entropies(lm: LanguageModel, documents: Documents, ids: tuple[int, ...]) -> list[float]:
-    """Mean cross-entropy, nats, of the second and later tokens of text in each of a few segments after `ids`."""
+    """Mean cross-entropy, nats, of the second and later tokens of text in each of a few segments after `ids`.
+
+    Raises:
+        ModelError: a token has no row in the model's embedding.
+    """
     context = min(TOKENS + len(ids), lm.traits.limit or TOKENS + len(ids))
     batches = pack(documents, lm.tokenizer, context=context, batch=SEGMENTS, beginning=ids, isolate="pad")
     contexts: Contexts | None = next(iter(batches), None)
     if contexts is None:
         return []
+    if (token := unusable(contexts.tokens, rows := lm.traits.embeddings)) is not None:
+        in_text = bool((contexts.tokens[contexts.document >= 0] == token).any())
+        where = "it is in the text" if in_text else "it fills rows"
+        raise ModelError(refusal(lm.tokenizer, token, rows, name=lm.provenance["name"], where=where))
     inputs = {"input_ids": contexts.tokens.to(lm.device)}
     inputs["attention_mask"] = (contexts.document >= 0).long().to(lm.device)
     logits = lm.model(**inputs).logits.float().cpu()

@@ -1,17 +1,16 @@
 """Shuffled training batches from an activation stream, live or stored, as a pure function of the seed and a position.
 
-Rows are taken a block at a time (as many as fit the stated memory), shuffled inside the block, and cut into batches.
-The order inside block b of epoch e comes from (seed, e, b) alone, so that a batch carries all that is needed to go on
-after it: a few integers. Resuming harvests one block again and stores none of it.
+Rows are taken a block at a time (as many as fit into the stated memory), shuffled inside the block, and cut into
+batches. The order inside block b of epoch e depends on (seed, e, b) alone, so the state with which a run resumes after
+a batch is a few integers. Resuming harvests one block again; no activations are stored in checkpoints.
 
-    for batch in LiveBatches(harvest, "resid_post.9", "resid_post.9", ...).iterate(state=None):
+    for batch in LiveBatches(harvest, ["resid_post.9"], ["resid_post.9"], ...).iterate(state=None):
         batch.input, batch.target, batch.state
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -20,10 +19,11 @@ from torch import Tensor
 from sae.config import ConfigError
 from sae.data.batching import Batch, permutation
 from sae.data.documents import DataError
-from sae.data.packing import Cursor
+from sae.data.packing import BEGINNING, Cursor
 from sae.data.prefetch import prefetch
-from sae.harvest.store import Store, to_stored
-from sae.harvest.stream import Harvest, Rows
+from sae.harvest.rows import Rows
+from sae.harvest.store import Store
+from sae.harvest.stream import Harvest
 
 PAGE = 256  # rows that stay together when a store's pages are dealt out to blocks: one sequential read
 OVERLAPPED = 3  # blocks alive when harvest and training overlap: one trained on, one waiting, one being filled
@@ -37,15 +37,28 @@ def shuffled(rows: int, pairs: bool, *key: int) -> Tensor:
     return torch.stack([first, first + 1], 1).flatten()
 
 
-def neighbours(document: Tensor, position: Tensor) -> Tensor:
-    """Whether each row is the token before the next row's in the same document, bool [n - 1]."""
-    return (document[1:] == document[:-1]) & (position[1:] == position[:-1] + 1)
+class _Block:
+    """Rows of one block and the random order in which batches take them; `pairs` as in `shuffled`."""
 
+    def __init__(
+        self, rows: Rows, inputs: list[str], targets: list[str], batch: int, pairs: bool, key: tuple[int, ...]
+    ) -> None:
+        self.rows, self.inputs, self.targets, self.batch = rows, inputs, targets, batch
+        self.order = shuffled(rows.size, pairs, *key)
+        self.adjacent = rows.neighbours()[::2] if pairs else None
 
-def _joined(activations: dict[str, Tensor], sites: Sequence[str], rows: Tensor) -> Tensor:
-    """The rows of several sites side by side."""
-    parts = [activations[site][rows] for site in sites]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+    def get(self, index: int, state: dict[str, Any]) -> Batch:
+        """Batch number `index` of the block."""
+        numbers = self.order[index * self.batch : (index + 1) * self.batch]
+        adjacent = None if self.adjacent is None else self.adjacent[numbers[::2] // 2]
+        x = self._side_by_side(self.inputs, numbers)
+        y = x if self.targets == self.inputs else self._side_by_side(self.targets, numbers)
+        return Batch(x, y, state, adjacent)
+
+    def _side_by_side(self, sites: list[str], numbers: Tensor) -> Tensor:
+        parts = [self.rows.activations[site] for site in sites]
+        parts = [part[numbers.to(part.device)] for part in parts]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
 def batches_in(buffer_bytes: int, row_bytes: int, batch: int, *, overlap: bool = False) -> int:
@@ -64,20 +77,20 @@ def batches_in(buffer_bytes: int, row_bytes: int, batch: int, *, overlap: bool =
 
 
 def _check_state(state: dict[str, Any], batch: int, batches_per_block: int) -> None:
-    """Refuse a state of batches cut in another way: the same numbers would mean other rows."""
+    """Refuse a state saved with other sizes: the same numbers would mean other rows."""
     for name, value in (("batch", batch), ("batches_per_block", batches_per_block)):
         if state.get(name) != value:
             raise ConfigError(
-                f"--resume: {name} was {state.get(name)}, now it is {value}; a run goes on with the --batch, "
+                f"--resume: {name} was {state.get(name)}, now it is {value}; a run resumes with the --batch, "
                 "--buffer-mb and kind of device it began with"
             )
 
 
 class StoredBatches:
-    """Batches over a store, every row once an epoch (the remainder that does not fill a batch is left out).
+    """Batches over a store, every row once an epoch (a remainder that does not fill a batch is left out).
 
-    A store that fits the buffer is shuffled as one block. Of a larger one, pages of 256 rows are dealt out to blocks
-    in random order, and rows are shuffled inside each block: reads stay sequential, memory bounded.
+    A store that fits into the buffer is shuffled as one block. Of a larger one, pages of 256 rows are dealt out to
+    blocks in random order, and rows are shuffled inside each block: reads stay sequential and memory bounded.
     """
 
     def __init__(
@@ -106,7 +119,7 @@ class StoredBatches:
 
     @property
     def tokens(self) -> int:
-        """Tokens of one epoch, those left over included."""
+        """Tokens of one epoch, including those left over."""
         return self.store.rows
 
     @property
@@ -115,7 +128,7 @@ class StoredBatches:
         return self.tokens - self.per_epoch * self.batch
 
     def iterate(self, state: dict[str, Any] | None) -> Iterator[Batch]:
-        """See `Batches`."""
+        """Batches from the beginning, or from after the batch that carried `state`."""
         cut = {"batch": self.batch, "batches_per_block": self.batches_per_block}
         if state:
             _check_state(state, **cut)
@@ -125,20 +138,18 @@ class StoredBatches:
             block = inside // self.batches_per_block
             first = block * self.batches_per_block
             last = min(first + self.batches_per_block, self.per_epoch)
-            rows = self._block_rows(epoch, first * self.batch, last * self.batch)
-            activations = self.store.read(rows, sites=sorted({*self.inputs, *self.targets}))
-            beside = neighbours(*self.store.places(rows))[::2] if self.pairs else None
-            order = shuffled(len(rows), self.pairs, self.seed, epoch, block)
+            rows = self.store.read(
+                self._block_rows(epoch, first * self.batch, last * self.batch), sorted({*self.inputs, *self.targets})
+            )
+            shuffled_rows = _Block(rows, self.inputs, self.targets, self.batch, self.pairs, (self.seed, epoch, block))
+            del rows
             for index in range(inside - first, last - first):
                 done += 1
-                picked = order[index * self.batch : (index + 1) * self.batch]
-                x = _joined(activations, self.inputs, picked)
-                y = x if self.targets == self.inputs else _joined(activations, self.targets, picked)
-                yield Batch(x, y, {"step": done, **cut}, None if beside is None else beside[picked[::2] // 2])
-            del activations  # before the next block is read: the memory stated is for one
+                yield shuffled_rows.get(index, {"step": done, **cut})
+            del shuffled_rows  # before the next block is read: the stated memory is for one
 
     def _block_rows(self, epoch: int, first: int, last: int) -> range | Tensor:
-        """Store rows of the block that covers places first..last-1 of the epoch's page order."""
+        """Numbers of the store's rows at first..last - 1 in the epoch's order of pages."""
         if self.blocks == 1:
             return range(last)
         pages = -(-self.store.rows // PAGE)
@@ -147,39 +158,22 @@ class StoredBatches:
         return rows[rows < self.store.rows][first:last]
 
 
-class Place(NamedTuple):
-    """Where a block begins in the live stream."""
-
-    document: int
-    """Cursor of a forward pass: the document,"""
-    token: int
-    """and the token in it."""
-    skip: int
-    """Training rows of that forward pass that belong to the block before."""
-    passes: int
-    """Which pass over the data set, counted from 1."""
-
-
-class Block(NamedTuple):
-    """One buffer's worth of live activations."""
+class _Filled(NamedTuple):
+    """One buffer's worth of live rows."""
 
     index: int
-    begin: Place
-    end: Place
+    """Number of the block."""
+    begin: Cursor
+    end: Cursor
     """Where the next block begins."""
-    activations: dict[str, Tensor]
-    """Site -> [rows, d]."""
-    document: Tensor
-    """int64 [rows], on the CPU"""
-    position: Tensor
-    """int32 [rows], on the CPU"""
+    rows: Rows
 
 
 class LiveBatches:
-    """Batches straight from the model; the data set starts again from its beginning when it ends too early.
+    """Batches straight from the model; a data set that ends too early is read again from its beginning.
 
-    `overlap` harvests the next block in a thread while the present one is trained on; the buffer's memory is then
-    shared by three blocks. `progress` gets the rows harvested, a call a forward pass (in that thread, if there is one).
+    With `overlap` a thread harvests the next block while the present one is trained on, and three blocks share the
+    buffer's memory. `progress` gets the rows harvested, a call a forward pass (in that thread, if there is one).
     """
 
     def __init__(
@@ -200,7 +194,7 @@ class LiveBatches:
     ) -> None:
         self.harvest, self.inputs, self.targets, self.pairs = harvest, list(inputs), list(targets), pairs
         self.tokens = tokens
-        """Tokens asked for, those left over included."""
+        """Tokens asked for, including those left over."""
         self.batch, self.dtype, self.seed, self.overlap = batch, dtype, seed, overlap
         self.on_restart, self.progress = on_restart, progress
         self.steps = tokens // batch
@@ -216,69 +210,53 @@ class LiveBatches:
         return self.tokens - self.steps * self.batch
 
     def iterate(self, state: dict[str, Any] | None) -> Iterator[Batch]:
-        """See `Batches`."""
+        """Batches from the beginning, or from after the batch that carried `state`."""
         cut = {"batch": self.batch, "batches_per_block": self.batches_per_block}
         if state:
             _check_state(state, **cut)
         done = state["step"] if state else 0
         if done == self.steps:
             return
-        blocks = self._blocks(done // self.batches_per_block, Place(*state["place"]) if state else Place(0, 0, 0, 1))
-        for block in prefetch(blocks, 1) if self.overlap else blocks:
-            device = block.activations[self.names[0]].device
-            count = block.activations[self.names[0]].shape[0] // self.batch
-            beside = neighbours(block.document, block.position)[::2] if self.pairs else None
-            order = shuffled(count * self.batch, self.pairs, self.seed, 0, block.index)
-            for inside in range(done - block.index * self.batches_per_block, count):
+        begin = Cursor(*state["place"]) if state else BEGINNING
+        blocks = self._blocks(done // self.batches_per_block, begin)
+        for filled in prefetch(blocks, 1) if self.overlap else blocks:
+            block = _Block(filled.rows, self.inputs, self.targets, self.batch, self.pairs, (self.seed, 0, filled.index))
+            count = filled.rows.size // self.batch
+            for inside in range(done - filled.index * self.batches_per_block, count):
                 done += 1
-                picked = order[inside * self.batch : (inside + 1) * self.batch]
-                adjacent = None if beside is None else beside[picked[::2] // 2]
-                picked = picked.to(device)
-                x = _joined(block.activations, self.inputs, picked)
-                y = x if self.targets == self.inputs else _joined(block.activations, self.targets, picked)
-                place = block.end if inside + 1 == count else block.begin
-                yield Batch(x, y, {"step": done, "place": list(place), **cut}, adjacent)
-            del block  # before the next one is filled: the memory stated is for one
+                place = filled.end if inside + 1 == count else filled.begin
+                yield block.get(inside, {"step": done, "place": list(place), **cut})
+            del block, filled  # before the next one is filled: the stated memory is for one
 
-    def _blocks(self, index: int, begin: Place) -> Iterator[Block]:
+    def _blocks(self, index: int, begin: Cursor) -> Iterator[_Filled]:
         """Fill block after block from `begin` on, each with whole batches, until all steps are served."""
         while index * self.batches_per_block < self.steps:
-            batches = min(self.batches_per_block, self.steps - index * self.batches_per_block)
+            size = self.batch * min(self.batches_per_block, self.steps - index * self.batches_per_block)
+            block: Rows | None = None
             filled, end = 0, begin
-            activations: dict[str, Tensor] = {}
-            document = torch.empty(batches * self.batch, dtype=torch.int64)
-            position = torch.empty(batches * self.batch, dtype=torch.int32)
             for rows, here in self._rows_from(begin):
-                taken = min(len(rows.token), batches * self.batch - filled)
-                name_of = partial(self.harvest.name_of, rows.token, rows.document)
-                for name in self.names:
-                    found = rows.activations[name]
-                    if name not in activations:
-                        shape = (batches * self.batch, found.shape[1])
-                        activations[name] = torch.empty(shape, dtype=self.dtype, device=found.device)
-                    activations[name][filled : filled + taken] = to_stored(found[:taken], self.dtype, name, name_of)
-                document[filled : filled + taken] = rows.document[:taken]
-                position[filled : filled + taken] = rows.position[:taken]
-                filled, end = filled + taken, here._replace(skip=here.skip + taken)
-                self.progress(taken)
-                if filled == batches * self.batch:
+                rows = rows.between(0, size - filled).stored(self.dtype, self.names, self.harvest.name_of)
+                block = rows.empty(size) if block is None else block
+                block.write(slice(filled, filled + rows.size), rows)
+                filled, end = filled + rows.size, here._replace(taken=here.taken + rows.size)
+                self.progress(rows.size)
+                if filled == size:
                     break
-            yield Block(index, begin, end, activations, document, position)
+            assert block is not None  # the stream of rows never ends
+            yield _Filled(index, begin, end, block)
             begin, index = end, index + 1
 
-    def _rows_from(self, place: Place) -> Iterator[tuple[Rows, Place]]:
-        """Training rows of each forward pass and the place of their first row; begins again when the data ends."""
-        skip = place.skip
+    def _rows_from(self, cursor: Cursor) -> Iterator[tuple[Rows, Cursor]]:
+        """Training rows of each forward pass and the place of the first one, epoch after epoch without an end."""
+        skip = cursor.taken
         while True:
-            found = 0
-            for harvested in self.harvest.batches(Cursor(place.document, place.token)):
+            total = 0
+            for harvested in self.harvest.batches(cursor):
                 rows = self.harvest.trained_on(harvested.rows)
-                found += len(rows.token)
-                if skip:
-                    rows = rows.select(torch.arange(min(skip, len(rows.token)), len(rows.token)))
-                yield rows, Place(*harvested.here, skip, place.passes)
+                total += rows.size
+                yield rows.between(skip, rows.size), harvested.begin._replace(taken=skip, epoch=cursor.epoch)
                 skip = 0
-            if (place.document, place.token) == (0, 0) and found < self.batch:
-                raise DataError(f"the data set gives only {found} tokens to train on; a batch takes {self.batch}")
-            place = Place(0, 0, 0, place.passes + 1)
-            self.on_restart(place.passes)
+            if cursor[:2] == BEGINNING[:2] and total < self.batch:
+                raise DataError(f"the data set gives only {total} tokens to train on; a batch takes {self.batch}")
+            cursor = Cursor(epoch=cursor.epoch + 1)
+            self.on_restart(cursor.epoch)

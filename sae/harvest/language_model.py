@@ -98,14 +98,17 @@ def skeleton(source: ModelSource) -> nn.Module:
         ModelError: the model is unknown, unreachable, or of an architecture transformers does not have.
     """
     config = _configuration(source)
+    # asked first: a class for the decoder alone (Marian's) turns it off
+    reads_and_writes = getattr(config, "is_encoder_decoder", False)
     try:
         with torch.device("meta"):
             model = auto_class(config).from_config(config, trust_remote_code=source.trust_remote_code).eval()
     except Exception as error:  # a configuration can be wrong in as many ways as there are families
         raise ModelError(f"--model {source.name}: cannot be built from its config ({_said(error)})") from error
-    if getattr(model.config, "is_encoder_decoder", False):
+    if reads_and_writes or getattr(model.config, "is_encoder_decoder", False):
+        saved_as = next(iter(getattr(config, "architectures", None) or ()), type(model).__name__)
         raise ModelError(
-            f"--model {source.name}: {type(model).__name__} reads one text and writes another; expected a decoder "
+            f"--model {source.name}: {saved_as} reads one text and writes another; expected a decoder "
             "(GPT-2, Llama, ...) or an encoder (BERT, ...)"
         )
     return model

@@ -1,17 +1,19 @@
-"""The live activation stream: packed contexts through the model, one row a token, in the order of the data set.
+"""The activation stream: packed contexts through the model, one row a token, in the order of the data set.
 
     harvest = Harvest(lm, sites, documents, config.harvest)
     for step in harvest.batches():
-        step.rows.activations["resid_post.9"]        # [n, d], ordinary tokens and the others
-        step.rows.kind                               # which is which: ORDINARY, BOS, SPECIAL, SINK, OTHER_ROLE
+        step.rows.activations["resid_post.9"]        # [n, d]
+        step.rows.kind                               # ORDINARY, BOS, SPECIAL, SINK or OTHER_ROLE
+        harvest.trained_on(step.rows)                # the rows that an autoencoder is trained on
 
-What a token's kind is, and which kinds leave the training stream, is decided here and nowhere else.
+The kinds of tokens, and which of them are left out of training, are decided here and nowhere else.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,60 +24,46 @@ from sae.config import HarvestConfig
 from sae.data.documents import DataError, Documents
 from sae.data.isolation import Isolation, choose_isolation, model_inputs
 from sae.data.packing import BEGINNING, Contexts, Cursor, pack, padding_token
+from sae.harvest.checks import check_ids, check_length
 from sae.harvest.hooks import harvest_forward
-from sae.harvest.language_model import LanguageModel, ModelError
+from sae.harvest.language_model import LanguageModel
 from sae.harvest.precision import Choice, Kept, choose_precision
-from sae.harvest.sites import Site, SiteError
-from sae.harvest.traits import embedding_rows, refusal, too_long, unusable
+from sae.harvest.rows import ActivationError, Rows, all_finite
+from sae.harvest.sites import Site
+from sae.harvest.traits import embedding_rows
 
 ORDINARY, BOS, SPECIAL, SINK, OTHER_ROLE = range(5)
 KINDS = ("ordinary", "bos", "special", "sink", "other_role")
-FIRST_TOKENS = 12  # of a document, by which an error names it
-START = 8  # tokens that every model reads
+FIRST_TOKENS = 12  # tokens of a document that an error message shows
 _REMEDIES = {
     "float16": "try --precision bfloat16, which reaches as far as float32 in as much memory",
     "bfloat16": "try --precision float32",
     "float32": "no precision helps: take that document out, try a lower --context, or fetch the weights anew",
 }
-"""Precision of the model -> what helps where its activations are not finite."""
+"""Precision of the model -> the remedy where its activations are not finite."""
 PERCENTILES = (1, 25, 50, 75, 99, 100)
 
 
-class ActivationError(ValueError):
-    """Activations are not finite, or do not fit the precision they are kept in; names the site and the remedy."""
-
-
-class Rows(NamedTuple):
-    """Activations with what is known of each token; n rows, no padding."""
-
-    activations: dict[str, Tensor]
-    """Site name -> [n, d], on the model's device, in the model's precision."""
-    token: Tensor
-    """Token ids, int32 [n], on the CPU."""
-    document: Tensor
-    """Index of the document in the data set, int64 [n], on the CPU."""
-    position: Tensor
-    """Position in the document's segment, int32 [n], on the CPU."""
-    kind: Tensor
-    """ORDINARY, BOS, SPECIAL, SINK or OTHER_ROLE, int8 [n], on the CPU."""
-
-    def select(self, keep: Tensor) -> Rows:
-        """The rows whose indices are in `keep` (int64, CPU)."""
-        return Rows(
-            {name: a[keep.to(a.device, non_blocking=True)] for name, a in self.activations.items()},
-            *(t[keep] for t in (self.token, self.document, self.position, self.kind)),
-        )
-
-
 class Harvested(NamedTuple):
-    """What one forward pass gave."""
+    """The result of one forward pass."""
 
     rows: Rows
-    """Every token that is not padding."""
+    """Every token that is not padding; activations on the model's device, in its precision."""
     contexts: Contexts
     """The tokens that went in."""
-    here: Cursor
+    begin: Cursor
     """Where these contexts begin in the data set."""
+
+
+class FirstPass(NamedTuple):
+    """What the first forward pass over the data shows."""
+
+    norm_limits: dict[str, float]
+    """Site name -> the norm over which a token counts as a sink; empty with `max_norm` 0."""
+    norm_percentiles: dict[str, list[float]]
+    """Site name -> norms of ordinary tokens at `PERCENTILES`, sinks included."""
+    precision: Choice
+    """The precision in which activations should wait."""
 
 
 def prepared(documents: Documents, tokenizer: Any, model: Any, config: HarvestConfig) -> Documents:
@@ -90,24 +78,36 @@ def prepared(documents: Documents, tokenizer: Any, model: Any, config: HarvestCo
 class Harvest:
     """Activations of some sites over the documents, as a stream that can start at any cursor.
 
-    The norm over which a token counts as a sink is `max_norm` times the median of the first forward pass from the
-    beginning of the data, so that it does not depend on where a later stream starts.
+    Args:
+        documents: a data set, or anything that iterates as `pack` needs it and holds plain text.
+        norm_limits: site name -> the norm over which a token counts as a sink, as a finished run records them. By
+            default `max_norm` times the median norm of the first forward pass from the beginning of the data, so that
+            limits do not depend on where a stream starts.
     """
 
-    def __init__(self, lm: LanguageModel, sites: Sequence[Site], documents: Documents, config: HarvestConfig) -> None:
+    def __init__(
+        self,
+        lm: LanguageModel,
+        sites: Sequence[Site],
+        documents: Documents,
+        config: HarvestConfig,
+        norm_limits: Mapping[str, float] | None = None,
+    ) -> None:
         self.lm, self.sites, self.config = lm, list(sites), config
-        # whatever iterates as `pack` wants it may stand for documents, and holds ready text
-        is_set = isinstance(documents, Documents)
-        self.documents = prepared(documents, lm.tokenizer, lm.model, config) if is_set else documents
+        is_data_set = isinstance(documents, Documents)
+        self.documents = prepared(documents, lm.tokenizer, lm.model, config) if is_data_set else documents
         self.isolation: Isolation = choose_isolation(lm.model, config.context)
         self._first = torch.tensor(lm.beginning, dtype=torch.int64)
         self._special = torch.tensor(sorted(lm.traits.special), dtype=torch.int64)
-        self.norm_limits: dict[str, float] | None = None
-        self.norm_percentiles: dict[str, list[float]] = {}
-        self.precision: Choice | None = None
-        """In what activations should wait, by the first forward pass."""
+        self._norm_limits = norm_limits
         self._reads_context = False
         self.counts: Counter[str] = Counter()
+        """Tokens harvested so far, by the name of their kind."""
+
+    @property
+    def norm_limits(self) -> Mapping[str, float]:
+        """Site name -> the norm over which a token counts as a sink."""
+        return self.first_pass.norm_limits if self._norm_limits is None else self._norm_limits
 
     @property
     def kinds(self) -> dict[int, str]:
@@ -116,14 +116,22 @@ class Harvest:
 
     def batches(self, start: Cursor = BEGINNING) -> Iterator[Harvested]:
         """Forward passes of `contexts` contexts each, from `start` to the end of the documents."""
-        if self.norm_limits is None:
-            self.measure_norms()
-        here = start
+        _ = self.norm_limits  # measured before the stream begins; raises where no token can be trained on
+        begin = start
         for contexts in self.contexts(start):
-            rows = self._rows(contexts)
+            rows = self.rows(contexts)
             self.counts.update({name: int((rows.kind == kind).sum()) for kind, name in self.kinds.items()})
-            yield Harvested(rows, contexts, here)
-            here = contexts.next
+            yield Harvested(rows, contexts, begin)
+            begin = contexts.next
+
+    def rows(self, contexts: Contexts) -> Rows:
+        """One forward pass: the rows of every token that is not padding.
+
+        Raises:
+            ActivationError: see `check_finite`.
+        """
+        rows = self._forward(contexts)
+        return rows._replace(kind=_with_sinks(rows.kind, rows.activations, self.norm_limits))
 
     def trained_on(self, rows: Rows) -> Rows:
         """The rows that belong in the training stream: ordinary tokens, and special ones with `keep_special`."""
@@ -142,11 +150,11 @@ class Harvest:
         Raises:
             ModelError: contexts are longer than the model reads, or a token has no row in its embedding.
         """
-        if problem := too_long(self.lm.traits, self.config.context, self.config.model):
-            raise ModelError(problem)
-        self._check_ids(torch.tensor([padding_token(self.lm.tokenizer)]), "it fills rows")
-        self._check_ids(self._first, "it begins every segment")
-        self._check_length()
+        if not self._reads_context:
+            check_length(self.lm, self.config.context, self.config.model, self.sites)
+            self._reads_context = True
+        check_ids(self.lm, torch.tensor([padding_token(self.lm.tokenizer)]), self.config.model, "it fills rows")
+        check_ids(self.lm, self._first, self.config.model, "it begins every segment")
         packed = pack(
             self.documents,
             self.lm.tokenizer,
@@ -160,40 +168,8 @@ class Harvest:
 
     def _checked(self, packed: Iterator[Contexts]) -> Iterator[Contexts]:
         for contexts in packed:
-            self._check_ids(contexts.tokens, "it is in the text")
+            check_ids(self.lm, contexts.tokens, self.config.model, "it is in the text")
             yield contexts
-
-    def _check_ids(self, ids: Tensor, where: str) -> None:
-        rows = self.lm.traits.embeddings
-        if (token := unusable(ids, rows)) is not None:
-            raise ModelError(refusal(self.lm.tokenizer, token, rows, name=self.config.model, where=where))
-
-    def _check_length(self) -> None:
-        """Refuse contexts that the model cannot read, by one forward of a segment that fills a whole context.
-
-        A config need not state a limit, and in packed documents late positions may first occur in the middle of a run.
-        """
-        if self._reads_context:
-            return
-        words = self.lm.traits.embeddings or len(self.lm.tokenizer)
-        draw = torch.Generator().manual_seed(0)
-        # from the middle of the vocabulary: special tokens live at its ends
-        tokens = torch.randint(words // 4, max(words // 2, words // 4 + 1), (1, self.config.context), generator=draw)
-        problem = f"--context {self.config.context}: {self.config.model} cannot read that many tokens in a row"
-        try:
-            whole, start = (
-                harvest_forward(self.lm.model, {"input_ids": ids.to(self.lm.device)}, self.sites)
-                for ids in (tokens, tokens[:, :START])
-            )
-        except SiteError:
-            raise
-        except Exception as error:  # what a forward raises beyond its last position has no common class
-            said = " ".join(str(error).split()) or type(error).__name__
-            raise ModelError(f"{problem} ({said[:300]}); choose a lower --context") from error
-        # where the start is not finite either, the length is not the reason: `check_finite` names the document
-        if all(map(_all_finite, start.values())) and not all(map(_all_finite, whole.values())):
-            raise ModelError(f"{problem}: its activations are not finite then; choose a lower --context")
-        self._reads_context = True
 
     def inputs(self, contexts: Contexts) -> dict[str, Any]:
         """Keyword arguments of the model's forward for these contexts, documents kept apart."""
@@ -204,44 +180,49 @@ class Harvest:
         return None if self.config.roles is None else contexts.of_roles(self.config.roles).flatten()
 
     def token_kinds(self, token: Tensor, activations: dict[str, Tensor], wanted: Tensor | None = None) -> Tensor:
-        """What each token is, int8 [n] on the CPU: ORDINARY, BOS, SPECIAL, SINK or OTHER_ROLE.
+        """The kind of each token, int8 [n] on the CPU: ORDINARY, BOS, SPECIAL, SINK or OTHER_ROLE.
 
         Args:
             token: ids [n].
             activations: site -> [n, d].
             wanted: bool [n], whether a token is of a role that is trained on (see `wanted`); None where all are.
         """
+        return _with_sinks(self._kinds_of_tokens(token, wanted), activations, self.norm_limits)
+
+    def _kinds_of_tokens(self, token: Tensor, wanted: Tensor | None) -> Tensor:
+        """Kinds int8 [n] by token and role alone, without sinks."""
         kind = torch.full(token.shape, ORDINARY, dtype=torch.int8)
         kind[torch.isin(token, self._special)] = SPECIAL
         kind[torch.isin(token, self._first)] = BOS
         if wanted is not None:
-            # a special token stays one, but for --keep-special, which is to keep those of the wanted roles alone
+            # --keep-special keeps special tokens of the wanted roles alone; without it they are left out as special
             others = ~wanted & ((kind == ORDINARY) | (self.config.keep_special & (kind != BOS)))
             kind[others] = OTHER_ROLE
-        for name, limit in (self.norm_limits or {}).items():
-            sinks = (activations[name].float().norm(dim=1) > limit).cpu()
-            kind[sinks & (kind == ORDINARY)] = SINK
         return kind
 
-    def _forward(self, contexts: Contexts) -> tuple[dict[str, Tensor], Tensor]:
-        """Activations of every token that is not padding, site -> [n, d], and where those tokens are in the batch."""
+    def _forward(self, contexts: Contexts) -> Rows:
+        """Rows of every token that is not padding, sinks not told apart yet."""
         real = (contexts.document >= 0).flatten().nonzero().squeeze(1)
         captured = harvest_forward(self.lm.model, self.inputs(contexts), self.sites)
-        flat = {name: a.flatten(0, 1) for name, a in captured.items()}
+        activations = {name: a.flatten(0, 1) for name, a in captured.items()}
         if len(real) < contexts.document.numel():
-            flat = {name: a[real.to(a.device)] for name, a in flat.items()}
-        self.check_finite(contexts, real, flat)
-        return flat, real
+            activations = {name: a[real.to(a.device)] for name, a in activations.items()}
+        self.check_finite(contexts, real, activations)
+        wanted = self.wanted(contexts)
+        kind = self._kinds_of_tokens(contexts.tokens.flatten()[real], None if wanted is None else wanted[real])
+        columns = (contexts.tokens, contexts.document, contexts.position, contexts.start)
+        token, document, position, start = (column.flatten()[real] for column in columns)
+        return Rows(activations, token.int(), document, position.int(), start.int(), kind)
 
     def check_finite(self, contexts: Contexts, real: Tensor, activations: dict[str, Tensor]) -> None:
-        """Refuse activations, site -> [n, d], of the tokens at places `real` [n] of the batch that are not finite.
+        """Refuse activations, site -> [n, d], that are not finite; `real` [n] are their tokens' indices in the batch.
 
         Raises:
-            ActivationError: names the site, the document, and what helps in the model's precision.
+            ActivationError: names the site, the document, and a remedy for the model's precision.
         """
         token, document = contexts.tokens.flatten()[real], contexts.document.flatten()[real]
         for site, a in activations.items():
-            if _all_finite(a):
+            if all_finite(a):
                 continue
             bad = (~torch.isfinite(a)).any(dim=1).cpu()
             number = self._culprit(contexts, document[bad].unique().tolist())
@@ -253,9 +234,9 @@ class Harvest:
             )
 
     def _culprit(self, contexts: Contexts, numbers: list[int]) -> int:
-        """The first of some documents whose activations are not finite without the others around it.
+        """The first of some documents whose activations are not finite even when it is alone in its context.
 
-        What is masked is multiplied by zero, and zero times infinity is no number: one document can spoil its context.
+        A mask multiplies by zero, and zero times infinity is NaN: one document can spoil its neighbours in the context.
         """
         for number in numbers if len(numbers) > 1 else ():
             for context in (contexts.document == number).any(dim=1).nonzero().squeeze(1).tolist():
@@ -267,63 +248,50 @@ class Harvest:
                     }
                 )
                 captured = harvest_forward(self.lm.model, self.inputs(alone), self.sites)
-                if not all(_all_finite(a) for a in captured.values()):
+                if not all(all_finite(a) for a in captured.values()):
                     return number
         return numbers[0]
 
     def name_of(self, token: Tensor, document: Tensor, row: int) -> str:
-        """The document of a row for people: its number in the data set, and the first words of it among the rows."""
+        """A row's document, for people: its number in the data set, and its first words among these rows."""
         number = int(document[row])
         first = token[document == number][:FIRST_TOKENS].tolist()
         words = " ".join(str(self.lm.tokenizer.decode(first, skip_special_tokens=True)).split())
         return f'document {number} ("{words}...")'
 
-    def _rows(self, contexts: Contexts) -> Rows:
-        activations, real = self._forward(contexts)
-        token, wanted = contexts.tokens.flatten()[real], self.wanted(contexts)
-        return Rows(
-            activations,
-            token.int(),
-            contexts.document.flatten()[real],
-            contexts.position.flatten()[real].int(),
-            self.token_kinds(token, activations, None if wanted is None else wanted[real]),
-        )
-
-    def measure_norms(self) -> None:
-        """Set `norm_limits`, `norm_percentiles` and `precision` from the first forward pass over the data.
+    @cached_property
+    def first_pass(self) -> FirstPass:
+        """Norms and precision, measured on the first forward pass over the data that holds an ordinary token.
 
         Raises:
             ActivationError: see `check_finite`.
             DataError: the data set has no ordinary token.
         """
-        self.norm_limits = None
         for contexts in self.contexts(BEGINNING):
-            activations, real = self._forward(contexts)
-            wanted = self.wanted(contexts)
-            wanted = None if wanted is None else wanted[real]
-            token = contexts.tokens.flatten()[real]
-            ordinary = self.token_kinds(token, activations, wanted) == ORDINARY
+            rows = self._forward(contexts)
+            ordinary = rows.kind == ORDINARY
             if not ordinary.any():
                 continue
-            limits = {}
-            for name, a in activations.items():
+            limits: dict[str, float] = {}
+            percentiles: dict[str, list[float]] = {}
+            for name, a in rows.activations.items():
                 norms = a[ordinary.to(a.device)].float().norm(dim=1).cpu()
-                # not torch.quantile, which stops at 2^24 values
-                self.norm_percentiles[name] = np.percentile(norms.numpy(), PERCENTILES).tolist()
+                # not torch.quantile, which is limited to 2^24 values
+                percentiles[name] = np.percentile(norms.numpy(), PERCENTILES).tolist()
                 if self.config.max_norm:
                     limits[name] = self.config.max_norm * norms.median().item()
-            self.norm_limits = limits
-            kind = self.token_kinds(token, activations, wanted)
-            self.precision = choose_precision({name: self._kept(name, a, kind) for name, a in activations.items()})
-            return
+            trained = self._trained(_with_sinks(rows.kind, rows.activations, limits))
+            # a limit on ordinary tokens does not bound the special ones
+            bounds = {} if self.config.keep_special else limits
+            kept = {name: Kept(a[trained.to(a.device)], bounds.get(name)) for name, a in rows.activations.items()}
+            return FirstPass(limits, percentiles, choose_precision(kept))
         raise DataError("the data set gave no token to train on")
 
-    def _kept(self, site: str, activations: Tensor, kind: Tensor) -> Kept:
-        """The rows of a site that the training stream keeps; sinks are left out, but not among special tokens."""
-        limit = None if self.config.keep_special else (self.norm_limits or {}).get(site)
-        return Kept(activations[self._trained(kind).to(activations.device)], limit)
 
-
-def _all_finite(activations: Tensor) -> bool:
-    """Whether every entry is finite: one pass and one number, but where the sum is over float32's range."""
-    return bool(torch.isfinite(activations.sum(dtype=torch.float32))) or bool(torch.isfinite(activations).all())
+def _with_sinks(kind: Tensor, activations: Mapping[str, Tensor], limits: Mapping[str, float]) -> Tensor:
+    """The kinds [n] with SINK for ordinary tokens whose norm exceeds the limit at some site."""
+    kind = kind.clone()
+    for name, limit in limits.items():
+        over = (activations[name].float().norm(dim=1) > limit).cpu()
+        kind[over & (kind == ORDINARY)] = SINK
+    return kind

@@ -17,7 +17,7 @@ from sae_kernels import SparseCodes
 
 
 class Output(NamedTuple):
-    """What `Autoencoder.forward` gives."""
+    """What `Autoencoder.forward` returns."""
 
     codes: SparseCodes
     """Latent codes of the N inputs."""
@@ -25,24 +25,44 @@ class Output(NamedTuple):
     """[N, d_out]."""
 
 
+class Encoded(NamedTuple):
+    """The encoder's half of a forward pass."""
+
+    embedded: Tensor
+    """What the linear encoder read [N P, d]."""
+    listed: SparseCodes
+    """The pre-activations that the code lists."""
+    codes: SparseCodes
+    """Latent codes of N P rows, for the same entries."""
+
+
+class Decoded(NamedTuple):
+    """The decoder's half of a forward pass."""
+
+    decoded: Tensor
+    """What the dictionary made of the codes [N P, d]."""
+    outputs: Tensor
+    """What the head made of that [N, d_out]: logits, where it squashes them."""
+
+
 class Autoencoder(nn.Module):
     """f = code(W_enc (x - b_pre) + b_enc),  x̂ = Σ_j f_j w_j + b_dec (Bricken et al. 2023; Gao et al. 2024).
 
     W_enc [F, d] and the dictionary's atoms [F, d_out] are latent-major: row j belongs to latent j. Several sites are
     read and written side by side: a crosscoder (Lindsey et al. 2024) is this on concatenated activations, its encoder
-    the sum over sites. Image models have a stem before it and a head behind, which work on P rows a sample; codes are
-    then of N P rows.
+    the sum over sites. Image models add a stem before the encoder and a head after the dictionary, which turn a sample
+    into P rows and back; there are then N P rows of codes.
 
     Args:
         dim: width of the inputs, d.
         width: number of latents, F.
-        code: what lies between encoder and dictionary; a tied one makes the encoder's rows the atoms themselves.
+        code: between encoder and dictionary; a tied code makes the encoder's rows the atoms themselves.
         dim_out: width of the reconstruction, d_out; d by default.
-        transcodes: the reconstruction belongs to another place than the input, so b_pre is 0 and not b_dec.
-        skip: adds W_skip x to the reconstruction, zero at the start (Paulo et al. 2025).
-        per_token_norm: inputs go through layer norm, token by token, which is undone after decoding.
+        transcodes: the target is another site than the input, so b_pre is 0 and not b_dec.
+        skip: adds W_skip x to the reconstruction, initially zero (Paulo et al. 2025).
+        per_token_norm: layer norm is applied to each input token, and undone after decoding.
         stem: embeds the inputs before the encoder reads them.
-        head: turns what the dictionary gives into the reconstruction.
+        head: turns the dictionary's output into the reconstruction.
         unit_atoms: whether atoms are kept at unit norm.
     """
 
@@ -74,19 +94,18 @@ class Autoencoder(nn.Module):
 
     @property
     def b_pre(self) -> Tensor | None:
-        """What is subtracted before encoding [d]; None where encoder and dictionary work in different spaces."""
+        """Subtracted from the input before encoding [d]; None where encoder and dictionary use different spaces."""
         return None if self.transcodes or self.stem is not None or self.head is not None else self.dictionary.b
 
     @property
     def positions(self) -> int:
-        """Rows a sample, P: 1 but for codes of a feature map's places."""
+        """Rows a sample, P: the places of a feature map, or 1."""
         return 1 if self.stem is None else self.stem.positions
 
     def initialise(self, generator: torch.Generator) -> None:
         """Random unit atoms, encoder equal to the dictionary, biases zero (Gao et al. 2024, appendix A.1).
 
-        Where inputs and reconstruction differ in place, the encoder's directions are drawn by themselves; an encoder
-        behind a stem starts as a linear layer does.
+        A transcoder's encoder gets random directions of its own; an encoder behind a stem starts like a linear layer.
         """
         self.dictionary.initialise(generator)
         with torch.no_grad():
@@ -106,10 +125,17 @@ class Autoencoder(nn.Module):
         Raises:
             ValueError: another shape.
         """
-        return self.code.activate(self.select(self.embed(layer_norm(x)[0] if self.per_token_norm else x)))
+        return self.encoded(layer_norm(x)[0] if self.per_token_norm else x).codes
+
+    def encoded(self, x: Tensor, generator: torch.Generator | None = None) -> Encoded:
+        """Inputs [N, dim], normalised already -> every stage up to their codes; with a generator, codes are sampled."""
+        embedded = self.embed(x)
+        listed = self.select(embedded)
+        codes = self.code.activate(listed) if generator is None else self.code.sample(listed, generator)
+        return Encoded(embedded, listed, codes)
 
     def embed(self, x: Tensor) -> Tensor:
-        """Inputs [N, dim], normalised already -> what the linear encoder reads [N P, d]: themselves, without a stem."""
+        """Inputs [N, dim], normalised already -> what the linear encoder reads [N P, d]; x itself without a stem."""
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise ValueError(f"x: expected [N, {self.dim}], got {tuple(x.shape)}")
         return x if self.stem is None else self.stem(x)
@@ -126,13 +152,13 @@ class Autoencoder(nn.Module):
     def decode(self, codes: SparseCodes, x: Tensor | None = None) -> Tensor:
         """Codes of N tokens -> reconstruction [N, d_out].
 
-        `x` [N, d] is what they were encoded from; needed where the reconstruction depends on more than the codes (a
+        `x` [N, d] are the inputs of those codes, required where the reconstruction depends on more than the codes (a
         skip connection, layer norm).
 
         Raises:
-            ValueError: x is needed and was not given.
+            ValueError: x is required and missing.
         """
-        out = self.show(self.dictionary.decode(codes))
+        out = self.squashed(self.decoded(codes).outputs)
         if self.W_skip is None and not self.per_token_norm:
             return out
         if x is None:
@@ -142,18 +168,39 @@ class Autoencoder(nn.Module):
         normed, statistics = layer_norm(x)
         return self.add_skip(out, normed) * statistics.deviation + statistics.mean
 
+    def decoded(self, codes: SparseCodes, embedded: Tensor | None = None) -> Decoded:
+        """Codes of N P rows -> every stage up to the head's outputs.
+
+        With `embedded` [N P, d], what the encoder read, the gradient of a straight-through code reaches it.
+        """
+        decoded = self.dictionary.decode(codes)
+        passed = decoded if embedded is None else self.code.pass_through(decoded, embedded)
+        return Decoded(decoded, self.outputs(passed))
+
     def outputs(self, decoded: Tensor) -> Tensor:
-        """What the dictionary gave [N P, d] -> the head's outputs [N, d_out] (logits, where it squashes them)."""
+        """The dictionary's output [N P, d] -> the head's outputs [N, d_out] (logits, where it squashes them)."""
         return decoded if self.head is None else self.head(decoded)
 
     def show(self, decoded: Tensor) -> Tensor:
-        """What the dictionary gave [N P, d] -> the reconstruction [N, d_out]."""
-        outputs = self.outputs(decoded)
-        return torch.sigmoid(outputs) if self.head is not None and self.head.squash else outputs
+        """The dictionary's output [N P, d] -> the reconstruction [N, d_out]."""
+        return self.squashed(self.outputs(decoded))
+
+    def squashed(self, outputs: Tensor) -> Tensor:
+        """The head's outputs [N, d_out] -> the reconstruction."""
+        return torch.sigmoid(outputs) if self.squashes else outputs
+
+    @property
+    def squashes(self) -> bool:
+        """Whether the reconstruction is the sigmoid of the head's outputs."""
+        return self.head is not None and self.head.squash
 
     def add_skip(self, reconstruction: Tensor, x: Tensor) -> Tensor:
         """reconstruction [N, d_out] + W_skip x, where there is a skip connection."""
         return reconstruction if self.W_skip is None else reconstruction + x @ self.W_skip.T
+
+    def without_skip(self, target: Tensor, x: Tensor) -> Tensor:
+        """What the dictionary is to reconstruct: target [N, d_out] - W_skip x, where there is a skip connection."""
+        return target if self.W_skip is None else target - x @ self.W_skip.T
 
     def forward(self, x: Tensor) -> Output:
         """Inputs [N, d] -> codes and reconstruction [N, d_out]."""
@@ -162,7 +209,7 @@ class Autoencoder(nn.Module):
 
     @torch.no_grad()
     def like(self, code: Code) -> Autoencoder:
-        """An autoencoder of this one's shape and weights with another code."""
+        """An autoencoder with this one's shape and weights, and another code."""
         model = Autoencoder(
             self.dim,
             self.width,
@@ -175,18 +222,18 @@ class Autoencoder(nn.Module):
             head=copy.deepcopy(self.head),
             unit_atoms=self.dictionary.unit,
         ).to(self.W_enc.device)
-        mine = {name: t for name, t in self.state_dict().items() if not name.startswith("code.")}
-        model.load_state_dict(mine, strict=False)
+        weights = {name: t for name, t in self.state_dict().items() if not name.startswith("code.")}
+        model.load_state_dict(weights, strict=False)
         return model
 
     @torch.no_grad()
     def folded(self, inputs: Affine, targets: Affine) -> Autoencoder:
-        """The same map before normalisation: `folded(x)` is `targets.undo(self(inputs.apply(x)))`.
+        """The same map with the normalisation built in: `folded(x)` is `targets.undo(self(inputs.apply(x)))`.
 
-        Atoms are brought back to unit norm, so that a latent's value is the length of its contribution in the units of
-        the targets, where the code has such a form: pre-activations, thresholds and values all take up the old norm.
-        A selection of the largest has it only where all norms are equal; else the atoms keep theirs. Behind a stem or
-        before a head nothing can be folded, and nothing is normalised.
+        Atoms are scaled back to unit norm where the code allows it, so that a latent's value is the length of its
+        contribution in the units of the targets; pre-activations, thresholds and values take up the old norm. A
+        selection of the largest allows it only if all norms are equal; otherwise atoms keep their norms. With a stem or
+        head nothing can be folded, and nothing is normalised.
         """
         if self.stem is not None or self.head is not None:
             return self.like(self.code)
@@ -199,9 +246,9 @@ class Autoencoder(nn.Module):
         model.dictionary.b.copy_(targets.undo(self.dictionary.b))
         W_enc = inputs.encoder(self.W_enc) * factors.unsqueeze(1)
         if self.code.tied:
-            return model  # f = w·(s x) / s: unit atoms read what they write
+            return model  # f = w·(s x) / s: unit atoms encode as they decode
         model.W_enc.copy_(W_enc)
-        # self reads inputs.matrix (x - offset) - b_pre; the offset's part goes where the bias is
+        # self reads inputs.matrix (x - offset) - b_pre; the offset's part moves to the bias
         shift = self.b_enc - (W_enc @ inputs.offset / factors if self.transcodes else 0)
         model.b_enc.copy_(shift * factors)
         if self.W_skip is not None and model.W_skip is not None:

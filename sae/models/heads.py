@@ -1,4 +1,4 @@
-"""Heads: what turns the dictionary's output into an image. The mirror images of the stems.
+"""Heads: networks from the dictionary's output to an image. The mirror images of the stems.
 
 A head that squashes gives logits, whose sigmoid is the reconstruction: pixels lie between 0 and 1.
 """
@@ -12,12 +12,11 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from sae.config import built
 from sae.models.stems import KERNEL, PADDING, STRIDE, Network, layered, map_shape
 
 
 class Head(Network):
-    """What turns rows of the dictionary's output into samples."""
+    """Turns rows of the dictionary's output into samples."""
 
     squash: bool
 
@@ -27,9 +26,9 @@ class Head(Network):
 
 
 class MLPHead(Head):
-    """ReLU, Linear for every hidden width, back to the pixels (256 -> 784). Without hidden widths it squashes alone."""
+    """ReLU, Linear for every hidden width, back to the pixels (256 -> 784); without hidden widths it only squashes."""
 
-    name = "mlp"
+    name, arguments = "mlp", ("dim_out", "hidden", "squash")
 
     def __init__(self, dim_out: int, hidden: Sequence[int], squash: bool) -> None:
         super().__init__()
@@ -38,25 +37,20 @@ class MLPHead(Head):
         self.layers = layered([*hidden, dim_out])
 
     def forward(self, decoded: Tensor) -> Tensor:
-        """See `Head`."""
         for layer in self.layers:
             decoded = layer(torch.relu(decoded))
         return decoded
 
-    def describe(self) -> dict[str, Any]:
-        """See `Head`."""
-        return {"name": self.name, "dim_out": self.dim_out, "hidden": self.hidden, "squash": self.squash}
-
 
 class ConvolutionalHead(Head):
-    """A feature map of `channels[-1]`, doubled once a number of channels, back to the image's shape.
+    """A feature map of `channels[-1]` channels, doubled once for each number of channels, back to the image's shape.
 
     A stage is ReLU and ConvTranspose2d(kernel 4, stride 2, padding 1), or, `upsampling`, ReLU, nearest-neighbour
-    doubling and Conv2d(kernel 3, padding 1), which leaves no checkerboard (Odena et al. 2016). With `rows` > 0 it reads
-    a row of that width for every place of the map, through a convolution of kernel 1.
+    doubling and Conv2d(kernel 3, padding 1), which leaves no checkerboard (Odena et al. 2016). With `rows` > 0 a
+    convolution of kernel 1 reads a row of that width for every place of the map.
     """
 
-    name = "convolutional"
+    name, arguments = "convolutional", ("shape", "channels", "squash", "upsampling", "rows")
 
     def __init__(
         self, shape: Sequence[int], channels: Sequence[int], squash: bool, upsampling: bool, rows: int = 0
@@ -75,7 +69,7 @@ class ConvolutionalHead(Head):
         self.dim, self.positions = (rows, height * width) if rows else (depth * height * width, 1)
 
     def stages(self, decoded: Tensor) -> list[Tensor]:
-        """The feature maps [N, C, H, W] behind every layer, the last the image's outputs."""
+        """The feature map [N, C, H, W] after every layer; the last one is the image."""
         _, height, width = self.map
         if self.from_rows is None:
             x = decoded.view(-1, *self.map)
@@ -89,13 +83,7 @@ class ConvolutionalHead(Head):
         return maps
 
     def forward(self, decoded: Tensor) -> Tensor:
-        """See `Head`."""
         return self.stages(decoded)[-1].flatten(1)
-
-    def describe(self) -> dict[str, Any]:
-        """See `Head`."""
-        names = ("name", "shape", "channels", "squash", "upsampling", "rows")
-        return {name: getattr(self, name) for name in names}
 
 
 def doubled(layer: nn.Conv2d, x: Tensor) -> Tensor:
@@ -112,7 +100,7 @@ def doubled(layer: nn.Conv2d, x: Tensor) -> Tensor:
 
 
 class TwoLevelHead(Head):
-    """Reads a coarse map's rows in front of a fine one's, doubles the coarse map and adds it to the fine one."""
+    """Reads the coarse map's rows, then the fine map's; doubles the coarse map and adds it to the fine one."""
 
     name = "two_level"
 
@@ -126,24 +114,13 @@ class TwoLevelHead(Head):
         self.positions = self.fine.positions + self.coarse.positions
 
     def forward(self, decoded: Tensor) -> Tensor:
-        """See `Head`."""
         rows = rearrange(decoded, "(n p) d -> n p d", p=self.positions)
         coarse, fine = rows.split([self.coarse.positions, self.fine.positions], dim=1)
         up = rearrange(self.coarse.stages(coarse.flatten(0, 1))[-1], "n d h w -> n (h w) d")
         return self.fine((fine + up).flatten(0, 1))
 
     def describe(self) -> dict[str, Any]:
-        """See `Head`."""
         return {**self.fine.describe(), "name": self.name}
 
 
 HEADS: dict[str, Callable[..., Head]] = {cls.name: cls for cls in (MLPHead, ConvolutionalHead, TwoLevelHead)}
-
-
-def make_head(description: dict[str, Any]) -> Head:
-    """Build a head from what its `describe` gave.
-
-    Raises:
-        ConfigError: the name is unknown.
-    """
-    return built("--head", HEADS, description)

@@ -53,7 +53,6 @@ def recipe_of(config: SAEConfig, site_widths: Sequence[int], target_widths: Sequ
         target_widths=targets,
         penalty=variant.penalty(config),
         revival=revival_of(config, variant),
-        beta1=variant.beta1,
     )
 
 

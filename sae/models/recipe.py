@@ -1,4 +1,4 @@
-"""What a trainer is given: an autoencoder, its loss, and how it likes to be trained. Made by both tables."""
+"""What a trainer needs of a variant: an autoencoder, its loss, and defaults of its training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sae.modules.losses import Term
 
 
 class Corruption(NamedTuple):
-    """What is done to the inputs of a denoising autoencoder, in training alone."""
+    """Noise on the inputs of a denoising autoencoder, in training alone."""
 
     name: str
     """In `sae.modules.corruption.CORRUPTIONS`."""
@@ -20,26 +20,24 @@ class Corruption(NamedTuple):
 
 
 class Recipe(NamedTuple):
-    """An untrained autoencoder and everything about its training that is its variant's."""
+    """An untrained autoencoder and all that its variant says about its training."""
 
     config: SAEConfig
     """The settings it was made from."""
     model: Autoencoder
-    """Uninitialised."""
+    """Not yet initialised."""
     terms: Sequence[Term]
-    """The whole loss, with what revives dead latents."""
+    """The whole loss, with the term that revives dead latents."""
     site_widths: list[int]
-    """Widths of the places it reads, side by side."""
+    """Widths of the sites it reads, side by side."""
     target_widths: list[int]
-    """Widths of the places it writes."""
+    """Widths of the sites it reconstructs."""
     penalty: str | None = None
     """The term whose weight a controller may move (see `sae.training.sparsity`)."""
     revival: str = "none"
     """How dead latents are revived: auxk, resample, pre_activation or none."""
-    beta1: float = 0.9
-    """Adam's decay of the first moment unless --beta1 says otherwise."""
     lr: float | None = None
-    """Peak learning rate unless --lr says otherwise; None for the rule of `sae.training.schedules`."""
+    """Peak learning rate, unless --lr is given; None for the rule of `sae.training.schedules`."""
     corruption: Corruption | None = None
     rate_momentum: float | None = None
     """Decay of the latents' running mean values, where a term reads them."""

@@ -1,8 +1,8 @@
 """Saving and loading an autoencoder in its inference form, with a self-test inside.
 
 A run folder holds `config.json` and `sae.safetensors`. The weights are folded: inputs need no scaling, atoms have unit
-norm. Beside them lie a few inputs with the codes and reconstruction they had when they were saved; `load` computes them
-again, so that a file that loads as something else than it was is noticed.
+norm. The file also holds a few inputs with their codes and reconstruction at the time of saving; `load` computes these
+again and refuses a file whose results differ.
 
     model = load("runs/demo")
     model.decode(model.encode(x))
@@ -19,11 +19,11 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from sae.base.files import CorruptError, publish_file, read_json, sha256_of
-from sae.config import ConfigError
+from sae.config import ConfigError, built
 from sae.models.autoencoder import Autoencoder
-from sae.models.heads import make_head
+from sae.models.heads import HEADS
 from sae.models.language import VARIANTS
-from sae.models.stems import make_stem
+from sae.models.stems import STEMS
 from sae.modules.codes import make_code
 
 assert VARIANTS  # the table's import makes every variant's code known by its name
@@ -37,16 +37,16 @@ KINDS = {
     "rows": "a run on rows of numbers, made by sae image compare (its measures are in comparison.json there; "
     "sae verify reads it)",
 }
-"""Kind of run in config.json -> what it is, and what can be done with it."""
+"""Kind of run in config.json -> a description for people, with the commands that read it."""
 
 
 def called(kind: str) -> str:
-    """What a kind of run is, for people."""
-    return KINDS.get(kind, f"a run of the unknown kind {kind!r}, of a newer version maybe")
+    """A description of a kind of run, for people."""
+    return KINDS.get(kind, f"a run of the unknown kind {kind!r}, perhaps of a newer version")
 
 
 class SelfTest(NamedTuple):
-    """How far the loaded autoencoder is from what was saved, as RMS(error) / RMS(saved)."""
+    """Difference between the loaded autoencoder and the saved one, as RMS(error) / RMS(saved)."""
 
     codes: float
     reconstruction: float
@@ -58,7 +58,7 @@ def save_weights(folder: Path, model: Autoencoder, probe: Tensor) -> dict[str, A
     Args:
         folder: the run folder.
         model: folded, in float32.
-        probe: inputs [n, d] of which the clearest rows become the self-test.
+        probe: inputs [n, d]; the rows whose codes are least sensitive to rounding become the self-test.
     """
     model = model.cpu().float()
     inputs, codes, reconstruction = _self_test_rows(model, probe.cpu().float())
@@ -91,7 +91,7 @@ def save_weights(folder: Path, model: Autoencoder, probe: Tensor) -> dict[str, A
 
 
 def load(path: str | Path, *, device: str | torch.device = "cpu") -> Autoencoder:
-    """The autoencoder of a run folder or of a hub repository that holds one, ready for `encode` and `decode`.
+    """The autoencoder of a run folder, or of a hub repository with one, ready for `encode` and `decode`.
 
     Raises:
         ConfigError: no such folder, or a run that is not finished.
@@ -102,7 +102,7 @@ def load(path: str | Path, *, device: str | torch.device = "cpu") -> Autoencoder
 
 
 def verify(path: str | Path) -> SelfTest:
-    """Check a saved run's hash, shapes and self-test; returns the self-test's distances.
+    """Check a saved run's hash, shapes and self-test; returns the self-test's errors.
 
     Raises:
         ConfigError, CorruptError: as `load`.
@@ -116,7 +116,7 @@ def verify(path: str | Path) -> SelfTest:
 
 
 def locate_run(path: str | Path) -> Path:
-    """The local folder of a run; a name that is no folder is fetched from the hub as a repository id."""
+    """The local folder of a run; a name that is no local folder is downloaded from the hub as a repository id."""
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder
@@ -138,18 +138,18 @@ def read_description(folder: Path) -> dict[str, Any]:
     """The "autoencoder" part of a finished run's config.json.
 
     Raises:
-        ConfigError: there is none; says how to finish the run.
+        ConfigError: there is none; the message says how to finish the run.
         CorruptError: config.json is damaged.
     """
     if not (folder / CONFIG).is_file():
-        held = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
-        raise ConfigError(f"{folder}: not a run folder, it has no {CONFIG} (it holds {held})")
+        content = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
+        raise ConfigError(f"{folder}: not a run folder, it has no {CONFIG} (it holds {content})")
     record = read_json(folder / CONFIG)
     if not isinstance(record, dict) or not isinstance(record.get("autoencoder"), (dict, type(None))):
         raise CorruptError(f"{folder / CONFIG}: not the record of a run")
     description = record.get("autoencoder")
     if description is None:
-        raise ConfigError(f"{folder}: this run is not finished; go on with: sae train --resume --out {folder}")
+        raise ConfigError(f"{folder}: this run is not finished; finish it with: sae train --resume --out {folder}")
     return description
 
 
@@ -164,7 +164,7 @@ def self_test(model: Autoencoder, tensors: dict[str, Tensor]) -> SelfTest:
 
 
 def _load(folder: Path, description: dict[str, Any]) -> tuple[Autoencoder, SelfTest]:
-    """The autoencoder, and what its self-test gave; CorruptError where that fails."""
+    """The autoencoder and the errors of its self-test; CorruptError where that fails."""
     model, tensors = _read(folder, description)
     distance = self_test(model, tensors)
     # not max(distance), which can hide a NaN
@@ -205,12 +205,12 @@ def _read(folder: Path, description: dict[str, Any]) -> tuple[Autoencoder, dict[
             )
     for name in tensors:
         if name not in shapes:
-            raise CorruptError(f"{path}: tensor {name} has no place in what {CONFIG} describes")
+            raise CorruptError(f"{path}: tensor {name} is not part of the autoencoder that {CONFIG} describes")
     if not model.transcodes and model.dim_out != model.dim:
         widths = f"dim {model.dim} and dim_out {model.dim_out}"
-        raise CorruptError(f"{folder / CONFIG}: autoencoder: {widths} differ, and it is no transcoder")
+        raise CorruptError(f"{folder / CONFIG}: autoencoder: {widths} differ, but it is not a transcoder")
     if model.code.tied and not tensors["W_enc"].equal(tensors["W_dec"]):
-        raise CorruptError(f"{path}: W_enc and W_dec differ, and this code ties them")
+        raise CorruptError(f"{path}: W_enc and W_dec differ, but this code ties them")
     names = {"W_dec": "dictionary.W", "b_dec": "dictionary.b"}
     state = {names.get(n, n): t for n, t in tensors.items() if not n.startswith("selftest.")}
     state["dictionary.tokens_since_fired"] = torch.zeros(model.width, dtype=torch.int64)
@@ -221,7 +221,7 @@ def _read(folder: Path, description: dict[str, Any]) -> tuple[Autoencoder, dict[
 
 
 def _described(folder: Path, description: dict[str, Any]) -> Autoencoder:
-    """The autoencoder of a description, on the meta device."""
+    """An autoencoder as described, on the meta device."""
     try:
         dim, width = int(description["dim"]), int(description["width"])
         dim_out = int(description.get("dim_out", dim))
@@ -235,8 +235,8 @@ def _described(folder: Path, description: dict[str, Any]) -> Autoencoder:
                 width,
                 make_code(description["code"]),
                 dim_out=dim_out,
-                stem=None if stem is None else make_stem(stem),
-                head=None if head is None else make_head(head),
+                stem=None if stem is None else built("--stem", STEMS, stem),
+                head=None if head is None else built("--head", HEADS, head),
                 unit_atoms=bool(description.get("unit_atoms", True)),
                 **switches,
             )

@@ -1,6 +1,6 @@
-"""Stems: what embeds an image before the linear encoder reads it. Samples are flat rows [N, C·H·W].
+"""Stems: networks that embed an image before the linear encoder. Samples are flat rows [N, C·H·W].
 
-stem = make_stem({"name": "convolutional", "shape": [3, 64, 64], "channels": [32, 64, 128]})
+stem = ConvolutionalStem([3, 64, 64], [32, 64, 128])
 stem(x)                                  # [N, 8192]: 128 channels of 8 x 8
 """
 
@@ -13,35 +13,37 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from sae.config import ConfigError, built
+from sae.config import ConfigError
 from sae.modules.dictionary import start_linear
 
 KERNEL, STRIDE, PADDING = 4, 2, 1  # halves or doubles a side exactly
 
 
 class Network(nn.Module):
-    """What stems and heads share: a network between samples and rows of the dictionary's width."""
+    """The base of stems and heads: a network between samples and rows of the dictionary's width."""
 
     name: str
+    arguments: tuple[str, ...]
+    """Attributes that the constructor takes by the same names."""
     dim: int
     """Width of the rows, d."""
     positions: int = 1
     """Rows a sample, P."""
 
     def describe(self) -> dict[str, Any]:
-        """What builds it again, by its table, as JSON values."""
-        raise NotImplementedError
+        """Its name and constructor arguments, as JSON values, from which `built` makes it again."""
+        return {"name": self.name, **{argument: getattr(self, argument) for argument in self.arguments}}
 
     def initialise(self, generator: torch.Generator) -> None:
-        """Every linear and convolutional layer as PyTorch starts it, drawn from `generator`."""
+        """Initialise every linear and convolutional layer as PyTorch does, with draws from `generator`."""
         for layer in self.modules():
             if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
-                # a transposed convolution's weight is [in, out, kernel, kernel], and PyTorch takes its second axis too
+                # a transposed convolution's weight is [in, out, kernel, kernel]; PyTorch uses its second axis as well
                 start_linear(layer.weight, layer.bias, fan_in=layer.weight[0].numel(), generator=generator)
 
 
 class Stem(Network):
-    """What embeds samples."""
+    """Embeds samples."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Samples [N, D] -> rows [N P, d]."""
@@ -51,7 +53,7 @@ class Stem(Network):
 class MLPStem(Stem):
     """x -> Linear, ReLU for every hidden width (the textbook's 784 -> 256)."""
 
-    name = "mlp"
+    name, arguments = "mlp", ("dim_in", "hidden")
 
     def __init__(self, dim_in: int, hidden: Sequence[int]) -> None:
         super().__init__()
@@ -59,24 +61,19 @@ class MLPStem(Stem):
         self.layers = layered([dim_in, *hidden])
 
     def forward(self, x: Tensor) -> Tensor:
-        """See `Stem`."""
         for layer in self.layers:
             x = torch.relu(layer(x))
         return x
-
-    def describe(self) -> dict[str, Any]:
-        """See `Stem`."""
-        return {"name": self.name, "dim_in": self.dim_in, "hidden": self.hidden}
 
 
 class ConvolutionalStem(Stem):
     """Conv2d(kernel 4, stride 2, padding 1), ReLU for every number of channels: 3 x 64 x 64 -> 32 -> 64 -> 128 x 8 x 8.
 
-    With `rows` = 0 the last feature map is flattened into one row; else every place of it becomes a row of that width,
-    by a convolution of kernel 1 (what a codebook quantises).
+    With `rows` = 0 the last feature map is flattened into one row; else a convolution of kernel 1 turns every place of
+    it into a row of width `rows` (which a codebook quantises).
     """
 
-    name = "convolutional"
+    name, arguments = "convolutional", ("shape", "channels", "rows")
 
     def __init__(self, shape: Sequence[int], channels: Sequence[int], rows: int = 0) -> None:
         super().__init__()
@@ -89,7 +86,7 @@ class ConvolutionalStem(Stem):
         self.dim, self.positions = (rows, height * width) if rows else (depth * height * width, 1)
 
     def stages(self, x: Tensor) -> list[Tensor]:
-        """The feature maps [N, C, H, W] behind every layer."""
+        """The feature map [N, C, H, W] after every layer."""
         maps = []
         x = x.view(-1, *self.shape)
         for layer in self.layers:
@@ -98,23 +95,18 @@ class ConvolutionalStem(Stem):
         return maps
 
     def forward(self, x: Tensor) -> Tensor:
-        """See `Stem`."""
         last = self.stages(x)[-1]
         return last.flatten(1) if self.to_rows is None else rearrange(self.to_rows(last), "n d h w -> (n h w) d")
 
-    def describe(self) -> dict[str, Any]:
-        """See `Stem`."""
-        return {"name": self.name, "shape": self.shape, "channels": self.channels, "rows": self.rows}
-
 
 class TwoLevelStem(Stem):
-    """Rows of two feature maps, a coarse one in front of a fine one (VQ-VAE-2: Razavi et al. 2019, section 3.1).
+    """Rows of two feature maps, the coarse one before the fine one (VQ-VAE-2: Razavi et al. 2019, section 3.1).
 
-    The fine map is the last convolution's, the coarse one a further halving of it. Here both levels read the image
-    alone: the paper lets the fine one read the coarse one's atoms as well.
+    The fine map is the last convolution's, the coarse one a further halving of it. Unlike in the paper, the fine level
+    does not read the coarse level's atoms.
     """
 
-    name = "two_level"
+    name, arguments = "two_level", ("shape", "channels", "rows")
 
     def __init__(self, shape: Sequence[int], channels: Sequence[int], rows: int) -> None:
         super().__init__()
@@ -124,28 +116,14 @@ class TwoLevelStem(Stem):
         self.positions = self.fine.positions + self.coarse.positions
 
     def forward(self, x: Tensor) -> Tensor:
-        """See `Stem`; a sample's coarse rows come first."""
         last = self.fine.stages(x)[-1]
         assert self.fine.to_rows is not None
         fine = rearrange(self.fine.to_rows(last), "n d h w -> n (h w) d")
         coarse = rearrange(self.coarse(last.flatten(1)), "(n p) d -> n p d", n=len(x))
         return torch.cat([coarse, fine], dim=1).flatten(0, 1)
 
-    def describe(self) -> dict[str, Any]:
-        """See `Stem`."""
-        return {"name": self.name, "shape": self.shape, "channels": self.channels, "rows": self.rows}
-
 
 STEMS: dict[str, Callable[..., Stem]] = {cls.name: cls for cls in (MLPStem, ConvolutionalStem, TwoLevelStem)}
-
-
-def make_stem(description: dict[str, Any]) -> Stem:
-    """Build a stem from what its `describe` gave.
-
-    Raises:
-        ConfigError: the name is unknown.
-    """
-    return built("--stem", STEMS, description)
 
 
 def map_shape(shape: Sequence[int], channels: Sequence[int]) -> list[int]:

@@ -13,17 +13,18 @@ import torch
 from torch import Tensor
 
 from sae.modules.codes import Gaussian, Quantised, Sigmoid
-from sae.modules.losses import Step, term
+from sae.modules.losses import term
+from sae.modules.views import Entries, Everything
 
 
-@term("all")
-def gaussian_kl(step: Step, free_bits: float = 0.0) -> Tensor:
+@term
+def gaussian_kl(entries: Entries, free_bits: float = 0.0) -> Tensor:
     """KL(q(z|x) || N(0, 1)) = -½ Σ_j 1 + log σ_j² - μ_j² - σ_j² (Kingma & Welling 2014, appendix B), [N].
 
     With `free_bits` λ (nats a latent) a latent whose mean over the batch is below λ counts λ and has no gradient
     (Kingma et al. 2016, eq. 15).
     """
-    kl = kl_per_latent(*_gaussian(step).moments(step.listed))
+    kl = kl_per_latent(*_gaussian(entries).moments(entries.listed))
     if free_bits:
         kl = torch.where(kl.mean(0) < free_bits, free_bits, kl)
     return kl.sum(1)
@@ -34,25 +35,25 @@ def kl_per_latent(mean: Tensor, log_variance: Tensor) -> Tensor:
     return -0.5 * (1 + log_variance - mean.square() - log_variance.exp())
 
 
-@term("all")
-def capacity(step: Step, nats: float, over: float = 1.0) -> Tensor:
+@term
+def capacity(entries: Entries, nats: float, over: float = 1.0) -> Tensor:
     """|KL - C|, C rising from 0 to `nats` over a share `over` of the steps (Burgess et al. 2018, eq. 8), alike in [N].
 
     KL is the batch's mean, as the published code has it.
     """
-    at = nats * min(1.0, step.progress / over)
-    mean = gaussian_kl(step).mean()
-    return (mean - at).abs().expand(len(step.x))
+    at = nats * min(1.0, entries.progress / over)
+    mean = gaussian_kl(entries).mean()
+    return (mean - at).abs().expand(entries.listed.tokens)
 
 
-@term("all")
-def total_correlation(step: Step, samples: int) -> Tensor:
+@term
+def total_correlation(entries: Entries, samples: int) -> Tensor:
     """log q(z) - Σ_j log q(z_j) at the drawn z, by minibatch-weighted sampling (Chen et al. 2018, eq. S3), [N].
 
     q(z) is estimated from the batch as Σ_m q(z|x_m) / (N M), M = `samples` in the data set.
     """
-    mean, log_variance = _gaussian(step).moments(step.listed)
-    log_q = gaussian_log_density(step.codes.values.unsqueeze(1), mean.unsqueeze(0), log_variance.unsqueeze(0))
+    mean, log_variance = _gaussian(entries).moments(entries.listed)
+    log_q = gaussian_log_density(entries.codes.values.unsqueeze(1), mean.unsqueeze(0), log_variance.unsqueeze(0))
     weight = math.log(len(mean) * samples)
     joint = log_q.sum(2).logsumexp(1) - weight
     return joint - (log_q.logsumexp(1) - weight).sum(1)
@@ -63,41 +64,41 @@ def gaussian_log_density(z: Tensor, mean: Tensor, log_variance: Tensor) -> Tenso
     return -0.5 * (math.log(2 * math.pi) + log_variance + (z - mean).square() * (-log_variance).exp())
 
 
-@term("all")
-def rate_kl(step: Step, rate: float) -> Tensor:
+@term
+def rate_kl(entries: Entries, rate: float) -> Tensor:
     """Σ_j KL(ρ || ρ̂_j) of Bernoulli rates, ρ̂_j the latents' mean value (Ng 2011, section 3), alike for all [N].
 
     ρ̂ is the batch's mean, or, where the trainer keeps a running one, that mean with the batch's gradient.
     """
-    if not isinstance(step.code, Sigmoid):
-        raise ValueError(f"rate_kl: expected a code between 0 and 1 (sigmoid); got {step.code.name!r}")
-    found = step.codes.values.float().mean(0)
-    if step.running is not None:
-        found = step.running + found - found.detach()
+    if not isinstance(entries.code, Sigmoid):
+        raise ValueError(f"rate_kl: expected a code between 0 and 1 (sigmoid); got {entries.code.name!r}")
+    found = entries.codes.values.float().mean(0)
+    if entries.running is not None:
+        found = entries.running + found - found.detach()
     found = found.clamp(1e-6, 1 - 1e-6)
     kl = rate * (rate / found).log() + (1 - rate) * ((1 - rate) / (1 - found)).log()
-    return kl.sum().expand(len(step.x))
+    return kl.sum().expand(entries.listed.tokens)
 
 
-@term("all")
-def commitment(step: Step) -> Tensor:
+@term
+def commitment(everything: Everything) -> Tensor:
     """||x - sg(e)||², which keeps the encoder near the atoms it chooses (van den Oord et al. 2017, eq. 3), [N P]."""
-    return (step.x - _atoms(step).detach()).float().square().sum(1)
+    return (everything.x - _atoms(everything).detach()).float().square().sum(1)
 
 
-@term("all")
-def codebook(step: Step) -> Tensor:
+@term
+def codebook(everything: Everything) -> Tensor:
     """||sg(x) - e||², which brings atoms to the rows that choose them (van den Oord et al. 2017, eq. 3), [N P]."""
-    return (step.x.detach() - _atoms(step)).float().square().sum(1)
+    return (everything.x.detach() - _atoms(everything)).float().square().sum(1)
 
 
-def _gaussian(step: Step) -> Gaussian:
-    if not isinstance(step.code, Gaussian):
-        raise ValueError(f"a divergence from the prior needs a Gaussian code; got {step.code.name!r}")
-    return step.code
+def _gaussian(entries: Entries) -> Gaussian:
+    if not isinstance(entries.code, Gaussian):
+        raise ValueError(f"a divergence from the prior needs a Gaussian code; got {entries.code.name!r}")
+    return entries.code
 
 
-def _atoms(step: Step) -> Tensor:
-    if not isinstance(step.code, Quantised) or step.decoded is None:
-        raise ValueError(f"a codebook's terms need a quantised code; got {step.code.name!r}")
-    return step.decoded
+def _atoms(everything: Everything) -> Tensor:
+    if not isinstance(everything.entries.code, Quantised) or everything.decoded is None:
+        raise ValueError(f"a codebook's terms need a quantised code; got {everything.entries.code.name!r}")
+    return everything.decoded

@@ -10,15 +10,16 @@ import math
 import torch
 from torch import Tensor
 
-from sae.modules.losses import Step, squared_error, term
+from sae.modules.losses import term
+from sae.modules.views import Output
 
 
-@term("reconstruction")
-def bernoulli(step: Step) -> Tensor:
+@term
+def bernoulli(output: Output) -> Tensor:
     """-Σ_i x_i log x̂_i + (1 - x_i) log(1 - x̂_i), x in [0, 1] (Kingma & Welling 2014, appendix C.1), [N]."""
-    if not step.squashed:
+    if not output.squashed:
         raise ValueError("bernoulli: expected a head whose outputs are logits (--output sigmoid)")
-    return bernoulli_nll(step.reconstruction, step.target)
+    return bernoulli_nll(output.reconstruction, output.target)
 
 
 def bernoulli_nll(logits: Tensor, target: Tensor) -> Tensor:
@@ -26,10 +27,10 @@ def bernoulli_nll(logits: Tensor, target: Tensor) -> Tensor:
     return torch.nn.functional.binary_cross_entropy_with_logits(logits.float(), target, reduction="none").sum(-1)
 
 
-@term("reconstruction")
-def gaussian(step: Step, variance: float) -> Tensor:
+@term
+def gaussian(output: Output, variance: float) -> Tensor:
     """||x - x̂||² / (2 σ²) + D/2 log(2 π σ²), σ² = `variance` (Kingma & Welling 2014, appendix C.2), [N]."""
-    return gaussian_nll(squared_error(step), step.target.shape[1], variance)
+    return gaussian_nll(output.squared_error(), output.target.shape[1], variance)
 
 
 def gaussian_nll(error: Tensor, dimensions: int, variance: float) -> Tensor:
@@ -37,9 +38,9 @@ def gaussian_nll(error: Tensor, dimensions: int, variance: float) -> Tensor:
     return error / (2 * variance) + 0.5 * dimensions * math.log(2 * math.pi * variance)
 
 
-@term("reconstruction")
-def squared_error_where_corrupted(step: Step) -> Tensor:
+@term
+def squared_error_where_corrupted(output: Output) -> Tensor:
     """Σ over corrupted dimensions of (x - x̂)² (emphasis α = 1, β = 0: Vincent et al. 2010, 3.2), [N]."""
-    if step.corrupted is None:
+    if output.corrupted is None:
         raise ValueError("squared_error_where_corrupted: expected corrupted inputs; got none")
-    return ((step.target - step.mean).float().pow(2) * step.corrupted).sum(-1)
+    return ((output.target - output.mean).float().pow(2) * output.corrupted).sum(-1)

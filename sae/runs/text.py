@@ -29,8 +29,9 @@ from sae.harvest.language_model import (
     measure_width,
     skeleton,
 )
+from sae.harvest.rows import Rows
 from sae.harvest.sites import Site, resolve_sites
-from sae.harvest.stream import Harvest, Rows
+from sae.harvest.stream import Harvest
 from sae.models.autoencoder import Autoencoder
 from sae.models.saved import CONFIG, KINDS, called, load, locate_run
 
@@ -129,9 +130,8 @@ def harvest_of(
         roles=settings.roles,
     )
     sites = list(dict.fromkeys(site for run in runs for site in run.sites))
-    harvest = Harvest(lm, sites, documents, settings)
-    harvest.norm_limits = {site: at for run in runs for site, at in run.record["harvest"]["norm_limits"].items()}
-    return harvest
+    limits = {site: limit for run in runs for site, limit in run.record["harvest"]["norm_limits"].items()}
+    return Harvest(lm, sites, documents, settings, limits)
 
 
 def joined(activations: dict[str, Tensor], sites: Sequence[Site]) -> Tensor:

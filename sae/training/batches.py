@@ -130,11 +130,9 @@ def how_to_resume(config: TrainConfig) -> str:
 
 def settled(plan: Plan, harvest: Harvest, progress: Progress) -> Plan:
     """Look at the first forward pass, tell of it, and settle the precision that activations wait in."""
-    harvest.measure_norms()
     progress.say(norm_report(harvest))
     if plan.precision == "auto":
-        assert harvest.precision is not None
-        precision, reason = harvest.precision
+        precision, reason = harvest.first_pass.precision
         progress.say(f"Activations are kept in {precision}: {reason}.")
         return with_precision(plan, precision)
     if plan.config.harvest.store_precision == "auto":
@@ -145,9 +143,9 @@ def settled(plan: Plan, harvest: Harvest, progress: Progress) -> Plan:
 def norm_report(harvest: Harvest) -> str:
     """The percentiles of activation norms over the first forward pass, and what was left out for it."""
     lines = []
-    for site, values in harvest.norm_percentiles.items():
+    for site, values in harvest.first_pass.norm_percentiles.items():
         shown = "  ".join(f"p{p} {value:.4g}" for p, value in zip(PERCENTILES, values, strict=True))
-        limit = harvest.norm_limits.get(site) if harvest.norm_limits else None
+        limit = harvest.norm_limits.get(site)
         left_out = f"; tokens over {limit:.4g} are left out as sinks" if limit else ""
         lines.append(f"Activation norms at {site}: {shown}{left_out}.")
     return "\n".join(lines)

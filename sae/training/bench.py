@@ -1,4 +1,4 @@
-"""`sae bench variants`: a whole training step of every variant, interleaved, against TopK's at the same L0."""
+"""`sae bench variants`: the time of a training step of every variant beside the first one's (TopK's), at equal L0."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from sae.models.language import find_variant, recipe_of
 from sae.training.trainer import Trainer
 from sae_kernels.bench.timing import machine
 
-STILL = 1e-12  # learning rate at which L0 stays where it is set
+STILL = 1e-12  # learning rate so small that L0 stays where it is set
 
 
 def measure_variants(
     specs: Sequence[str], *, tokens: int, d: int, width: int, k: int, rounds: int, device: str
 ) -> dict[str, Any]:
-    """Median seconds of a step, every variant in every round; each fires about k latents a token.
+    """Median time of a step of each variant; every round times all of them, at about k active latents a token.
 
-    A penalised variant's encoder biases are set to k active latents a token and its weights stand still, so that all
-    are timed at one L0. A transcoder reads and writes random activations of width d, a crosscoder two sites of d / 2.
+    The encoder biases of a penalised variant are set to that L0, and a tiny learning rate keeps it there. A transcoder
+    reads and writes random activations of width d, a crosscoder two sites of width d / 2.
     """
     draw = torch.Generator().manual_seed(0)
     x, other = (torch.randn(tokens, d, generator=draw) for _ in range(2))

@@ -127,7 +127,7 @@ def fit(
     trained = time.perf_counter()
     progress.say("Kernels: " + ", ".join(f"{op} on {backend}" for op, backend in backends_used().items()) + ".")
     own = {site.name for site in plan.sites}  # a harvest that feeds other runs too knows more
-    limits = {name: limit for name, limit in (harvest.norm_limits or {}).items() if name in own}
+    limits = {name: limit for name, limit in harvest.norm_limits.items() if name in own}
     known = {
         "norm_limits": limits,
         "isolation": harvest.isolation,

@@ -20,13 +20,12 @@ from sae.base import draws
 from sae.config import OptimConfig
 from sae.models.autoencoder import Autoencoder
 from sae.models.recipe import Recipe
-from sae.modules.codes import BatchTopK, MatchingPursuit, TopK
 from sae.modules.corruption import corrupt
 from sae.modules.losses import Term
 from sae.modules.normalise import Affine, fit, identity, layer_norm
 from sae.training.optimizers import Library, make_optimizer
 from sae.training.revival import resample
-from sae.training.routes import Now, Taken, choose_route
+from sae.training.routes import StepContext, StepOutcome, choose_route
 from sae.training.schedules import annealed, course, default_peak
 from sae.training.sparsity import Sparsity
 
@@ -110,7 +109,7 @@ class Trainer:
         self.seconds = 0.0  # of training so far, in all processes; whoever takes the steps measures it
         self.dead = torch.zeros(0, dtype=torch.int64, device=device)
         self.probe = torch.zeros(0, self.model.dim)
-        self.optimizer = make_optimizer(self.model, optim, recipe.beta1 if optim.beta1 is None else optim.beta1)
+        self.optimizer = make_optimizer(self.model, optim, 0.9 if optim.beta1 is None else optim.beta1)
         self.route = choose_route(
             self.model,
             self.optimizer,
@@ -162,11 +161,10 @@ class Trainer:
         rate = min(0.5, active * asked / self.model.width)
         centred = x if self.model.b_pre is None else x - self.model.b_pre
         rank = max(1, round(rate * len(x)))
-        theta = getattr(self.model.code, "theta", 0.0)
         for rows in torch.arange(self.model.width, device=x.device).split(4096):
             pre = centred @ self.model.W_enc[rows].T
             bar = pre.topk(rank, dim=0).values[-1]
-            self.model.b_enc[rows] = (theta[rows] if isinstance(theta, Tensor) else theta) - bar
+            self.model.b_enc[rows] = self.model.code.threshold(rows) - bar
 
     def _normalised(self, x: Tensor, affine: Affine) -> Tensor:
         x = affine.apply(x)
@@ -190,9 +188,9 @@ class Trainer:
         if self.taken % DEAD_REFRESH == 0:
             self.dead = self.model.dictionary.dead(self.dead_after).nonzero().squeeze(1)
         lr = self.peak * course(self.taken, self.steps, warmup=self.config.warmup, decay=self._decay())
-        if self.sae.k_start is not None and isinstance(self.model.code, TopK | BatchTopK | MatchingPursuit):
-            self.model.code.k = annealed(self.taken, self.steps, self.sae.k_start, self.sae.k, self.sae.k_anneal)
-        now = Now(
+        if self.sae.k_start is not None:
+            self.model.code.set_k(annealed(self.taken, self.steps, self.sae.k_start, self.sae.k, self.sae.k_anneal))
+        now = StepContext(
             step=self.taken + 1,
             lr=lr,
             terms=self._weighted(),
@@ -237,7 +235,7 @@ class Trainer:
         weight: Any = sparsity.weight()
         return [term._replace(weight=weight) if term.name == sparsity.penalty else term for term in terms]
 
-    def _revive(self, x: Tensor, target: Tensor, taken: Taken) -> None:
+    def _revive(self, x: Tensor, target: Tensor, taken: StepOutcome) -> None:
         """Resample the dead latents, every `dead_after` tokens of the first three quarters of the run."""
         if self.recipe.revival != "resample":
             return
@@ -263,7 +261,7 @@ class Trainer:
         return model.folded(self.inputs, self.targets)
 
     @torch.no_grad()
-    def _note(self, taken: Taken, target: Tensor) -> None:
+    def _note(self, taken: StepOutcome, target: Tensor) -> None:
         """Add the step to the window, and keep the first step's checks that are not finite; no synchronisation."""
         variance = (target - target.mean(0)).square().sum()
         checks = torch.stack([variance, *taken.parts.values(), taken.grad_norm]).float()

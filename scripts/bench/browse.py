@@ -1,4 +1,4 @@
-"""How fast the page answers: its server over a store of 131k latents, and headless Chromium in front of it.
+"""Response times of the page: of its server over a store of 131k latents, and in headless Chromium.
 
     python scripts/bench/browse.py [--width 131072] [--store FOLDER] [--json]
 
@@ -104,10 +104,10 @@ class Client:
         self.connection.request("GET", path, headers={"Cookie": self.cookie})
         answer = self.connection.getresponse()
         body = answer.read()
-        taken = 1000 * (time.perf_counter() - begun)
+        milliseconds = 1000 * (time.perf_counter() - begun)
         if answer.status != 200:
             raise SystemExit(f"{path}: {answer.status} {body[:200]!r}")
-        return taken, json.loads(body)
+        return milliseconds, json.loads(body)
 
 
 def time_lists(client: Client) -> dict[str, float]:
@@ -131,9 +131,9 @@ def time_lists(client: Client) -> dict[str, float]:
 
 def time_records(client: Client, width: int) -> dict[str, float]:
     """Records of latents spread over the whole store, each asked for once."""
-    chosen = np.random.default_rng(0).choice(width, 100, replace=False).tolist()
-    taken = [client.timed(f"/api/runs/0/latents/{latent}")[0] for latent in chosen]
-    return {"record_median_ms": statistics.median(taken), "record_p95_ms": sorted(taken)[94]}
+    latents = np.random.default_rng(0).choice(width, 100, replace=False).tolist()
+    milliseconds = [client.timed(f"/api/runs/0/latents/{latent}")[0] for latent in latents]
+    return {"record_median_ms": statistics.median(milliseconds), "record_p95_ms": sorted(milliseconds)[94]}
 
 
 def time_million_rows() -> dict[str, float]:
@@ -143,13 +143,13 @@ def time_million_rows() -> dict[str, float]:
     for name in ("density", "max", "entropy"):
         scalars[name] = draw.random(MILLION)
     listing = Listing(scalars)
-    taken = []
+    milliseconds = []
     for step in range(12):
         begun = time.perf_counter()
         rows = listing.select(Query.parse(filter=f"max:{step / 20}..,entropy:..0.9", sort="-density"), Marks())
         [listing.row(i, Marks()) for i in rows[5000:5100].tolist()]
-        taken.append(1000 * (time.perf_counter() - begun))
-    return {"million_first_sort_ms": taken[0], "million_filter_median_ms": statistics.median(taken[1:])}
+        milliseconds.append(1000 * (time.perf_counter() - begun))
+    return {"million_first_sort_ms": milliseconds[0], "million_filter_median_ms": statistics.median(milliseconds[1:])}
 
 
 SCROLL = """async (rows) => {
@@ -171,17 +171,17 @@ SCROLL = """async (rows) => {
   draw();
   const frame = place.querySelector("[data-testid=table-frame]");
   const tick = () => new Promise(requestAnimationFrame);
-  const taken = [];
+  const milliseconds = [];
   let last = (await tick(), await tick());
   for (let i = 0; i <= 240; i++) {
     frame.scrollTop = ((frame.scrollHeight - frame.clientHeight) * i) / 240;
     const now = await tick();
-    taken.push(now - last);
+    milliseconds.push(now - last);
     last = now;
   }
   await new Promise((resolve) => setTimeout(resolve, 300));
   const shown = [...place.querySelectorAll("[data-testid=row]")].map((row) => Number(row.dataset.latent));
-  return { taken, last: Math.max(...shown), elements: place.querySelectorAll("*").length };
+  return { milliseconds, last: Math.max(...shown), elements: place.querySelectorAll("*").length };
 }"""
 
 
@@ -201,7 +201,7 @@ def time_page(browser: Browser, port: int) -> dict[str, float]:
     scrolled = page.evaluate(SCROLL, MILLION)
     if scrolled["last"] != MILLION - 1:
         raise SystemExit(f"the table ended with row {scrolled['last']:,}")
-    frames = sorted(scrolled["taken"])
+    frames = sorted(scrolled["milliseconds"])
     return {
         "first_latent_drawn_median_ms": statistics.median(drawn),
         "first_latent_drawn_max_ms": max(drawn),

@@ -1,12 +1,12 @@
-"""What collection costs beside harvest and encoding, what it holds in memory, and how fast its store answers.
+"""Time of collection beside harvest and encoding, its memory, and the time of reading its store.
 
     python scripts/bench/collect.py [--model demo --dataset demo --layer 9 --width 4608] [--wide 131072] [--json]
 
-Rounds of harvest with encoding, and of collecting the very codes that they gave, alternate over the forward passes of
-one corpus; the added share is the time of collecting over that of the rest. An untrained TopK autoencoder stands in for
-a trained one: its latents fire more evenly, so that buffers fill more slowly and more events are merged. Memory is the
-largest resident set of a process that collects made-up codes over --wide latents, less what it held before. The reader
-is timed on the store written from them.
+Harvest and encoding alternate with collecting the resulting codes over the forward passes of one corpus; the added
+share is the time of collecting over that of the rest. An untrained TopK autoencoder is used in place of a trained one:
+its latents fire more evenly, so that buffers fill more slowly and more events are merged. Memory is the largest
+resident set of a process that collects made-up codes over --wide latents, less what it had before. The reader is timed
+on the store written from them.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def measure_added(model: str, dataset: str, layer: int, width: int, tokens: int)
     sites = resolve_sites(skeleton(source), ["resid_post"], layer=layer)
     lm = load_language_model(source, device=device, precision="auto")
     harvest = Harvest(lm, sites, open_documents(dataset), config)
-    harvest.measure_norms()
+    _ = harvest.norm_limits  # measured before the clock starts
     dim = sites[0].width or 0
     autoencoder = build(SAEConfig(width=width, k=32), dim).to(device)
     autoencoder.initialise(torch.Generator().manual_seed(0))
@@ -92,7 +92,7 @@ def measure_memory(width: int, folder: Path) -> dict[str, Any]:
     synthetic_collection(64, tokens=4096)  # what torch needs for itself
     before = _resident()
     collection = synthetic_collection(width)
-    held = _resident()
+    collected = _resident()
     tensors = [*vars(collection.statistics).values()]
     for buffer in collection.buffers.values():
         tensors += [buffer.place, buffer.value, buffer.window, buffer.threshold]
@@ -105,7 +105,7 @@ def measure_memory(width: int, folder: Path) -> dict[str, Any]:
     return {
         "latents": width,
         "tensors_megabytes": sum(t.numel() * t.element_size() for t in tensors) / 1e6,
-        "collecting_megabytes": (held - before) / 1e6,
+        "collecting_megabytes": (collected - before) / 1e6,
         "writing_megabytes": (_resident() - before) / 1e6,
         "write_seconds": time.perf_counter() - begin,
         "store_megabytes": (folder / "features.sqlite").stat().st_size / 1e6,
@@ -113,7 +113,7 @@ def measure_memory(width: int, folder: Path) -> dict[str, Any]:
 
 
 def measure_reader(folder: Path) -> dict[str, float]:
-    """Milliseconds of what the page asks of a store; medians, the first time for each latent."""
+    """Median milliseconds of the page's queries to a store, each latent queried once."""
     from sae.features.store.related import coactive
     from sae.features.store.search import search
     from sae.features.store.store import FeatureStore
@@ -170,7 +170,7 @@ def main() -> None:
         print(json.dumps(measure_memory(arguments.wide, arguments.memory_only)))
         return
     with tempfile.TemporaryDirectory() as folder:
-        # a process of its own: the largest resident set never falls
+        # in another process, since the largest resident set never falls
         command = [sys.executable, __file__, "--memory-only", folder, "--wide", str(arguments.wide)]
         memory = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         report = {"memory": memory, "reader": measure_reader(Path(folder))}

@@ -1,4 +1,4 @@
-"""How fast activations come: the bare forward pass, the harvest, and training from live text, in one run.
+"""Tokens a second of the bare forward pass, of the harvest, and of training from live text, in one run.
 
     python scripts/bench/harvest.py [--json]
 
@@ -85,7 +85,7 @@ def live_rate(harvest: Harvest, width: int, tokens: int, device: torch.device) -
     stream = batches.iterate(None)
     first = next(stream)
     trainer.initialise([first.input], [first.target])
-    trainer.step(first.input, first.target)  # compiles what is compiled at first use
+    trainer.step(first.input, first.target)  # compiles the kernels
     harvest.counts.clear()
     start = time.perf_counter()
     for batch in stream:
@@ -100,7 +100,7 @@ def measure(rounds: int, passes: int, live_tokens: int) -> dict[str, object]:
     config = HarvestConfig(model="demo", dataset="demo", layer=LAYER)
     sites = resolve_sites(lm.model, ["resid_post"], layer=LAYER)
     harvest = Harvest(lm, sites, open_documents("demo"), config)
-    harvest.measure_norms()
+    _ = harvest.norm_limits  # measured before the clock starts
     body = cut_model(lm, LAYER)
     contexts = list(itertools.islice(harvest.contexts(BEGINNING), rounds * passes + 1))
     bare_rates(body, contexts[:1])

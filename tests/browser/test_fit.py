@@ -197,7 +197,7 @@ def document(tmp_path_factory: pytest.TempPathFactory) -> Path:
         row = {"model": "batch_topk-w64-k8", "tier": "pixels", **{f"a long measure, {i}": spread for i in range(20)}}
         page.table([row] * 3)
         page.table([{"Measure": "FVU", "Value": spread, "Meaning": "share of the variance " * 8}])
-        page.figure(draw_lines({"a": Curve([1, 2], [1, 2], "-")}, "x", "y"), "A line.", vector=True)
+        page.figure(draw_lines({"a": Curve([1, 2], [1, 2], "-")}, "x", "y"), "A line.")
     path = tmp_path_factory.mktemp("document") / "page.html"
     page.write(path)
     return path

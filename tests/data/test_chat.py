@@ -186,9 +186,9 @@ def test_roles_go_on_from_any_cursor(tmp_path):
 
 
 def test_a_conversation_of_many_pieces_keeps_its_roles(tmp_path, monkeypatch):
-    from sae.data import packing
+    from sae.data import tokens
 
-    monkeypatch.setattr(packing, "PIECE", 60)
+    monkeypatch.setattr(tokens, "PIECE", 60)
     talk = [{"role": ("user", "assistant")[i % 2], "content": f"{'ab'[i % 2]} " * 100} for i in range(4)]
     path, tokenizer = (
         saved(tmp_path, [{"messages": talk}]),
@@ -312,3 +312,38 @@ def test_the_split_follows_the_whole_conversation(tmp_path):
     from sae.data.chat import canonical
 
     assert canonical(read_messages(swapped)) != canonical(read_messages(TALK))
+
+
+WITH_TOOLS = (
+    "{% if tools %}<tools>{% for tool in tools %}{{ tool | tojson }}{% endfor %}</tools>{% endif %}"
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+)
+SEARCH = {"type": "function", "function": {"name": "search", "parameters": {"type": "object", "properties": {}}}}
+
+
+@pytest.mark.parametrize("written", [lambda tools: tools, json.dumps], ids=["a list", "JSON text"])
+def test_the_tools_of_a_row_reach_the_template_and_belong_to_nobody(written, tmp_path):
+    rows = [
+        {"messages": TALK[1:3], "tools": written([{**SEARCH, "strict": None}])},
+        {"messages": TALK[1:3], "tools": None},
+    ]
+    tokenizer = chatting(WITH_TOOLS)
+    documents = open_documents(saved(tmp_path, rows), split="all")
+    assert documents.provenance["tools_field"] == "tools"
+    some, none = documents.with_tokenizer(tokenizer, ids_below=300)
+    assert some.text == tokenizer.apply_chat_template(TALK[1:3], tools=[SEARCH], tokenize=False)
+    assert '"search"' in some.text
+    assert some.text.endswith(none.text)
+    assert turns(some)[0] == ("", some.text[: -len(none.text)])
+    assert [role for role, _ in turns(some)[1:]] == [role for role, _ in turns(none)] == ["user", "assistant"]
+
+
+def test_tools_that_cannot_be_read_are_told(tmp_path):
+    rows = [{"messages": TALK[1:3], "tools": tools} for tools in ("[]", "[3]", "{", "")]
+    documents = open_documents(saved(tmp_path, rows), split="all").with_tokenizer(chatting(WITH_TOOLS), ids_below=300)
+    assert [document.index for document in documents] == [0, 3]
+    assert documents.skipped == {"tools that are not a list of JSON schemas": 1, "tools that are not JSON": 1}
+    names = open_documents(saved(tmp_path, [{"messages": TALK[1:3], "tools": ["search"]}]), split="all")
+    assert names.notes == ["column 'tools' holds lists of text, not tools, and is not read"]
+    assert "tools_field" not in names.provenance
+    assert len(list(names.with_tokenizer(chatting(WITH_TOOLS), ids_below=300))) == 1

@@ -4,8 +4,7 @@ import random
 
 import pytest
 
-from sae.data import documents as module
-from sae.data import rows
+from sae.data import content, rows
 from sae.data.documents import DataError, is_heldout, open_documents
 
 TEXTS = [f"document {number} of a small set" for number in range(40)]
@@ -136,7 +135,7 @@ def test_demo_is_labelled_shuffled_and_split():
 
 
 def test_unusable_rows_are_skipped_counted_once_and_keep_their_index(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "TEXT_LIMIT", 100)
+    monkeypatch.setattr(content, "TEXT_LIMIT", 100)
     values = ["a", None, "", "  \n", 7, "b" * 101, "\ud800", "last", ["x"]]
     path = _jsonl(tmp_path / "x.jsonl", [*({"text": value} for value in values), {"other": 1}])
     documents = open_documents(path, split="all")
@@ -278,6 +277,29 @@ def test_tables_keep_quoted_lines_and_refuse_what_is_none(tmp_path):
     path.write_bytes(b"text\nna\xefve\n")
     with pytest.raises(DataError, match=r"x\.csv, line .*: not a table in UTF-8"):
         open_documents(path)
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.tsv", "x.csv.gz", "x.tsv.zst"])
+def test_of_a_table_s_columns_of_strings_only_a_known_one_is_taken(tmp_path, name):
+    def table(first, *rows):
+        separator = "," if ".csv" in name else "\t"
+        data = "".join(separator.join(row) + "\n" for row in (first, *rows)).encode()
+        path = tmp_path / name
+        path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+        if name.endswith(".zst"):
+            import pyarrow
+
+            with pyarrow.output_stream(str(path), compression="zstd") as stream:
+                stream.write(data)
+        return path
+
+    known = table(("title", "author", "content", "source"), ("t", "a", "words", "src0"), ("u", "b", "more", "src1"))
+    assert [d.text for d in open_documents(known, split="all")] == ["words", "more"]
+    unknown = table(("source", "label", "1st line"), ("src0", "good", "words"), ("src1", "bad", "more"))
+    with pytest.raises(DataError, match=r"name one with --text-field; it has source \(text\) 'src0', 'src1';"):
+        open_documents(unknown)
+    asked = open_documents(unknown, text_field="1st line", split="all")
+    assert [d.text for d in asked] == ["words", "more"]
 
 
 def test_damaged_zst_files_are_named(tmp_path):

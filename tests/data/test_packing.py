@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sae.data import packing
+from sae.data import tokens as tokenization
 from sae.data.documents import DataError, Document
 from sae.data.packing import Cursor, named_ids, pack, padding_token
 from tiny_tokenizers import SENTENCES, byte_tokenizer
@@ -47,6 +48,18 @@ def _segments(batches):
     return found
 
 
+def _check_starts(batches, tokenizer):
+    """`start` is the number of the document's tokens in earlier segments."""
+    before = {}
+    for contexts in batches:
+        for document, position, start in zip(contexts.document, contexts.position, contexts.start, strict=True):
+            begins = [*(position == 0).nonzero().flatten().tolist(), len(position)]
+            for begin, end in pairwise(begins):
+                number = document[begin].item()
+                assert set(start[begin:end].tolist()) == {0 if number < 0 else before.get(number, 0)}
+                before[number] = before.get(number, 0) + end - begin - len(named_ids(tokenizer))
+
+
 def _check_laid_out(batches, texts, step, tokenizer):
     """No token of a document is lost, repeated or moved; segments begin with BOS and count from 0."""
     first, kept = named_ids(tokenizer), {}
@@ -81,6 +94,7 @@ def test_no_token_is_lost_or_repeated_and_any_cursor_continues_exactly(texts, to
 
     batches = packed()
     _check_laid_out(batches, texts, step, tokenizer)
+    _check_starts(batches, tokenizer)
     assert all(contexts.tokens.shape == (batch, context) for contexts in batches[:-1])
     for number, contexts in enumerate(batches):
         assert _same(packed(contexts.next), batches[number + 1 :])
@@ -112,10 +126,10 @@ def test_last_batch_is_smaller_and_its_cursor_is_past_the_end():
 
 
 def test_long_documents_are_tokenized_in_pieces(monkeypatch):
-    monkeypatch.setattr(packing, "PIECE", 1200)
+    monkeypatch.setattr(tokenization, "PIECE", 1200)
     long = " ".join(SENTENCES * 40)
     texts = ["short", long, "x" * 5000, "", "end"]
-    assert len(list(packing._pieces(long))) > 10
+    assert len(list(tokenization._pieces(long))) > 10
     sizes = []
 
     class Counting:

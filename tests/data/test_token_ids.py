@@ -36,6 +36,7 @@ def _dataset(path, rows):
 FORMS = {
     "x.jsonl": lambda path: _saved(path, [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in IDS]),
     "int32.parquet": lambda path: _parquet(path, IDS, pyarrow.list_(pyarrow.int32())),
+    "fixed.parquet": lambda path: _parquet(path, [ids[:9] for ids in IDS], pyarrow.list_(pyarrow.int64(), 9)),
     "uint16.parquet": lambda path: _parquet(path, IDS, pyarrow.large_list(pyarrow.uint16())),
     "saved": lambda path: _dataset(path, IDS),
 }
@@ -46,7 +47,8 @@ FORMS = {
 def test_ids_reach_the_model_as_they_are_and_resume_from_any_cursor(form, asked, tmp_path):
     documents = open_documents(FORMS[form](tmp_path / form), text_field=asked, split="all")
     documents = documents.with_tokenizer(TOKENIZER, ids_below=300)
-    assert [d.ids.tolist() for d in documents] == IDS
+    rows = [ids[:9] if form == "fixed.parquet" else ids for ids in IDS]
+    assert [d.ids.tolist() for d in documents] == rows
     assert documents.provenance["text_field"] == "input_ids"
     batches = list(pack(documents, TOKENIZER, context=16, batch=2))
     got = {}
@@ -57,7 +59,7 @@ def test_ids_reach_the_model_as_they_are_and_resume_from_any_cursor(form, asked,
                 got.setdefault(document, []).append(token)
             elif document >= 0:
                 assert token == TOKENIZER.bos_token_id
-    assert got == dict(enumerate(IDS))
+    assert got == dict(enumerate(rows))
     again = next(pack(documents, TOKENIZER, context=16, batch=2, start=batches[0].next))
     assert again.tokens.tolist() == batches[1].tokens.tolist()
 
@@ -143,7 +145,7 @@ def test_the_tokenizer_that_the_data_name_is_compared(tmp_path):
     assert "owner/nowhere" in note
 
 
-SHARED = [{"from": "human", "value": "Hi"}]
+IDS_KIND = "lists of whole numbers"
 WORDS, TALK, NUMBERS = "words", [{"role": "user", "content": "Hi"}], [4, 5]
 CHOICES = {
     "chat beside a label": ({"messages": TALK, "source": "src3"}, "messages", "chat"),
@@ -160,6 +162,9 @@ CHOICES = {
     "capitals": ({"n": 1, "Text": WORDS}, "Text", "text"),
     "null at first": ({"text": None, "title": WORDS}, "text", "text"),
     "raw content": ({"url": "u", "raw_content": WORDS}, "raw_content", "text"),
+    "ids of another name": ({"token_ids": NUMBERS, "attention_mask": [1, 1], "source": "src0"}, "token_ids", IDS_KIND),
+    "a chat of another name": ({"chat": TALK, "system": "s"}, "chat", "chat"),
+    "text among labels": ({"author": "a", "title": "t", "story": WORDS, "language": "en"}, "story", "text"),
 }
 
 
@@ -178,6 +183,8 @@ REFUSED = {
     "no known name": {"prompt": "p", "response": "r"},
     "ids of an unknown name": {"labels": NUMBERS},
     "a chat of an unknown name": {"turns": TALK},
+    "a chat inside a string": {"messages": json.dumps(TALK), "source": "src0"},
+    "several columns of strings": {"prompt": "p", "chosen": "c", "rejected": "r", "label": "good"},
 }
 
 

@@ -32,7 +32,6 @@ def harvest(tiny_model: Path, corpus: Path) -> Harvest:
     )
     config = HarvestConfig(model=str(tiny_model), dataset=str(corpus), layer=1, context=64, contexts=4)
     harvest = Harvest(lm, resolve_sites(lm.model, ["resid_post"], layer=1), open_documents(str(corpus)), config)
-    harvest.measure_norms()
     return harvest
 
 
@@ -179,7 +178,6 @@ def places(harvest: Harvest, *names: str) -> Harvest:
     other = Harvest(
         harvest.lm, [measure_width(harvest.lm.model, site) for site in sites], harvest.documents, harvest.config
     )
-    other.measure_norms()
     return other
 
 

@@ -10,7 +10,11 @@ from torch import Tensor
 
 from sae.book.measures.entropy_coding import SymbolModel, gamma_bits
 from sae.book.measures.rate import (
+    RatePoint,
+    bits_at,
     default_steps,
+    fvu_at,
+    hull,
     medians,
     pca_rate_distortion,
     quantise,
@@ -18,7 +22,6 @@ from sae.book.measures.rate import (
     sensitivity,
     stack,
 )
-from sae.book.measures.rate_curve import RatePoint, bits_at, fvu_at, hull
 from sae.evaluation.baselines import PCA
 from sae_kernels import SparseCodes
 

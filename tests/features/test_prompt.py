@@ -37,8 +37,9 @@ def test_latents_are_those_of_the_harvest(finished: Run, lm: LanguageModel) -> N
         def iterate(self, start: int = 0):
             yield from [Document(0, text)][start:]
 
-    harvest = Harvest(lm, finished.sites, OneText(), finished.settings(contexts=1))  # pyright: ignore
-    harvest.norm_limits = finished.record["harvest"]["norm_limits"]
+    harvest = Harvest(
+        lm, finished.sites, OneText(), finished.settings(contexts=1), finished.record["harvest"]["norm_limits"]
+    )  # pyright: ignore
     (step,) = harvest.batches()
     assert step.rows.token.tolist() == found["token_ids"]
     dense = finished.model.encode(finished.inputs_of(step.rows)).to_dense()

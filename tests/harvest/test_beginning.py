@@ -79,6 +79,19 @@ def test_auto_measures_where_the_tokenizer_adds_nothing(lm: LanguageModel, docum
         table.data.copy_(before)
 
 
+@pytest.mark.parametrize("special", [{"bos": False}, {"bos": False, "eos": False, "pad": False}], ids=["end", "none"])
+def test_auto_where_the_tokenizer_names_no_beginning(
+    special: dict[str, bool], lm: LanguageModel, documents: Any
+) -> None:
+    plain = byte_tokenizer(300, **special)
+    end = () if plain.eos_token_id is None else (plain.eos_token_id,)
+    lm = lm._replace(tokenizer=plain)
+    losses = {ids: sum(cross_entropies(lm, documents, ids)) for ids in ((), end)}
+    chosen = settle(lm, asked("auto"), documents)
+    assert chosen.ids == () or (chosen.ids == end and losses[end] < losses[()])
+    assert "nothing" in chosen.why
+
+
 def test_a_text_that_begins_with_bos_has_it_once(lm: LanguageModel) -> None:
     class Two:
         def iterate(self, start: int = 0) -> Any:

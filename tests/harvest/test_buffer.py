@@ -18,9 +18,10 @@ from sae.config import ConfigError
 from sae.data.batching import Batch, permutation
 from sae.data.documents import DataError
 from sae.data.packing import BEGINNING, Cursor
-from sae.harvest.buffer import PAGE, LiveBatches, StoredBatches, neighbours
-from sae.harvest.store import DiskStore, MemoryStore, Part, Store
-from sae.harvest.stream import ActivationError, Harvested, Rows
+from sae.harvest.buffer import PAGE, LiveBatches, StoredBatches
+from sae.harvest.rows import ActivationError, Rows
+from sae.harvest.store import DiskStore, MemoryStore, Store
+from sae.harvest.stream import Harvested
 
 D = 4
 DTYPE = torch.float64  # no tensor of torch's or another test's: the memory test counts those of this type and width
@@ -39,6 +40,11 @@ def document_of(ids: Tensor) -> Tensor:
 
 def position_of(ids: Tensor) -> Tensor:
     return (ids % 23).int()
+
+
+def rows_of(ids: Tensor) -> Rows:
+    zeros = torch.zeros(len(ids))
+    return Rows(activations(ids), ids.int(), document_of(ids), position_of(ids), zeros.int(), zeros.to(torch.int8))
 
 
 class FakeSite(NamedTuple):
@@ -66,8 +72,7 @@ class FakeHarvest:
             self.forwards += 1
             ids = self.passes[index]
             kind = (ids % self.every == self.every - 1).to(torch.int8)
-            rows = Rows(activations(ids), ids.int(), document_of(ids), position_of(ids), kind)
-            yield Harvested(rows, None, Cursor(index, 0))  # type: ignore[arg-type]
+            yield Harvested(rows_of(ids)._replace(kind=kind), None, Cursor(index, 0))  # type: ignore[arg-type]
 
     def name_of(self, token: Tensor, document: Tensor, row: int) -> str:
         return f"document {int(document[row])}"
@@ -104,7 +109,7 @@ def disk_store(folder: Path, rows: int, parts: int = 3) -> Store:
 
 def filled(store: Store, rows: int, parts: int) -> Store:
     for ids in torch.arange(rows).tensor_split(parts):
-        store.append(Part(activations(ids), ids.int(), document_of(ids), position_of(ids)), (0, 0, 0))
+        store.append(rows_of(ids), BEGINNING)
     return store
 
 
@@ -203,9 +208,14 @@ def test_several_sites_share_the_stated_memory() -> None:
 # --- pairs of neighbours ---
 
 
-def test_neighbours_are_of_one_document_and_one_position_apart() -> None:
-    document, position = torch.tensor([0, 0, 1, 1, 1, 1]), torch.tensor([3, 4, 5, 6, 8, 7])
-    assert neighbours(document, position).tolist() == [True, False, True, False, False]
+def test_neighbours_are_of_one_segment_and_one_position_apart() -> None:
+    rows = rows_of(torch.arange(7))._replace(
+        document=torch.tensor([0, 0, 1, 1, 1, 1, 1]),
+        position=torch.tensor([3, 4, 5, 6, 8, 7, 8]),
+        # the last two rows are of two segments of one document, and tokens between them were left out
+        start=torch.tensor([0, 0, 0, 0, 0, 0, 9]),
+    )
+    assert rows.neighbours().tolist() == [True, False, True, False, False, False]
 
 
 def assert_right_pairs(batches: list[Batch], stream: list[int], *, share: float) -> None:

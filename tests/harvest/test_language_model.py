@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,13 @@ def test_a_path_that_leads_nowhere_is_refused(name: str, says: str) -> None:
     with pytest.raises(ModelError) as refused:
         locate(name)
     assert str(refused.value).startswith(f"--model {name}: {says}")
+
+
+@pytest.mark.parametrize("file", ["adapter_config.json", "model_index.json", "params.json", "pytorch_model.bin"])
+def test_a_folder_of_adapters_or_other_things_is_refused_by_what_it_holds(file: str, tmp_path: Path) -> None:
+    (tmp_path / file).write_text("{}")
+    with pytest.raises(ModelError, match=rf"the folder has no config\.json \(it holds {file}\)"):
+        locate(tmp_path)
 
 
 def test_files_and_folders_that_hold_no_model_are_refused_by_what_they_hold(tmp_path: Path) -> None:
@@ -173,6 +180,10 @@ def test_the_hubs_refusals_are_told_apart(kind: str, says: str, monkeypatch: pyt
         ('{"model_type": "llama", "hidden_size": "x"}', "its config cannot be read (Validation error for field"),
         ('{"model_type": "llama", "hidden_size": -8}', "cannot be"),
         ('{"model_type": "t5"}', "T5Model reads one text and writes another"),
+        ('{"model_type": "bart"}', "reads one text and writes another"),
+        ('{"model_type": "marian", "architectures": ["MarianMTModel"]}', "MarianMTModel reads one text and writes"),
+        ('{"model_type": "pegasus", "is_encoder_decoder": true}', "reads one text and writes another"),
+        ('{"model_type": "prophetnet"}', "reads one text and writes another"),
         ('{"model_type": "llama", "auto_map": {"AutoConfig": "x.Y"}, "nothing": 1}', None),
     ],
 )
@@ -353,8 +364,8 @@ GGUF_INNER = {
 }
 
 
-def write_gguf(model: Any, tokenizer: Any, path: Path) -> None:
-    """A Llama as llama.cpp writes it: its names, and rotary rows in pairs."""
+def write_gguf(model: Any, tokenizer: Any, path: Path, control: Sequence[str] = ()) -> None:
+    """A Llama as llama.cpp writes it: its names, and rotary rows in pairs; `control` tokens are flagged so."""
     import gguf
     import numpy as np
 
@@ -374,7 +385,7 @@ def write_gguf(model: Any, tokenizer: Any, path: Path) -> None:
     tokens = sorted(state["vocab"], key=state["vocab"].get)
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(tokens)
-    writer.add_token_types([3 if token in tokenizer.all_special_tokens else 1 for token in tokens])
+    writer.add_token_types([3 if token in (*tokenizer.all_special_tokens, *control) else 1 for token in tokens])
     writer.add_token_merges([" ".join(pair) if isinstance(pair, list) else pair for pair in state["merges"]])
     writer.add_bos_token_id(tokenizer.bos_token_id)
     writer.add_eos_token_id(tokenizer.eos_token_id)
@@ -407,6 +418,18 @@ def test_a_gguf_file_is_a_model(tmp_path: Path) -> None:
     with torch.no_grad():
         ours, theirs = (m(input_ids=torch.tensor([ids])).logits for m in (lm.model, model))
     assert (ours - theirs).norm() < 1e-5 * theirs.norm()
+
+
+def test_control_tokens_of_a_gguf_file_are_special(tmp_path: Path) -> None:
+    pytest.importorskip("accelerate", reason="transformers reads GGUF files with it")
+    model, tokenizer = FAMILIES["llama"](vocab_size=300), byte_tokenizer(300)
+    control = [token for token in tokenizer.get_vocab() if len(token) > 2 and token.isalpha()][:2]
+    write_gguf(model, tokenizer, tmp_path / "tiny.gguf", control)
+    lm = load_language_model(locate(tmp_path / "tiny.gguf"), device=CPU, precision="auto")
+    ids = set(tokenizer.convert_tokens_to_ids(control))
+    assert ids <= lm.traits.special
+    assert ids.isdisjoint(lm.tokenizer.all_special_ids), "no name tells"
+    assert len(lm.traits.special & set(range(300))) == len(tokenizer.all_special_ids) + 2
 
 
 @pytest.mark.parametrize("content", [b"", b"GGUF", b"GGUF" + b"\xff" * 60, b"not a gguf file at all" * 9])

@@ -9,16 +9,19 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from conftest import corpus_texts
-from sae.base.files import CorruptError
+from sae.base.files import CorruptError, publish_folder
 from sae.config import ConfigError, HarvestConfig
 from sae.data.documents import open_documents
+from sae.harvest import rows as rows_module
 from sae.harvest import store as stores
 from sae.harvest.language_model import LanguageModel, load_language_model, locate_model
+from sae.harvest.rows import ActivationError, Rows, to_stored
 from sae.harvest.sites import Site, resolve_sites
-from sae.harvest.store import DiskStore, MemoryStore, Part, Store, fill_store, to_stored
-from sae.harvest.stream import ActivationError, Harvest
+from sae.harvest.store import DiskStore, MemoryStore, Store, fill_store
+from sae.harvest.stream import Harvest
 
 TOKENS = 1500
 SITES = ["resid_post.0", "mlp_out.1"]
@@ -59,8 +62,11 @@ def fill(store: Store, source: Source, tokens: int = TOKENS, progress: Callable[
 
 def rows_of(store: Store) -> dict[str, torch.Tensor]:
     """All rows that the store serves: activations, and the columns beside them."""
-    columns = {name: torch.cat([getattr(part, name) for part in store.parts]) for name in Part._fields[1:]}
-    return {**store.read(range(store.rows), SITES), **{name: c[: store.rows] for name, c in columns.items()}}
+    columns = {name: torch.cat([getattr(part, name) for part in store.parts]) for name in Rows._fields[1:]}
+    return {
+        **store.read(range(store.rows), SITES).activations,
+        **{name: c[: store.rows] for name, c in columns.items()},
+    }
 
 
 def assert_same(ours: Store, theirs: Store) -> None:
@@ -83,7 +89,7 @@ def test_the_rows_are_those_of_the_stream(source: Source, expected: Store) -> No
     found = rows_of(expected)
     for name in SITES:
         assert found[name].equal(torch.cat([rows.activations[name] for rows in wanted])[:TOKENS].half())
-    for name in Part._fields[1:]:
+    for name in Rows._fields[1:]:
         assert found[name].equal(torch.cat([getattr(rows, name) for rows in wanted])[:TOKENS])
 
 
@@ -98,7 +104,7 @@ def test_disk_and_memory_hold_the_same_rows(source: Source, expected: Store, tmp
 
 def test_any_rows_can_be_read_from_any_shard(source: Source, expected: Store, tmp_path: Path) -> None:
     store = fill(DiskStore(tmp_path, identity()), source)
-    whole = expected.read(range(TOKENS), SITES)
+    whole = expected.read(range(TOKENS), SITES).activations
     for rows in (
         range(0),
         range(3, 900),
@@ -108,7 +114,7 @@ def test_any_rows_can_be_read_from_any_shard(source: Source, expected: Store, tm
     ):
         wanted = rows if isinstance(rows, torch.Tensor) else torch.tensor(list(rows), dtype=torch.int64)
         for held in (store, expected):
-            found = held.read(rows, SITES[1:])
+            found = held.read(rows, SITES[1:]).activations
             assert list(found) == SITES[1:]
             assert found[SITES[1]].equal(whole[SITES[1]][wanted])
 
@@ -175,7 +181,7 @@ def test_data_that_end_give_what_they_have_and_nothing_twice(source: Source, tmp
 
 def test_several_sites_come_from_one_pass(source: Source, expected: Store) -> None:
     stream = source.harvest()
-    stream.measure_norms()
+    _ = stream.first_pass
     calls: list[int] = []
     hook = source.lm.model.register_forward_pre_hook(lambda *_: calls.append(1))
     try:
@@ -184,7 +190,8 @@ def test_several_sites_come_from_one_pass(source: Source, expected: Store) -> No
         hook.remove()
     assert len(calls) <= -(-sum(stream.counts.values()) // (32 * 4)) + 1
     assert_same(store, expected)
-    assert not store.read(range(10), SITES)[SITES[0]].equal(store.read(range(10), SITES)[SITES[1]])
+    found = store.read(range(10), SITES).activations
+    assert not found[SITES[0]].equal(found[SITES[1]])
 
 
 @pytest.mark.parametrize(
@@ -211,7 +218,7 @@ def test_a_store_of_another_harvest_is_refused_naming_the_field(
 def test_a_store_of_more_sites_serves_a_run_of_some(source: Source, tmp_path: Path) -> None:
     fill(DiskStore(tmp_path / "s", identity()), source, 200)
     few = DiskStore(tmp_path / "s", identity(sites={"resid_post.0": 32}))
-    assert few.read(range(10), ["resid_post.0"])["resid_post.0"].shape == (10, 32)
+    assert few.read(range(10), ["resid_post.0"]).activations["resid_post.0"].shape == (10, 32)
 
 
 def test_a_folder_of_other_things_is_no_store(tmp_path: Path) -> None:
@@ -297,7 +304,7 @@ def test_a_harvest_that_overflows_keeps_the_shards_before(
         return to_stored(activations * (1e9 if calls > 16 else 1), dtype, site, *rest)
 
     with monkeypatch.context() as patched:
-        patched.setattr(stores, "to_stored", overflowing)
+        patched.setattr(rows_module, "to_stored", overflowing)
         with pytest.raises(ActivationError, match=r'in document \d+ \("\w.*\.\.\."\) does not fit'):
             fill(DiskStore(tmp_path, identity()), source)
     assert 0 < DiskStore(tmp_path, identity()).rows < TOKENS
@@ -305,12 +312,54 @@ def test_a_harvest_that_overflows_keeps_the_shards_before(
 
 
 @pytest.mark.parametrize("rows", [range(0), range(380, 420), torch.tensor([1499, 0, 400, 399, 7, 7])], ids=str)
-def test_places_tell_document_and_position_of_any_rows(
+def test_any_rows_are_read_with_their_columns(
     rows: range | torch.Tensor, source: Source, expected: Store, tmp_path: Path
 ) -> None:
     wanted = rows if isinstance(rows, torch.Tensor) else torch.tensor(list(rows), dtype=torch.int64)
     columns = rows_of(expected)
     for store in (fill(DiskStore(tmp_path, identity()), source), expected):
-        document, position = store.places(rows)
-        assert document.equal(columns["document"][wanted])
-        assert position.equal(columns["position"][wanted])
+        found = store.read(rows, SITES)
+        for name in Rows._fields[1:]:
+            assert getattr(found, name).equal(columns[name][wanted]), name
+
+
+def _rewrite(shard: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    """Publish a shard again with changed tensors, as another program might."""
+    tensors, end = load_file(shard / "rows.safetensors"), json.loads((shard / "end.json").read_text())
+    change(tensors)
+    with publish_folder(shard) as folder:
+        save_file(tensors, folder / "rows.safetensors")
+        (folder / "end.json").write_text(json.dumps(end[:3]))
+
+
+def test_a_store_without_the_later_columns_is_read_and_continued(
+    source: Source, expected: Store, tmp_path: Path
+) -> None:
+    fill(DiskStore(tmp_path, identity()), source, 700)
+    for shard in sorted((tmp_path / "shards").iterdir()):
+        _rewrite(shard, lambda tensors: (tensors.pop("start"), tensors.pop("kind")))
+    store = fill(DiskStore(tmp_path, identity()), source)
+    ours, theirs = rows_of(store), rows_of(expected)
+    for name in (*SITES, "token", "document", "position"):
+        assert ours[name].equal(theirs[name]), name
+    for name in ("start", "kind"):
+        assert (ours[name][:700] == -1).all()
+        assert ours[name][700:].equal(theirs[name][700:])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_stored_value_that_is_not_finite_is_named_with_file_and_row(
+    value: float, source: Source, tmp_path: Path
+) -> None:
+    fill(DiskStore(tmp_path, identity()), source)
+
+    def spoil(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[f"activations.{SITES[1]}"][17, 3] = value
+
+    _rewrite(tmp_path / "shards" / "000001", spoil)
+    store = DiskStore(tmp_path, identity())
+    store.read(range(TOKENS), SITES[:1])
+    row = store.parts[0].size + 17
+    for rows in (range(TOKENS), torch.tensor([3, row, 5])):
+        with pytest.raises(CorruptError, match=rf"shards/000001/rows.safetensors: row 17 of site {SITES[1]} is not"):
+            store.read(rows, SITES)

@@ -20,8 +20,9 @@ from sae.data.documents import DataError, open_documents
 from sae.data.packing import Cursor
 from sae.harvest.hooks import harvest_forward
 from sae.harvest.language_model import LanguageModel, load_language_model, locate_model
+from sae.harvest.rows import ActivationError, Rows
 from sae.harvest.sites import Site, resolve_sites
-from sae.harvest.stream import BOS, ORDINARY, SINK, SPECIAL, ActivationError, Harvest, Rows
+from sae.harvest.stream import BOS, ORDINARY, SINK, SPECIAL, Harvest
 
 CONTEXT = 48
 FAMILIES = {"llama": "positions", "bert": None, "opt": None, "bloom": "pad", "mamba": "pad", "gemma2": "positions"}
@@ -180,7 +181,7 @@ def test_tokens_of_a_huge_norm_are_sinks_and_leave_the_stream(planted: tuple[Cas
     assert stream.norm_limits is not None
     for name, limit in stream.norm_limits.items():
         assert trained.activations[name].norm(dim=1).max() <= limit
-        assert limit == pytest.approx(10 * stream.norm_percentiles[name][2], rel=0.05)
+        assert limit == pytest.approx(10 * stream.first_pass.norm_percentiles[name][2], rel=0.05)
 
 
 def test_bos_of_a_huge_norm_is_still_bos(cases: dict[str, Case], texts: Path) -> None:
@@ -209,14 +210,14 @@ def test_a_stream_started_later_gives_the_very_rows_of_the_unbroken_one(planted:
     whole = harvest(case, texts)
     passes = list(whole.batches())
     assert len(passes) > 4
-    assert passes[0].here == Cursor(0, 0)
+    assert passes[0].begin == Cursor(0, 0)
     for first in (1, len(passes) // 2, len(passes) - 1):
         late = harvest(case, texts)
-        rest = list(late.batches(passes[first].here))
+        rest = list(late.batches(passes[first].begin))
         assert late.norm_limits == whole.norm_limits, "limits do not depend on the start"
         assert len(rest) == len(passes) - first
         for ours, theirs in zip(rest, passes[first:], strict=True):
-            assert ours.here == theirs.here
+            assert ours.begin == theirs.begin
             for left, right in zip(ours.rows[1:], theirs.rows[1:], strict=True):
                 assert left.equal(right)
             for name, activations in theirs.rows.activations.items():
@@ -242,8 +243,7 @@ def test_a_tokenizer_without_special_tokens_gives_only_ordinary_rows(
 def test_percentiles_are_those_of_the_first_forward_pass(cases: dict[str, Case], texts: Path) -> None:
     stream = harvest(cases["llama"], texts)
     first = next(iter(harvest(cases["llama"], texts, max_norm=0).batches())).rows
-    stream.measure_norms()
-    for name, values in stream.norm_percentiles.items():
+    for name, values in stream.first_pass.norm_percentiles.items():
         norms = first.activations[name][first.kind == ORDINARY].norm(dim=1)
         assert values[0] <= values[1] <= values[2] <= values[3] <= values[4] <= values[5]
         assert values[5] == pytest.approx(norms.max().item())
@@ -252,7 +252,7 @@ def test_percentiles_are_those_of_the_first_forward_pass(cases: dict[str, Case],
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("family", ["llama", "bloom"])
+@pytest.mark.parametrize("family", ["llama", "bloom", "bert", "mamba"])
 def test_a_late_document_whose_activations_are_not_finite_is_named(
     family: str, value: float, precision: str, cases: dict[str, Case], tmp_path: Path
 ) -> None:
@@ -269,7 +269,7 @@ def test_a_late_document_whose_activations_are_not_finite_is_named(
         weight[token, 3] = value
     try:
         stream = harvest(case, path)
-        stream.measure_norms()
+        _ = stream.first_pass
         with pytest.raises(ActivationError) as refused:
             list(stream.batches())
     finally:

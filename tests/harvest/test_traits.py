@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from tokenizers import AddedToken
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 from sae.config import ConfigError, HarvestConfig, OptimConfig, SAEConfig, TrainConfig
-from sae.data.documents import open_documents
+from sae.data.documents import Document, open_documents
+from sae.features.steer.prompt import PromptError, prompt_ids
+from sae.harvest.beginning import settle
 from sae.harvest.language_model import LanguageModel, ModelError, load_language_model, locate_model, skeleton
 from sae.harvest.sites import resolve_sites
 from sae.harvest.stream import Harvest
-from sae.harvest.traits import known_limit
+from sae.harvest.traits import known_limit, special_tokens
 from sae.training.plan import make_plan
+from sae.training.run import train
 from tiny_models import BERT_LIKE, LLAMA_LIKE, VISION
 from tiny_tokenizers import byte_tokenizer
 
@@ -322,35 +325,92 @@ def test_a_length_that_nothing_states_is_noticed_before_the_first_batch(breaks: 
     assert len(list(harvest(40).batches())) > 3
 
 
-def test_tokens_flagged_special_are_special_though_none_names_them(tmp_path: Path) -> None:
-    tokenizer = byte_tokenizer(280)
-    tokenizer._tokenizer.add_special_tokens([AddedToken("<|header|>", special=True)])
-    header = tokenizer.convert_tokens_to_ids("<|header|>")
-    lm = load(save(MODELS["llama"][0](), tmp_path, tokenizer))
-    assert header not in lm.tokenizer.all_special_ids
-    assert header in lm.traits.special
-    assert lm.tokenizer.convert_tokens_to_ids("the") not in lm.traits.special
+def wordpiece() -> Any:
+    """A tokenizer of another kind, with a token that only its list of added tokens flags as special."""
+    vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "river"])}
+    backend = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", pad_token="[PAD]"
+    )
 
 
-@pytest.mark.parametrize("padding", [True, False], ids=["padding", "in the text"])
-def test_an_id_outside_the_embedding_is_refused_by_name_only_where_it_occurs(padding: bool, tmp_path: Path) -> None:
+FLAGGED: dict[str, Callable[[Any], Any]] = {
+    "by the library": lambda tokenizer: tokenizer._tokenizer.add_special_tokens([AddedToken("<|h|>", special=True)]),
+    "by transformers": lambda tokenizer: tokenizer.add_tokens([AddedToken("<|h|>", special=True)]),
+    "named beside others": lambda tokenizer: tokenizer.add_special_tokens({"additional_special_tokens": ["<|h|>"]}),
+    "by transformers' switch": lambda tokenizer: tokenizer.add_tokens(["<|h|>"], special_tokens=True),
+}
+
+
+@pytest.mark.parametrize("how", FLAGGED)
+@pytest.mark.parametrize("make", [lambda: byte_tokenizer(280), wordpiece], ids=["bytes", "wordpiece"])
+def test_tokens_flagged_special_are_special_though_none_names_them(
+    how: str, make: Callable[[], Any], tmp_path: Path
+) -> None:
+    tokenizer = make()
+    FLAGGED[how](tokenizer)
+    header = tokenizer.convert_tokens_to_ids("<|h|>")
+    tokenizer.save_pretrained(tmp_path)
+    read = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert header in special_tokens(read)
+    assert read.convert_tokens_to_ids("the") not in special_tokens(read)
+
+
+@pytest.mark.parametrize(
+    "where", ["it fills rows", "it is in the text", "it begins every segment", "it is in the prompt"]
+)
+def test_an_id_outside_the_embedding_is_refused_by_name_only_where_it_occurs(where: str, tmp_path: Path) -> None:
     tokenizer = byte_tokenizer(WORDS)
     tokenizer.add_tokens(["<new>"])
-    if padding:
+    if where == "it fills rows":
         tokenizer.pad_token = "<new>"
-    lm = load(save(MODELS["llama"][0](), tmp_path / "model", tokenizer))
+    model = save(MODELS["llama"][0](), tmp_path / "model", tokenizer)
+    for name, line in (("plain", "the river ran"), ("new", "the river <new> ran")):
+        rows = [json.dumps({"text": f"{line} {number}"}) for number in range(60)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
 
-    def harvest(line: str) -> list[Any]:
-        (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for _ in range(30)))
-        config = HarvestConfig(model="m", dataset="d", context=16, contexts=2)
-        documents = open_documents(tmp_path / "texts.jsonl", split="all", heldout=0.1)
-        return list(Harvest(lm, resolve_sites(lm.model, ["resid_post.1"]), documents, config).batches())
+    def begin(texts: str, bos: str = "auto") -> None:
+        dataset = str(tmp_path / f"{texts}.jsonl")
+        train(
+            TrainConfig(
+                harvest=HarvestConfig(model=str(model), dataset=dataset, layer=1, context=16, contexts=2, bos=bos),
+                sae=SAEConfig(width=64, k=4),
+                optim=OptimConfig(batch=64),
+                out=tmp_path / f"{texts}-{bos}",
+                tokens=128,
+                device="cpu",
+            )
+        )
 
-    says = r"--model m: '<new>' \(it .*\) has id 300, and the embedding has 300 rows; resize it"
-    if padding:
+    says = rf"--model .*: '<new>' \({where}\) has id 300, and the embedding has 300 rows; resize it"
+    if where == "it fills rows":
         with pytest.raises(ModelError, match=says):
-            harvest("the river ran")
+            begin("plain")
         return
-    assert harvest("the river ran")
-    with pytest.raises(ModelError, match=says):
-        harvest("the river <new> ran")
+    begin("plain")
+    if where == "it is in the prompt":
+        with pytest.raises(PromptError, match=says):
+            prompt_ids(load(model), "the <new> river")
+        return
+    bos = ("auto", "none", "<s>") if where == "it is in the text" else ("<new>",)
+    for given in bos:
+        with pytest.raises(ModelError, match=says):
+            begin("new" if len(bos) > 1 else "plain", given)
+
+
+def test_a_named_beginning_outside_the_embedding_is_not_tried(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer(WORDS, bos=False)
+    tokenizer.add_tokens(["<new>"])
+    tokenizer.bos_token = "<new>"
+    lm = load(save(MODELS["llama"][0](), tmp_path, tokenizer))
+    config = HarvestConfig(model="m", dataset="d")
+    documents: Any = Listed([Document(0, "the river ran past a mill")])
+    assert settle(lm, config, documents).ids in ((), (tokenizer.eos_token_id,))
+
+
+class Listed(list[Document]):
+    """Documents as `pack` reads them."""
+
+    def iterate(self, start: int = 0) -> Iterator[Document]:
+        return iter(self[start:])

@@ -54,6 +54,11 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("kind", ["text", "image"])
+def test_a_run_of_an_earlier_version_loads(kind: str) -> None:
+    assert max(verify(Path(__file__).parents[1] / "old_runs" / kind)) < 1e-5
+
+
 @pytest.fixture
 def run(saved: Path, tmp_path: Path) -> Path:
     """A copy that the test may damage."""
@@ -284,7 +289,7 @@ def test_a_config_that_is_none_is_named(text: str, run: Path) -> None:
 def test_an_unfinished_run_says_how_to_go_on(run: Path) -> None:
     (run / "config.json").write_text(json.dumps({"train": {}, "autoencoder": None}))
     for read in (load, verify):
-        with pytest.raises(ConfigError, match=f"not finished; go on with: sae train --resume --out {run}"):
+        with pytest.raises(ConfigError, match=f"not finished; finish it with: sae train --resume --out {run}"):
             read(run)
 
 

@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from sae.config import SPARSE, ConfigError, OptimConfig, SAEConfig, VisionConfig, refuse_ignored
+from sae.config.image_variants import IMAGE_SETTINGS
+from sae.config.variants import SETTINGS
 from sae.models import language, vision
 from sae.models.language import VARIANTS, find_variant
 from sae.models.settings import ignored, ignored_by_images
@@ -123,6 +125,24 @@ def test_every_field_of_an_image_variant_counts_or_is_refused(settings: dict[str
     # what auto stands for makes the same run by its name
     same = {name: value for name, value in OTHER.items() if name in AUTO and getattr(whole, name) == value}
     check_every_field(dataclasses.replace(start, **same), recipe, refuse)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_variant_reads_its_own_settings_and_no_others(name: str) -> None:
+    settings = SETTINGS[name](variant=name, width=32, k=4)
+    row = VARIANTS[name]
+    row.code(settings, 16), row.terms(settings), row.penalty(settings)
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_an_image_variant_reads_its_own_settings_and_no_others(name: str) -> None:
+    settings = IMAGE_SETTINGS[name](variant=name, width=32)
+    OWN[name].code(settings), OWN[name].terms(settings, 64, 128)
+
+
+def test_every_variant_has_settings() -> None:
+    assert set(SETTINGS) == set(VARIANTS)
+    assert set(IMAGE_SETTINGS) == {*OWN, *SPARSE}
 
 
 def test_all_that_does_nothing_is_named_at_once_with_its_owners() -> None:

@@ -289,9 +289,15 @@ def test_normalised_beta_counts_pixels_over_latents() -> None:
             {"variant": "matryoshka", "head": "mlp"},
             "--head mlp: --variant matryoshka scores the dictionary's own output",
         ),
-        ({"variant": "matching_pursuit", "stem": "mlp"}, "--stem mlp: --variant matching_pursuit reads what it writes"),
+        (
+            {"variant": "matching_pursuit", "stem": "mlp"},
+            "--stem mlp: the encoder of matching_pursuit is",
+        ),
         ({"variant": "ae", "normalise": "scale"}, "--normalise scale: cannot be folded through a stem or head"),
-        ({"variant": "denoising", "corrupted_only": True}, "--corrupted-only: --corruption gaussian leaves no pixel"),
+        (
+            {"variant": "denoising", "corrupted_only": True},
+            "--corrupted-only: --corruption gaussian does not single",
+        ),
         ({"variant": "vqvae", "channels": (4, 4, 4, 4)}, r"--channels \[4, 4, 4, 4\]: a side of 8 cannot be halved 4"),
     ],
 )

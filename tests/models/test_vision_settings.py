@@ -15,7 +15,7 @@ SHAPE = (1, 16, 16)
 @pytest.mark.parametrize("part", ["stem", "head"])
 @pytest.mark.parametrize("variant", ["ae", "vae", "topk"])
 def test_two_levels_are_of_codebooks_alone(part: str, variant: str) -> None:
-    with pytest.raises(ConfigError, match=f"--{part} two_level: lays out the rows of a codebook"):
+    with pytest.raises(ConfigError, match=f"--{part} two_level: arranges the rows of a codebook"):
         completed(VisionConfig(**{"variant": variant, part: "two_level"}), SHAPE)
     assert completed(VisionConfig(variant="vqvae", stem="two_level", head="two_level"), SHAPE).stem == "two_level"
 

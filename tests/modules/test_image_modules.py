@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from passes import replaced
 from torch import Tensor
 
 from sae.base import draws
@@ -16,7 +17,8 @@ from sae.modules.corruption import CORRUPTIONS, corrupt
 from sae.modules.dictionary import Dictionary
 from sae.modules.divergences import gaussian_log_density, kl_per_latent
 from sae.modules.likelihoods import bernoulli_nll, gaussian_nll
-from sae.modules.losses import Step, Term, find_term, total_loss
+from sae.modules.losses import Term, find_term, total_loss
+from sae.modules.views import Entries, Everything, Output
 from sae_kernels import SparseCodes
 
 N, D, F = 23, 9, 5
@@ -28,27 +30,30 @@ def rows(*shape: int, seed: int = 0) -> Tensor:
 
 def step_of(
     code: Any, pre: Tensor, *, target: Tensor | None = None, outputs: Tensor | None = None, **more: Any
-) -> Step:
+) -> Everything:
     """A step whose encoder gave `pre` [N, rows F], on a target in [0, 1] and outputs of a head."""
     listed = SparseCodes.dense(pre)
     zero = torch.zeros(0)
-    return Step(
+    everything = Everything(
+        entries=Entries(code=code, listed=listed, codes=code.activate(listed), dim=pre.shape[1]),
+        output=Output(target=torch.sigmoid(rows(len(pre), D, seed=8)), reconstruction=rows(len(pre), D, seed=9)),
         x=pre,
-        target=torch.sigmoid(rows(len(pre), D, seed=8)),
-        code=code,
-        listed=listed,
-        codes=code.activate(listed),
-        reconstruction=rows(len(pre), D, seed=9),
+        decoded=zero,
         W_enc=zero,
         b_enc=zero,
         b_pre=None,
         W_dec=zero,
         b_dec=zero,
-        norms=None,
         dead=torch.zeros(0, dtype=torch.int64),
         auxk=1,
-        **more,
+        site_widths=[D],
     )
+    return replaced(everything, **more)
+
+
+def values_of(name: str, everything: Everything, **settings: Any) -> Tensor:
+    """A term's values, one a sample."""
+    return Term(name, settings=settings).values(everything)
 
 
 # --- the Gaussian code and its divergence ---
@@ -69,8 +74,8 @@ def test_the_divergence_from_the_prior_equals_its_monte_carlo_estimate() -> None
 def test_the_divergence_is_zero_at_the_prior_alone() -> None:
     code = Gaussian()
     at_prior = step_of(code, torch.zeros(3, 2 * F))
-    assert find_term("gaussian_kl").function(at_prior).tolist() == [0, 0, 0]
-    assert (find_term("gaussian_kl").function(step_of(code, rows(3, 2 * F))) > 0).all()
+    assert values_of("gaussian_kl", at_prior).tolist() == [0, 0, 0]
+    assert (values_of("gaussian_kl", step_of(code, rows(3, 2 * F))) > 0).all()
 
 
 def test_the_gradient_through_a_draw_is_that_of_finite_differences() -> None:
@@ -110,7 +115,7 @@ def test_free_bits_make_a_latent_below_them_cost_a_constant_without_gradient() -
     pre[:, 0] = 3.0  # KL 4.5 nats; the others 0
     pre.requires_grad_()
     step = step_of(Gaussian(), pre)
-    values = find_term("gaussian_kl").function(step, free_bits=0.5)
+    values = values_of("gaussian_kl", step, free_bits=0.5)
     assert values.tolist() == pytest.approx([4.5 + 0.5 * (F - 1)] * N)
     (gradient,) = torch.autograd.grad(values.sum(), pre)
     assert gradient[:, 0].tolist() == pytest.approx([3.0] * N)
@@ -119,9 +124,9 @@ def test_free_bits_make_a_latent_below_them_cost_a_constant_without_gradient() -
 
 def test_capacity_rises_over_the_run_and_pulls_from_both_sides() -> None:
     step = step_of(Gaussian(), rows(N, 2 * F))
-    kl = find_term("gaussian_kl").function(step).mean().item()
+    kl = values_of("gaussian_kl", step).mean().item()
     for progress, at in ((0.0, 0.0), (0.25, 2.5), (1.0, 10.0)):
-        values = find_term("capacity").function(step._replace(progress=progress), nats=10.0)
+        values = values_of("capacity", replaced(step, progress=progress), nats=10.0)
         assert values.shape == (N,)
         assert values[0].item() == pytest.approx(abs(kl - at), rel=1e-5)
 
@@ -129,7 +134,7 @@ def test_capacity_rises_over_the_run_and_pulls_from_both_sides() -> None:
 def test_total_correlation_of_the_estimator_equals_brute_force() -> None:
     pre = rows(6, 2 * F)
     z = rows(6, F, seed=4)
-    step = step_of(Gaussian(), pre)._replace(codes=SparseCodes.dense(z))
+    step = replaced(step_of(Gaussian(), pre), codes=SparseCodes.dense(z))
     mean, log_variance = pre[:, :F], pre[:, F:]
     expected = []
     for n in range(6):
@@ -139,7 +144,7 @@ def test_total_correlation_of_the_estimator_equals_brute_force() -> None:
         joint = density.prod(1).sum() / (6 * 50)
         marginals = density.sum(0) / (6 * 50)
         expected.append((joint.log() - marginals.log().sum()).item())
-    found = find_term("total_correlation").function(step, samples=50)
+    found = values_of("total_correlation", step, samples=50)
     assert found.tolist() == pytest.approx(expected, rel=1e-4)
 
 
@@ -148,8 +153,8 @@ def test_total_correlation_of_the_estimator_equals_brute_force() -> None:
 
 def test_the_chapter_s_squared_error_is_the_gaussian_of_variance_one_half() -> None:
     step = step_of(Identity(), rows(N, F))
-    squared, constant = find_term("squared_error").function(step), 0.5 * D * math.log(math.pi)
-    gaussian = find_term("gaussian").function(step, variance=0.5)
+    squared, constant = values_of("squared_error", step), 0.5 * D * math.log(math.pi)
+    gaussian = values_of("gaussian", step, variance=0.5)
     assert torch.allclose(gaussian, squared + constant, rtol=1e-6)
 
 
@@ -164,12 +169,12 @@ def test_likelihoods_are_those_of_the_distributions() -> None:
 def test_a_bernoulli_wants_logits() -> None:
     step = step_of(Identity(), rows(N, F))
     with pytest.raises(ValueError, match="expected a head whose outputs are logits"):
-        find_term("bernoulli").function(step)
-    values = find_term("bernoulli").function(step._replace(squashed=True))
-    assert torch.allclose(values, bernoulli_nll(step.reconstruction, step.target))
+        values_of("bernoulli", step)
+    values = values_of("bernoulli", replaced(step, squashed=True))
+    assert torch.allclose(values, bernoulli_nll(step.output.reconstruction, step.output.target))
     assert torch.allclose(
-        find_term("squared_error").function(step._replace(squashed=True)),
-        (step.target - torch.sigmoid(step.reconstruction)).square().sum(1),
+        values_of("squared_error", replaced(step, squashed=True)),
+        (step.output.target - torch.sigmoid(step.output.reconstruction)).square().sum(1),
     )
 
 
@@ -180,20 +185,20 @@ def test_a_bernoulli_wants_logits() -> None:
 def test_rate_kl_is_the_divergence_of_bernoullis_and_zero_at_the_rate(rate: float) -> None:
     logit = math.log(rate / (1 - rate))
     step = step_of(Sigmoid(), torch.full((N, F), logit))
-    assert find_term("rate_kl").function(step, rate=rate).abs().max() < 1e-5
+    assert values_of("rate_kl", step, rate=rate).abs().max() < 1e-5
     off = step_of(Sigmoid(), rows(N, F))
-    found = off.codes.values.mean(0)
+    found = off.entries.codes.values.mean(0)
     exact = torch.distributions.kl_divergence(
         torch.distributions.Bernoulli(torch.full((F,), rate)), torch.distributions.Bernoulli(found)
     ).sum()
-    assert find_term("rate_kl").function(off, rate=rate).tolist() == pytest.approx([exact.item()] * N, rel=1e-5)
+    assert values_of("rate_kl", off, rate=rate).tolist() == pytest.approx([exact.item()] * N, rel=1e-5)
 
 
 def test_a_running_mean_gives_the_value_and_the_batch_the_gradient() -> None:
     pre = rows(N, F).requires_grad_()
     running = torch.full((F,), 0.4)
     step = step_of(Sigmoid(), pre, running=running)
-    value = find_term("rate_kl").function(step, rate=0.05)
+    value = values_of("rate_kl", step, rate=0.05)
     exact = 0.05 * math.log(0.05 / 0.4) + 0.95 * math.log(0.95 / 0.6)
     assert value[0].item() == pytest.approx(F * exact, rel=1e-5)
     (gradient,) = torch.autograd.grad(value[0], pre)
@@ -204,7 +209,7 @@ def test_a_running_mean_gives_the_value_and_the_batch_the_gradient() -> None:
 
 def test_an_unbounded_code_has_no_rate() -> None:
     with pytest.raises(ValueError, match=r"expected a code between 0 and 1 \(sigmoid\); got 'identity'"):
-        find_term("rate_kl").function(step_of(Identity(), rows(N, F)), rate=0.05)
+        values_of("rate_kl", step_of(Identity(), rows(N, F)), rate=0.05)
 
 
 # --- codebooks ---
@@ -243,10 +248,10 @@ def test_commitment_moves_rows_and_the_codebook_term_moves_atoms() -> None:
     x = rows(N, D).requires_grad_()
     codes = code(x, dictionary.W, dictionary.b, None)
     decoded = dictionary.decode(codes)
-    step = step_of(Identity(), rows(N, F))._replace(x=x, code=code, codes=codes, decoded=decoded)
+    step = replaced(step_of(Identity(), rows(N, F)), x=x, code=code, codes=codes, decoded=decoded)
     distance = (x - dictionary.W[codes.indices.flatten()]).square().sum(1)
     for name, moved, still in (("commitment", x, dictionary.W), ("codebook", dictionary.W, x)):
-        values = find_term(name).function(step)
+        values = values_of(name, step)
         assert torch.allclose(values, distance, rtol=1e-5)
         found = torch.autograd.grad(values.sum(), [moved, still], allow_unused=True, retain_graph=True)
         assert found[0] is not None
@@ -299,7 +304,7 @@ def test_a_term_of_several_rows_a_sample_is_summed_over_them() -> None:
     code, dictionary = codebook()
     x = rows(3 * 4, D)
     codes = code(x, dictionary.W, dictionary.b, None)
-    step = step_of(Identity(), rows(3, F))._replace(x=x, code=code, codes=codes, decoded=dictionary.decode(codes))
+    step = replaced(step_of(Identity(), rows(3, F)), x=x, code=code, codes=codes, decoded=dictionary.decode(codes))
     values = Term("commitment").values(step)
     by_row = find_term("commitment").function(step)
     assert values.tolist() == pytest.approx([by_row[4 * n : 4 * n + 4].sum().item() for n in range(3)])
@@ -315,8 +320,8 @@ def test_every_term_is_one_number_a_sample_and_the_loss_their_mean() -> None:
     step = step_of(Gaussian(), rows(N, 2 * F), squashed=True)
     loss, parts = total_loss([Term("bernoulli"), Term("gaussian_kl", 4.0)], step)
     by_hand = (
-        bernoulli_nll(step.reconstruction, step.target).mean()
-        + 4 * kl_per_latent(*Gaussian().moments(step.listed)).sum(1).mean()
+        bernoulli_nll(step.output.reconstruction, step.output.target).mean()
+        + 4 * kl_per_latent(*Gaussian().moments(step.entries.listed)).sum(1).mean()
     )
     assert loss.item() == pytest.approx(by_hand.item(), rel=1e-6)
     assert set(parts) == {"bernoulli", "gaussian_kl"}
@@ -358,7 +363,7 @@ def test_an_unknown_corruption_is_refused() -> None:
 def test_error_where_corrupted_counts_nothing_else() -> None:
     where = torch.rand(N, D, generator=torch.Generator().manual_seed(0)) < 0.5
     step = step_of(Identity(), rows(N, F), corrupted=where)
-    values = find_term("squared_error_where_corrupted").function(step)
-    assert torch.allclose(values, ((step.target - step.reconstruction).square() * where).sum(1))
+    values = values_of("squared_error_where_corrupted", step)
+    assert torch.allclose(values, ((step.output.target - step.output.reconstruction).square() * where).sum(1))
     with pytest.raises(ValueError, match="expected corrupted inputs"):
-        find_term("squared_error_where_corrupted").function(step._replace(corrupted=None))
+        values_of("squared_error_where_corrupted", replaced(step, corrupted=None))

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import math
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from passes import replaced
 from torch import Tensor
 
 from sae.config import ConfigError
 from sae.modules.codes import BatchTopK, Gated, JumpReLU, ReLU, TopK
-from sae.modules.losses import TERMS, Step, Term, find_term, term, total_loss
+from sae.modules.losses import TERMS, Term, find_term, term, total_loss
 from sae.modules.penalties import BLOCK, SMALL
+from sae.modules.views import VIEWS, Entries, Everything, Output, frozen_error
 from sae_kernels import SparseCodes, sparse_decode
 
+ROOT = Path(__file__).parents[2]
 N, D, F = 12, 7, 20
 PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec")
 
 
-def make_step(code: Any = None, *, seed: int = 0, dead: list[int] | None = None, **changed: Any) -> Step:
+def make_step(code: Any = None, *, seed: int = 0, dead: list[int] | None = None, **changed: Any) -> Everything:
     """One step of an autoencoder with random weights, its parameters leaves."""
     draw = torch.Generator().manual_seed(seed)
     x = torch.randn(N, D, generator=draw)
@@ -30,32 +38,38 @@ def make_step(code: Any = None, *, seed: int = 0, dead: list[int] | None = None,
     code = code or ReLU()
     listed = code.select(x, W_enc, b_enc, b_dec)
     codes = code.activate(listed)
-    step = Step(
-        x=x,
-        target=x,
+    entries = Entries(
         code=code,
         listed=listed,
         codes=codes,
-        reconstruction=sparse_decode(codes, W_dec, b_dec),
+        dim=D,
+        frozen_error=partial(frozen_error, target=x, W_dec=W_dec, b_dec=b_dec),
+    )
+    decoded = sparse_decode(codes, W_dec, b_dec)
+    everything = Everything(
+        entries=entries,
+        output=Output(target=x, reconstruction=decoded),
+        x=x,
+        decoded=decoded,
         W_enc=W_enc,
         b_enc=b_enc,
         b_pre=b_dec,
         W_dec=W_dec,
         b_dec=b_dec,
-        norms=None,
         dead=torch.tensor(dead or [], dtype=torch.int64),
         auxk=3,
+        site_widths=[D],
     )
-    return step._replace(**changed)
+    return replaced(everything, **changed)
 
 
-def with_values(values: Tensor, **changed: Any) -> Step:
+def with_values(values: Tensor, **changed: Any) -> Everything:
     """A step whose codes [n, F'] are these, all entries listed."""
     codes = SparseCodes(values, torch.arange(values.shape[1]).expand_as(values), values.shape[1])
     return make_step(codes=codes, listed=codes, target=torch.zeros(len(values), D), **changed)
 
 
-def gradients(step: Step, loss: Tensor) -> dict[str, Tensor]:
+def gradients(step: Everything, loss: Tensor) -> dict[str, Tensor]:
     found = torch.autograd.grad(loss, [getattr(step, name) for name in PARAMETERS], allow_unused=True)
     pairs = zip(PARAMETERS, found, strict=True)
     return {name: torch.zeros_like(getattr(step, name)) if g is None else g for name, g in pairs}
@@ -68,14 +82,72 @@ def test_terms_are_known_by_name_and_unknown_ones_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"loss term 'aukx' is unknown; did you mean 'auxk'\? \(known: auxk, "):
         find_term("aukx")
     with pytest.raises(ConfigError, match="'auxk' is registered already"):
-        term("all")(find_term("auxk").function)
-    assert TERMS["contrast"].reads == "entries"
+        term(find_term("auxk").function)
+    assert TERMS["contrast"].view is Entries
+
+
+def test_a_term_whose_first_parameter_names_no_view_is_refused() -> None:
+    def bare(entries) -> Tensor:
+        return entries.codes.values
+
+    def other(step: Tensor) -> Tensor:
+        return step
+
+    def late(entries: Unimported) -> Tensor:  # type: ignore[name-defined]  # noqa: F821
+        return entries
+
+    def nothing() -> Tensor:
+        return torch.zeros(1)
+
+    expected = "expected one of Entries, DeadRows, Reconstructions, Output, Everything"
+    for function, got in ((bare, "no annotation"), (other, "Tensor"), (nothing, "no annotation")):
+        with pytest.raises(ConfigError, match=rf"'{function.__name__}': the annotation .*{expected} .*, got {got}"):
+            term(function)
+    with pytest.raises(ConfigError, match="loss term 'late': name 'Unimported' is not defined"):
+        term(late)
+    assert not {"bare", "other", "late", "nothing"} & TERMS.keys()
+
+
+OUTSIDE = {
+    "Entries": "reconstruction",
+    "DeadRows": "target",
+    "Reconstructions": "codes",
+    "Output": "codes",
+    "Everything": "optimizer",
+}
+"""View -> something that it does not have."""
+
+
+def test_a_term_that_reads_outside_its_view_does_not_type_check(tmp_path: Path) -> None:
+    assert OUTSIDE.keys() == VIEWS.keys()
+    lines = ["from sae.modules.views import " + ", ".join(VIEWS), "from sae.modules.losses import term"]
+    for view, attribute in OUTSIDE.items():
+        lines += ["@term", f"def reads_{attribute}_of_{view}(view: {view}):", f"    return view.{attribute}"]
+    lines += ["@term", "def fits(entries: Entries):", "    return entries.codes.per_token(entries.codes.values)"]
+    (tmp_path / "terms.py").write_text("\n".join(lines))
+    settings = {"extraPaths": [str(ROOT), str(ROOT / "kernels")], "venvPath": str(ROOT), "venv": ".venv"}
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps({"typeCheckingMode": "basic", **settings}))
+    command = [sys.executable, "-m", "pyright", "--outputjson", "--project", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    errors = [found["message"] for found in json.loads(done.stdout)["generalDiagnostics"]]
+    assert len(errors) == len(OUTSIDE), errors
+    for (view, attribute), error in zip(OUTSIDE.items(), errors, strict=True):
+        assert f'Cannot access attribute "{attribute}" for class "{view}"' in error
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_a_term_that_reads_outside_its_view_raises(view: str) -> None:
+    with pytest.raises(AttributeError, match=rf"'{view}' object has no attribute '{OUTSIDE[view]}'"):
+        getattr(make_step(dead=[1, 5]).view(VIEWS[view]), OUTSIDE[view])
 
 
 def test_the_loss_is_the_weighted_sum_of_means() -> None:
     step = make_step()
     loss, parts = total_loss([Term("squared_error", 2.0), Term("l1", 0.5)], step)
-    error, l1 = (step.x - step.reconstruction).square().sum(1).mean(), step.codes.to_dense().sum(1).mean()
+    error, l1 = (
+        (step.x - step.output.reconstruction).square().sum(1).mean(),
+        step.entries.codes.to_dense().sum(1).mean(),
+    )
     assert parts["squared_error"].item() == pytest.approx(error.item(), rel=1e-5)
     assert loss.item() == pytest.approx(2 * error.item() + 0.5 * l1.item(), rel=1e-5)
     assert not parts["l1"].requires_grad
@@ -129,7 +201,7 @@ def test_gate_l1_counts_the_gate_and_not_the_magnitude() -> None:
     pre = (step.x - step.b_dec) @ step.W_enc.T + step.b_enc
     assert torch.allclose(Term("gate_l1").values(step), pre.relu().sum(1), atol=1e-5)
     norms = torch.linspace(0.5, 2.0, F)
-    weighted = Term("gate_l1").values(step._replace(norms=norms))
+    weighted = Term("gate_l1").values(replaced(step, norms=norms))
     assert torch.allclose(weighted, (pre.relu() * norms).sum(1), atol=1e-4)
 
 
@@ -189,7 +261,7 @@ def test_an_l0_penalty_moves_thresholds_alone() -> None:
 def test_nested_error_is_the_mean_over_prefixes_of_whole_reconstructions(prefixes: list[int]) -> None:
     step = make_step(BatchTopK(4))
     other = make_step(BatchTopK(4))
-    dense = other.codes.to_dense()
+    dense = other.entries.codes.to_dense()
     errors = [(other.x - other.b_dec - dense[:, :m] @ other.W_dec[:m]).square().sum(1) for m in prefixes]
     values, expected = Term("nested_error", 1.0, {"prefixes": prefixes}).values(step), torch.stack(errors).mean(0)
     assert torch.allclose(values, expected, rtol=1e-5)
@@ -223,7 +295,7 @@ DEAD = [2, 5, 11, 17, 19]
 
 def test_auxk_is_the_residual_s_reconstruction_by_the_top_dead_latents() -> None:
     step = make_step(TopK(2), dead=DEAD)
-    residual = (step.x - step.reconstruction).detach()
+    residual = (step.x - step.output.reconstruction).detach()
     pre = ((step.x - step.b_dec) @ step.W_enc.T + step.b_enc)[:, DEAD]
     estimate = torch.zeros(N, D)
     for n in range(N):
@@ -249,7 +321,7 @@ def test_auxk_reaches_the_rows_of_dead_latents_and_not_the_residual() -> None:
 def test_auxk_is_zero_without_dead_latents_or_without_variance() -> None:
     assert not Term("auxk").values(make_step(TopK(2))).any()
     step = make_step(TopK(2), dead=DEAD)
-    same = step._replace(reconstruction=step.target.clone())
+    same = replaced(step, reconstruction=step.output.target.clone())
     values = Term("auxk").values(same)
     assert values.tolist() == [0.0] * N
 
@@ -257,12 +329,13 @@ def test_auxk_is_zero_without_dead_latents_or_without_variance() -> None:
 @pytest.mark.parametrize("theta", [0.0, 0.7])
 def test_pre_activation_pulls_dead_latents_to_their_threshold(theta: float) -> None:
     code = JumpReLU(F, bandwidth=0.1, theta=theta)
-    step = make_step(code, dead=DEAD, norms=torch.arange(1.0, F + 1))
+    step = make_step(code, dead=DEAD, site_widths=[3, 4])
+    norms = (step.W_dec[DEAD, :3].norm(dim=1) + step.W_dec[DEAD, 3:].norm(dim=1)).detach()
     pre = ((step.x - step.b_dec) @ step.W_enc.T + step.b_enc)[:, DEAD]
     values = Term("pre_activation").values(step)
-    assert torch.allclose(values, ((theta - pre).relu() * (torch.tensor(DEAD) + 1.0)).sum(1), rtol=1e-4)
+    assert torch.allclose(values, ((theta - pre).relu() * norms).sum(1), rtol=1e-4)
     found = gradients(step, values.mean())
-    below = (pre < theta).float().mean(0) * (torch.tensor(DEAD) + 1.0)
+    below = (pre < theta).float().mean(0) * norms
     assert torch.allclose(found["b_enc"][DEAD], -below, atol=1e-5), "a step down the gradient lifts them"
     alive = [j for j in range(F) if j not in DEAD]
     assert not found["W_enc"][alive].any()
@@ -274,7 +347,7 @@ def test_pre_activation_pulls_dead_latents_to_their_threshold(theta: float) -> N
 CONTRAST = Term("contrast", 1.0, {"latents": 4, "temperature": 0.1})
 
 
-def pairs_of(z: Tensor, adjacent: list[bool]) -> Step:
+def pairs_of(z: Tensor, adjacent: list[bool]) -> Everything:
     return with_values(z, adjacent=torch.tensor(adjacent))
 
 

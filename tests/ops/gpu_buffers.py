@@ -31,12 +31,12 @@ def guarded(tensor: Tensor) -> Tensor:
 @contextlib.contextmanager
 def guarded_allocations() -> Iterator[None]:
     """Put bands around everything that torch.empty, empty_like and new_empty allocate; check them at the end."""
-    held: list[Tensor] = []
+    buffers: list[Tensor] = []
     plain = torch.empty, torch.empty_like, Tensor.new_empty
 
     def allocate(shape: tuple[int, ...], dtype: torch.dtype, device: Any) -> Tensor:
         view, whole = _allocate(shape, dtype, device)
-        held.append(whole)
+        buffers.append(whole)
         return view
 
     def empty(*shape: Any, dtype: torch.dtype = torch.float32, device: Any = "cpu", **_: Any) -> Tensor:
@@ -53,7 +53,7 @@ def guarded_allocations() -> Iterator[None]:
         yield
     finally:
         torch.empty, torch.empty_like, Tensor.new_empty = plain  # pyright: ignore
-    for whole in held:
+    for whole in buffers:
         for band in (whole[:BAND], whole[whole.shape[0] - BAND :]):
             intact = band.isnan() if band.is_floating_point() else band == _POISON[band.dtype]
             if not intact.all():

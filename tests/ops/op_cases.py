@@ -41,7 +41,7 @@ def outputs_and_gradients(case: Case, encode, backend: str) -> tuple[SparseCodes
     The loss weighs the reconstruction and the values themselves, as sparsity terms do.
     """
     with use_backend(backend):
-        codes = encode(case)
+        codes = encode(case).validate()
         out = sparse_decode(codes, case.W_dec, case.b_dec)
         weight = torch.linspace(0.5, 1.5, out.numel(), dtype=torch.float64).reshape(out.shape)
         loss = ((out - case.x).double() ** 2 * weight).sum() + (codes.values.double() * 0.3).sum()

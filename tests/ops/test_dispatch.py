@@ -1,4 +1,4 @@
-"""How backends are chosen and set up: by device, late, with torch's threads, with or without a writable folder."""
+"""How backends are picked and set up: by device, late, with torch's threads, with or without a writable folder."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_threads_of_python_do_not_share_scratch():
     expected = [topk_encode(x, W, b, 9).indices for x in inputs]
     with ThreadPoolExecutor(4) as pool:
         for _ in range(3):
-            for found, wanted in zip(
+            for actual, expected_indices in zip(
                 pool.map(lambda x: topk_encode(x, W, b, 9).indices, inputs), expected, strict=True
             ):
-                assert torch.equal(found, wanted)
+                assert torch.equal(actual, expected_indices)

@@ -105,15 +105,15 @@ def test_checker_catches_registers_that_spill():
     case = Case(op="latent_sweep", d=4096, F=16_384, k=32, dtype=torch.bfloat16)
     fine = case.record(DEVICES["sm_90"])[0]
     launch = replace(fine, warps=4)
-    found = faults(launch, compile_launch(launch, "sm_90"), DEVICES["sm_90"])
-    assert any("spill" in fault for fault in found)
+    messages = faults(launch, compile_launch(launch, "sm_90"), DEVICES["sm_90"])
+    assert any("spill" in fault for fault in messages)
     assert not faults(fine, compile_launch(fine, "sm_90"), DEVICES["sm_90"])
 
 
 def test_checker_catches_shared_memory_over_the_limit():
     launch = product(torch.bfloat16, "sm_90", block_f=256, stages=6)
-    found = faults(launch, compile_launch(launch, "sm_90"), DEVICES["sm_90"])
-    assert any("shared memory" in fault for fault in found)
+    messages = faults(launch, compile_launch(launch, "sm_90"), DEVICES["sm_90"])
+    assert any("shared memory" in fault for fault in messages)
 
 
 def test_checker_catches_a_product_without_tensor_cores():
@@ -158,7 +158,7 @@ def test_modelled_bytes_stay_within_a_fifth_of_the_floor_where_bytes_decide(arch
     over = []
     for case in all_cases():
         m = model_case(case, arch)
-        # the encoders' time is their product's: their bytes are reported, their time is held to the floor
+        # the encoders' time is their product's: their bytes are reported, their time is compared with the floor
         measure = m.ms / m.floor_ms if m.operations else m.ratio
         if measure > 1.2:
             over.append(f"{m.op} {m.dtype} d={m.d} F={m.F}: {measure:.2f}")

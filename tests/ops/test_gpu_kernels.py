@@ -1,6 +1,6 @@
 """The Triton kernels against the references, at odd shapes, every buffer between bands of NaN.
 
-conftest.py runs these tests in a process of their own under Triton's interpreter and, where there is one, on a GPU.
+tests/kernel_process.py runs them in a process of their own, under Triton's interpreter and on a GPU if there is one.
 """
 
 from __future__ import annotations
@@ -79,10 +79,10 @@ def run_topk(x: Tensor, W: Tensor, b: Tensor, k: int, b_pre: Tensor | None = Non
         return topk.topk_encode(guarded(x), guarded(W), guarded(b), k, b_pre, **{"config": config()} | options)
 
 
-def assert_same(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
-    for place, (f, e) in enumerate(zip(found, expected, strict=True)):
+def assert_same(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
+    for place, (a, e) in enumerate(zip(actual, expected, strict=True)):
         torch.testing.assert_close(
-            f, e, rtol=0, atol=0, equal_nan=True, msg=lambda text, i=place: f"result {i}: {text}"
+            a, e, rtol=0, atol=0, equal_nan=True, msg=lambda text, i=place: f"result {i}: {text}"
         )
 
 
@@ -138,9 +138,9 @@ def test_topk_refuses_fp64():
 def test_topk_of_negative_rows_lists_zeros():
     x, W, b = encoder(3, 67, 5)
     b = b - 1000
-    found = run_topk(x, W, b, 4)
-    assert (found[0] == 0).all()
-    assert_same(found, topk_naive.topk_encode(x, W, b, 4, None))
+    actual = run_topk(x, W, b, 4)
+    assert (actual[0] == 0).all()
+    assert_same(actual, topk_naive.topk_encode(x, W, b, 4, None))
 
 
 def test_topk_orders_nan_and_infinity_as_the_reference_does():
@@ -159,8 +159,8 @@ def test_topk_of_strided_inputs():
     x, W, b = whole(5, 22)[:, ::2], whole(11, 67).T, whole(134)[::2]
     b_pre = whole(22)[::2]
     with guarded_allocations():
-        found = topk.topk_encode(x, W, b, 4, b_pre, config=config())
-    assert_same(found, topk_naive.topk_encode(x, W, b, 4, b_pre))
+        actual = topk.topk_encode(x, W, b, 4, b_pre, config=config())
+    assert_same(actual, topk_naive.topk_encode(x, W, b, 4, b_pre))
 
 
 def failures(run) -> float:
@@ -182,19 +182,19 @@ def one_bucket(F: int = 130) -> tuple[Tensor, Tensor, Tensor]:
 
 def test_topk_repairs_a_token_whose_largest_share_a_bucket():
     x, W, b = one_bucket()
-    found = []
-    assert failures(lambda: found.append(run_topk(x, W, b, 8, config=config(kept=4)))) == 1
-    assert_same(found[0], topk_naive.topk_encode(x, W, b, 8, None))
-    assert found[0][1][0].tolist() == [41, 40, 39, 38, 37, 36, 35, 34]
+    results = []
+    assert failures(lambda: results.append(run_topk(x, W, b, 8, config=config(kept=4)))) == 1
+    assert_same(results[0], topk_naive.topk_encode(x, W, b, 8, None))
+    assert results[0][1][0].tolist() == [41, 40, 39, 38, 37, 36, 35, 34]
 
 
 def test_topk_repairs_several_buckets_of_one_token():
     x, W, b = torch.ones(1, 3, device=DEVICE), whole(130, 3), torch.zeros(130, device=DEVICE)
     W[:64] += 50
     W[96:103] += 20
-    found = []
-    assert failures(lambda: found.append(run_topk(x, W, b, 30, config=config(kept=8)))) == 1
-    assert_same(found[0], topk_naive.topk_encode(x, W, b, 30, None))
+    results = []
+    assert failures(lambda: results.append(run_topk(x, W, b, 30, config=config(kept=8)))) == 1
+    assert_same(results[0], topk_naive.topk_encode(x, W, b, 30, None))
 
 
 def test_certificate_fails_on_a_hidden_equal_entry_of_lower_index():
@@ -202,17 +202,17 @@ def test_certificate_fails_on_a_hidden_equal_entry_of_lower_index():
     # 0, 1, 2, of which 2 is hidden: by value alone the certificate would pass and list 32
     x, W, b = torch.ones(1, 16, device=DEVICE), torch.zeros(64, 16, device=DEVICE), torch.zeros(64, device=DEVICE)
     b[[0, 1, 2, 3, 4, 32]] = 1.0
-    found = []
-    assert failures(lambda: found.append(run_topk(x, W, b, 3, config=config(kept=2)))) == 1
-    assert found[0][1].tolist() == [[0, 1, 2]]
+    results = []
+    assert failures(lambda: results.append(run_topk(x, W, b, 3, config=config(kept=2)))) == 1
+    assert results[0][1].tolist() == [[0, 1, 2]]
 
 
 def test_certificate_holds_where_the_last_selected_is_the_last_kept():
     x, W, b = torch.ones(1, 16, device=DEVICE), torch.zeros(64, 16, device=DEVICE), torch.zeros(64, device=DEVICE)
     b[[0, 1, 2, 3, 4, 32]] = 1.0
-    found = []
-    assert failures(lambda: found.append(run_topk(x, W, b, 2, config=config(kept=2)))) == 0
-    assert found[0][1].tolist() == [[0, 1]]
+    results = []
+    assert failures(lambda: results.append(run_topk(x, W, b, 2, config=config(kept=2)))) == 0
+    assert results[0][1].tolist() == [[0, 1]]
 
 
 def test_topk_twice_is_bit_identical():
@@ -244,8 +244,8 @@ def test_threshold_equals_the_reference_on_every_route(monkeypatch, N, F, d, the
     monkeypatch.setattr(threshold, "DENSE", dense)
     x, W, b = encoder(N, F, d)
     bars = theta + whole(F)
-    found = run_threshold(x, W, b, bars, 0.5, whole(d) * 0 + 1)
-    assert_same(found, threshold_naive.threshold_encode(x, W, b, bars, 0.5, torch.ones(d, device=DEVICE)))
+    actual = run_threshold(x, W, b, bars, 0.5, whole(d) * 0 + 1)
+    assert_same(actual, threshold_naive.threshold_encode(x, W, b, bars, 0.5, torch.ones(d, device=DEVICE)))
 
 
 def test_threshold_repairs_full_buckets(monkeypatch):
@@ -270,24 +270,24 @@ def test_threshold_keeps_nothing_and_everything():
 def test_batch_topk_is_exact_whatever_the_guess(N, F, d, k, guess):
     x, W, b = encoder(N, F, d)
     with guarded_allocations():
-        found = batch.batch_topk_encode(guarded(x), guarded(W), guarded(b), k, None, guess, config=config())
-    assert found[0].shape[0] == N * k
-    assert_same(found, batch_naive.batch_topk_encode(x, W, b, k, None, guess))
+        actual = batch.batch_topk_encode(guarded(x), guarded(W), guarded(b), k, None, guess, config=config())
+    assert actual[0].shape[0] == N * k
+    assert_same(actual, batch_naive.batch_topk_encode(x, W, b, k, None, guess))
 
 
 def test_batch_topk_estimates_its_bar_from_a_sample(monkeypatch):
     monkeypatch.setattr(batch, "SAMPLE_TOKENS", 4)
     x, W, b = encoder(40, 67, 5)
-    found = batch.batch_topk_encode(x, W, b, 2, config=config())
-    assert_same(found, batch_naive.batch_topk_encode(x, W, b, 2, None, None))
+    actual = batch.batch_topk_encode(x, W, b, 2, config=config())
+    assert_same(actual, batch_naive.batch_topk_encode(x, W, b, 2, None, None))
 
 
 def test_batch_topk_cuts_back_while_it_holds_everything(monkeypatch):
     monkeypatch.setattr(topk, "DENSE_BYTES", 1)
     x, W, b = encoder(35, 67, 5)
     b[3] = torch.nan
-    found = batch.batch_topk_encode(x, W, b, 1, config=config())
-    assert_same(found, batch_naive.batch_topk_encode(x, W, b, 1, None, None))
+    actual = batch.batch_topk_encode(x, W, b, 1, config=config())
+    assert_same(actual, batch_naive.batch_topk_encode(x, W, b, 1, None, None))
 
 
 def make_codes(N: int, F: int, K: int, csr: bool) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -311,22 +311,22 @@ CODES = [(7, 13, 5, 17, False), (10, 13, 5, 70, True), (1, 5, 1, 3, False), (3, 
 def test_decode_equals_the_reference(N, F, K, d, csr, dtype):
     values, indices, offsets = make_codes(N, F, K, csr)
     W, b, values = torch.randn(F, d, device=DEVICE).to(dtype), torch.randn(d, device=DEVICE).to(dtype), values.to(dtype)
-    held = None if offsets is None else guarded(offsets)
+    starts = None if offsets is None else guarded(offsets)
     with guarded_allocations():
-        found = decode.sparse_decode(guarded(values), guarded(indices), held, guarded(W), guarded(b))
+        actual = decode.sparse_decode(guarded(values), guarded(indices), starts, guarded(W), guarded(b))
     expected = SparseCodes(values.double(), indices, F, offsets).to_dense() @ W.double() + b.double()
-    assert found.dtype == dtype
-    torch.testing.assert_close(found.double(), expected, rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
+    assert actual.dtype == dtype
+    torch.testing.assert_close(actual.double(), expected, rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
 
 
 def test_decode_of_strided_inputs_and_nan_atoms():
     values, indices, _ = make_codes(5, 13, 4, False)
     W = torch.randn(17, 13, device=DEVICE).T
     W[indices[2, 1]] = torch.nan
-    found = decode.sparse_decode(values.T.contiguous().T, indices.T.contiguous().T, None, W, torch.zeros(17))
-    assert found[2].isnan().all()
+    actual = decode.sparse_decode(values.T.contiguous().T, indices.T.contiguous().T, None, W, torch.zeros(17))
+    assert actual[2].isnan().all()
     listed = (indices == indices[2, 1]).any(1)
-    assert not found[~listed].isnan().any()
+    assert not actual[~listed].isnan().any()
 
 
 def test_decode_addresses_atoms_beyond_two_to_the_31():
@@ -337,8 +337,8 @@ def test_decode_addresses_atoms_beyond_two_to_the_31():
     W = torch.empty(2 * stride + 64, dtype=torch.bfloat16, device=DEVICE).as_strided((3, 8), (stride, 1))
     W.copy_(whole(3, 8))
     values, indices = torch.tensor([[2.0, 1.0]], device=DEVICE).bfloat16(), torch.tensor([[2, 0]], device=DEVICE)
-    found = decode.sparse_decode(values, indices, None, W, torch.zeros(8, device=DEVICE).bfloat16())
-    torch.testing.assert_close(found, 2 * W[2:3] + W[0:1])
+    actual = decode.sparse_decode(values, indices, None, W, torch.zeros(8, device=DEVICE).bfloat16())
+    torch.testing.assert_close(actual, 2 * W[2:3] + W[0:1])
 
 
 @pytest.mark.parametrize("segment", [512, 4])
@@ -350,32 +350,31 @@ def test_sweep_equals_the_reference(N, F, K, d, csr, given_, segment):
     slopes = torch.randn(values.shape, device=DEVICE)
     asked = (g if "g" in given_ else None, W if "W" in given_ else None, x if "x" in given_ else None)
     rest = (*asked, slopes if given_ == "x" else None)
-    expected = sweep_naive.latent_sweep(values, indices, offsets, F, *rest)
-    held = [None if t is None else guarded(t) for t in (values, indices, offsets)]
+    expected = sweep_naive.latent_sweep(SparseCodes(values, indices, F, offsets), *rest)
+    codes = SparseCodes(guarded(values), guarded(indices), F, None if offsets is None else guarded(offsets))
     with guarded_allocations():
-        found = sweep.latent_sweep(*held, F, *(None if t is None else guarded(t) for t in rest), segment=segment)
-    for f, e in zip(found, expected, strict=True):
-        assert (f is None) == (e is None)
-        if f is not None:
-            torch.testing.assert_close(f, e, rtol=1e-5, atol=2e-5)
+        actual = sweep.latent_sweep(codes, *(None if t is None else guarded(t) for t in rest), segment=segment)
+    for a, e in zip(actual, expected, strict=True):
+        assert (a is None) == (e is None)
+        if a is not None:
+            torch.testing.assert_close(a, e, rtol=1e-5, atol=2e-5)
 
 
 def test_sweep_in_bf16_accumulates_in_fp32():
     values, indices, _ = make_codes(40, 5, 3, False)
     g, x, W = (torch.randn(s, 19, device=DEVICE).bfloat16() for s in (40, 40, 5))
-    found = sweep.latent_sweep(values.bfloat16(), indices, None, 5, g, W, x, None)
-    expected = sweep_naive.latent_sweep(
-        values.bfloat16().float(), indices, None, 5, g.float(), W.float(), x.float(), None
-    )
-    for f, e in zip(found, expected, strict=True):
-        assert f.dtype == torch.float32
-        torch.testing.assert_close(f, e, rtol=1e-5, atol=2e-5)
+    codes = SparseCodes(values.bfloat16(), indices, 5)
+    actual = sweep.latent_sweep(codes, g, W, x, None)
+    expected = sweep_naive.latent_sweep(codes, g.float(), W.float(), x.float(), None)
+    for a, e in zip(actual, expected, strict=True):
+        assert a.dtype == torch.float32
+        torch.testing.assert_close(a, e, rtol=1e-5, atol=2e-5)
 
 
 def test_sweep_passes_the_gradient_of_a_nan_value_on():
     values, indices = torch.tensor([[torch.nan, 0.0]], device=DEVICE), torch.tensor([[0, 1]], device=DEVICE)
     x, slopes = torch.ones(1, 4, device=DEVICE), torch.ones(1, 2, device=DEVICE)
-    _, _, grad_W, grad_b = sweep.latent_sweep(values, indices, None, 2, None, None, x, slopes)
+    _, _, grad_W, grad_b = sweep.latent_sweep(SparseCodes(values, indices, 2), None, None, x, slopes)
     assert grad_b.tolist() == [1.0, 0.0]
     assert grad_W.sum(1).tolist() == [4.0, 0.0]
 
@@ -383,7 +382,7 @@ def test_sweep_passes_the_gradient_of_a_nan_value_on():
 def test_sweep_twice_is_bit_identical():
     values, indices, _ = make_codes(60, 7, 3, False)
     g, x, W = (torch.randn(s, 19, device=DEVICE) for s in (60, 60, 7))
-    runs = [sweep.latent_sweep(values, indices, None, 7, g, W, x, None, segment=8) for _ in range(2)]
+    runs = [sweep.latent_sweep(SparseCodes(values, indices, 7), g, W, x, None, segment=8) for _ in range(2)]
     assert_same(*runs)
 
 
@@ -397,13 +396,13 @@ def test_adam_equals_the_reference(shape, unit_rows, scale):
     grad, m, v = torch.randn_like(param), torch.randn_like(param) * 0.1, torch.rand_like(param)
     tensor = None if scale is None else torch.tensor(scale, device=DEVICE)
     options = adam_naive.Adam(step=3, lr=1e-2, beta1=0.9, beta2=0.999, eps=1e-8), tensor, unit_rows
-    found, expected = [guarded(t) for t in (param, grad, m, v)], [t.clone() for t in (param, grad, m, v)]
-    adam.adam_step(*found, *options)
+    actual, expected = [guarded(t) for t in (param, grad, m, v)], [t.clone() for t in (param, grad, m, v)]
+    adam.adam_step(*actual, *options)
     adam_naive.adam_step(*expected, *options)
-    for f, e in zip(found, expected, strict=True):
-        torch.testing.assert_close(f, e, rtol=1e-6, atol=1e-7)
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-6, atol=1e-7)
     if scale is not None and scale != 0.5:
-        assert_same(tuple(found), (param, grad, m, v))
+        assert_same(tuple(actual), (param, grad, m, v))
 
 
 def test_adam_takes_bf16_gradients_and_refuses_what_it_cannot_write():
@@ -447,8 +446,8 @@ def test_fused_step_equals_the_reference(csr, tied, max_norm):
         assert bool(applied)
         # the dots are made in forward by some backends, in update by others
         results.append([step.residual, step.squared_error, norm, *(t for part in group for t in part)])
-    for found, expected in zip(*results, strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-5)
+    for actual, expected in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=2e-5)
 
 
 @pytest.mark.usefixtures("_fused")

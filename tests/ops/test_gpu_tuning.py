@@ -33,9 +33,9 @@ def simulated_failures(F: int, k: int, bucket: int, kept: int, rows: int = 4000)
 
 @pytest.mark.parametrize(("F", "k", "bucket", "kept"), [(4096, 32, 128, 4), (2048, 16, 64, 2), (16_384, 32, 128, 4)])
 def test_fallback_probability_bounds_what_random_places_give(F, k, bucket, kept):
-    found, bound = simulated_failures(F, k, bucket, kept), fallback_probability(F, k, bucket, kept)
-    assert found <= bound + 0.01
-    assert bound < 0.05 or found > 0.3 * bound
+    share, bound = simulated_failures(F, k, bucket, kept), fallback_probability(F, k, bucket, kept)
+    assert share <= bound + 0.01
+    assert bound < 0.05 or share > 0.3 * bound
 
 
 def test_fallback_probability_of_the_large_example():

@@ -28,14 +28,14 @@ def case(N: int, d: int, F: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def both(x: Tensor, W: Tensor, k: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    found = []
+    results = []
     for backend in ("cpu", "naive"):
         with use_backend(backend):
             codes = pursue(x, W, k)
         assert codes.values.shape == codes.indices.shape == (len(x), k)
         assert codes.indices.dtype == torch.int64
-        found.append((codes.values, codes.indices))
-    return found[0], found[1]
+        results.append((codes.values, codes.indices))
+    return results[0], results[1]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -70,7 +70,7 @@ def test_the_residual_never_grows(backend: str) -> None:
     residual, norms = x.clone(), [x.norm(dim=1)]
     for step in range(20):
         atom, value = W[codes.indices[:, step]], codes.values[:, step : step + 1]
-        # greedy: no atom that is left helps more than the one taken
+        # greedy: no atom that is left has a larger inner product than the one selected
         left = residual @ W.T
         left.scatter_(1, codes.indices[:, :step], -torch.inf)
         assert_close(value.squeeze(1), left.max(1).values.relu(), rtol=1e-4, atol=1e-5)
@@ -112,10 +112,10 @@ def test_a_dictionary_whose_gram_matrix_is_too_large_falls_back(monkeypatch: pyt
     x, W = case(17, 12, 50)
     expected = pursue(x, W, 5)
     monkeypatch.setattr(cpu, "GRAM_BYTES", 4 * 50 * 50 - 1)
-    found = pursue(x, W, 5)
+    actual = pursue(x, W, 5)
     assert last_backend("pursue") == "naive"
-    assert found.indices.equal(expected.indices)
-    assert_close(found.values, expected.values)
+    assert actual.indices.equal(expected.indices)
+    assert_close(actual.values, expected.values)
 
 
 def test_more_tokens_than_a_tile_give_the_same_codes_in_pieces() -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sae.config import OptimConfig, SAEConfig
 from sae.models.language import VARIANTS, build, find_variant, recipe_of
+from sae.modules.losses import Term
 from sae.training.routes import AutogradRoute
 from sae.training.trainer import Trainer
 
@@ -67,13 +68,19 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 def trainer_of(
-    settings: dict[str, Any], *, steps: int, dead_after: int = 10**9, optim: dict[str, Any] | None = None
+    settings: dict[str, Any],
+    *,
+    steps: int,
+    dead_after: int = 10**9,
+    optim: dict[str, Any] | None = None,
+    terms: list[Term] | None = None,
 ) -> Trainer:
-    """A trainer for batches of `planted`; `settings` are of `SAEConfig`."""
+    """A trainer for batches of `planted`; `settings` are of `SAEConfig`, `terms` replace the variant's loss."""
     sae = SAEConfig(**{"width": 131, "k": 2, **settings})
     variant = find_variant(sae)
+    recipe = recipe_of(sae, SITES if variant.several_sites else [DIM], [DIM_OUT] if variant.transcodes else None)
     return Trainer(
-        recipe_of(sae, SITES if variant.several_sites else [DIM], [DIM_OUT] if variant.transcodes else None),
+        recipe if terms is None else recipe._replace(terms=terms, penalty=None),
         OptimConfig(**{"lr": 3e-3, **(optim or {})}),
         steps=steps,
         dead_after=dead_after,

@@ -10,7 +10,11 @@ from planted import BASES, RECIPES, Pair, initialise, planted, relative, run, tr
 from torch import Tensor
 
 from sae.models.language import VARIANTS
-from sae.training.routes import FusedRoute, Now, Taken
+from sae.modules import divergences, likelihoods  # noqa: F401  registers their terms
+from sae.modules.losses import TERMS, Term
+from sae.modules.losses import term as register
+from sae.modules.views import DeadRows, Entries, Reconstructions
+from sae.training.routes import FusedRoute, StepContext, StepOutcome
 from sae.training.trainer import Trainer
 
 STEPS = 5
@@ -19,13 +23,13 @@ EPS = 1e-3
 
 
 def fused_and_autograd(
-    settings: dict[str, Any], batches: list[Pair], **optim: Any
+    settings: dict[str, Any], batches: list[Pair], *, terms: list[Term] | None = None, **optim: Any
 ) -> tuple[Trainer, Trainer, list[int]]:
     """Two trainers after the same steps, and the steps at which the fused one went through autograd after all."""
     trainers = []
     dense: list[int] = []
     for name in ("fused", "autograd"):
-        trainer = trainer_of(settings, steps=20, dead_after=1000, optim={"eps": EPS, **optim})
+        trainer = trainer_of(settings, steps=20, dead_after=1000, optim={"eps": EPS, **optim}, terms=terms)
         if name == "autograd":
             use_autograd(trainer)
         assert trainer.route.name == name
@@ -33,7 +37,7 @@ def fused_and_autograd(
         if isinstance(trainer.route, FusedRoute):
             note_dense_steps(trainer.route, dense)
         with torch.no_grad():
-            if trainer.sparsity is None and trainer.model.code.name == "jumprelu":
+            if trainer.sparsity is None and trainer.model.code.name in ("jumprelu", "gated"):
                 trainer.model.b_enc.sub_(2.5)  # else half of all latents fire at the start
             trainer.model.dictionary.tokens_since_fired[::7] = 10**6
             trainer.model.b_enc[::7] -= 0.5
@@ -43,13 +47,13 @@ def fused_and_autograd(
 
 def note_dense_steps(route: FusedRoute, steps: list[int]) -> None:
     """Add to `steps` each step that the route leaves to autograd."""
-    take = route.dense.take
+    take = route.autograd.take
 
-    def taking(x: Tensor, target: Tensor, now: Now) -> Taken:
+    def taking(x: Tensor, target: Tensor, now: StepContext) -> StepOutcome:
         steps.append(now.step)
         return take(x, target, now)
 
-    route.dense.take = taking  # type: ignore[method-assign]
+    route.autograd.take = taking  # type: ignore[method-assign]
 
 
 def assert_same_steps(fused: Trainer, autograd: Trainer) -> float:
@@ -130,3 +134,76 @@ def test_every_recipe_steps_in_bfloat16_with_float32_masters(name: str) -> None:
         trainers.append(run(trainer, batches))
     assert {p.dtype for p in trainers[1].model.parameters()} == {torch.float32}
     assert trainers[1].window().loss == pytest.approx(trainers[0].window().loss, rel=0.1)
+
+
+# --- every term ---
+
+JUMP = {"variant": "jumprelu", "bandwidth": 0.2}
+ERROR, NESTED = Term("squared_error"), Term("nested_error", settings={"prefixes": [40, 131]})
+CASES: dict[str, tuple[dict[str, Any], list[Term]]] = {
+    "squared_error": ({}, [ERROR]),
+    "nested_error": ({"variant": "batchtopk"}, [NESTED]),
+    "gate_error": ({"variant": "gated"}, [ERROR, Term("gate_error", 0.7)]),
+    "gate_l1": ({"variant": "gated"}, [ERROR, Term("gate_l1", 0.3)]),
+    "l1": ({}, [Term("l1", 0.3), ERROR]),
+    "tanh": (JUMP, [ERROR, Term("tanh", 0.3, {"scale": 4.0})]),
+    "lp": ({}, [ERROR, Term("lp", 0.3)]),
+    "l0": (JUMP, [ERROR, Term("l0", 0.3)]),
+    "l0_target": (JUMP, [ERROR, Term("l0_target", 0.3, {"target": 2.0})]),
+    "contrast": ({"variant": "temporal"}, [NESTED, Term("contrast", 0.3, {"latents": 40, "temperature": 0.1})]),
+    "auxk": ({"variant": "batchtopk"}, [ERROR, Term("auxk", 0.3)]),
+    "pre_activation": (JUMP, [ERROR, Term("pre_activation", 0.3)]),
+}
+OF_OTHER_CODES = {"gaussian_kl", "capacity", "total_correlation", "rate_kl"}
+"""Terms of the same views which refuse every code that the fused route knows."""
+
+
+def test_every_term_that_the_fused_route_takes_has_a_case() -> None:
+    taken = {name for name, entry in TERMS.items() if entry.view in (Entries, DeadRows, Reconstructions)}
+    assert taken == CASES.keys() | OF_OTHER_CODES
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_term_has_the_same_loss_and_gradient_on_both_routes(name: str) -> None:
+    settings, terms = CASES[name]
+    fused, autograd, dense = fused_and_autograd(settings, planted(STEPS), terms=terms)
+    assert not dense
+    assert_same_steps(fused, autograd)
+
+
+@pytest.fixture
+def frozen_errors(monkeypatch: pytest.MonkeyPatch) -> Term:
+    """A term that decodes twice, and is no plain mean of what it decodes."""
+    monkeypatch.setattr("sae.modules.losses.TERMS", {**TERMS})
+
+    def roots(entries: Entries) -> Tensor:
+        gate = entries.listed.with_values(torch.relu(entries.listed.values))
+        return (1 + entries.frozen_error(gate)).sqrt() + 0.1 * entries.frozen_error(entries.codes)
+
+    register(roots)
+    return Term("roots", 0.5)
+
+
+@pytest.mark.parametrize("variant", ["topk", "gated"])
+def test_frozen_errors_may_be_read_twice_and_weighted_by_the_token(variant: str, frozen_errors: Term) -> None:
+    assert_same_steps(*fused_and_autograd({"variant": variant}, planted(STEPS), terms=[ERROR, frozen_errors])[:2])
+
+
+def test_two_terms_of_dead_rows_are_both_trained() -> None:
+    terms = [ERROR, Term("auxk", 0.3), Term("pre_activation", 0.2)]
+    assert_same_steps(*fused_and_autograd({}, planted(STEPS), terms=terms)[:2])
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [
+        [Term("squared_error", 2.0)],
+        [Term("squared_error", warmup=0.5)],
+        [Term("squared_error"), NESTED],
+        [Term("l1")],
+        [ERROR, Term("gaussian", settings={"variance": 0.5})],
+    ],
+    ids=["weighted", "warmed up", "two errors", "no error", "a likelihood"],
+)
+def test_what_the_sweep_cannot_differentiate_goes_through_autograd(terms: list[Term]) -> None:
+    assert trainer_of({"variant": "batchtopk"}, steps=1, terms=terms).route.name == "autograd"

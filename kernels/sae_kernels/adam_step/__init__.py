@@ -1,1 +1,1 @@
-"""adam_step: see op.py for what it computes."""
+"""A step of Adam on one parameter, for unit-norm rows too."""

@@ -1,4 +1,4 @@
-"""Adam step on the CPU: one pass that reads and writes each of the three arrays once."""
+"""Adam step on the CPU: one pass that reads and writes param, m and v once."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ CHUNK = 4096
 def adam_step(
     param: Tensor, grad: Tensor, m: Tensor, v: Tensor, adam: Adam, scale: Tensor | None, unit_rows: bool
 ) -> None:
-    """One Adam step in place; see op.py."""
+    """param, m, v <- one step of Adam, with a projected gradient and unit norm if `unit_rows`."""
     factor = 1.0 if scale is None else float(scale)
     if not math.isfinite(factor):
         return
     sync_threads(param.numel())
-    # rows of the projection, or any even division of the elements
     views = [_rows(t, unit_rows) for t in (param, grad, m, v)]
     constants = adam_constants(adam)
     (_adam_unit_rows if unit_rows else adam_flat)(*views, constants, np.float32(factor))
@@ -42,7 +41,7 @@ def _rows(tensor: Tensor, unit_rows: bool) -> np.ndarray:
 
 @jit(parallel=True)
 def adam_flat(param, grad, m, v, constants, scale):
-    """Adam in place on flat fp32 arrays; `constants` from adam_constants."""
+    """Adam in place on flat fp32 arrays."""
     b1, c1, b2, c2, rate, root, eps = constants
     size = param.shape[0]
     for chunk in prange((size + CHUNK - 1) // CHUNK):
@@ -55,6 +54,7 @@ def adam_flat(param, grad, m, v, constants, scale):
 
 @jit(parallel=True)
 def _adam_unit_rows(param, grad, m, v, constants, scale):
+    """Adam in place on fp32 rows [F, d] of unit norm."""
     b1, c1, b2, c2, rate, root, eps = constants
     width = param.shape[1]
     for f in prange(param.shape[0]):

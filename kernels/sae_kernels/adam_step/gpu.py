@@ -1,4 +1,4 @@
-"""Adam step in Triton: one pass that reads four arrays and writes three, norm rule included."""
+"""Adam step in Triton: one pass that reads param, grad, m and v and writes param, m and v; unit norm included."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from sae_kernels.adam_step.naive import Adam
 from sae_kernels.launch import device_of, launch
 
-# IEEE's largest fp32: a comparison with it is false for NaN and infinity
+# the largest finite fp32: abs(x) <= it is false for NaN and infinity
 _LARGEST = tl.constexpr(3.4028234663852886e38)
 _TINY = tl.constexpr(1.1754943508222875e-38)
 
@@ -27,7 +27,7 @@ def adam_update(b_param, b_grad, b_m, b_v, beta1, rest1, beta2, rest2, rate, roo
 
 @triton.jit
 def adam_unit_rows(b_param, b_grad, b_m, b_v, beta1, rest1, beta2, rest2, rate, root, eps):
-    """The same on rows [R, d] of unit norm: the gradient's part along the row taken out, the norm restored after."""
+    """The same on rows [R, d] of unit norm: the gradient is projected orthogonally to the row, the norm restored."""
     b_grad = b_grad - tl.sum(b_grad * b_param, 1)[:, None] * b_param
     b_param, b_m, b_v = adam_update(b_param, b_grad, b_m, b_v, beta1, rest1, beta2, rest2, rate, root, eps)
     b_norm = tl.maximum(tl.sqrt_rn(tl.sum(b_param * b_param, 1)), _TINY)
@@ -39,7 +39,7 @@ def _adam(
     param, grad, m, v, scale, size, d, beta1, rest1, beta2, rest2, rate, root, eps,
     HAS_SCALE: tl.constexpr, UNIT: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """One step on ROWS rows of arrays of `size` elements, d a row; nothing where the scale is not finite."""
+    """One step on ROWS rows of arrays of `size` elements, d a row; writes nothing if the scale is not finite."""
     o_row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     o_d = tl.arange(0, BLOCK_D)
     o = o_row[:, None].to(tl.int64) * d + o_d[None, :]
@@ -66,17 +66,19 @@ def _adam(
 def adam_step(
     param: Tensor, grad: Tensor, m: Tensor, v: Tensor, adam: Adam, scale: Tensor | None, unit_rows: bool
 ) -> None:
-    """One Adam step in place; see op.py. 28 bytes a parameter pass through memory with an fp32 gradient.
+    """param, m, v <- one step of Adam, with a projected gradient and unit norm if `unit_rows`.
+
+    It moves 28 bytes a parameter with an fp32 gradient.
 
     Raises:
-        ValueError: param, m or v that are not contiguous fp32, since they are written in place.
+        ValueError: param, m or v is not contiguous fp32.
     """
     for name, tensor in (("param", param), ("m", m), ("v", v)):
         if tensor.dtype != torch.float32 or not tensor.is_contiguous():
             raise ValueError(f"{name}: expected contiguous float32; got {tensor.dtype}, strides {tensor.stride()}")
     if param.numel() == 0:
         return
-    # without rows to normalise any division will do: full blocks of 1024 elements, and one that is masked
+    # without rows to normalise: blocks of 1024 elements, the last one masked
     d = param.shape[1] if unit_rows else 1024
     block = triton.next_power_of_2(d)
     rows = triton.cdiv(param.numel(), d)
@@ -84,7 +86,7 @@ def adam_step(
     arrays = {"param": param, "grad": grad.contiguous(), "m": m, "v": v}
     step, lr, beta1, beta2, eps = adam
     lanes = 64 if device_of(param).name.startswith("gfx") else 32
-    # rows that are normalised keep twice as many values alive: with eight a lane registers spill
+    # normalised rows keep twice as many values in registers, which spill with eight a lane
     per_lane = 4 if unit_rows or lanes == 64 else 8
     launch(
         _adam,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Adam(NamedTuple):
-    """The numbers of one step, as every backend takes them; see op.py."""
+    """The numbers of one step: t from 1, learning rate, decay of both moments, and what is added to the root."""
 
     step: int
     lr: float
@@ -21,7 +21,7 @@ class Adam(NamedTuple):
 def adam_step(
     param: Tensor, grad: Tensor, m: Tensor, v: Tensor, adam: Adam, scale: Tensor | None, unit_rows: bool
 ) -> None:
-    """One Adam step in place; see op.py."""
+    """param, m, v <- one step of Adam, with a projected gradient and unit norm if `unit_rows`."""
     step, lr, beta1, beta2, eps = adam
     if scale is not None:
         grad = grad * scale
@@ -33,7 +33,7 @@ def adam_step(
     p_new = param - lr * update
     if unit_rows:
         p_new = p_new / p_new.norm(dim=1, keepdim=True).clamp_min(torch.finfo(p_new.dtype).tiny)
-    # written together at the end, so that a scale of NaN (a step to be skipped) leaves all three as they were
+    # all three are written at the end, so that a scale of NaN (skip this step) leaves them unchanged
     keep = None if scale is None else ~torch.isfinite(scale)
     for target, new in ((m, m_new), (v, v_new), (param, p_new)):
         target.copy_(new if keep is None else torch.where(keep, target, new))

@@ -39,10 +39,10 @@ def adam_step(
         m, v: first and second moment, fp32, of param's shape.
         step: t, counted from 1.
         lr: learning rate of this step.
-        scale: 0-dim tensor that multiplies the gradient (clipping), so that no value has to travel to the host. Where
-            it is NaN or infinite the whole step is skipped: param, m and v keep their values.
-        unit_rows: every row of `param` is a unit-norm atom: the part of its gradient along the atom is projected out
-            before the step and the row is scaled back to unit norm after it.
+        scale: multiplies the gradient (clipping), a 0-dim tensor, so that it need not be copied to the host. If it is
+            NaN or infinite, the step is skipped: param, m and v keep their values.
+        unit_rows: every row of `param` is a unit-norm atom: the component of its gradient along the atom is removed
+            before the step, and the row is scaled back to unit norm after it.
 
     Raises:
         ValueError: param, m or v is not contiguous.
@@ -54,10 +54,9 @@ def adam_step(
 
 
 def clip_scale(norm: Tensor, max_norm: float | None) -> Tensor:
-    """What gradients are multiplied by to bring their global norm to at most `max_norm`; NaN where it is not finite.
+    """The `scale` of adam_step that clips gradients to a global norm of `max_norm`: min(1, max_norm / norm), 0-dim.
 
-    The `scale` of adam_step: min(1, max_norm / norm), 1 where max_norm is None, and NaN, which skips the step, where
-    the norm is NaN or infinite.
+    It is 1 if max_norm is None. It is NaN, which skips the step, if the norm is NaN or infinite.
 
     Args:
         norm: global norm of all gradients, 0-dim.

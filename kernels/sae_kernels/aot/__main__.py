@@ -17,7 +17,7 @@ from sae_kernels.tuning import DEVICES
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Compile, print both tables, return 1 where some code is unfit."""
+    """Compile and print both tables; returns 1 if the code of any kernel has a fault."""
     parser = argparse.ArgumentParser(prog="python -m sae_kernels.aot", description=__doc__)
     parser.add_argument("--arch", nargs="+", choices=list(DEVICES), default=list(DEVICES))
     parser.add_argument("--dtype", nargs="+", choices=["bfloat16", "float32"], default=["bfloat16", "float32"])
@@ -38,43 +38,35 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def code_table(compiled: list[Compiled]) -> Table:
-    """A row a kernel and GPU: what its code needs."""
-    table = Table(title="Machine code")
-    for name in ("GPU", "kernel", "dtype", "warps", "stages", "constants", "faults"):
-        table.add_column(name, overflow="fold")
-    for name in ("registers", "spills", "stack", "shared", "tensor", "wide"):
-        table.add_column(name, justify="right")
+    """A row a kernel and GPU: the resources of its machine code."""
+    rows = []
     for c in compiled:
+        words = (c.arch, c.kernel, c.dtype, c.warps, c.stages, c.constants, "; ".join(c.faults) or "none")
         k = c.code
-        numbers = (k.registers, k.spills, k.stack, k.shared, k.tensor_core, k.wide)
-        words = (c.arch, c.kernel, c.dtype, str(c.warps), str(c.stages), c.constants, "; ".join(c.faults) or "none")
-        table.add_row(*words, *map(str, numbers), style="red" if c.faults else None)
-    return table
+        rows.append((*words, k.registers, k.spills, k.stack, k.shared, k.tensor_core, k.wide))
+    names = "GPU kernel dtype warps stages constants faults registers spills stack shared tensor wide"
+    return _table("Machine code", names, rows, ["red" if c.faults else None for c in compiled])
 
 
 def cost_table(modelled: list[Modelled]) -> Table:
     """A row an op, size and GPU: bytes and time beside their floors."""
-    table = Table(title="Modelled cost, 8192 tokens (time: the longer of bytes and operations, launch by launch)")
-    for name in ("GPU", "op", "dtype"):
-        table.add_column(name)
-    for name in ("d", "F", "k", "GB", "floor GB", "bytes/floor", "TFLOP", "ms", "floor ms", "time/floor"):
-        table.add_column(name, justify="right")
+    rows = []
     for m in modelled:
-        table.add_row(
-            *(
-                m.arch,
-                m.op,
-                m.dtype,
-                str(m.d),
-                str(m.F),
-                str(m.k),
-                f"{m.bytes / 1e9:.3f}",
-                f"{m.floor_bytes / 1e9:.3f}",
-            ),
-            *(f"{m.ratio:.2f}", f"{m.operations / 1e12:.2f}", f"{m.ms:.3f}", f"{m.floor_ms:.3f}"),
-            f"{m.ms / m.floor_ms:.2f}",
-            style="yellow" if m.ratio > 1.2 else None,
-        )
+        sizes = (f"{m.bytes / 1e9:.3f}", f"{m.floor_bytes / 1e9:.3f}", f"{m.ratio:.2f}", f"{m.operations / 1e12:.2f}")
+        times = (f"{m.ms:.3f}", f"{m.floor_ms:.3f}", f"{m.ms / m.floor_ms:.2f}")
+        rows.append((m.arch, m.op, m.dtype, m.d, m.F, m.k, *sizes, *times))
+    names = "GPU op dtype d F k GB floor_GB bytes/floor TFLOP ms floor_ms time/floor"
+    title = "Modelled cost, 8192 tokens (time: the longer of bytes and operations, launch by launch)"
+    return _table(title, names, rows, ["yellow" if m.ratio > 1.2 else None for m in modelled])
+
+
+def _table(title: str, names: str, rows: list[tuple], styles: list[str | None]) -> Table:
+    table = Table(title=title)
+    for name, value in zip(names.split(), map(str, rows[0]), strict=True):
+        number = value.replace(".", "", 1).isdigit()
+        table.add_column(name.replace("_", " "), overflow="fold", justify="right" if number else "left")
+    for row, style in zip(rows, styles, strict=True):
+        table.add_row(*map(str, row), style=style)
     return table
 
 

@@ -1,6 +1,6 @@
-"""Every op at the sizes of models people train on, walked without memory: what is launched, and what it must move.
+"""Every op at common sizes of models: the kernels it launches, and the bytes that it must move.
 
-A case's launches come from the op's own launcher, on tensors of the meta device, so they are the launches of a GPU.
+A case calls the op's own GPU implementation on tensors of the meta device, so its launches are those of a GPU.
 """
 
 from __future__ import annotations
@@ -60,14 +60,6 @@ class Case:
             OPS[self.op].run(self)
         return recorder.launches
 
-    def floor(self) -> int:
-        """Bytes that any exact implementation of the op moves (KERNELS, the floor)."""
-        return OPS[self.op].floor(self)
-
-    def torch_bytes(self) -> int:
-        """Bytes that the torch operations between the launches move."""
-        return OPS[self.op].torch_bytes(self)
-
     def tensor(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         return torch.empty(shape, dtype=dtype or self.dtype, device="meta")
 
@@ -79,9 +71,14 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class Op:
+    """How a case of an op is run, and the bytes it moves."""
+
     run: Callable[[Case], object]
+    """Calls the op."""
     floor: Callable[[Case], int]
-    torch_bytes: Callable[[Case], int]
+    """Bytes that any exact implementation of the op moves."""
+    torch_bytes: Callable[[Case], int] = lambda case: 0
+    """Bytes that the torch operations between the launches move."""
 
 
 def _topk(c: Case) -> None:
@@ -92,22 +89,25 @@ def _threshold(c: Case) -> None:
     x, W_enc = operands(c.tensor(TOKENS, c.d), c.tensor(c.F, c.d), c.tensor(c.d))
     b_enc, bars = c.tensor(c.F), c.tensor(c.F, dtype=torch.float32)
     config = threshold_config(TOKENS, c.F, c.d, c.dtype, device_of(x))
-    found = survivors(x, W_enc, b_enc, bars, config)
+    pairs, counts = survivors(x, W_enc, b_enc, bars, config)
     values, indices, offsets = c.codes(csr=True)
     assert offsets is not None
-    compact(x, W_enc, b_enc, bars, *found, offsets, values, indices, config)
+    compact(x, W_enc, b_enc, bars, pairs, counts, offsets, values, indices, config)
 
 
-def _decode(csr: bool, c: Case) -> None:
-    sparse_decode(*c.codes(csr), c.tensor(c.F, c.d), c.tensor(c.d))
+def _decode(csr: bool) -> Op:
+    return Op(
+        run=lambda c: sparse_decode(*c.codes(csr), c.tensor(c.F, c.d), c.tensor(c.d)),
+        floor=lambda c: _rows(1, c) + c.entries * (c.size + _ENTRY) + TOKENS * c.d * c.size,
+    )
 
 
 def _sweep(parts: str, c: Case) -> None:
-    values, indices, offsets = c.codes()
+    values, indices, _ = c.codes()
     g = c.tensor(TOKENS, c.d) if "dec" in parts else None
     W = c.tensor(c.F, c.d) if "dec" in parts else None
     x = c.tensor(TOKENS, c.d) if "enc" in parts else None
-    latent_sweep(values, indices, offsets, c.F, g, W, x, None if "dec" in parts else values)
+    latent_sweep(SparseCodes(values, indices, c.F), g, W, x, None if "dec" in parts else values)
 
 
 def _adam(unit_rows: bool, c: Case) -> None:
@@ -132,7 +132,7 @@ def _centring(c: Case) -> int:
 
 
 def _sort(c: Case) -> int:
-    # int64 indices to int32 keys; a radix sort moves key and place, 12 bytes, in and out, four times
+    # int64 indices to int32 keys; a radix sort reads and writes key and place, 12 bytes, four times
     return c.entries * (8 + 4 + 4 * 2 * 12)
 
 
@@ -141,7 +141,7 @@ def _rows(tensors: int, c: Case) -> int:
 
 
 _ENTRY = 8  # bytes of an index
-_KEPT = 2 * 5 * TOKENS * 4 / 128  # candidates of the top-k encode a latent: four of 128, five bytes, written and read
+_KEPT = 2 * 5 * TOKENS * 4 / 128  # bytes a latent for top-k candidates: four of 128, five bytes, written and read
 
 OPS = {
     "topk_encode": Op(
@@ -154,16 +154,8 @@ OPS = {
         floor=lambda c: _product(c) + 4 * c.F + c.entries * (c.size + _ENTRY) + 8 * TOKENS,
         torch_bytes=lambda c: _centring(c) + 2 * TOKENS * math.ceil(c.F / 64),
     ),
-    "sparse_decode": Op(
-        run=partial(_decode, False),
-        floor=lambda c: _rows(1, c) + c.entries * (c.size + _ENTRY) + TOKENS * c.d * c.size,
-        torch_bytes=lambda c: 0,
-    ),
-    "sparse_decode csr": Op(
-        run=partial(_decode, True),
-        floor=lambda c: _rows(1, c) + c.entries * (c.size + _ENTRY) + TOKENS * c.d * c.size,
-        torch_bytes=lambda c: 0,
-    ),
+    "sparse_decode": _decode(csr=False),
+    "sparse_decode csr": _decode(csr=True),
     "latent_sweep": Op(
         run=partial(_sweep, "dec enc"),
         floor=lambda c: _rows(2, c) + c.F * c.d * (c.size + 8) + c.entries * (c.size + _ENTRY + 4),
@@ -183,12 +175,9 @@ OPS = {
     "fused_forward": Op(
         run=_forward,
         floor=lambda c: c.entries * (c.d * 4 + c.size + _ENTRY) + TOKENS * c.d * (c.size + 4),
-        torch_bytes=lambda c: 0,
     ),
-    "adam_step": Op(run=partial(_adam, False), floor=lambda c: c.F * c.d * (24 + c.size), torch_bytes=lambda c: 0),
-    "adam_step unit_rows": Op(
-        run=partial(_adam, True), floor=lambda c: c.F * c.d * (24 + c.size), torch_bytes=lambda c: 0
-    ),
+    "adam_step": Op(run=partial(_adam, False), floor=lambda c: c.F * c.d * (24 + c.size)),
+    "adam_step unit_rows": Op(run=partial(_adam, True), floor=lambda c: c.F * c.d * (24 + c.size)),
 }
 
 

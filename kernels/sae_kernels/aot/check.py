@@ -1,22 +1,22 @@
-"""What makes compiled code unfit, and the table of all of it."""
+"""Faults of compiled code, and the results of a compilation and of the cost model."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from sae_kernels.aot.cases import Case
+from sae_kernels.aot.cases import OPS, Case
 from sae_kernels.aot.compile import Code, code_key, compile_launch
 from sae_kernels.aot.model import Work, work
 from sae_kernels.launch import Launch
 from sae_kernels.tuning import DEVICES, Device
 
 PRODUCTS = ("_candidates", "_survivors")
-"""Kernels whose product belongs on tensor cores."""
+"""Kernels whose product must run on tensor cores."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compiled:
-    """One kernel for one GPU, and where it is used."""
+    """One kernel compiled for one GPU."""
 
     arch: str
     kernel: str
@@ -27,7 +27,7 @@ class Compiled:
     constants: str
     """Compile-time arguments."""
     used: str
-    """The first op and size that launches it."""
+    """The first op and size that launch it."""
     code: Code
     faults: tuple[str, ...]
 
@@ -57,16 +57,16 @@ class Modelled:
 
 
 def faults(launch: Launch, code: Code, device: Device) -> tuple[str, ...]:
-    """What is wrong with a kernel's code on `device`, in words; nothing for good code."""
-    found = []
+    """What is wrong with a kernel's code on `device`, in words; empty if nothing is."""
+    messages = []
     if code.spills or code.stack:
-        found.append(f"{code.spills} local-memory instructions, {code.stack} bytes of stack: registers spill")
+        messages.append(f"{code.spills} local-memory instructions, {code.stack} bytes of stack: registers spill")
     if code.shared > device.shared:
-        found.append(f"{code.shared} bytes of shared memory, over the limit of {device.shared}")
+        messages.append(f"{code.shared} bytes of shared memory, over the limit of {device.shared}")
     exact_fp32 = launch.constants.get("PRECISION") == "ieee" and launch.arguments["x"].element_size() == 4
     if launch.kernel.__name__ in PRODUCTS and code.tensor_core == 0 and not exact_fp32:
-        found.append("a product without tensor-core instructions")
-    return tuple(found)
+        messages.append("a product without tensor-core instructions")
+    return tuple(messages)
 
 
 def compile_case(case: Case, arch: str, seen: dict[str, Compiled]) -> None:
@@ -89,11 +89,11 @@ def compile_case(case: Case, arch: str, seen: dict[str, Compiled]) -> None:
 
 
 def model_case(case: Case, arch: str) -> Modelled:
-    """Bytes, operations and time of a case beside its floor."""
-    device = DEVICES[arch]
+    """Bytes, operations and time of a case beside its floors."""
+    device, op = DEVICES[arch], OPS[case.op]
     works = [work(launch, case.entries) for launch in case.record(device)]
     operations = sum(w.operations for w in works)
-    floor = case.floor()
+    floor, torch_bytes = op.floor(case), op.torch_bytes(case)
     return Modelled(
         op=case.op,
         arch=arch,
@@ -101,10 +101,10 @@ def model_case(case: Case, arch: str) -> Modelled:
         d=case.d,
         F=case.F,
         k=case.k,
-        bytes=sum(w.bytes for w in works) + case.torch_bytes(),
+        bytes=sum(w.bytes for w in works) + torch_bytes,
         floor_bytes=floor,
         operations=operations,
-        ms=1e3 * (sum(w.seconds(device) for w in works) + case.torch_bytes() / device.bandwidth),
+        ms=1e3 * (sum(w.seconds(device) for w in works) + torch_bytes / device.bandwidth),
         floor_ms=1e3 * Work(floor, operations, any(w.exact_fp32 for w in works)).seconds(device),
     )
 

@@ -1,6 +1,6 @@
-"""Compile a recorded launch for a named GPU and read from the machine code what it will need there.
+"""Compile a recorded launch for a named GPU and read its registers, memory and instructions from the machine code.
 
-Triton brings its own assembler and disassembler, so none of this needs a GPU or a CUDA installation.
+Triton includes an assembler and a disassembler, so this needs neither a GPU nor a CUDA installation.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _POINTERS = {
     torch.uint8: "*u8",
     torch.bool: "*i1",
 }
-# instructions that multiply matrices, by family; on Blackwell they are UTC*MMA
+# instructions that multiply matrices; on Blackwell they are UTC*MMA
 _TENSOR_CORE = re.compile(r"\b(HGMMA|HMMA|IMMA|UTC[A-Z]*MMA)\b|\bv_mfma_")
 _LOCAL = re.compile(r"\b(?:LDL|STL)\b|\bscratch_(?:load|store)")
 _WIDE = re.compile(r"\b(?:LDG|LDGSTS|STG)\.E\S*\.128\b|\b(?:global|buffer)_(?:load|store)_dwordx4\b")
@@ -44,7 +44,7 @@ _WIDE = re.compile(r"\b(?:LDG|LDGSTS|STG)\.E\S*\.128\b|\b(?:global|buffer)_(?:lo
 
 @dataclass(frozen=True, kw_only=True)
 class Code:
-    """What one compiled kernel needs of a multiprocessor."""
+    """The resources of one compiled kernel."""
 
     registers: int
     """Registers a thread."""
@@ -61,7 +61,7 @@ class Code:
 
 
 def specialise(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int], Any]]:
-    """(signature, constants, attributes) that Triton's launcher would derive from the launch's arguments."""
+    """(signature, constants, attributes) as Triton's launcher derives them from the launch's arguments."""
     signature, constants, attributes = {}, dict(launch.constants), {}
     for place, parameter in enumerate(launch.kernel.params):
         name = parameter.name
@@ -91,10 +91,10 @@ def code_key(launch: Launch, arch: str) -> str:
 
 
 def compile_launch(launch: Launch, arch: str) -> Code:
-    """Compile for `arch` (a key of TARGETS) and inspect; Triton's own cache keeps the result on disk.
+    """Compile for `arch` (a key of TARGETS) and inspect the code; Triton caches it on disk.
 
     Raises:
-        RuntimeError: the kernel asks for more than the assembler can give.
+        RuntimeError: the kernel needs more than the assembler can provide.
     """
     signature, constants, attributes = specialise(launch)
     source = ASTSource(launch.kernel, signature, constants, attributes)

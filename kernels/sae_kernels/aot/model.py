@@ -1,8 +1,8 @@
-"""Bytes and operations of a launch, from its own arguments: the roofline of every kernel.
+"""Bytes and operations of a launch, from its own arguments: the roofline model of every kernel.
 
-Gathered rows are counted as often as they are read, which is what they cost where nothing stays in cache; the floors
-of cases.py count them the same way. A lone element of a row costs the 32 bytes of a sector. Codes are taken as spread
-evenly over the latents, so that no latent is cut into pieces and no bucket of the encoders overflows.
+A gathered row counts every time it is read, as if nothing stayed in the cache; so it does in the floors of cases.py. A
+single element of a row costs a sector of 32 bytes. The codes are assumed to be spread evenly over the latents, so that
+no latent is divided into pieces and no bucket of an encode overflows.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ SECTOR = 32
 
 
 class Work(NamedTuple):
-    """What a launch does."""
+    """The work of a launch."""
 
     bytes: float
     """Moved to and from memory."""
     operations: float
-    """Of matrix products; a multiply-add is two."""
+    """Operations of matrix products; a multiply-add is two."""
     exact_fp32: bool = False
-    """Whether they are fp32 multiplications."""
+    """Whether they are in exact fp32."""
 
     def seconds(self, device: Device) -> float:
         """The longer of the two at the device's rates."""
@@ -54,27 +54,10 @@ def _nbytes(launch: Launch, *names: str) -> int:
 def _product(launch: Launch, extra: float) -> Work:
     a, c = launch.arguments, launch.constants
     groups = triton.cdiv(triton.cdiv(a["N"], c["BLOCK_N"]), a["group"])
-    # x of a group stays in cache while W_enc passes, once a group
+    # W_enc is read once for each group of row tiles, whose x stays in the cache
     moved = (a["N"] + a["F"] * groups) * a["d"] * _size(launch, "x") + _nbytes(launch, "b_enc")
     exact_fp32 = c["PRECISION"] == "ieee" and _size(launch, "x") == 4
     return Work(moved + extra, 2 * a["N"] * a["F"] * a["d"], exact_fp32)
-
-
-def _candidates(launch: Launch, entries: int) -> Work:
-    return _product(launch, _nbytes(launch, "keys", "places"))
-
-
-def _survivors(launch: Launch, entries: int) -> Work:
-    return _product(launch, _nbytes(launch, "counts", "bars") + entries * SECTOR)
-
-
-def _compact(launch: Launch, entries: int) -> Work:
-    return Work(_nbytes(launch, "counts", "offsets", "out_values", "out_indices") + entries * SECTOR, 0)
-
-
-def _select(launch: Launch, entries: int) -> Work:
-    read = _nbytes(launch, "keys") * (1 if launch.constants["FIRST"] else 2)
-    return Work(read + _nbytes(launch, "out_keys", "out_positions"), 0)
 
 
 def _repair(launch: Launch, entries: int) -> Work:
@@ -83,19 +66,19 @@ def _repair(launch: Launch, entries: int) -> Work:
     return Work(_nbytes(launch, "keys", "positions") + rows * c["BUCKET"] * a["d"] * _size(launch, "x"), 0)
 
 
+def _rows(launch: Launch, entries: int, *names: str) -> Work:
+    """The listed atoms, and the whole of some arguments."""
+    return Work(entries * launch.arguments["d"] * _size(launch, "W_dec") + _nbytes(launch, *names), 0)
+
+
 def _order(launch: Launch, entries: int) -> Work:
     places = entries * SECTOR if launch.constants["KEPT"] < launch.constants["BUCKET"] else 0
     return Work(_nbytes(launch, "keys", "positions", "values", "indices") + places, 0)
 
 
-def _decode(launch: Launch, entries: int) -> Work:
-    rows = entries * launch.arguments["d"] * _size(launch, "W_dec")
-    return Work(rows + _nbytes(launch, "values", "indices", "out", "b_dec"), 0)
-
-
-def _compare(launch: Launch, entries: int) -> Work:
-    rows = entries * launch.arguments["d"] * _size(launch, "W_dec")
-    return Work(rows + _nbytes(launch, "values", "indices", "target", "b_dec", "residual", "squared_error"), 0)
+def _select(launch: Launch, entries: int) -> Work:
+    read = _nbytes(launch, "keys") * (1 if launch.constants["FIRST"] else 2)
+    return Work(read + _nbytes(launch, "out_keys", "out_positions"), 0)
 
 
 def _sweep(launch: Launch, entries: int) -> Work:
@@ -104,7 +87,7 @@ def _sweep(launch: Launch, entries: int) -> Work:
     if c["HAS_G"]:
         moved += entries * a["d"] * _size(launch, "grad_out") + _nbytes(launch, "grad_W_dec")
     if c["HAS_W"]:
-        # only the atoms that are listed are read; of widths far above the entries that is a part of them
+        # only listed atoms are read, a part of them if F is far above the number of entries
         moved += min(entries, a["W_dec"].shape[0]) * a["d"] * _size(launch, "W_dec")
     if c["HAS_W"] or c["HAS_X"]:
         moved += entries * SECTOR
@@ -113,25 +96,21 @@ def _sweep(launch: Launch, entries: int) -> Work:
     return Work(moved, 0)
 
 
-def _pieces(launch: Launch, entries: int) -> Work:
-    return Work(_nbytes(launch, "owner"), 0)
-
-
-def _adam(launch: Launch, entries: int) -> Work:
-    return Work(2 * _nbytes(launch, "param", "m", "v") + _nbytes(launch, "grad"), 0)
-
-
 _MODELS: dict[str, Callable[[Launch, int], Work]] = {
-    "_candidates": _candidates,
-    "_survivors": _survivors,
-    "_compact": _compact,
+    "_candidates": lambda launch, entries: _product(launch, _nbytes(launch, "keys", "places")),
+    "_survivors": lambda launch, entries: _product(launch, _nbytes(launch, "counts", "bars") + entries * SECTOR),
+    "_compact": lambda launch, entries: Work(
+        _nbytes(launch, "counts", "offsets", "out_values", "out_indices") + entries * SECTOR, 0
+    ),
     "_select": _select,
     "_repair": _repair,
     "_order": _order,
-    "_decode": _decode,
-    "_compare": _compare,
+    "_decode": lambda launch, entries: _rows(launch, entries, "values", "indices", "out", "b_dec"),
+    "_compare": lambda launch, entries: _rows(
+        launch, entries, "values", "indices", "target", "b_dec", "residual", "squared_error"
+    ),
     "_sweep": _sweep,
-    "_sweep_pieces": _pieces,
-    "_merge": _pieces,
-    "_adam": _adam,
+    "_sweep_pieces": lambda launch, entries: Work(_nbytes(launch, "owner"), 0),
+    "_merge": lambda launch, entries: Work(_nbytes(launch, "owner"), 0),
+    "_adam": lambda launch, entries: Work(2 * _nbytes(launch, "param", "m", "v") + _nbytes(launch, "grad"), 0),
 }

@@ -1,1 +1,1 @@
-"""batch_topk_encode: see op.py for what it computes."""
+"""The codes of a BatchTopK autoencoder: relu of the N k largest pre-activations of the batch."""

@@ -1,8 +1,8 @@
-"""Batch top-k encode on the CPU: everything above a guessed threshold is collected, the exact cut made among that.
+"""Batch top-k encode on the CPU: collects every entry above a guessed bar, and selects the N k largest of these.
 
-The guess is the caller's, or comes from a sample of tokens; it is lowered a little, so that one product is enough as
-a rule. Too many entries: the bar rises on the way to what the entries so far prove. Too few: once more, with the bar
-of the sample, and if that fails too, from no bar at all.
+The guess is the caller's or comes from a sample of tokens. It is lowered a little, so that one product is usually
+enough. If too many entries reach the bar, it is raised during the product to the N k-th largest entry so far. If too
+few do, the product is repeated with the bar of the sample, and if that fails too, without a bar.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sae_kernels.threshold_encode.cpu import above, assemble
 from sae_kernels.tiles import TILE_TOKENS, centre, product_tiles
 
 SAMPLE_TOKENS = 64
-# of the collected entries, in multiples of what is kept, before the bar is raised
+# the bar is raised when this many times N k entries have been collected
 CROWDED = 4
 
 Part = tuple[int, Tensor, Tensor, Tensor]
@@ -28,7 +28,7 @@ Part = tuple[int, Tensor, Tensor, Tensor]
 def batch_topk_encode(
     x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, b_pre: Tensor | None, guess: float | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See op.py -> values [N k], indices [N k] int64, offsets [N+1] int64."""
+    """values, indices, offsets = relu of the N k largest entries of W_enc (x - b_pre) + b_enc, as CSR codes."""
     sync_threads(x.shape[0] * W_enc.shape[0])
     centred = centre(x, b_pre)
     bias = b_enc.detach().float().contiguous()
@@ -41,13 +41,13 @@ def batch_topk_encode(
             values, indices, offsets = _largest(values, indices, offsets, wanted)
             values = torch.where(values < 0, 0.0, values)
             return values.to(torch.promote_types(x.dtype, W_enc.dtype)), indices, offsets
-    # some of the wanted entries are -inf, which exceeds no bar
+    # some of the N k largest are -inf, which exceeds no bar
     note("batch_topk_encode", "naive")
     return naive.batch_topk_encode(x, W_enc, b_enc, k, b_pre, guess)
 
 
 def _sampled_bar(centred: Tensor, W_enc: Tensor, bias: Tensor, k: int) -> float:
-    """A bar that a little more than k entries a token exceed, to judge by some of the tokens."""
+    """A bar that 1.5 k entries a token exceed in a sample of the tokens; -inf for a small batch."""
     tokens = centred.shape[0]
     if tokens <= 4 * SAMPLE_TOKENS:
         return -math.inf
@@ -59,20 +59,20 @@ def _sampled_bar(centred: Tensor, W_enc: Tensor, bias: Tensor, k: int) -> float:
 
 
 def _collect(centred: Tensor, W_enc: Tensor, bias: Tensor, bar: float, wanted: int) -> list[Part]:
-    """Parts (first token, counts, values, indices) of all entries from `bar` up that may be among the largest."""
-    # one step below: what equals the bar may belong to the largest, and `above` asks for more than its bar
+    """Parts (first token, counts, values, indices) with all entries >= `bar` that may be among the `wanted` largest."""
+    # one step lower, since `above` takes entries that exceed a bar, and one that equals it may be among the largest
     bars = torch.full_like(bias, bar).nextafter(torch.tensor(-math.inf))
     parts: list[Part] = []
-    held = 0
+    collected = 0
     for start, first, product in product_tiles(centred, W_enc, TILE_TOKENS):
         parts.append((start, *above(product, bias, bars, first)))
-        held += parts[-1][2].shape[0]
-        if held > CROWDED * wanted:
+        collected += parts[-1][2].shape[0]
+        if collected > CROWDED * wanted:
             values = torch.cat([part[2] for part in parts])
-            proven = values.kthvalue(held - wanted + 1).values
-            bars = torch.fmax(bars, proven.expand_as(bars).nextafter(torch.tensor(-math.inf)))
+            lowest = values.kthvalue(collected - wanted + 1).values
+            bars = torch.fmax(bars, lowest.expand_as(bars).nextafter(torch.tensor(-math.inf)))
             parts = [_exceeding(part, bars[0]) for part in parts]
-            held = sum(part[2].shape[0] for part in parts)
+            collected = sum(part[2].shape[0] for part in parts)
     return parts
 
 
@@ -85,7 +85,7 @@ def _exceeding(part: Part, bar: Tensor) -> Part:
 
 
 def _largest(values: Tensor, indices: Tensor, offsets: Tensor, wanted: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The `wanted` largest entries of CSR codes, NaN first, equal ones in the order of the codes."""
+    """The `wanted` largest entries of CSR codes; NaN counts as largest, the first of equal entries wins."""
     if wanted == 0:
         return values[:0], indices[:0], torch.zeros_like(offsets)
     last = values.kthvalue(values.shape[0] - wanted + 1).values  # kthvalue sorts NaN last, as the largest

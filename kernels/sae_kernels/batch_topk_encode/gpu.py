@@ -1,9 +1,9 @@
-"""Batch top-k encode on the GPU: the survivors of a guessed threshold, and the exact cut made among them.
+"""Batch top-k encode on the GPU: the survivors of a guessed bar, and the N k largest of them.
 
 The product and its epilogue are threshold_encode's. The guess is the caller's or comes from a sample of tokens, and is
-lowered a little, so that one product is enough as a rule; too few survivors, and the next, lower bar is tried, at last
-none at all, a part of the tokens at a time. The cut among about 1.1 N k survivors is a stable torch.sort, little beside
-the product.
+lowered a little, so that one product is usually enough. If too few entries survive, the bar of the sample is tried, and
+then all pre-activations, for a part of the tokens at a time. A stable torch.sort selects among the about 1.1 N k
+survivors; its time is small beside the product's.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sae_kernels.tuning import EncodeConfig, threshold_config
 
 SAMPLE_TOKENS = 64
 CROWDED = 4
-"""Entries held before the dense path cuts back, in multiples of what is kept."""
+"""The dense path drops all but the N k largest when it has collected this many times N k entries."""
 
 
 def batch_topk_encode(
@@ -33,20 +33,10 @@ def batch_topk_encode(
     *,
     config: EncodeConfig | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """values, indices, offsets of relu of the N k largest entries of the batch; see op.py.
+    """values, indices, offsets = relu of the N k largest entries of W_enc (x - b_pre) + b_enc, as CSR codes.
 
-    Args:
-        x: [N, d], fp32, bf16 or fp16.
-        W_enc: [F, d]; the product is in the dtype that x and W_enc promote to.
-        b_enc: [F].
-        k: 1 <= k <= F.
-        b_pre: [d] or None.
-        guess: about the smallest value kept; None to estimate it.
-        config: launch parameters; by default chosen from the sizes and the device.
-
-    Returns:
-        values [N k] of that dtype, indices [N k] int64 ascending in every token, offsets [N+1] int64. Among equal
-        entries the lowest token wins, then the lowest latent.
+    The product takes its inputs in the dtype that x and W_enc promote to; values have this dtype, and indices ascend in
+    every token. `config` are the launch parameters, by default picked from the sizes and the device.
     """
     x, W_enc = operands(x, W_enc, b_pre)
     (N, d), F = x.shape, W_enc.shape[0]
@@ -58,7 +48,7 @@ def batch_topk_encode(
     for bar in bars:
         bar = _sampled_bar(x, W_enc, b_enc, k) if bar is None else bar
         if math.isfinite(bar):
-            # fp32: the cut is made among the sums as they are, not among rounded ones
+            # fp32, so that the largest are selected before the sums are rounded
             codes = above_bars(x, W_enc, b_enc, torch.full((F,), bar, device=x.device), config, torch.float32)
             if codes[0].shape[0] >= wanted:
                 return _cut(*codes, wanted, x.dtype)
@@ -66,7 +56,7 @@ def batch_topk_encode(
 
 
 def _sampled_bar(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> float:
-    """A bar that a little more than k entries a token exceed, to judge by some of the tokens."""
+    """A bar that 1.5 k entries a token exceed in a sample of the tokens."""
     sample = x[:: x.shape[0] // SAMPLE_TOKENS][:SAMPLE_TOKENS]
     pre = (sample @ W_enc.T).float() + b_enc
     rank = min(pre.numel(), 3 * k * sample.shape[0] // 2 + 64)
@@ -76,15 +66,15 @@ def _sampled_bar(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> float:
 def _cut(
     values: Tensor, indices: Tensor, offsets: Tensor, wanted: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """relu of the `wanted` largest entries of CSR codes, NaN first, equal ones in the order of the codes."""
+    """relu of the `wanted` largest entries of CSR codes; NaN counts as largest, the first of equal entries wins."""
     kept = _largest(values, wanted)
     values = values[kept]
-    # the entries kept before each token's first
+    # the number of entries kept before each token's first
     return torch.where(values < 0, 0, values).to(dtype), indices[kept], torch.searchsorted(kept, offsets)
 
 
 def _dense(x: Tensor, W_enc: Tensor, b_enc: Tensor, wanted: int, config: EncodeConfig) -> tuple[Tensor, Tensor, Tensor]:
-    """The same codes from every pre-activation: held and cut back, a part of the tokens at a time."""
+    """The same codes from all pre-activations, a part of the tokens at a time."""
     F = W_enc.shape[0]
     values = torch.empty(0, device=x.device)
     places = torch.empty(0, dtype=torch.int64, device=x.device)
@@ -103,5 +93,5 @@ def _dense(x: Tensor, W_enc: Tensor, b_enc: Tensor, wanted: int, config: EncodeC
 
 
 def _largest(values: Tensor, wanted: int) -> Tensor:
-    """Places of the `wanted` largest, ascending; NaN before all, the lowest place first among equals."""
+    """Ascending places of the `wanted` largest; NaN counts as largest, the lowest place wins ties."""
     return values.sort(descending=True, stable=True).indices[:wanted].sort().values

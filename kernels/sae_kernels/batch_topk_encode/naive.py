@@ -11,7 +11,7 @@ from sae_kernels.threshold_encode.naive import dense_pre_activations
 def batch_topk_encode(
     x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, b_pre: Tensor | None, guess: float | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """values, indices, offsets of relu of the N k largest of the batch; see op.py."""
+    """values, indices, offsets = relu of the N k largest entries of W_enc (x - b_pre) + b_enc, as CSR codes."""
     pre = dense_pre_activations(x, W_enc, b_enc, b_pre)
     tokens, width = pre.shape
     order = pre.detach().flatten().sort(descending=True, stable=True).indices

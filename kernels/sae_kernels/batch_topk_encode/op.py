@@ -22,8 +22,8 @@ def batch_topk_encode(
 ) -> SparseCodes:
     """f = relu of the N·k largest entries of W_enc (x - b_pre) + b_enc over the whole batch (Bussmann et al. 2024).
 
-    The dense expression: `relu(pre.flatten().sort(descending=True, stable=True)[: N * k])`, put back in place. Exact,
-    whatever `guess` says; ties to the lowest token, then the lowest latent; NaN counts as larger than +Inf.
+    The dense expression: `relu(pre.flatten().sort(descending=True, stable=True)[: N * k])`, as codes of each token.
+    Exact for any `guess`; the lowest token wins ties, then the lowest latent; NaN counts as larger than +Inf.
     Differentiable in x, W_enc, b_enc and b_pre.
 
     Args:
@@ -32,8 +32,8 @@ def batch_topk_encode(
         b_enc: encoder bias [F].
         k: latents kept a token on average, 1 <= k <= F.
         b_pre: subtracted from x first [d], or None.
-        guess: about the smallest value that will be kept, such as the last batch's `codes.values.min()`; saves the
-            estimate from a sample. A bad guess costs time: too high a guess a second product.
+        guess: about the smallest value that will be kept, such as the last batch's `codes.values.min()`. It replaces an
+            estimate from a sample of tokens. A bad guess only costs time; one that is too high costs a second product.
 
     Returns:
         CSR codes with exactly N·k entries, every token's latents in ascending order. Entries that are not positive

@@ -1,8 +1,8 @@
-"""Every op against its floor, measured in the same run, and against plain PyTorch.
+"""Time of every op beside its floor, measured in the same run, and beside plain PyTorch.
 
-The floor of an encode is its product with a reused output; that of the other ops is the memory they must move at the
-speed of a large copy, every row gathered counted as if it came from memory. So an op whose rows lie in the cache can
-be faster than its floor.
+The floor of an encode is its product into a reused output. The floor of the other ops is the bytes they must move over
+the speed of a large copy. Every gathered row counts as read from memory, so an op whose rows are in the cache can be
+faster than its floor.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def measure_kernels(
 
 
 def _ops(problem: Problem) -> dict[str, tuple[Callable[[], Any], int | None]]:
-    """Op name -> a call of it and the bytes it must move, None where the product is the floor."""
+    """Op name -> a call of it, and the bytes it must move, or None if the product is the floor."""
     x, params, k = problem.x, problem.params, problem.k
     (tokens, d), width = x.shape, params.W_enc.shape[0]
     codes = topk_encode(x, params.W_enc, params.b_enc, k, params.b_dec)

@@ -1,9 +1,9 @@
-"""A whole TopK training step against the encode product alone.
+"""Time of a whole TopK training step beside the encode product alone.
 
     result = measure_step(tokens=2048, d=576, width=9216, k=32)
     result["ratio"]          # fused step / product; the aim is 1.25
 
-A step is encode, decode, backward and Adam with projected gradients and unit-norm atoms; AuxK idle.
+A step is encode, decode, backward and Adam with projected gradients and unit-norm atoms, without AuxK.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from sae_kernels.topk_encode.op import topk_encode
 
 
 class Problem:
-    """Weights, moments and one batch, and the routes to step on them."""
+    """Weights, moments and one batch, with three implementations of a step on them."""
 
     def __init__(self, tokens: int, d: int, width: int, k: int, device: str = "cpu") -> None:
         draw = torch.Generator().manual_seed(0)
@@ -43,11 +43,11 @@ class Problem:
         forward = fused_forward(self.params, self.x, self.k, workspace=self.workspace)
         fused_update(self.params, self.m, self.v, forward, step=self.step, lr=1e-5, max_norm=max_norm)
 
-    def autograd(self, encode: Callable[..., Any] = topk_encode) -> None:
+    def autograd(self) -> None:
         """The same step with whole gradients from autograd."""
         self.step += 1
         leaves = Parameters(*(p.detach().requires_grad_() for p in self.params))
-        codes = encode(self.x, leaves.W_enc, leaves.b_enc, self.k, leaves.b_dec)
+        codes = topk_encode(self.x, leaves.W_enc, leaves.b_enc, self.k, leaves.b_dec)
         residual = self.x - sparse_decode(codes, leaves.W_dec, leaves.b_dec)
         residual.square().sum(1).mean().backward()
         grads: list[Tensor] = [leaf.grad for leaf in leaves if leaf.grad is not None]
@@ -62,7 +62,7 @@ class Problem:
             self.autograd()
 
     def product(self) -> Callable[[], Any]:
-        """The one product no exact step can avoid, into a buffer that exists."""
+        """The one product that no exact step can avoid, into a reused buffer."""
         out = torch.empty(self.x.shape[0], self.params.W_enc.shape[0], device=self.x.device)
         return lambda: torch.mm(self.x, self.params.W_enc.T, out=out)
 
@@ -70,10 +70,10 @@ class Problem:
 def measure_step(
     tokens: int = 2048, d: int = 576, width: int = 9216, k: int = 32, rounds: int = 15, device: str = "cpu"
 ) -> dict[str, Any]:
-    """Interleaved timings of the product, the fused step and its parts, the autograd route and the dense one.
+    """Interleaved timings of the product, the fused step, its encode, the step through autograd and in plain PyTorch.
 
-    The extra memory is how far the process grew in its first steps, beyond weights, moments, batch and the machinery
-    (measured before the product's N x F buffer exists).
+    The extra memory is the growth of the process in its first steps, when weights, moments and batch are allocated and
+    the functions are compiled, but the product's N x F buffer is not there yet.
     """
     Problem(64, d, 512, k).fused()  # compiles
     problem = Problem(tokens, d, width, k, device)
@@ -119,7 +119,7 @@ def measure_curve(
     rounds: int = 5,
     device: str = "cpu",
 ) -> dict[str, Any]:
-    """The fused step and the product alone over the number of latents."""
+    """Times of the fused step and of the product alone for several numbers of latents."""
     rows = []
     for width in widths:
         problem = Problem(tokens, d, width, k, device)

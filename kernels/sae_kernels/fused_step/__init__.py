@@ -1,1 +1,1 @@
-"""fused_step: see op.py for what it computes."""
+"""A whole training step without an F x d gradient in memory."""

@@ -1,9 +1,9 @@
-"""The fused step on the CPU: one token-major pass forward, one latent-major pass back (two where the norm is clipped,
-or cannot be shown beforehand to stay below its limit).
+"""The fused step on the CPU: a token-major forward pass, and a latent-major backward pass that updates the weights.
 
-Forward, a token: its atoms are gathered once, summed to the reconstruction, and, still in the L2 cache, multiplied
-with the residual, which is the gradient of its values. Back, a latent: its tokens' residuals and inputs are summed to
-the gradient rows of both matrices in the L1 cache, and Adam runs on those rows at once: the gradient is never stored.
+Forward, token by token: its atoms are gathered, summed to the reconstruction and, still in the L2 cache, multiplied
+with the residual, which gives the gradient of its values. Backward, latent by latent: the residuals and inputs of its
+tokens are summed, in the L1 cache, to the gradient rows of both matrices, and Adam updates their weights at once, so
+the whole gradient is never stored. A backward pass without updates comes first if the norm may exceed `max_norm`.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ import torch
 from torch import Tensor
 
 from sae_kernels.adam_step.cpu import adam_constants, adam_flat
-from sae_kernels.adam_step.naive import Adam
 from sae_kernels.adam_step.op import clip_scale
 from sae_kernels.buffers import Workspace, scratch
 from sae_kernels.codes import SparseCodes
+from sae_kernels.fused_step.naive import Options
 from sae_kernels.jit import jit, prange, sync_threads
 from sae_kernels.latent_sweep.cpu import PARTS, LatentOrder
-from sae_kernels.sparse_decode.cpu import as_numpy, row_starts
+from sae_kernels.sparse_decode.cpu import as_numpy, token_starts
 
-# of a norm: its square is well inside fp32
+# a norm whose square is well inside the range of fp32
 _LARGE = 1e18
 
 
 def forward(params: Any, codes: SparseCodes, target: Tensor, workspace: Workspace) -> tuple[Tensor, Tensor, Tensor]:
-    """residual, squared_error, dots; see op.py."""
-    residual, error, dots, _ = _forward(params, codes, target, _starts(codes), 1, workspace)
+    """residual = target - f W_dec - b_dec; squared_error = Σ_d residual²; dots = residual_n · w_j of every entry."""
+    residual, error, dots, _ = _forward(params, codes, target, token_starts(codes), 1, workspace)
     return residual, error, dots
 
 
 def forward_nested(
     params: Any, codes: SparseCodes, target: Tensor, starts: Tensor, workspace: Workspace
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """residual, squared_error, dots, spread; see op.py."""
+    """residual, squared_error, dots, spread of nested prefixes, as the fields of `StepForward`."""
     groups = (starts.shape[0] - 1) // max(codes.tokens, 1)
     return _forward(params, codes, target, starts.numpy(), groups, workspace)
 
@@ -67,24 +67,15 @@ def _forward(
     return residual, squared_error, dots, spread
 
 
-def update(
-    params: Any,
-    m: Any,
-    v: Any,
-    forward: Any,
-    adam: Adam,
-    max_norm: float | None,
-    extra: Any,
-    through: Tensor | None,
-    more: float,
-) -> tuple[Tensor, Tensor]:
-    """grad_norm, applied; see op.py."""
+def update(params: Any, m: Any, v: Any, forward: Any, options: Options) -> tuple[Tensor, Tensor]:
+    """params, m, v <- one step of Adam with the gradients of the loss; returns grad_norm and applied."""
+    adam, max_norm, extra, through, more = options
     sync_threads(params.W_enc.numel())
     codes, spread, groups, factor = forward.codes, forward.spread, forward.groups, forward.factor
     width, d = params.W_enc.shape
     if through is None:
         through = torch.where(codes.values <= 0, 0, forward.dots * factor)
-    starts = _starts(codes) if forward.starts is None else forward.starts.numpy()
+    starts = token_starts(codes) if forward.starts is None else forward.starts.numpy()
     order = LatentOrder(codes.indices, starts, width)
     sums = scratch().get("fused.sums", (PARTS, d))
     squares = scratch().get("fused.squares", (PARTS,), torch.float64)
@@ -108,7 +99,7 @@ def update(
     grad_b_dec = _token_sum(spread, groups).mul_(factor)
     limit = _LARGE if max_norm is None else min(max_norm, _LARGE)
     if math.hypot(_norm_bound(params, forward, through, grad_b_dec, factor, extra), math.sqrt(more)) <= limit:
-        # finite and not to be clipped, as is known beforehand
+        # the bound shows that the norm is finite and will not be clipped
         scale = 1.0
         _sweep(*fixed, constants, np.float32(1), True)
         norm = _finish_bias(grad_b_dec, sums, squares, forward.tied, more)
@@ -125,31 +116,27 @@ def update(
     return norm, torch.tensor(True)
 
 
-def _starts(codes: SparseCodes) -> Any:
-    return (row_starts(codes.indices) if codes.offsets is None else codes.offsets).contiguous().numpy()
-
-
 def _finish_bias(grad_b_dec: Tensor, sums: Tensor, squares: Tensor, tied: bool, more: float) -> Tensor:
-    """Complete grad_b_dec in place; the global norm, fp32."""
+    """Complete grad_b_dec in place; returns the global norm, fp32."""
     if tied:
-        _subtract_parts(sums.numpy(), grad_b_dec.numpy())
+        _add_parts(sums.numpy(), np.float32(-1), grad_b_dec.numpy())
     return (squares.sum() + grad_b_dec.double().square().sum() + more).sqrt().float()
 
 
 def _token_sum(spread: Tensor, groups: int) -> Tensor:
-    """Sum of rows 0, `groups`, 2 `groups`, ... of spread [N G, d]; not by BLAS, whose order may follow the threads."""
+    """Sum of rows 0, G, 2 G, ... of spread [N G, d], in an order that does not depend on the number of threads."""
     sync_threads(spread.shape[0] // groups * spread.shape[1])
     sums = scratch().get("fused.token_sums", (PARTS, spread.shape[1]))
     _sum_tokens(spread.numpy(), groups, sums.numpy())
     total = torch.zeros(spread.shape[1])
-    _add_parts(sums.numpy(), total.numpy())
+    _add_parts(sums.numpy(), np.float32(1), total.numpy())
     return total
 
 
 def _norm_bound(params: Any, forward: Any, through: Tensor, grad_b_dec: Tensor, factor: float, extra: Any) -> float:
-    """No less than the gradient's global norm, from far less than a pass over it; NaN or inf where not finite.
+    """An upper bound of the gradient's global norm, far cheaper than the norm itself; NaN or inf if not finite.
 
-    By Cauchy and Schwarz ||f^T g|| <= ||f|| ||g|| for both matrices; the biases' gradients are cheap to have exactly.
+    By Cauchy and Schwarz ||f^T g|| <= ||f|| ||g|| for both matrices; the biases' gradients are computed exactly.
     """
 
     def norm(tensor: Tensor) -> float:
@@ -166,11 +153,11 @@ def _norm_bound(params: Any, forward: Any, through: Tensor, grad_b_dec: Tensor, 
     if forward.tied:
         grad_b_dec = grad_b_dec - grad_b_enc @ params.W_enc
     bound = math.hypot(decoder, encoder, norm(grad_b_enc), norm(grad_b_dec))
-    return 1.001 * bound  # sums round, in another order than the sweep's
+    return 1.001 * bound  # these sums round differently from the sweep's
 
 
 def _extra_arrays(extra: Any, width: int, d: int, d_out: int) -> tuple[Any, ...]:
-    """Row of every latent in the extra gradients, -1 for none [F] (empty without any), and the three gradients."""
+    """The row of every latent in the extra gradients, -1 for none, int32 [F] (or [0]), and the three gradients."""
     if extra is None:
         rows = np.empty((0, d), np.float32), np.empty(0, np.float32), np.empty((0, d_out), np.float32)
         return np.empty(0, np.int32), rows
@@ -181,7 +168,7 @@ def _extra_arrays(extra: Any, width: int, d: int, d_out: int) -> tuple[Any, ...]
 
 @jit(parallel=True)
 def _sum_tokens(spread, groups, sums):
-    """Each part's sum over an even share of the tokens, of the first row of every token."""
+    """sums[p] = the sum of the first rows of the tokens of part p, all parts having equally many tokens."""
     tokens, parts = spread.shape[0] // groups, sums.shape[0]
     for p in prange(parts):
         total = sums[p]
@@ -193,22 +180,15 @@ def _sum_tokens(spread, groups, sums):
 
 
 @jit()
-def _add_parts(sums, out):
+def _add_parts(sums, sign, out):
     for p in range(sums.shape[0]):
         for j in range(out.shape[0]):
-            out[j] += sums[p, j]
-
-
-@jit()
-def _subtract_parts(sums, out):
-    for p in range(sums.shape[0]):
-        for j in range(out.shape[0]):
-            out[j] -= sums[p, j]
+            out[j] += sign * sums[p, j]
 
 
 @jit(parallel=True)
 def _decode_and_compare(values, indices, starts, groups, W, b, target, spread, residual, squared_error, dots):
-    """Token by token: the residuals of its prefixes, their mean square, what each group sees of them, and the dots."""
+    """residual, squared_error, spread and dots of every token, as the fields of `StepForward`."""
     width = W.shape[1]
     share = np.float32(1) / np.float32(groups)
     for n in prange(target.shape[0]):
@@ -235,7 +215,7 @@ def _decode_and_compare(values, indices, starts, groups, W, b, target, spread, r
                 row, later = spread[n * groups + g], spread[n * groups + g + 1]
                 for j in range(width):
                     row[j] = row[j] * share + later[j]
-        # the same atoms again, from the cache: how the loss changes with each value
+        # the same atoms again, from the cache, for the gradients of the values
         for g in range(groups):
             row = spread[n * groups + g]
             for i in range(starts[n * groups + g], starts[n * groups + g + 1]):
@@ -248,7 +228,7 @@ def _decode_and_compare(values, indices, starts, groups, W, b, target, spread, r
 
 @jit()
 def _subtract(values, indices, i, stop, W, row):
-    """row -= Σ f_i w_i over entries i to stop, four atoms at a time: the row is read and written once for all four."""
+    """row -= Σ f_i w_i over the entries i:stop, four at a time, so that the row is read and written once a group."""
     width = row.shape[0]
     while i + 4 <= stop:
         w0, w1, w2, w3 = W[indices[i]], W[indices[i + 1]], W[indices[i + 2]], W[indices[i + 3]]
@@ -265,14 +245,14 @@ def _subtract(values, indices, i, stop, W, row):
 
 @jit()
 def _gather(order, f, values, through, spread, x, groups, place, extra, factor, g_dec, g_enc):
-    """Gradient rows of latent f into g_dec and g_enc; its b_enc gradient and whether there is any gradient."""
+    """g_dec, g_enc = the gradient rows of latent f; returns its gradient of b_enc and whether there is any gradient."""
     bounds, _, tokens, entries = order
     width, width_in = g_dec.shape[0], g_enc.shape[0]
     g_dec[:] = 0
     g_enc[:] = 0
     bias = np.float32(0)
     i, stop = bounds[f], bounds[f + 1]
-    # two tokens at a time: the sums are read and written half as often
+    # two tokens at a time, so that the sums are read and written half as often
     while i + 2 <= stop:
         r0, r1 = spread[tokens[i]], spread[tokens[i + 1]]
         c0, c1 = x[tokens[i] // groups], x[tokens[i + 1] // groups]
@@ -317,7 +297,7 @@ def _adam_row(p, g, m, v, constants, scale):
 
 @jit()
 def _adam_unit_row(p, g, m, v, constants, scale):
-    """The same on an atom: its gradient's parallel part taken out first, its norm restored after."""
+    """The same on an atom, with its gradient projected orthogonally to it and its norm restored."""
     width = p.shape[0]
     along = np.float32(0)
     for j in range(width):
@@ -354,7 +334,10 @@ def _sweep(
     scale,
     write,
 ):
-    """All gradients latent by latent: their squares and Σ_f grad_b_enc[f] W_enc[f] a part, and, if `write`, Adam."""
+    """Compute the gradients latent by latent and, if `write`, update parameters and moments by Adam.
+
+    Fills, for every part of the latents, the sum of the gradients' squares, and with `tied` Σ_f grad_b_enc[f] W_enc[f].
+    """
     parts = order[1]
     W_enc, b_enc, W_dec = params
     width = W_enc.shape[1]
@@ -377,8 +360,8 @@ def _sweep(
                         sums[p, j] += bias * W_enc[f, j]
             if write:
                 g_bias[0] = bias
-                own = slice(f, f + 1)
+                entry = slice(f, f + 1)
                 _adam_row(W_enc[f], g_enc, m[0][f], v[0][f], constants, scale)
-                _adam_row(b_enc[own], g_bias, m[1][own], v[1][own], constants, scale)
+                _adam_row(b_enc[entry], g_bias, m[1][entry], v[1][entry], constants, scale)
                 _adam_unit_row(W_dec[f], g_dec, m[2][f], v[2][f], constants, scale)
         squares[p] = total

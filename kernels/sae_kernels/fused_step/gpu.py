@@ -1,8 +1,8 @@
-"""The fused step on the GPU: one token-major pass forward; back, one sweep for all gradients, then Adam.
+"""The fused step on the GPU: a token-major forward pass; then one sweep for all gradients, and Adam.
 
-Whether a step may be taken at all, and how far it is scaled, depends on the norm of the whole gradient, and waiting for
-it with nothing written takes either a second sweep over the gathered rows or the gradients in memory. The rows are the
-larger of the two (N k d against F d), so the gradients are kept; nothing travels to the host.
+The norm of the whole gradient decides whether the step is taken and how far it is clipped. Until it is known nothing
+may be written, which takes either a second sweep over the gathered rows (N k d) or the gradients in memory (F d). The
+latter is less, so the gradients are stored. Nothing is copied to the host.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import triton.language as tl
 from torch import Tensor
 
 from sae_kernels.adam_step.gpu import adam_step
-from sae_kernels.adam_step.naive import Adam
 from sae_kernels.adam_step.op import clip_scale
 from sae_kernels.codes import SparseCodes
+from sae_kernels.fused_step.naive import Options
 from sae_kernels.gpu_product import rows_contiguous
 from sae_kernels.latent_sweep.gpu import latent_sweep
 from sae_kernels.launch import launch
@@ -53,16 +53,16 @@ def _compare(
 
 
 def forward(params: Any, codes: SparseCodes, target: Tensor, workspace: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """residual [N, d] and squared_error [N] in fp32, and an empty tensor for the dots; see op.py.
+    """residual = target - f W_dec - b_dec [N, d] and squared_error = Σ_d residual² [N], fp32; the dots stay empty.
 
-    The dots come with `update`: the sweep reads every atom once, while making them here would gather N k of them a
-    second time. `workspace` holds the CPU's memory; on a GPU torch's own allocator keeps it.
+    `update` computes the dots, in a sweep that reads every atom once; here N k atoms would be gathered a second time.
+    `workspace` is for the CPU; on a GPU torch's allocator reuses memory.
     """
     del workspace
     target = rows_contiguous(target)
     N, d = target.shape
     residual, squared_error = torch.empty(N, d, device=target.device), torch.empty(N, device=target.device)
-    config = sweep_config(d, torch.float32)
+    config = sweep_config(d)
     indices = codes.indices.contiguous()
     launch(
         _compare,
@@ -72,30 +72,22 @@ def forward(params: Any, codes: SparseCodes, target: Tensor, workspace: Any) -> 
         | {"residual": residual, "squared_error": squared_error, "d": d}
         | {"stride_w": params.W_dec.stride(0), "stride_t": target.stride(0)}
         | {"K": codes.values.shape[1] if codes.offsets is None else 0},
-        {"CSR": codes.offsets is not None, "BLOCK_E": config.block_e, "BLOCK_D": config.block_d},
+        {"CSR": codes.offsets is not None, "BLOCK_E": config.rows, "BLOCK_D": config.block_d},
         warps=config.warps,
     )
     return residual, squared_error, residual.new_empty(0)
 
 
-def update(
-    params: Any,
-    m: Any,
-    v: Any,
-    forward: Any,
-    adam: Adam,
-    max_norm: float | None,
-    extra: Any,
-    through: Tensor | None,
-    more: float,
-) -> tuple[Tensor, Tensor]:
-    """grad_norm, applied: one Adam step in place on params, m and v; see op.py, which calls it without the last two."""
+def update(params: Any, m: Any, v: Any, forward: Any, options: Options) -> tuple[Tensor, Tensor]:
+    """params, m, v <- one step of Adam with the gradients of the loss; returns grad_norm and applied.
+
+    op.py never passes `through` or `more` to this backend.
+    """
+    adam, max_norm, extra, through, more = options
     assert through is None
     assert not more
     codes, grad_out = forward.codes, forward.residual * forward.factor
-    W_dec, _, W_enc, b_enc = latent_sweep(
-        codes.values, codes.indices, codes.offsets, codes.width, grad_out, params.W_dec, forward.centred, None
-    )
+    W_dec, _, W_enc, b_enc = latent_sweep(codes, grad_out, params.W_dec, forward.centred, None)
     assert W_dec is not None
     assert W_enc is not None
     assert b_enc is not None

@@ -1,8 +1,8 @@
-"""The fused step's reference: the same step from the other ops, with whole gradients."""
+"""The fused step, the reference: the same step from the other ops, with whole gradients."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from sae_kernels.sparse_decode.op import sparse_decode
 
 
 def forward(params: Any, codes: SparseCodes, target: Tensor, workspace: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """residual, squared_error, dots; see op.py."""
+    """residual = target - f W_dec - b_dec; squared_error = Σ_d residual²; dots = residual_n · w_j of every entry."""
     del workspace
     residual = target.float() - sparse_decode(codes, params.W_dec, params.b_dec).float()
     return residual, residual.square().sum(1), _dots(codes, residual, params.W_dec)
@@ -24,7 +24,7 @@ def forward(params: Any, codes: SparseCodes, target: Tensor, workspace: Any) -> 
 def forward_nested(
     params: Any, codes: SparseCodes, target: Tensor, starts: Tensor, workspace: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """residual, squared_error, dots, spread; see op.py."""
+    """residual, squared_error, dots, spread of nested prefixes, as the fields of `StepForward`."""
     del workspace
     N, G = codes.tokens, (starts.shape[0] - 1) // max(codes.tokens, 1)
     grouped = SparseCodes(codes.values, codes.indices, codes.width, starts)
@@ -35,18 +35,19 @@ def forward_nested(
     return residuals[:, -1].contiguous(), error, _dots(grouped, spread, params.W_dec), spread
 
 
-def update(
-    params: Any,
-    m: Any,
-    v: Any,
-    forward: Any,
-    adam: Adam,
-    max_norm: float | None,
-    extra: Any,
-    through: Tensor | None,
-    more: float,
-) -> tuple[Tensor, Tensor]:
-    """grad_norm, applied; see op.py."""
+class Options(NamedTuple):
+    """The options of `fused_update`, under its names."""
+
+    adam: Adam
+    max_norm: float | None
+    extra: Any
+    through: Tensor | None
+    more: float
+
+
+def update(params: Any, m: Any, v: Any, forward: Any, options: Options) -> tuple[Tensor, Tensor]:
+    """params, m, v <- one step of Adam with the gradients of the loss; returns grad_norm and applied."""
+    adam, max_norm, extra, through, more = options
     codes: SparseCodes = forward.codes
     if through is None:
         through = torch.where(codes.values <= 0, 0, forward.dots * forward.factor)
@@ -55,7 +56,7 @@ def update(
     W_dec = torch.zeros_like(params.W_dec).index_add_(
         0, grouped.indices.flatten(), grouped.values.flatten().unsqueeze(1) * grad_out[grouped.rows().flatten()]
     )
-    # entries of any sign pass their gradient on: it was worked out above
+    # `through` already is zero where the relu cuts, so that entries of any sign pass it on
     W_enc, b_enc = encode_weight_backward(
         through, torch.ones_like(codes.values), codes.indices, codes.offsets, forward.centred, codes.width
     )

@@ -1,12 +1,12 @@
-"""fused_step: a whole training step of a sparse autoencoder, squared error and Adam, without an F x d gradient.
+"""fused_step: a training step of a sparse autoencoder on the squared error, without an F x d gradient in memory.
 
     forward = fused_forward(params, x, k=32, workspace=workspace)
     extra = auxk(forward.residual)                                  # optional: gradients of a few rows
     result = fused_update(params, m, v, forward, step=t, lr=2e-4, max_norm=1.0, extra=extra)
 
-The same numbers as the other route, `topk_encode`, `sparse_decode`, `loss.backward()`, `clip_scale` and `adam_step`
-(naive.py is that route), up to rounding. Two halves, so that a term that needs the residual (AuxK) can be computed
-between them, from the weights as they were.
+Up to rounding it equals `topk_encode`, `sparse_decode`, `loss.backward()`, `clip_scale` and `adam_step` (see naive.py).
+It has two halves, so that a loss term that needs the residual (AuxK) can be computed between them, from the weights
+before the update.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ FORWARD = {
 NESTED = {"naive": naive.forward_nested, "cpu": "sae_kernels.fused_step.cpu:forward_nested"}
 UPDATE = {"naive": naive.update, "cpu": "sae_kernels.fused_step.cpu:update", "gpu": "sae_kernels.fused_step.gpu:update"}
 
-UPDATE_ANY = {name: UPDATE[name] for name in ("naive", "cpu")}  # a GPU's own update knows relu and one group alone
+UPDATE_ANY = {name: UPDATE[name] for name in ("naive", "cpu")}  # the GPU's update knows only relu and one group
 
 
 class Parameters(NamedTuple):
-    """The four parameters of a sparse autoencoder, or as many moments of theirs; fp32, contiguous."""
+    """The four parameters of a sparse autoencoder, or their moments; fp32, contiguous."""
 
     W_enc: Tensor
     """[F, d]."""
@@ -45,18 +45,18 @@ class Parameters(NamedTuple):
     W_dec: Tensor
     """[F, d]; rows have unit norm, before and after every step."""
     b_dec: Tensor
-    """[d]; with `tied` also what the encoder subtracts from its input."""
+    """[d]; with `tied` the encoder also subtracts it from its input."""
 
 
 class RowGradients(NamedTuple):
-    """Gradients that another loss term (AuxK on the dead latents) adds on some rows.
+    """Gradients that another loss term (AuxK on the dead latents) adds to some rows.
 
-    The term's pre-activations are W_enc (x - b_pre) + b_enc like the codes', so with `tied` its part of the gradient of
-    b_dec follows from `b_enc` and is added here.
+    The term's pre-activations are W_enc (x - b_pre) + b_enc like those of the codes, so with `tied` its contribution to
+    the gradient of b_dec follows from `b_enc`; the update adds it.
     """
 
     rows: Tensor
-    """Latents [R], int64, each once."""
+    """Latents [R], int64, without duplicates."""
     W_enc: Tensor
     """[R, d]."""
     b_enc: Tensor
@@ -66,7 +66,7 @@ class RowGradients(NamedTuple):
 
 
 class StepForward(NamedTuple):
-    """What a step computed before its update; valid until the next `fused_forward` with the same workspace."""
+    """The results of a forward pass; valid until the next `fused_forward` with the same workspace."""
 
     codes: SparseCodes
     """Codes of N tokens."""
@@ -75,17 +75,17 @@ class StepForward(NamedTuple):
     squared_error: Tensor
     """Σ_d residual² of every token [N], averaged over the prefixes; the loss is its mean."""
     centred: Tensor
-    """What the encoder multiplied [N, d_in]."""
+    """The input of the encoder's product [N, d_in]."""
     dots: Tensor
-    """What entry j of token n adds to -dL/df / 2 [N]: spread_ng · w_j, of the shape of the codes' values; empty where
-    the GPU's own update makes them while it reads each atom once."""
+    """spread_ng · w_j of every entry, of the shape of the codes' values: -N/2 times the gradient of the loss with
+    respect to the entry. Empty on a GPU, where the update computes them."""
     tied: bool
     """Whether b_dec was subtracted from the encoder's input."""
     spread: Tensor
-    """[N G, d]: row n G + g is (1/G) Σ_{p >= g} (target - x̂ of prefix p), which the latents of group g see; with one
-    group the residual itself."""
+    """[N G, d]: row n G + g is (1/G) Σ_{p >= g} (target - x̂ of prefix p), the residual for the latents of group g; with
+    one group the residual itself."""
     starts: Tensor | None
-    """With more than one group: where the entries of token n and group g begin, int64 [N G + 1]."""
+    """With more than one group: the first entry of token n and group g at n G + g, int64 [N G + 1]."""
 
     @property
     def groups(self) -> int:
@@ -94,17 +94,17 @@ class StepForward(NamedTuple):
 
     @property
     def factor(self) -> float:
-        """dL/df of an entry is `factor` times its dot: -2 / N."""
+        """-2 / N: the gradient of the loss with respect to an entry is `factor` times its dot."""
         return -2.0 / max(self.residual.shape[0], 1)
 
 
 class StepResult(NamedTuple):
-    """What an update did."""
+    """The result of an update."""
 
     grad_norm: Tensor
-    """Global norm of the gradient of all four parameters and `more`, before clipping and projection; 0-dim fp32."""
+    """Global norm of the gradients of all four parameters and of `more`, before clipping and projection; 0-dim fp32."""
     applied: Tensor
-    """0-dim bool: False where the gradient was not finite, and then nothing was written."""
+    """0-dim bool: False if the gradient was not finite, so that nothing was written."""
 
 
 def fused_forward(
@@ -118,20 +118,20 @@ def fused_forward(
     prefixes: Sequence[int] | None = None,
     workspace: Workspace | None = None,
 ) -> StepForward:
-    """Encode, decode, residual, squared error. No autograd graph is made.
+    """Encode, decode, residual and squared error, without an autograd graph.
 
-    With `prefixes` the loss is Matryoshka's (Bussmann et al. 2025): the mean over the prefixes of the squared error of
-    the reconstruction from the first m latents alone. One gather of the atoms makes all of them.
+    With `prefixes` the loss is Matryoshka's (Bussmann et al. 2025): the mean over the prefixes m of the squared error
+    of the reconstruction from the first m latents alone. The atoms are gathered once for all prefixes.
 
     Args:
         params: fp32.
         x: inputs [N, d].
-        k: latents kept a token (codes = topk_encode), or
-        codes: codes made already, by another selection whose gradient passes through its positive values.
-        target: what the reconstruction is compared with [N, d]; None for x itself.
-        tied: the encoder subtracts b_dec from x (an autoencoder); False for none (a transcoder).
-        prefixes: rising numbers of latents, the last of them F; then `codes` are CSR, latents ascending in each token.
-        workspace: keeps the results' memory between steps; None allocates afresh.
+        k: latents kept a token; the codes are topk_encode's. Give either k or codes.
+        codes: codes of another selection, whose gradient passes through its positive values.
+        target: the reconstruction's target [N, d]; None for x itself.
+        tied: whether the encoder subtracts b_dec from x (an autoencoder) or not (a transcoder).
+        prefixes: ascending numbers of latents, the last of them F; `codes` must then be CSR, with ascending latents.
+        workspace: memory for the results, reused at every step; None allocates it anew.
 
     Raises:
         ValueError: neither or both of k and codes, or shapes that do not fit.
@@ -163,7 +163,7 @@ def fused_forward(
 
 
 def group_starts(codes: SparseCodes, prefixes: Sequence[int]) -> Tensor:
-    """Where the entries of every token's groups begin in CSR codes with ascending latents, int64 [N G + 1]."""
+    """The first entry of every token and group of CSR codes with ascending latents, int64 [N G + 1]."""
     assert codes.offsets is not None
     places = codes.rows() * codes.width + codes.indices
     begins = torch.tensor([0, *prefixes[:-1]], device=places.device)
@@ -190,24 +190,25 @@ def fused_update(
 ) -> StepResult:
     """One Adam step on the mean squared error (and `extra`), in place on params, m and v.
 
-    Gradients are scaled by min(1, max_norm / norm), norm taken over all four parameters, before each atom's parallel
-    part is projected out of its gradient; then Adam (see adam_step), then every atom back to unit norm. On the CPU a
-    pass that only sums squares comes first where the norm may exceed max_norm; where a bound by Cauchy and Schwarz
-    shows that it cannot, as on all but unusual steps with a generous max_norm, it falls out of the sweep that updates.
+    Gradients are scaled by min(1, max_norm / norm), with the norm over all four parameters. Then each atom's gradient
+    is projected orthogonally to the atom, Adam updates all parameters (see adam_step), and the atoms are scaled back to
+    unit norm. On the CPU an extra pass computes the norm first, unless a bound by Cauchy and Schwarz shows that it is
+    below max_norm, which holds at all but unusual steps with a generous max_norm.
 
     Args:
         params, m, v: weights and Adam's moments.
-        forward: of the same params, unchanged since.
+        forward: result of `fused_forward` with the same, unchanged params.
         step: t, counted from 1.
         lr, beta1, beta2, eps: see adam_step.
         max_norm: clip the global norm to this; None for no clipping.
-        extra: further gradients of some rows.
-        through: gradient of the loss by every entry's pre-activation, of the shape of the codes' values, for codes and
-            terms beyond relu and squared error; None: `forward.factor * forward.dots` where the value is positive.
-        more: squared norm of further gradients that the caller clips with these; counted in the norm.
+        extra: gradients added to some rows.
+        through: gradient of the loss with respect to every entry's pre-activation, of the shape of the codes' values,
+            for codes and loss terms beyond relu and squared error; None for `forward.factor * forward.dots` where the
+            value is positive.
+        more: squared norm of other gradients that the caller clips together with these; included in the norm.
 
     Returns:
-        The norm, and whether the step was taken. A gradient that is not finite is refused before anything is written.
+        The norm, and whether the step was taken. If the gradient is not finite, nothing is written.
 
     Raises:
         ValueError: weights or moments that are not contiguous fp32.
@@ -219,5 +220,5 @@ def fused_update(
     with torch.no_grad(), no_autocast(params.W_enc.device.type):
         special = through is not None or forward.starts is not None or more > 0
         update = choose("fused_update", params.W_enc, UPDATE_ANY if special else UPDATE)
-        adam = Adam(step, lr, beta1, beta2, eps)
-        return StepResult(*update(params, m, v, forward, adam, max_norm, extra, through, more))
+        options = naive.Options(Adam(step, lr, beta1, beta2, eps), max_norm, extra, through, more)
+        return StepResult(*update(params, m, v, forward, options))

@@ -1,1 +1,1 @@
-"""latent_sweep: see op.py for what it computes."""
+"""All gradients of encode and decode, latent by latent."""

@@ -1,4 +1,4 @@
-"""Latent sweep on the CPU: a counting sort by latent, then one thread a latent, tokens in order."""
+"""Latent sweep on the CPU: a counting sort by latent; then one thread sums a latent's rows in the order of tokens."""
 
 from __future__ import annotations
 
@@ -7,25 +7,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sae_kernels.codes import SparseCodes
 from sae_kernels.jit import jit, prange, sync_threads
-from sae_kernels.sparse_decode.cpu import as_numpy, row_starts
+from sae_kernels.sparse_decode.cpu import as_numpy, token_starts
 
 
 def latent_sweep(
-    values: Tensor,
-    indices: Tensor,
-    offsets: Tensor | None,
-    width: int,
-    grad_out: Tensor | None,
-    W_dec: Tensor | None,
-    x: Tensor | None,
-    grad_values: Tensor | None,
+    codes: SparseCodes, grad_out: Tensor | None, W_dec: Tensor | None, x: Tensor | None, grad_values: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """grad_W_dec, grad_values, grad_W_enc, grad_b_enc in fp32, each None where its inputs are; see op.py."""
+    """grad_W_dec = f^T g; grad_values = (g W_dec^T) at the codes' entries; grad_W_enc = δ^T x; grad_b_enc = Σ_n δ_n.
+
+    All in fp32; δ are the gradients of the pre-activations, grad_values where f is not <= 0.
+    """
     rows = next(tensor for tensor in (grad_out, x) if tensor is not None)
+    values, width = codes.values, codes.width
     sync_threads((values.numel() + width) * rows.shape[1])
-    starts = (row_starts(indices) if offsets is None else offsets).contiguous().numpy()
-    order = LatentOrder(indices, starts, width)
+    starts = token_starts(codes)
+    order = LatentOrder(codes.indices, starts, width)
     flat_values = as_numpy(values).reshape(-1)
     grad_W_dec = grad_W_enc = grad_b_enc = None
     if grad_out is not None:
@@ -54,29 +52,30 @@ class LatentOrder:
         """Latent of every entry, in the order of the codes [nnz]."""
         entries = self.indices.shape[0]
         self.bounds = torch.empty(width + 1, dtype=torch.int64).numpy()
-        """Latent j owns places bounds[j]:bounds[j+1] of the sorted entries."""
+        """The sorted entries of latent j are bounds[j]:bounds[j+1]."""
         self.tokens = torch.empty(entries, dtype=torch.int64).numpy()
         """Token of every sorted entry [nnz]."""
         self.entries = torch.empty(entries, dtype=torch.int64).numpy()
         """Place of every sorted entry in the codes [nnz]."""
         _counting_sort(self.indices, starts, self.bounds, self.tokens, self.entries)
         self.parts = torch.empty(PARTS + 1, dtype=torch.int64).numpy()
-        """Latents parts[p]:parts[p+1] are part p: parts are of about equal work."""
+        """Part p are the latents parts[p]:parts[p+1]; all parts take about the same time."""
         _split(self.bounds, self.parts)
 
 
-# Parts of the latents that threads take up: fixed, so that sums over parts do not depend on the number of threads
+# number of parts of the latents, the units of work of a thread: fixed, so that sums over parts do not depend on threads
 PARTS = 64
 
 
 @jit()
 def _counting_sort(indices, starts, bounds, tokens, entries):
+    """Fill bounds, tokens and entries of a LatentOrder."""
     bounds[:] = 0
     for i in range(indices.shape[0]):
         bounds[indices[i] + 1] += 1
     for j in range(1, bounds.shape[0]):
         bounds[j] += bounds[j - 1]
-    # bounds[j] walks from the start of latent j to its end; then everything is one latent too far
+    # this moves bounds[j] from the start of latent j to its end, which is the start of latent j + 1
     for n in range(starts.shape[0] - 1):
         for i in range(starts[n], starts[n + 1]):
             place = bounds[indices[i]]
@@ -90,8 +89,9 @@ def _counting_sort(indices, starts, bounds, tokens, entries):
 
 @jit()
 def _split(bounds, parts):
+    """Divide the latents into parts of about equal work."""
     width, count = bounds.shape[0] - 1, parts.shape[0] - 1
-    # a latent costs its rows, and as much as four of them by itself (weights and moments pass through memory)
+    # a latent costs its entries plus four: its weights and moments are read and written
     total = bounds[width] + 4 * width
     part = 1
     parts[0] = 0
@@ -105,6 +105,7 @@ def _split(bounds, parts):
 
 @jit(parallel=True)
 def _dots(starts, indices, rows, W, out):
+    """out[i] = rows[n] · W[indices[i]] for every entry i of token n."""
     width = W.shape[1]
     for n in prange(starts.shape[0] - 1):
         row = rows[n]
@@ -118,6 +119,7 @@ def _dots(starts, indices, rows, W, out):
 
 @jit(parallel=True)
 def _sum_rows(bounds, parts, tokens, entries, values, rows, out):
+    """out[f] = Σ values[i] rows[n] over the entries i of latent f, n being their tokens."""
     width = out.shape[1]
     for p in prange(parts.shape[0] - 1):
         for f in range(parts[p], parts[p + 1]):
@@ -131,6 +133,7 @@ def _sum_rows(bounds, parts, tokens, entries, values, rows, out):
 
 @jit(parallel=True)
 def _sum_entries(bounds, entries, values, out):
+    """out[f] = Σ values[i] over the entries i of latent f."""
     for f in prange(out.shape[0]):
         total = values.dtype.type(0)
         for i in range(bounds[f], bounds[f + 1]):

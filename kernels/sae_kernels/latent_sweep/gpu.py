@@ -1,8 +1,8 @@
 """Latent sweep in Triton: entries sorted by latent, one program a latent, tokens in order, no float atomics.
 
-The stable sort by latent is torch's (a radix sort of nnz int32 keys, under a tenth of the sweep's own traffic). A
-latent then reads its atom once and streams its tokens' rows of g and x; a dense latent, of more than SEGMENT tokens,
-is cut into pieces that run side by side and are added up afterwards in their order. How it is cut depends on the
+torch sorts the entries by latent (a stable radix sort of nnz int32 keys, less than a tenth of the sweep's memory
+traffic). The program of a latent then reads its atom once, and its tokens' rows of g and x. A latent of more than
+SEGMENT tokens is divided into pieces, which run in parallel and whose sums are added in order. The pieces depend on the
 codes alone, so two runs agree bit for bit on any GPU.
 """
 
@@ -15,12 +15,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sae_kernels.codes import SparseCodes
 from sae_kernels.gpu_product import rows_contiguous
 from sae_kernels.launch import launch
 from sae_kernels.tuning import sweep_config
 
 SEGMENT = 512
-"""Most tokens of one latent that one program takes."""
+"""Most tokens of one latent in one program."""
 
 
 @triton.jit
@@ -29,16 +30,16 @@ def sweep_rows(
     CSR: tl.constexpr, HAS_G: tl.constexpr, HAS_W: tl.constexpr, HAS_X: tl.constexpr,
     BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Sorted entries start:stop of latent i_f -> Σ f g [BLOCK_D], Σ δ x [BLOCK_D], Σ δ; δ = [f > 0] g·w, fp32.
+    """Σ f g [BLOCK_D], Σ δ x [BLOCK_D] and Σ δ over the sorted entries start:stop of latent i_f; δ = [f > 0] g·w, fp32.
 
-    g·w of every entry is written to grad_values if HAS_W, read from it otherwise.
+    g·w of every entry is stored to grad_values if HAS_W, loaded from it otherwise.
     """
     o_d = tl.arange(0, BLOCK_D)
     m_d = o_d < d
     b_dec = tl.zeros((BLOCK_D,), tl.float32)
     b_enc = tl.zeros((BLOCK_D,), tl.float32)
     b_bias = tl.zeros((BLOCK_E,), tl.float32)
-    # an atom that no token lists need not be read
+    # an atom that no token lists is not read
     m_w = o_d < tl.where(start < stop, d, 0)
     b_w = b_dec
     if HAS_W:
@@ -59,7 +60,7 @@ def sweep_rows(
         elif HAS_X:
             b_slope = tl.load(grad_values + b_entry, mask=m_e, other=0.0).to(tl.float32)
         if HAS_X:
-            # not (value > 0): a NaN value passes its gradient on, as in the reference
+            # `value <= 0` is false for NaN, which passes its gradient on as in the reference
             b_slope = tl.where((b_value <= 0) | (o_e >= stop), 0.0, b_slope)
             b_x = tl.load(x + b_token[:, None] * stride_x + o_d[None, :], mask=m_tile, other=0.0).to(tl.float32)
             b_enc += tl.sum(b_slope[:, None] * b_x, 0)
@@ -74,7 +75,7 @@ def _sweep(
     CSR: tl.constexpr, HAS_G: tl.constexpr, HAS_W: tl.constexpr, HAS_X: tl.constexpr,
     BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Gradient rows of latent i_f, unless it has more than `segment` entries."""
+    """Gradient rows of latent i_f, unless it has more than `segment` entries: those come from _sweep_pieces."""
     i_f = tl.program_id(0)
     start = tl.load(bounds + i_f)
     stop = tl.load(bounds + i_f + 1)
@@ -99,7 +100,7 @@ def _sweep_pieces(
     CSR: tl.constexpr, HAS_G: tl.constexpr, HAS_W: tl.constexpr, HAS_X: tl.constexpr,
     BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """The same sums over piece i of the latents that are cut, to row i of part_*."""
+    """Row i of part_* = the same sums over piece i of the latents that are divided."""
     i = tl.program_id(0)
     i_f = tl.load(owner + i)
     if i_f < F:
@@ -123,7 +124,7 @@ def _merge(
     part_dec, part_enc, part_bias, owner, first_piece, pieces, grad_W_dec, grad_W_enc, grad_b_enc, d, F,
     HAS_G: tl.constexpr, HAS_X: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Gradient rows of a latent that was cut: its pieces added up in their order, by the program of the first."""
+    """Gradient rows of a divided latent: the program of its first piece adds up the pieces in order."""
     i = tl.program_id(0)
     i_f = tl.load(owner + i)
     o_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -133,7 +134,7 @@ def _merge(
         b_enc = tl.zeros((BLOCK_D,), tl.float32)
         bias = 0.0
         for j in range(first, first + tl.load(pieces + i_f)):
-            # int64, as first_piece is
+            # j is int64, as first_piece is
             o_part = j * d + o_d
             if HAS_G:
                 b_dec += tl.load(part_dec + o_part, mask=o_d < d, other=0.0)
@@ -154,16 +155,16 @@ class LatentOrder(NamedTuple):
     order: Tensor
     """Place in the codes of every sorted entry, int64 [nnz]."""
     bounds: Tensor
-    """Latent j owns order[bounds[j]:bounds[j+1]], int32 [F+1]."""
+    """The entries of latent j are order[bounds[j]:bounds[j+1]], int32 [F+1]."""
     tokens: Tensor | None
     """Token of every entry of CSR codes, int64 [nnz]; None for rectangular codes."""
 
 
 def latent_order(indices: Tensor, offsets: Tensor | None, width: int) -> LatentOrder:
-    """Sort the entries by latent; nothing travels to the host."""
+    """Sort the entries by latent, without copying anything to the host."""
     keys = indices.reshape(-1).to(torch.int32)
-    found, order = keys.sort(stable=True)
-    bounds = torch.searchsorted(found, torch.arange(width + 1, dtype=torch.int32, device=keys.device), out_int32=True)
+    latents, order = keys.sort(stable=True)
+    bounds = torch.searchsorted(latents, torch.arange(width + 1, dtype=torch.int32, device=keys.device), out_int32=True)
     tokens = None
     if offsets is not None:
         rows = torch.arange(offsets.shape[0] - 1, device=keys.device)
@@ -172,10 +173,7 @@ def latent_order(indices: Tensor, offsets: Tensor | None, width: int) -> LatentO
 
 
 def latent_sweep(
-    values: Tensor,
-    indices: Tensor,
-    offsets: Tensor | None,
-    width: int,
+    codes: SparseCodes,
     grad_out: Tensor | None,
     W_dec: Tensor | None,
     x: Tensor | None,
@@ -183,32 +181,25 @@ def latent_sweep(
     *,
     segment: int = SEGMENT,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """grad_W_dec, grad_values, grad_W_enc, grad_b_enc in fp32, each None where its inputs are; see op.py.
+    """grad_W_dec = f^T g; grad_values = (g W_dec^T) at the codes' entries; grad_W_enc = δ^T x; grad_b_enc = Σ_n δ_n.
 
-    Args:
-        values, indices: [N, K], or [nnz] with offsets; indices int64.
-        offsets: int64 [N+1], or None.
-        width: F.
-        grad_out: g [N, d], any floating dtype, or None.
-        W_dec: [F, d] or None; given with grad_out, grad_values is computed.
-        x: what the encoder multiplied [N, d], or None.
-        grad_values: of values' shape; used only where it is not computed.
-        segment: most tokens of a latent that one program takes.
+    All in fp32; δ are the gradients of the pre-activations, grad_values where f is not <= 0. `segment` is the largest
+    number of tokens of a latent in one program.
     """
     has_g, has_w = grad_out is not None, grad_out is not None and W_dec is not None
     has_x = x is not None and (has_w or grad_values is not None)
     if not has_g and not has_x:
         return None, grad_values, None, None
+    values, offsets, width = codes.values, codes.offsets, codes.width
     nnz, device = values.numel(), values.device
     rows = [None if t is None else rows_contiguous(t) for t in (grad_out, x, W_dec)]
     d = next(t.shape[1] for t in rows if t is not None)
-    tokens = values.shape[0] if offsets is None else offsets.shape[0] - 1
-    order = latent_order(indices, offsets, width)
+    order = latent_order(codes.indices, offsets, width)
     out = torch.empty(values.shape, device=device) if has_w else grad_values
     grad_W_dec = torch.empty(width, d, device=device) if has_g else None
     grad_W_enc = torch.empty(width, d, device=device) if has_x else None
     grad_b_enc = torch.empty(width, device=device) if has_x else None
-    config = sweep_config(d, (x if grad_out is None else grad_out).dtype)
+    config = sweep_config(d)
     g_rows, x_rows, w_rows = (order.order if t is None else t for t in rows)
     arguments = {
         "values": values.contiguous(),
@@ -227,18 +218,18 @@ def latent_sweep(
         "segment": segment,
     }
     flags = {"CSR": offsets is not None, "HAS_G": has_g, "HAS_W": has_w, "HAS_X": has_x}
-    blocks = {"BLOCK_E": config.block_e, "BLOCK_D": config.block_d}
+    blocks = {"BLOCK_E": config.rows, "BLOCK_D": config.block_d}
     grads = [order.order if t is None else t for t in (grad_W_dec, grad_W_enc, grad_b_enc)]
     outputs = dict(zip(("grad_W_dec", "grad_W_enc", "grad_b_enc"), grads, strict=True))
     launch(_sweep, (width,), arguments | outputs, flags | blocks, warps=config.warps)
-    # a latent stands at most once a token, so a small batch has none to cut
-    if tokens > segment:
+    # a token lists a latent at most once, so no latent of a small batch has more entries than that
+    if codes.tokens > segment:
         _sweep_dense_latents(arguments, flags, config, outputs, 2 * nnz // segment, width)
     return grad_W_dec, out, grad_W_enc, grad_b_enc
 
 
 def _sweep_dense_latents(arguments, flags, config, outputs, most, width):
-    """Fill the gradient rows of latents with more than `segment` entries, through at most `most` pieces."""
+    """Fill the gradient rows of latents with more than `segment` entries, from at most `most` pieces."""
     bounds, d, segment = arguments["bounds"], arguments["d"], arguments["segment"]
     counts = bounds.diff()
     pieces = torch.where(counts > segment, (counts + segment - 1) // segment, 0)
@@ -252,7 +243,7 @@ def _sweep_dense_latents(arguments, flags, config, outputs, most, width):
         "first_piece": ends - pieces,
         "F": width,
     }
-    blocks = {"BLOCK_E": config.block_e, "BLOCK_D": config.block_d}
+    blocks = {"BLOCK_E": config.rows, "BLOCK_D": config.block_d}
     launch(_sweep_pieces, (most,), arguments | parts, flags | blocks, warps=config.warps)
     launch(
         _merge,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -12,13 +11,13 @@ from sae_kernels.codes import SparseCodes
 from sae_kernels.dispatch import choose, density_of, no_autocast
 from sae_kernels.latent_sweep import naive
 
-# A backend takes (values, indices, offsets or None, width, grad_out, W_dec, x, grad_values), the last four each
-# optional, and returns (grad_W_dec, grad_values, grad_W_enc, grad_b_enc), in fp32, None where not asked for:
+# A backend takes (codes, grad_out, W_dec, x, grad_values), the last four each optional, and returns (grad_W_dec,
+# grad_values, grad_W_enc, grad_b_enc) in fp32, None for those not computed:
 #   grad_out and W_dec          -> grad_W_dec, grad_values         the backward of decode
 #   x and grad_values           -> grad_W_enc, grad_b_enc          the backward of encode
 #   grad_out, W_dec and x       -> all four                        both at once
 #   grad_out alone              -> grad_W_dec
-# An entry whose value is <= 0 passes nothing on to W_enc and b_enc (the relu); NaN does.
+# An entry whose value is <= 0 adds nothing to the gradients of W_enc and b_enc (the relu); NaN does.
 IMPLEMENTATIONS = {
     "naive": naive.latent_sweep,
     "cpu": "sae_kernels.latent_sweep.cpu:latent_sweep",
@@ -40,17 +39,17 @@ class SweepGradients(NamedTuple):
 
 
 def latent_sweep(codes: SparseCodes, grad_out: Tensor, x: Tensor, W_dec: Tensor) -> SweepGradients:
-    """The backward of x̂ = Σ_j f_j w_j with f = relu(select(W_enc x + b_enc)), for the gradient of x̂ alone.
+    """The backward of x̂ = Σ_j f_j w_j with f = relu(select(W_enc x + b_enc)), given the gradient g of x̂.
 
-    The dense expressions, with f [N, F] the dense codes: W_dec: f.T @ g; values: (g @ W_dec.T) at the codes' places;
-    W_enc: (that, where f > 0).T @ x; b_enc: its sum over tokens. The entries are sorted by latent (a stable counting
-    sort), and each latent's rows are added up by one thread in the order of the tokens: no atomics, and results do
-    not depend on the number of threads. Not differentiable itself.
+    The dense expressions, with f [N, F] the dense codes: W_dec: f.T @ g; values: (g @ W_dec.T) at the codes' entries;
+    W_enc: (those where f > 0).T @ x; b_enc: their sum over tokens. The entries are sorted by latent (a stable counting
+    sort), and one thread adds up each latent's rows in the order of tokens: there are no atomics, and results do not
+    depend on the number of threads. Not differentiable itself.
 
     Args:
         codes: of N tokens, rectangular or CSR.
-        grad_out: g, gradient of the loss by the reconstruction [N, d].
-        x: what the encoder multiplied, its pre-bias already subtracted [N, d].
+        grad_out: g, gradient of the loss with respect to the reconstruction [N, d].
+        x: input of the encoder's product, the pre-bias already subtracted [N, d].
         W_dec: atoms [F, d].
 
     Raises:
@@ -74,9 +73,7 @@ def latent_sweep(codes: SparseCodes, grad_out: Tensor, x: Tensor, W_dec: Tensor)
 def _latent_sweep(
     values: Tensor, indices: Tensor, offsets: Tensor | None, grad_out: Tensor, x: Tensor, W_dec: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    with no_autocast(x.device.type):
-        sweep = _choose(values, offsets, W_dec.shape[0], x)
-        return sweep(values, indices, offsets, W_dec.shape[0], *_same(grad_out, W_dec, x, None))
+    return _sweep(x, SparseCodes(values, indices, W_dec.shape[0], offsets), grad_out, W_dec, x, None)
 
 
 @_latent_sweep.register_fake
@@ -99,11 +96,10 @@ def _(values: Tensor, indices: Tensor, offsets: Tensor | None, grad_out: Tensor,
 def decode_backward(
     values: Tensor, indices: Tensor, offsets: Tensor | None, grad_out: Tensor, W_dec: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of the codes' values and of W_dec, in their dtypes, from the gradient of the reconstruction [N, d]."""
-    with no_autocast(grad_out.device.type):
-        sweep = _choose(values, offsets, W_dec.shape[0], W_dec)
-        grad_W, grad_values, _, _ = sweep(values, indices, offsets, W_dec.shape[0], *_same(grad_out, W_dec, None, None))
-        return grad_values.to(values.dtype), grad_W.to(W_dec.dtype)
+    """Gradients of the codes' values and of W_dec, in their dtypes, given the gradient of the reconstruction [N, d]."""
+    codes = SparseCodes(values, indices, W_dec.shape[0], offsets)
+    grad_W, grad_values, _, _ = _sweep(W_dec, codes, grad_out, W_dec, None, None)
+    return grad_values.to(values.dtype), grad_W.to(W_dec.dtype)
 
 
 @decode_backward.register_fake
@@ -120,11 +116,9 @@ def _(values: Tensor, indices: Tensor, offsets: Tensor | None, grad_out: Tensor,
 def encode_weight_backward(
     grad_values: Tensor, values: Tensor, indices: Tensor, offsets: Tensor | None, centred: Tensor, width: int
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of W_enc and b_enc from that of the values; `centred` [N, d] is what W_enc multiplied; fp32 or fp64."""
-    with no_autocast(centred.device.type):
-        sweep = _choose(values, offsets, width, centred)
-        _, _, grad_W, grad_b = sweep(values, indices, offsets, width, *_same(None, None, centred, grad_values))
-        return grad_W, grad_b
+    """Gradients of W_enc and b_enc, fp32 or fp64, given that of the values; `centred` [N, d] is x - b_pre."""
+    codes = SparseCodes(values, indices, width, offsets)
+    return _sweep(centred, codes, None, None, centred, grad_values)[2:]
 
 
 @encode_weight_backward.register_fake
@@ -133,12 +127,15 @@ def _(grad_values: Tensor, values: Tensor, indices: Tensor, offsets: Tensor | No
     return centred.new_empty((width, centred.shape[1]), dtype=dtype), centred.new_empty(width, dtype=dtype)
 
 
-def _choose(values: Tensor, offsets: Tensor | None, width: int, tensor: Tensor) -> Callable[..., Any]:
-    return choose("latent_sweep", tensor, IMPLEMENTATIONS, density_of(values, offsets, width))
+def _sweep(tensor: Tensor, codes: SparseCodes, *arguments: Tensor | None) -> Any:
+    """Run the backend for `tensor` on `codes` and the four optional arguments."""
+    with no_autocast(tensor.device.type):
+        sweep = choose("latent_sweep", tensor, IMPLEMENTATIONS, density_of(codes.values, codes.offsets, codes.width))
+        return sweep(codes, *_same(*arguments))
 
 
 def _same(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """The tensors in fp32 (fp64 where one is fp64); on a GPU as they are, since its kernel converts as it reads."""
+    """The tensors in fp32 (fp64 if one is fp64); unchanged on a GPU, whose kernel converts what it loads."""
     if any(tensor is not None and tensor.is_cuda for tensor in tensors):
         return tensors
     dtype = torch.float32

@@ -1,1 +1,1 @@
-"""pursue: see op.py for what it computes."""
+"""The codes of a matching pursuit: k greedy steps on the residual."""

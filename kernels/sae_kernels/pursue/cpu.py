@@ -1,4 +1,4 @@
-"""Matching pursuit on the CPU: inner products are kept up to date from the atoms' Gram matrix.
+"""Matching pursuit on the CPU: inner products are updated from the atoms' Gram matrix.
 
 After a step r <- r - f w_j every inner product changes by -f (w_j · w_i): one row of the Gram matrix instead of a
 product with all atoms. A token's F inner products stay in the L1 or L2 cache through all its steps.
@@ -15,12 +15,12 @@ from sae_kernels.jit import jit, prange, sync_threads
 from sae_kernels.pursue import naive
 from sae_kernels.tiles import TILE_TOKENS
 
-GRAM_BYTES = 2 << 30  # above, the reference's products take over
+GRAM_BYTES = 2 << 30  # for a larger Gram matrix the reference runs
 BLOCK = 64
 
 
 def pursue(x: Tensor, W: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """See op.py; x [N, d], W [F, d] -> values [N, k], indices [N, k] int64."""
+    """values, indices [N, k] of k greedy steps: j = argmax w_j·r among atoms left, f = relu(w_j·r), r -= f w_j."""
     width = W.shape[0]
     if 4 * width * width > GRAM_BYTES:
         note("pursue", "naive")
@@ -30,14 +30,15 @@ def pursue(x: Tensor, W: Tensor, k: int) -> tuple[Tensor, Tensor]:
     gram = atoms @ atoms.T
     values, indices = torch.empty(x.shape[0], k), torch.empty(x.shape[0], k, dtype=torch.int64)
     for start in range(0, x.shape[0], TILE_TOKENS):
-        own = slice(start, start + TILE_TOKENS)
-        products = x[own].detach().float() @ atoms.T
-        _steps(products.numpy(), gram.numpy(), values[own].numpy(), indices[own].numpy())
+        tile = slice(start, start + TILE_TOKENS)
+        products = x[tile].detach().float() @ atoms.T
+        _steps(products.numpy(), gram.numpy(), values[tile].numpy(), indices[tile].numpy())
     return values.to(x.dtype), indices
 
 
 @jit(parallel=True)
 def _steps(products, gram, values, indices):
+    """values, indices [n, k] from the inner products [n, F] of the tokens and all atoms, which are overwritten."""
     width = gram.shape[0]
     blocks = (width + BLOCK - 1) // BLOCK
     for n in prange(products.shape[0]):
@@ -55,7 +56,7 @@ def _steps(products, gram, values, indices):
                 j += 1
             value = max(row[j], np.float32(0))
             values[n, t], indices[n, t] = value, j
-            # -inf stays -inf: an atom is taken once
+            # -inf stays -inf, so no atom is selected twice
             row[j] = -np.inf
             for b in range(blocks):
                 low, high = b * BLOCK, min(width, (b + 1) * BLOCK)

@@ -15,15 +15,15 @@ IMPLEMENTATIONS = {"naive": naive.pursue, "cpu": "sae_kernels.pursue.cpu:pursue"
 def pursue(x: Tensor, W: Tensor, k: int) -> SparseCodes:
     """j_t = argmax_j w_j·r_(t-1), f_t = relu(w_j·r_(t-1)), r_t = r_(t-1) - f_t w_j, from r_0 = x (Mallat & Zhang 1993).
 
-    An atom is taken once. Not differentiable: a training step works the values out again for the atoms chosen.
+    No atom is selected twice. Not differentiable: a training step recomputes the values of the selected atoms.
 
     Args:
-        x: what is to be approximated [N, d].
+        x: signals to approximate [N, d].
         W: atoms of unit norm [F, d].
         k: steps, 1 <= k <= F.
 
     Returns:
-        Rectangular codes [N, k], in the order of the steps; zeros where no atom is left that helps.
+        Rectangular codes [N, k], in the order of the steps; zero where no inner product is positive.
 
     Raises:
         ValueError: k out of range or shapes that do not fit.

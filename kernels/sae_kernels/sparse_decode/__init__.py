@@ -1,1 +1,1 @@
-"""sparse_decode: see op.py for what it computes."""
+"""The reconstruction f W_dec + b_dec from sparse codes f."""

@@ -1,23 +1,25 @@
-"""Sparse decode on the CPU: every token adds up its own rows of the dictionary."""
+"""Sparse decode on the CPU: one thread a token sums the token's atoms."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from sae_kernels.codes import SparseCodes
 from sae_kernels.jit import jit, prange, sync_threads
 
 
 def sparse_decode(values: Tensor, indices: Tensor, offsets: Tensor | None, W_dec: Tensor, b_dec: Tensor) -> Tensor:
-    """See op.py; values and indices [N, K] or [nnz] with offsets [N+1] int64, W_dec [F, d], b_dec [d] -> [N, d]."""
+    """out [N, d] = f W_dec + b_dec."""
     sync_threads(values.numel() * W_dec.shape[1])
     dtype = torch.promote_types(values.dtype, W_dec.dtype)
-    starts = row_starts(indices) if offsets is None else offsets
-    out = torch.empty(starts.shape[0] - 1, W_dec.shape[1], dtype=torch.float32)
+    codes = SparseCodes(values, indices, W_dec.shape[0], offsets)
+    out = torch.empty(codes.tokens, W_dec.shape[1], dtype=torch.float32)
     _decode(
         as_numpy(values).reshape(-1),
         indices.contiguous().numpy().reshape(-1),
-        starts.contiguous().numpy(),
+        token_starts(codes),
         as_numpy(W_dec),
         as_numpy(b_dec),
         out.numpy(),
@@ -25,25 +27,27 @@ def sparse_decode(values: Tensor, indices: Tensor, offsets: Tensor | None, W_dec
     return out.to(dtype)
 
 
-def row_starts(indices: Tensor) -> Tensor:
-    """CSR offsets [N+1] of rectangular codes [N, K]."""
-    tokens, k = indices.shape
-    return torch.arange(0, (tokens + 1) * k, k) if k else torch.zeros(tokens + 1, dtype=torch.int64)
+def token_starts(codes: SparseCodes) -> np.ndarray:
+    """The first entry of every token, and the number of entries, int64 [N+1]: the offsets of CSR codes."""
+    if codes.offsets is None:
+        return np.arange(codes.tokens + 1) * codes.values.shape[1]
+    return codes.offsets.contiguous().numpy()
 
 
 def as_numpy(tensor: Tensor):
-    """The tensor's values as a contiguous fp32 array, without a copy where it already is one."""
+    """The tensor as a contiguous fp32 array, without a copy if it is one already."""
     return tensor.detach().to(torch.float32).contiguous().numpy()
 
 
 @jit(parallel=True)
 def _decode(values, indices, starts, W, b, out):
+    """out[n] = b + Σ_i values[i] W[indices[i]] over the entries i of token n."""
     width = W.shape[1]
     for n in prange(out.shape[0]):
         row = out[n]
         row[:] = b
         i, stop = starts[n], starts[n + 1]
-        # four atoms at a time: the row is read and written once for all four
+        # four atoms at a time, so that the row is read and written once for all four
         while i + 4 <= stop:
             w0, w1, w2, w3 = W[indices[i]], W[indices[i + 1]], W[indices[i + 2]], W[indices[i + 3]]
             f0, f1, f2, f3 = values[i], values[i + 1], values[i + 2], values[i + 3]

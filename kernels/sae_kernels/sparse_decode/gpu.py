@@ -1,4 +1,4 @@
-"""Sparse decode in Triton: a token's atoms, gathered and summed in fp32 in the order they are listed."""
+"""Sparse decode in Triton: gathers a token's atoms and sums them in fp32, in the order of the codes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _decode(
     values, indices, offsets, W_dec, b_dec, out, d, stride_w, K,
     CSR: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """out [N, d] = f W_dec + b_dec; the program owns token i_n and BLOCK_D columns."""
+    """out [N, d] = f W_dec + b_dec; a program computes BLOCK_D columns of token i_n."""
     i_n = tl.program_id(0).to(tl.int64)
     o_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     m_d = o_d < d
@@ -33,7 +33,7 @@ def _decode(
         m_k = o_k < stop
         b_value = tl.load(values + o_k, mask=m_k, other=0.0).to(tl.float32)
         b_index = tl.load(indices + o_k, mask=m_k, other=0)
-        # int64 indices make int64 addresses: F*d passes 2^31 at 131k latents of width 16k
+        # int64 indices give int64 addresses: F d exceeds 2^31 at 131k latents of width 16k
         p_w = W_dec + b_index[:, None] * stride_w + o_d[None, :]
         b_w = tl.load(p_w, mask=m_k[:, None] & m_d[None, :], other=0.0).to(tl.float32)
         b_sum += tl.sum(b_value[:, None] * b_w, 0)
@@ -41,17 +41,7 @@ def _decode(
 
 
 def sparse_decode(values: Tensor, indices: Tensor, offsets: Tensor | None, W_dec: Tensor, b_dec: Tensor) -> Tensor:
-    """f W_dec + b_dec for every token; see op.py.
-
-    Args:
-        values, indices: [N, K], or [nnz] with offsets; indices int64.
-        offsets: int64 [N+1], or None.
-        W_dec: [F, d], any row stride.
-        b_dec: [d].
-
-    Returns:
-        [N, d] of the dtype that values and W_dec promote to.
-    """
+    """out [N, d] = f W_dec + b_dec, of the dtype that values and W_dec promote to."""
     W_dec = rows_contiguous(W_dec)
     tokens = values.shape[0] if offsets is None else offsets.shape[0] - 1
     d = W_dec.shape[1]
@@ -64,7 +54,7 @@ def sparse_decode(values: Tensor, indices: Tensor, offsets: Tensor | None, W_dec
         {"values": values.contiguous(), "indices": indices, "W_dec": W_dec, "b_dec": b_dec.contiguous(), "out": out}
         | {"offsets": indices if offsets is None else offsets.contiguous(), "d": d, "stride_w": W_dec.stride(0)}
         | {"K": values.shape[1] if offsets is None else 0},
-        {"CSR": offsets is not None, "BLOCK_K": config.block_k, "BLOCK_D": config.block_d},
+        {"CSR": offsets is not None, "BLOCK_K": config.rows, "BLOCK_D": config.block_d},
         warps=config.warps,
     )
     return out

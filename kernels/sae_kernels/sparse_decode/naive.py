@@ -9,7 +9,7 @@ from sae_kernels.codes import SparseCodes
 
 
 def sparse_decode(values: Tensor, indices: Tensor, offsets: Tensor | None, W_dec: Tensor, b_dec: Tensor) -> Tensor:
-    """f W_dec + b_dec; codes of N tokens, W_dec [F, d], b_dec [d] -> [N, d]."""
+    """out [N, d] = f W_dec + b_dec."""
     dtype = torch.promote_types(values.dtype, W_dec.dtype)
     dense = SparseCodes(values.to(dtype), indices, W_dec.shape[0], offsets).to_dense()
     return dense @ W_dec.to(dtype) + b_dec.to(dtype)

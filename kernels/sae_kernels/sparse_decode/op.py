@@ -22,10 +22,10 @@ IMPLEMENTATIONS = {
 def sparse_decode(codes: SparseCodes, W_dec: Tensor, b_dec: Tensor) -> Tensor:
     """x̂ = Σ_j f_j w_j + b_dec for every token.
 
-    The dense expression: `codes.to_dense() @ W_dec + b_dec`. Sums are in fp32 (fp64 runs the reference), autocast or
-    not. Differentiable in the codes' values, W_dec and b_dec. Codes that list more than a tenth of all entries are
-    decoded by a dense product. A listed value of zero still reads its atom, so a NaN in an atom shows in every token
-    that lists it (in every token, if the product is dense).
+    The dense expression: `codes.to_dense() @ W_dec + b_dec`. Sums are in fp32 (fp64 runs the reference), whatever
+    autocast says. Differentiable in the codes' values, W_dec and b_dec. Codes that list more than a tenth of all
+    entries are decoded by a dense product. A listed value of zero still reads its atom, so a NaN in an atom makes NaN
+    the output of every token that lists it (of every token, if the product is dense).
 
     Args:
         codes: of N tokens, rectangular or CSR.

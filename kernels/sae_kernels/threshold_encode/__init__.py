@@ -1,1 +1,1 @@
-"""threshold_encode: see op.py for what it computes."""
+"""The codes of a JumpReLU autoencoder: the pre-activations above a threshold."""

@@ -1,4 +1,4 @@
-"""Threshold encode on the CPU: tiles of the product, counted, then copied out while still in the cache."""
+"""Threshold encode on the CPU: entries are counted in a tile of the product, then copied while it is in the cache."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sae_kernels.tiles import TILE_TOKENS, centre, product_tiles
 def threshold_encode(
     x: Tensor, W_enc: Tensor, b_enc: Tensor, theta: Tensor, margin: float, b_pre: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See op.py; theta [F] -> values [nnz], indices [nnz] int64, offsets [N+1] int64."""
+    """values, indices, offsets of every entry of W_enc (x - b_pre) + b_enc that is not <= theta - margin."""
     sync_threads(x.shape[0] * W_enc.shape[0])
     bias = b_enc.detach().float().contiguous()
     bars = (theta.detach().float() - margin).contiguous()
@@ -26,23 +26,23 @@ def threshold_encode(
 
 
 def above(product: Tensor, bias: Tensor, bars: Tensor, first: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Counts a row [n], values and indices of the tile's entries that exceed their bars; bias and bars are [F]."""
+    """Counts a row [n], values and indices of the tile's entries that are not <= their bars; bias and bars are [F]."""
     n, columns = product.shape
-    own = slice(first, first + columns)
+    latents = slice(first, first + columns)
     counts = torch.empty(n, dtype=torch.int64)
-    count_above(product.numpy(), bias[own].numpy(), bars[own].numpy(), counts.numpy())
+    count_above(product.numpy(), bias[latents].numpy(), bars[latents].numpy(), counts.numpy())
     places = counts.cumsum(0)
     kept = int(places[-1]) if n else 0
     values, indices = torch.empty(kept), torch.empty(kept, dtype=torch.int64)
     take_above(
-        product.numpy(), bias[own].numpy(), bars[own].numpy(), first,
+        product.numpy(), bias[latents].numpy(), bars[latents].numpy(), first,
         (places - counts).numpy(), values.numpy(), indices.numpy(),
     )  # fmt: skip
     return counts, values, indices
 
 
 def assemble(parts: list[tuple[int, Tensor, Tensor, Tensor]], tokens: int) -> tuple[Tensor, Tensor, Tensor]:
-    """One CSR from parts (first token, counts, values, indices), the parts of a token in the order of their latents."""
+    """CSR codes from parts (first token, counts, values, indices); those of one token come in the order of latents."""
     totals = torch.zeros(tokens, dtype=torch.int64)
     for start, counts, _, _ in parts:
         totals[start : start + counts.shape[0]] += counts
@@ -51,9 +51,9 @@ def assemble(parts: list[tuple[int, Tensor, Tensor, Tensor]], tokens: int) -> tu
     indices = torch.empty(values.shape[0], dtype=torch.int64)
     filled = torch.zeros_like(totals)
     for start, counts, part_values, part_indices in parts:
-        own = slice(start, start + counts.shape[0])
+        rows = slice(start, start + counts.shape[0])
         merge_rows(
             (counts.cumsum(0) - counts).numpy(), counts.numpy(), part_values.numpy(), part_indices.numpy(),
-            offsets[own].numpy(), filled[own].numpy(), values.numpy(), indices.numpy(),
+            offsets[rows].numpy(), filled[rows].numpy(), values.numpy(), indices.numpy(),
         )  # fmt: skip
     return values, indices, offsets

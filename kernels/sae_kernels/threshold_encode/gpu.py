@@ -1,14 +1,14 @@
-"""Threshold encode in Triton: the survivors of every bucket of latents, then compaction to CSR.
+"""Threshold encode in Triton: the survivors (entries above their thresholds) of every bucket, then compaction to CSR.
 
-1. `_survivors`: the product in tensor-core tiles; of every bucket and token the number of entries above their
-   thresholds, and the first K' of them, are written.
-2. The sizes travel to the host, once: CSR codes have as many entries as survive.
-3. `_compact`: every token's survivors move to their places. A bucket with more than K' of them is computed again,
-   without tensor cores: as many of its entries as were counted are taken, those that exceed their thresholds most, so
-   that an entry within rounding of its threshold cannot upset the layout.
+1. `_survivors`: the product in tensor-core tiles. Of every bucket and token it writes the number of survivors and the
+   first K' of them.
+2. The total is copied to the host, once, to allocate the CSR codes.
+3. `_compact`: moves every token's survivors to their places. A bucket with more than K' survivors is recomputed without
+   tensor cores, and as many entries as were counted are taken, those furthest above their thresholds: so rounding
+   cannot change the number of entries.
 
-Where more than DENSE of the buckets overflow (early in training), every pre-activation is written, a part of the
-tokens at a time, and compacted by torch.
+If more than DENSE of the buckets overflow (early in training), every pre-activation is written, for a part of the
+tokens at a time, and torch compacts them.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ from sae_kernels.topk_encode.gpu_select import values_of_keys
 from sae_kernels.tuning import EncodeConfig, keep_all, threshold_config
 
 DENSE = 0.05
-"""Share of overflowing buckets above which the dense path is cheaper than computing them again."""
+"""Share of overflowing buckets above which the dense path is cheaper than recomputing them."""
 
 
 @triton.jit(do_not_specialize=["N", "F", "buckets", "group"])
 def _survivors(
-    x, W_enc, b_enc, bars, found, counts, N, F, d, stride_x, stride_w, buckets, group,
+    x, W_enc, b_enc, bars, pairs, counts, N, F, d, stride_x, stride_w, buckets, group,
     BLOCK_N: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_D: tl.constexpr,
     BUCKET: tl.constexpr, KEPT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """counts [N, buckets] of the entries above their bars; found [N, buckets, KEPT] the first of them.
+    """counts [N, buckets] of the entries not <= their bars, and pairs [N, buckets, KEPT], the first of them.
 
-    An entry of `found` is the key of its value and, in the lowest byte, its place: a lone pair costs one sector.
+    A pair is the key of the value and, in the lowest byte, the place in the bucket: one memory sector instead of two.
     """
     i_n, i_f = tile_of(tl.program_id(0), N, F, group, BLOCK_N, BLOCK_F)
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -60,29 +60,29 @@ def _survivors(
     b_bar = tl.load(bars + o_f, mask=o_f < F, other=0.0)
     # not (pre > bar): a NaN survives, as in the reference
     m_below = (b_pre <= b_bar[None, :]) | (o_f >= F)[None, :] | (o_n >= N)[:, None]
-    # one array that says both what survives and its value, for want of registers
+    # to save registers one array says both which entries survive and their values
     b_key = tl.reshape(tl.where(m_below, LOWEST_KEY, order_key(b_pre)), (BLOCK_N, BLOCK_F // BUCKET, BUCKET))
     b_count = tl.sum((b_key != LOWEST_KEY).to(tl.int32), 2)
     o_place = tl.arange(0, BUCKET)[None, None, :]
     o_bucket = i_f * (BLOCK_F // BUCKET) + tl.arange(0, BLOCK_F // BUCKET)
     o_counts = o_n[:, None].to(tl.int64) * buckets + o_bucket[None, :]
     tl.store(counts + o_counts, b_count.to(tl.uint8), mask=(o_n < N)[:, None] & (o_bucket < buckets)[None, :])
-    # most tiles have no more than a few survivors a row, and stop early
+    # most tiles have only a few survivors a row, so the loop ends early
     for j in range(tl.minimum(tl.max(tl.reshape(b_count, (BLOCK_N * (BLOCK_F // BUCKET),)), 0), KEPT)):
         b_place = tl.min(tl.where(b_key != LOWEST_KEY, o_place, BUCKET), 2)
         m_here = o_place == b_place[:, :, None]
-        b_found = tl.max(tl.where(m_here, b_key, LOWEST_KEY), 2)
+        b_first = tl.max(tl.where(m_here, b_key, LOWEST_KEY), 2)
         b_key = tl.where(m_here, LOWEST_KEY, b_key)
-        b_pair = (b_found.to(tl.int64) << 8) | b_place.to(tl.int64)
-        tl.store(found + o_counts * KEPT + j, b_pair, mask=j < b_count)
+        b_pair = (b_first.to(tl.int64) << 8) | b_place.to(tl.int64)
+        tl.store(pairs + o_counts * KEPT + j, b_pair, mask=j < b_count)
 
 
 @triton.jit(do_not_specialize=["F", "buckets"])
 def _compact(
-    x, W_enc, b_enc, bars, found, counts, offsets, out_values, out_indices, F, d, stride_x, stride_w, buckets,
+    x, W_enc, b_enc, bars, pairs, counts, offsets, out_values, out_indices, F, d, stride_x, stride_w, buckets,
     BUCKET: tl.constexpr, KEPT: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """The survivors of token i_n to out_values, out_indices [nnz], from offsets[i_n] on, in the order of latents."""
+    """out_values, out_indices [nnz] from offsets[i_n] on = the survivors of token i_n, in the order of latents."""
     i_n = tl.program_id(0).to(tl.int64)
     start = tl.load(offsets + i_n)
     for i_b in range(0, buckets, BLOCK_B):
@@ -92,7 +92,7 @@ def _compact(
         o_kept = (i_n * buckets + o_b) * KEPT
         for j in tl.static_range(KEPT):
             m_j = (j < b_count) & (b_count <= KEPT)
-            b_pair = tl.load(found + o_kept + j, mask=m_j, other=0)
+            b_pair = tl.load(pairs + o_kept + j, mask=m_j, other=0)
             b_value = value_of_key((b_pair >> 8).to(tl.int32))
             tl.store(out_values + o_out + j, b_value.to(out_values.dtype.element_ty), mask=m_j)
             tl.store(out_indices + o_out + j, o_b * BUCKET + (b_pair & 255), mask=m_j)
@@ -106,7 +106,7 @@ def _compact(
             o_f = bucket * BUCKET + o_place
             b_pre = bucket_rows(x, W_enc, b_enc, i_n, o_f, F, d, stride_x, stride_w, BUCKET, BLOCK_D)
             b_bar = tl.load(bars + o_f, mask=o_f < F, other=0.0)
-            # what exceeds its bar most comes first; NaN before that, places beyond F last
+            # rank by how far an entry exceeds its bar; NaN first, places beyond F last
             b_over_bar = tl.where(b_pre == b_bar, 0.0, b_pre - b_bar)
             b_over_bar = tl.where(b_over_bar != b_over_bar, float("inf"), b_over_bar)
             b_over_bar = tl.where(o_f < F, b_over_bar, float("-inf"))
@@ -130,19 +130,10 @@ def threshold_encode(
     *,
     config: EncodeConfig | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """values, indices, offsets of every pre-activation not <= theta - margin; see op.py.
+    """values, indices, offsets of every entry of W_enc (x - b_pre) + b_enc that is not <= theta - margin.
 
-    Args:
-        x: [N, d], fp32, bf16 or fp16.
-        W_enc: [F, d]; the product is in the dtype that x and W_enc promote to.
-        b_enc: [F].
-        theta: [F].
-        margin: >= 0.
-        b_pre: [d] or None.
-        config: launch parameters; by default chosen from the sizes and the device.
-
-    Returns:
-        values [nnz] of that dtype, indices [nnz] int64 ascending in every token, offsets [N+1] int64.
+    The product takes its inputs in the dtype that x and W_enc promote to; values have this dtype, and indices ascend in
+    every token. `config` are the launch parameters, by default picked from the sizes and the device.
     """
     x, W_enc = operands(x, W_enc, b_pre)
     bars = (theta.detach().float() - margin).contiguous()
@@ -154,32 +145,32 @@ def above_bars(
     x: Tensor, W_enc: Tensor, b_enc: Tensor, bars: Tensor, config: EncodeConfig, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
     """values of `dtype`, indices, offsets of every entry of x W_enc^T + b_enc that is not <= bars [F] fp32."""
-    found, counts = survivors(x, W_enc, b_enc, bars, config)
+    pairs, counts = survivors(x, W_enc, b_enc, bars, config)
     offsets = torch.nn.functional.pad(counts.sum(1, dtype=torch.int64).cumsum(0), (1, 0))
     nnz, overflowing = torch.stack([offsets[-1], (counts > config.kept).sum()]).tolist()
     if overflowing > DENSE * counts.numel():
         return _dense(x, W_enc, b_enc, bars, config, dtype)
-    kept = x.new_empty(nnz, dtype=dtype), torch.empty(nnz, dtype=torch.int64, device=x.device)
-    compact(x, W_enc, b_enc, bars, found, counts, offsets, *kept, config)
-    return *kept, offsets
+    values, indices = x.new_empty(nnz, dtype=dtype), torch.empty(nnz, dtype=torch.int64, device=x.device)
+    compact(x, W_enc, b_enc, bars, pairs, counts, offsets, values, indices, config)
+    return values, indices, offsets
 
 
 def survivors(x: Tensor, W_enc: Tensor, b_enc: Tensor, bars: Tensor, config: EncodeConfig) -> tuple[Tensor, Tensor]:
-    """found int64 [N, buckets, K'] (the first survivors), counts uint8 [N, buckets] (all of them)."""
+    """pairs int64 [N, buckets, K'] of the first survivors, counts uint8 [N, buckets] of all."""
     N, F = x.shape[0], W_enc.shape[0]
     buckets = triton.cdiv(F, config.bucket)
-    found = torch.empty(N, buckets, config.kept, dtype=torch.int64, device=x.device)
+    pairs = torch.empty(N, buckets, config.kept, dtype=torch.int64, device=x.device)
     counts = torch.empty(N, buckets, dtype=torch.uint8, device=x.device)
     launch(
         _survivors,
         tiles(N, F, config),
         product_arguments(x, W_enc, b_enc)
-        | {"bars": bars, "found": found, "counts": counts, "buckets": buckets, "group": config.group},
+        | {"bars": bars, "pairs": pairs, "counts": counts, "buckets": buckets, "group": config.group},
         product_constants(x, config),
         warps=config.warps,
         stages=config.stages,
     )
-    return found, counts
+    return pairs, counts
 
 
 def compact(
@@ -187,18 +178,18 @@ def compact(
     W_enc: Tensor,
     b_enc: Tensor,
     bars: Tensor,
-    found: Tensor,
+    pairs: Tensor,
     counts: Tensor,
     offsets: Tensor,
     out_values: Tensor,
     out_indices: Tensor,
     config: EncodeConfig,
 ) -> None:
-    """Fill the values and indices [nnz] of CSR codes from what `survivors` gave."""
+    """Fill the values and indices [nnz] of CSR codes from the results of `survivors`."""
     launch(
         _compact,
         (x.shape[0],),
-        {"x": x, "W_enc": W_enc, "b_enc": b_enc, "bars": bars, "found": found, "counts": counts}
+        {"x": x, "W_enc": W_enc, "b_enc": b_enc, "bars": bars, "pairs": pairs, "counts": counts}
         | {"offsets": offsets, "out_values": out_values, "out_indices": out_indices, "buckets": counts.shape[1]}
         | bucket_arguments(x, W_enc),
         bucket_constants(config) | {"BLOCK_B": 256, "BLOCK_D": 32},
@@ -208,7 +199,7 @@ def compact(
 def _dense(
     x: Tensor, W_enc: Tensor, b_enc: Tensor, bars: Tensor, config: EncodeConfig, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same codes with every pre-activation written, a part of the tokens at a time."""
+    """The same codes from all pre-activations, a part of the tokens at a time."""
     parts = [(x.new_empty(0, dtype=dtype), *(torch.empty(2, 0, dtype=torch.int64, device=x.device)))]
     for pre in dense_parts(x, W_enc, b_enc, config):
         kept = ~(pre <= bars)
@@ -218,7 +209,7 @@ def _dense(
 
 
 def dense_parts(x: Tensor, W_enc: Tensor, b_enc: Tensor, config: EncodeConfig):
-    """Pre-activations fp32 [part, F] of one part of the tokens after another."""
+    """Yield the pre-activations fp32 [part, F] of one part of the tokens after the other."""
     config = keep_all(config)
     part = dense_part(W_enc.shape[0], config)
     for start in range(0, x.shape[0], part):

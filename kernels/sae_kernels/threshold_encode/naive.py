@@ -9,7 +9,7 @@ from torch import Tensor
 def threshold_encode(
     x: Tensor, W_enc: Tensor, b_enc: Tensor, theta: Tensor, margin: float, b_pre: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """values, indices, offsets of every pre-activation not <= theta - margin; see op.py."""
+    """values, indices, offsets of every entry of W_enc (x - b_pre) + b_enc that is not <= theta - margin."""
     pre = dense_pre_activations(x, W_enc, b_enc, b_pre)
     kept = ~(pre <= theta.to(pre.dtype) - margin)
     rows, indices = kept.nonzero(as_tuple=True)

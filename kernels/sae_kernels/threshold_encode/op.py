@@ -32,9 +32,9 @@ def threshold_encode(
     straight-through gradient of theta needs; the caller zeroes them: `where(values > theta[indices], values, 0)`.
     Differentiable in x, W_enc, b_enc and b_pre through every entry kept, whatever its sign; not in theta.
 
-    The dense expression: `pre[pre > theta - margin]`. The memory needed is that of the entries kept, 12 bytes each (and
-    as much again while they are put together): early in training that may be more than the dense N x F. Past a density
-    of a tenth, decoding and its backward turn to dense products by themselves (see dispatch.py).
+    The dense expression: `pre[pre > theta - margin]`. An entry kept takes 12 bytes (twice that while the codes are put
+    together), which early in training may be more than the dense N x F. Above a density of a tenth, `sparse_decode` and
+    the gradients use dense products instead (see dispatch.py).
 
     Args:
         x: inputs [N, d].

@@ -1,1 +1,1 @@
-"""topk_encode: see op.py for what it computes."""
+"""The codes of a TopK autoencoder: relu of the k largest pre-activations of every token."""

@@ -1,10 +1,10 @@
-"""Top-k encode on the CPU: the product in tiles that stay in cache, and a scan that skips what cannot win.
+"""Top-k encode on the CPU: the product in tiles that stay in cache, and a scan for the candidates of the k largest.
 
 The product of a tile of tokens and a tile of latents goes into one reused buffer that stays in the L3 cache. A first
-look at a token's row takes the maximum over each of 64 interleaved lanes of latents; the k-th largest of these maxima
-is a bar that at least k latents reach, so nothing below it can be among the k best. A second look compares the row
-with the bar, 64 latents at a time, and appends the few that reach it to a list. Both looks are a vector instruction
-for every eight latents, and together a token lists about three times k. A list that is full is cut back to its k best.
+pass over a token's row takes the maximum of each of at least 64 interleaved lanes of latents. The k-th largest of these
+maxima is a bar that at least k latents reach, so nothing below it can be among the k largest. A second pass compares
+the row with the bar, 64 latents at a time, and appends those that reach it to a list of candidates, about 3 k in the
+end. A full list is cut to its k best. Both passes take one vector instruction for every eight latents (AVX2).
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from sae_kernels.jit import sync_threads
 from sae_kernels.scan import BLOCK, finish_topk, scan_topk
 from sae_kernels.tiles import TILE_TOKENS, centre, product_tiles
 
-# of the candidate lists of one token tile; a large k means fewer tokens a tile
+# size of the candidate lists of one token tile; a large k means fewer tokens a tile
 LIST_BYTES = 16 << 20
 MAX_LANES = 1024
 
 
 def topk_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, b_pre: Tensor | None) -> tuple[Tensor, Tensor]:
-    """See op.py; x [N, d], W_enc [F, d], b_enc [F], b_pre [d] or None -> values [N, k], indices [N, k] int64."""
+    """values, indices [N, k] = relu of the k largest of W_enc (x - b_pre) + b_enc, ties to the lowest index."""
     sync_threads(x.shape[0] * W_enc.shape[0])
     tokens, width = x.shape[0], W_enc.shape[0]
     values, indices = torch.empty(tokens, k), torch.empty(tokens, k, dtype=torch.int64)
     bias = b_enc.detach().float().contiguous().numpy()
-    # lanes: a multiple of BLOCK, at least 4/3 k, else the bar is too low to be of use; 0 for none
+    # a multiple of BLOCK, and at least 4/3 k, since fewer lanes give too low a bar; 0 to do without lanes
     lanes = -(-4 * k // (3 * BLOCK)) * BLOCK
     lanes = lanes if lanes <= min(MAX_LANES, width // 2) else 0
     room = min(width, max(4 * k, k + 96))
@@ -49,6 +49,6 @@ def topk_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, b_pre: Tensor |
         part = bias[first : first + columns]
         scan_topk(product.numpy(), part, first, k, lists, counts.numpy(), bars.numpy(), maxima.numpy())
         if first + columns == width:
-            own = slice(start, start + n)
-            finish_topk(lists, counts.numpy(), bars.numpy(), k, values[own].numpy(), indices[own].numpy())
+            rows_done = slice(start, start + n)
+            finish_topk(lists, counts.numpy(), bars.numpy(), k, values[rows_done].numpy(), indices[rows_done].numpy())
     return values.to(torch.promote_types(x.dtype, W_enc.dtype)), indices

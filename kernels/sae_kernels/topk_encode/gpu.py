@@ -1,33 +1,32 @@
-"""Top-k encode in Triton: exact, without the N x F pre-activations.
+"""Top-k encode in Triton: exact, without storing the N x F pre-activations.
 
-1. `_candidates`: the product in tensor-core tiles. The latents fall into buckets of 32, 64 or 128 neighbours, and of
-   every bucket and token only the K' largest entries are written: an int32 key that orders as the value does and the
-   place inside the bucket, five bytes.
-2. `select` (gpu_select.py): the k largest of the F/bucket*K' candidates of a token.
-3. `_repair`: checks the certificate below, and where it fails computes the few buckets concerned again, whole.
-4. `_order`: sorts the k, largest first, and writes values and indices.
+1. `_candidates`: the product in tensor-core tiles. The latents are divided into buckets of 32, 64 or 128 neighbours.
+   Of every bucket and token only the K' largest entries are written: an int32 key with the order of the values, and the
+   place inside the bucket, five bytes in all.
+2. `select` (gpu_select.py): the k largest of a token's F / bucket * K' candidates.
+3. `_repair`: checks the certificate below; where it fails, recomputes the failing buckets as a whole.
+4. `_order`: sorts the k entries, largest first, and writes values and indices.
 
-No value travels to the host on the way, so the launches queue up behind each other.
+Nothing is copied to the host in between, so the launches queue up.
 
 **Certificate.** Order a token's entries by (value descending, index ascending); no two are equal. A bucket keeps its
 K' first entries, c_1 < ... < c_K' in this order (first is best), so an entry it hides comes after c_K'. Let S be the k
-first of all candidates and t the last of S. If c_K' is t or comes after t, then so does every hidden entry of that
-bucket, and it does not belong to the k first. If this holds in every bucket, S is exact. A bucket violates it only if
-c_K' lies in S and is not t. So S alone decides: *a token fails iff S holds, other than as its last member, an entry
-that is the K'-th kept of its bucket.* Comparing by value only would be wrong under ties: a hidden entry equal to
-t with a lower index than t's beats it, and comes after c_K' of the same value. In the order of pairs that case has
-c_K' before t, and fails as it should.
+first of all candidates and t the last of S. If c_K' is t or comes after t, then every hidden entry of that bucket comes
+after t, and is not among the k first. If this holds in every bucket, S is exact. A bucket violates it only if c_K' lies
+in S and is not t. So S alone decides: *a token fails iff S contains, other than as its last member, an entry that is
+the K'-th kept of its bucket.* Comparing values alone would be wrong under ties: a hidden entry that equals t and has a
+lower index comes before t, and after c_K' of the same value. In the order of pairs c_K' then comes before t, and the
+token fails, as it must.
 
-**Repair.** A hidden entry that belongs to the k first comes before t, hence lies in a bucket whose c_K' comes before t,
-that is, in a failing bucket. There are at most (k-1)/K' of them a token, known from S. All entries of these are
-computed again, those not among the kept join S, and the k first of the union are exact: t can only have moved forward,
-so no other bucket can have begun to fail. The repair multiplies without tensor cores, in fp32, and agrees with the tile
-up to rounding.
+**Repair.** A hidden entry among the k first comes before t, so it lies in a bucket whose c_K' comes before t, a failing
+bucket. A token has at most (k-1)/K' of these, known from S. All their entries are recomputed, those that were hidden
+join S, and the k first of the union are exact: t can only have moved forward, so no other bucket fails now. The repair
+multiplies in fp32 without tensor cores, and agrees with the tile up to rounding.
 
-Candidates are stored bucket by bucket and inside a bucket best first, so equal values stand in the order of their
-indices, which is the order that the second stage keeps.
+Candidates are stored bucket by bucket, the best first in each, so equal values are in the order of their indices; the
+second stage keeps this order.
 
-NaN orders above +inf, the lowest index first, and comes out as NaN, as in the reference.
+NaN comes before +inf, the lowest index first, and is returned as NaN, as in the reference.
 """
 
 from __future__ import annotations
@@ -61,10 +60,10 @@ from sae_kernels.topk_encode.gpu_select import select, sort_all
 from sae_kernels.tuning import EncodeConfig, encode_alternatives, encode_config, measure, measurement_key
 
 LARGEST_K = 1024
-"""Above this the last stage sorts with torch.sort: it is then a small part of a nearly dense problem."""
+"""For a larger k torch.sort sorts all keys, a small part of the cost when the codes are nearly dense."""
 
 DENSE_BYTES = 256 << 20
-"""Tokens are taken in parts where everything has to be kept (k close to F), so that keys take no more than this."""
+"""Most memory for the keys: if all entries have to be kept (k close to F), the tokens are encoded in parts."""
 
 
 @triton.jit(do_not_specialize=["N", "F", "buckets", "group"])
@@ -92,7 +91,7 @@ def _candidates(
         m_kept = (o_n < N)[:, None] & (o_bucket < buckets)[None, :]
         for j in tl.static_range(KEPT):
             b_best = tl.max(b_key, 2)
-            # the lowest place among equals, then out of the running
+            # the lowest place among equals; its entry is then removed
             b_place = tl.min(tl.where(b_key == b_best[:, :, None], o_place, BUCKET - 1), 2)
             tl.store(keys + o_kept + j, b_best, mask=m_kept)
             tl.store(places + o_kept + j, b_place.to(tl.uint8), mask=m_kept)
@@ -110,15 +109,15 @@ def _repair(
     x, W_enc, b_enc, places, keys, positions, failures, F, d, stride_x, stride_w, buckets, k,
     BUCKET: tl.constexpr, KEPT: tl.constexpr, LENGTH: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Check the certificate of token i_n; where it fails put the exact k into keys and positions [N, k], in place.
+    """Check the certificate of token i_n; if it fails, overwrite its keys and positions [k] with the exact ones.
 
-    A repaired token's positions hold -1 - latent. LENGTH >= k and >= BUCKET, a power of two.
+    A repaired token's positions are -1 - latent. LENGTH is a power of two, at least k and at least BUCKET.
     """
     i_n = tl.program_id(0).to(tl.int64)
     o_k = tl.arange(0, LENGTH)
     b_key = tl.load(keys + i_n * k + o_k, mask=o_k < k, other=LOWEST_KEY)
     b_position = tl.load(positions + i_n * k + o_k, mask=o_k < k, other=0)
-    # equal keys stand in the order of their positions, so these can take the indices' part in the order
+    # among equal keys positions have the order of the latents, so they can break ties in place of these
     b_pair = tl.where(o_k < k, _rank_pair(b_key, b_position), 0x7FFFFFFFFFFFFFFF)
     m_fail = (o_k < k) & (b_position % KEPT == KEPT - 1) & (b_pair != tl.min(b_pair, 0))
     n_fail = tl.sum(m_fail.to(tl.int32), 0)
@@ -139,10 +138,10 @@ def _repair(
             for j in tl.static_range(KEPT):
                 m_new &= o_k != tl.load(places + (i_n * buckets + bucket) * KEPT + j).to(tl.int32)
             b_new = tl.where(m_new, _rank_pair(order_key(b_sum), o_f), -0x7FFFFFFFFFFFFFFF - 1)
-            # the larger of one list falling and one rising, place by place, are the LENGTH largest of both
+            # of one descending and one ascending list, the larger at each place are the LENGTH largest of both
             b_set = tl.maximum(tl.sort(b_set, descending=True), tl.sort(b_new))
         b_set = tl.sort(b_set, descending=True)
-        # the new order is written where other threads may still be reading the old one
+        # other threads may still be reading the old entries
         tl.debug_barrier()
         tl.store(keys + i_n * k + o_k, (b_set >> 32).to(tl.int32), mask=o_k < k)
         tl.store(positions + i_n * k + o_k, (b_set & 0x7FFFFFFF).to(tl.int32) - 0x7FFFFFFF - 1, mask=o_k < k)
@@ -153,7 +152,7 @@ def _order(
     keys, positions, places, values, indices, buckets, k,
     BUCKET: tl.constexpr, KEPT: tl.constexpr, LENGTH: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """values, indices [N, k] = token i_n's selected entries, relu'd, largest first. LENGTH >= k."""
+    """values, indices of token i_n [k] = relu of its selected entries, largest first. LENGTH >= k."""
     i_n = tl.program_id(0).to(tl.int64)
     o_k = tl.arange(0, LENGTH)
     b_key = tl.load(keys + i_n * k + o_k, mask=o_k < k, other=LOWEST_KEY)
@@ -163,7 +162,7 @@ def _order(
     if KEPT < BUCKET:
         b_place = tl.load(places + i_n * buckets * KEPT + b_position, mask=m_stored, other=0).to(tl.int32)
         b_latent = tl.where(b_position < 0, -1 - b_position, (b_position // KEPT) * BUCKET + b_place)
-    # positions order as latents do among equal keys of a row, repaired or not
+    # among equal keys of a row positions have the order of the latents, repaired or not
     b_tie = tl.where(b_position < 0, b_latent, b_position)
     b_pair = _rank_pair(b_key, b_tie)
     b_rank = tl.zeros((LENGTH,), tl.int32)
@@ -175,7 +174,7 @@ def _order(
         m_before = (b_other_pair[None, :] > b_pair[:, None]) & (o_other < k)[None, :]
         b_rank += tl.sum(m_before.to(tl.int32), 1)
     b_value = value_of_key(b_key)
-    # not maximum(): a NaN has to stay one
+    # not maximum(), which may drop a NaN
     b_value = tl.where(b_value < 0, 0.0, b_value)
     o_out = i_n * k + b_rank
     tl.store(values + o_out, b_value.to(values.dtype.element_ty), mask=o_k < k)
@@ -184,7 +183,7 @@ def _order(
 
 @functools.cache
 def _counter(device: torch.device) -> Tensor:
-    """Tokens whose certificate failed since the process started, int32 [1], on the device."""
+    """int32 [1] on the device: the number of tokens repaired since the process started."""
     return torch.zeros(1, dtype=torch.int32, device=device)
 
 
@@ -197,18 +196,10 @@ def topk_encode(
     *,
     config: EncodeConfig | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """values, indices = the k largest of relu(W_enc (x - b_pre) + b_enc), chosen from fp32 sums; see the module.
+    """values, indices [N, k] = relu of the k largest of W_enc (x - b_pre) + b_enc, the lowest index first among equals.
 
-    Args:
-        x: [N, d], fp32, bf16 or fp16.
-        W_enc: [F, d]; the product is in the dtype that x and W_enc promote to.
-        b_enc: [F].
-        k: latents kept a token, 1 <= k <= F.
-        b_pre: [d] or None.
-        config: launch parameters; by default chosen from the sizes and the device.
-
-    Returns:
-        values [N, k] of that dtype, largest first, and indices [N, k] int64.
+    The product takes its inputs in the dtype that x and W_enc promote to and sums in fp32; the k largest are selected
+    from these sums. `config` are the launch parameters, by default picked from the sizes and the device.
     """
     x, W_enc = operands(x, W_enc, b_pre)
     (N, d), F = x.shape, W_enc.shape[0]
@@ -227,7 +218,7 @@ def topk_encode(
 
 
 def tune(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, timer: Callable[..., float] | None = None) -> EncodeConfig:
-    """Time the likely launch parameters on these tensors, keep the best on disk for this device, F, d, k and dtype.
+    """Time the likely launch parameters on these tensors; store the best on disk for this device, F, d, k and dtype.
 
     Args:
         x, W_enc, b_enc, k: see `topk_encode`.
@@ -247,12 +238,12 @@ def tune(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, timer: Callable[..., f
 
 
 def dense_part(F: int, config: EncodeConfig) -> int:
-    """Tokens to take at a time where everything is kept."""
+    """Number of tokens encoded at a time if all entries are kept."""
     return max(config.block_n, DENSE_BYTES // (4 * triton.cdiv(F, config.bucket) * config.bucket))
 
 
 def candidates(x: Tensor, W_enc: Tensor, b_enc: Tensor, config: EncodeConfig) -> tuple[Tensor, Tensor]:
-    """keys int32 and places uint8 [N, buckets, K'] of the largest of every bucket; places are keys if all are kept."""
+    """keys int32 and places uint8 [N, buckets, K'] of the largest of every bucket; if all are kept, places is keys."""
     N, F = x.shape[0], W_enc.shape[0]
     keys = torch.empty(N, triton.cdiv(F, config.bucket), config.kept, dtype=torch.int32, device=x.device)
     places = keys if config.kept == config.bucket else torch.empty_like(keys, dtype=torch.uint8)
@@ -278,8 +269,8 @@ def _encode_part(
     if k > LARGEST_K:
         sort_all(keys.view(N, -1), k, values, indices)
         return
-    chosen, positions = select(keys.view(N, -1), k, config.chunk)
-    selected = {"keys": chosen, "positions": positions, "places": places, "buckets": buckets, "k": k}
+    largest_keys, positions = select(keys.view(N, -1), k, config.chunk)
+    selected = {"keys": largest_keys, "positions": positions, "places": places, "buckets": buckets, "k": k}
     if config.kept < config.bucket:
         length = max(triton.next_power_of_2(k), config.bucket)
         launch(

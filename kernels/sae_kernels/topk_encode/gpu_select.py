@@ -1,4 +1,4 @@
-"""The k largest of every row of order keys, in Triton: a threshold found bit by bit, then compaction in place order."""
+"""The k largest of every row of order keys, in Triton: the k-th largest bit by bit, then compaction in order."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from sae_kernels.launch import launch
 
 @triton.jit(do_not_specialize=["count", "chunks", "k"])
 def _select(keys, positions, out_keys, out_positions, count, chunks, k, CHUNK: tl.constexpr, FIRST: tl.constexpr):
-    """The k largest of every chunk of `keys` [N, count], in their order; positions as stored, or counted if FIRST."""
+    """The k largest of every chunk of `keys` [N, count], in their order, and their positions.
+
+    Positions are read from `positions`; if FIRST, they are the places in `keys` themselves.
+    """
     i_n = (tl.program_id(0) // chunks).to(tl.int64)
     i_chunk = tl.program_id(0) % chunks
     o_in = i_chunk * CHUNK + tl.arange(0, CHUNK)
     b_key = tl.load(keys + i_n * count + o_in, mask=o_in < count, other=LOWEST_KEY)
-    # the k-th largest key, bit by bit from the top, counting as if unsigned; done early once exactly k remain
+    # the k-th largest key, bit by bit from the top, counting keys as unsigned; stops when exactly k reach it
     unsigned = tl.full((), 0, tl.int32)
     bit = 31
     count_above = k + 1
@@ -47,7 +50,7 @@ def values_of_keys(keys: Tensor) -> Tensor:
 
 
 def sort_all(keys: Tensor, k: int, values: Tensor, indices: Tensor) -> None:
-    """Fill values and indices [N, k] from the keys [N, >= F] of all latents: a stable sort, lowest index first."""
+    """values, indices [N, k] = relu of the k largest of the keys [N, >= F] of all latents, by a stable sort."""
     best, places = keys.sort(dim=1, descending=True, stable=True)
     best = values_of_keys(best[:, :k])
     values.copy_(torch.where(best < 0, 0, best))
@@ -55,9 +58,9 @@ def sort_all(keys: Tensor, k: int, values: Tensor, indices: Tensor) -> None:
 
 
 def select(keys: Tensor, k: int, chunk: int) -> tuple[Tensor, Tensor]:
-    """The k largest keys of every row of `keys` [N, count] and their positions, both int32 [N, k], in place order.
+    """The k largest keys of every row of `keys` [N, count] and their positions, int32 [N, k], ordered by position.
 
-    Rows longer than `chunk` are cut, the k largest of every cut taken, and those selected from again.
+    A row longer than `chunk` is divided into chunks; the k largest are selected from the k largest of all chunks.
     """
     N, count = keys.shape
     chunk = max(chunk, 2 * triton.next_power_of_2(k))

@@ -18,12 +18,12 @@ IMPLEMENTATIONS = {
 
 
 def topk_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, b_pre: Tensor | None = None) -> SparseCodes:
-    """f = relu(topk(W_enc (x - b_pre) + b_enc)), exactly, ties to the lowest index (Gao et al. 2024, eq. 3).
+    """f = relu(topk(W_enc (x - b_pre) + b_enc)), exact; the lowest index wins ties (Gao et al. 2024, eq. 3).
 
-    The dense expression: `relu(sort(linear(x - b_pre, W_enc, b_enc), descending=True, stable=True)[:, :k])`. No
-    backend but the reference holds the N x F pre-activations. Differentiable in x, W_enc, b_enc and b_pre; the
-    gradient of x is computed only where x requires one. Products and comparisons are in fp32 for fp32, bf16 and fp16
-    inputs, autocast or not; fp64 runs the reference.
+    The dense expression: `relu(sort(linear(x - b_pre, W_enc, b_enc), descending=True, stable=True)[:, :k])`. Only the
+    reference stores the N x F pre-activations. Differentiable in x, W_enc, b_enc and b_pre; the gradient of x is
+    computed only if x requires one. Products and comparisons are in fp32 for fp32, bf16 and fp16 inputs, with or
+    without autocast; fp64 runs the reference.
 
     Args:
         x: inputs [N, d].
@@ -34,9 +34,9 @@ def topk_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, b_pre: Tensor |
 
     Returns:
         Rectangular codes [N, k] of the dtype that x and W_enc promote to, in descending order before the relu. A row
-        with fewer than k positive pre-activations lists zeros, through which no gradient flows (their indices are
-        those of the largest of the rest). NaN counts as larger than +Inf, as in torch.sort: a token with NaN
-        pre-activations lists the NaN latents first, with the value NaN.
+        with fewer than k positive pre-activations is filled up with zeros, at the latents of the largest of the rest;
+        no gradient flows through them. NaN counts as larger than +Inf, as in torch.sort: the NaN latents of a token
+        are listed first, with the value NaN.
 
     Raises:
         ValueError: k out of range or shapes that do not fit.

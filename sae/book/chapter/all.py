@@ -1,6 +1,6 @@
-"""Makes every experiment known. A new file of experiments is a name here."""
+"""Imports every module of experiments, which registers them; a new module needs a name here."""
 
-from sae.book.chapter import (
+from sae.book.chapter import (  # noqa: F401
     anomaly,
     collapse,
     convolutional,
@@ -19,23 +19,3 @@ from sae.book.chapter import (
     variational_beta,
     variational_bounds,
 )
-
-__all__ = [
-    "anomaly",
-    "collapse",
-    "convolutional",
-    "convolutional_spectra",
-    "denoising",
-    "family_tree",
-    "generative",
-    "latent_space",
-    "latent_space_arithmetic",
-    "overcomplete",
-    "quantised",
-    "reduction",
-    "sparse",
-    "undercomplete",
-    "variational",
-    "variational_beta",
-    "variational_bounds",
-]

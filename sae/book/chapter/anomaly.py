@@ -1,18 +1,17 @@
-"""Anomaly detection by the likelihood of an autoencoder trained on normal images alone, and where that may fail."""
+"""Anomaly detection by the likelihood of an autoencoder trained on normal images, and a case where it may fail."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from sae.base import draws
-from sae.book.chapter.base import Finding, Picture, Setting, experiment, trained
-from sae.book.chapter.measure import Images, mean_of, over_seeds, shifted, side, split_images
-from sae.book.measures.anomaly import Detected, detect, over_classes
+from sae.book.chapter.base import Finding, Picture, Setting, experiment, trained_by_seed
+from sae.book.chapter.measure import Images, mean_of, over_seeds, side, split_images
+from sae.book.measures.anomaly import Detected, detect, mean_over
 from sae.book.pictures.charts import draw_histograms
 from sae.config import OptimConfig, VisionConfig
 from sae.evaluation.baselines import PCA
@@ -20,114 +19,119 @@ from sae.evaluation.variational import bounds
 from sae.runs.images import ImageRun
 
 COMPONENTS = 16
-"""Of the baseline: the squared distance from that many principal components of the normal images."""
+"""Of the baseline, whose score is the squared distance from the span of the normal images' principal components."""
 DRAWS = 16  # of the importance-weighted bound
 CHUNK = 256  # images whose bound is taken at a time
 VISION = VisionConfig(variant="vae", width=16, hidden=(256,), likelihood="gaussian", variance=0.02)
 FEW_IMAGES = OptimConfig(lr=2e-3, batch=32, decay=0.5)
-"""A class is a tenth of the images: smaller batches, so that there are steps enough."""
+"""One class is a tenth of the images: smaller batches give enough steps."""
 EASY = "1"
-"""A digit that any of these models draws well, whether it has seen it or not."""
+"""A digit that every such model reconstructs well, whether it was trained on it or not."""
+
+
+class Trial:
+    """One class, or all but one, as the normal images: scores by seed, and the baseline's result.
+
+    Args:
+        setting: the seeds.
+        train: training images.
+        heldout: the images that are scored.
+        name: of a class; `others` makes all other classes the normal ones.
+        others: see `name`.
+    """
+
+    def __init__(self, setting: Setting, train: Images, heldout: Images, name: str, *, others: bool = False) -> None:
+        # all other classes are nine times as many images an epoch
+        epochs = setting.pick(15, 10) if others else setting.pick(50, 40)
+        folder = f"anomaly-{'not-' if others else ''}{name}"
+        label = f"!{name}" if others else name
+        runs = trained_by_seed(setting, folder, VISION, epochs=epochs, optim=FEW_IMAGES, only_label=label)
+        self.scores = [negative_log_likelihood(run, heldout.x) for run in runs]
+        normal, self.anomalous = (
+            (images.labels == images.names.index(name)).numpy() != inverted
+            for images, inverted in ((train, others), (heldout, not others))
+        )
+        self.results = [detect(score, self.anomalous) for score in self.scores]
+        square, energy = PCA.fit([train.x[torch.from_numpy(normal)]]).energies(heldout.x)
+        self.baseline = detect(square - energy[:, :COMPONENTS].sum(1), self.anomalous)
+
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """The results over seeds, and the baseline's."""
+        return {**summary(self.results, self.baseline), "share": self.results[0].share}
+
+    def histogram(self, title: str, other: str) -> Picture:
+        """Scores of seed 0, of normal images and of those called `other`."""
+        score = self.scores[0].numpy()
+        values = {"normal": score[~self.anomalous], other: score[self.anomalous]}
+        figure = draw_histograms(values, x="negative log-likelihood (nats)", y="share of images", title=title)
+        return Picture(figure, f"Scores of held-out images, {title}.")
 
 
 @experiment("anomaly", rows=(19,), title="Trained on normal images alone: are the others unlikely?")
 def anomaly(setting: Setting) -> Finding:
-    """Every class in turn as the normal one, and the case in which the score may be the wrong way round."""
-    train, held = split_images(setting.data)
-    names = setting.pick(held.names, held.names[:2])
-    own: dict[str, list[Detected]] = {}
-    scores: dict[str, Tensor] = {}
-    for name in names:
-        runs = [_run(setting, name, seed) for seed in setting.seeds]
-        found = [negative_log_likelihood(run, held.x) for run in runs]
-        scores[name] = found[0]
-        own[name] = [detect(score.numpy(), ~_is(held, name)) for score in found]
-    baseline = over_classes({name: _pca(train, held, _is(train, name), ~_is(held, name)) for name in names})
-    rows: list[dict[str, Any]] = [
-        {
-            "normal": name,
-            "AUROC": over_seeds([d.auroc for d in own[name]]),
-            "average precision": over_seeds([d.average_precision for d in own[name]]),
-            "share of anomalies": own[name][0].share,
-            f"PCA-{COMPONENTS} AUROC": baseline.each[name].auroc,
-        }
-        for name in names
-    ]
-    means = [over_classes({name: own[name][i] for name in names}) for i in range(len(setting.seeds))]
-    mean = {
-        "auroc": over_seeds([m.mean.auroc for m in means]),
-        "average_precision": over_seeds([m.mean.average_precision for m in means]),
-        "pca_auroc": baseline.mean.auroc,
-    }
-    worst = min(names, key=lambda name: mean_of(over_seeds([d.auroc for d in own[name]])))
-    pictures = [
-        _histogram(scores[name], ~_is(held, name), f"trained on {name} alone", f"not {name}")
-        for name in dict.fromkeys((names[0], worst))
-    ]
+    """Every class in turn as the normal one, and a case in which the score may be the wrong way round."""
+    train, heldout = split_images(setting.data)
+    names = setting.pick(heldout.names, heldout.names[:2])
+    trials = {name: Trial(setting, train, heldout, name) for name in names}
+    by_seed = [mean_over(results) for results in zip(*(trial.results for trial in trials.values()), strict=True)]
+    mean = summary(by_seed, mean_over([trial.baseline for trial in trials.values()]))
+    rows = [_row(name, trial.numbers) for name, trial in trials.items()]
+    worst = min(names, key=lambda name: mean_of(trials[name].numbers["auroc"]))
+    shown = dict.fromkeys((names[0], worst))
+    pictures = [trials[name].histogram(f"trained on {name} alone", f"not {name}") for name in shown]
     text = (
-        f"Trained on one class and asked about all, the negative log-likelihood tells the others apart with a mean "
-        f"AUROC of {mean_of(mean['auroc']):.3f} over classes ({beside(mean)})."
+        f"Trained on one class and tested on all, the negative log-likelihood detects the others with a mean AUROC of "
+        f"{mean_of(mean['auroc']):.3f} over classes ({compared_with_pca(mean)})."
     )
     numbers: dict[str, Any] = {"mean": mean, "classes": rows}
-    if EASY in held.names:
-        numbers["failure"], picture = failure(setting, train, held)
-        pictures.append(picture)
-        text += " " + failure_said(numbers["failure"], mean)
-        hard = numbers["failure"]
-        rows.append(
-            {
-                "normal": f"all but {EASY}",
-                "AUROC": hard["auroc"],
-                "average precision": hard["average_precision"],
-                "share of anomalies": hard["share"],
-                f"PCA-{COMPONENTS} AUROC": hard["pca_auroc"],
-            }
-        )
-    return Finding(text=text, numbers=numbers, tables=[rows], pictures=pictures)
+    if EASY in heldout.names:
+        hard = Trial(setting, train, heldout, EASY, others=True)
+        numbers["failure"] = hard.numbers
+        pictures.append(hard.histogram(f"trained on all but {EASY}", EASY))
+        text += " " + failure_said(hard.numbers, mean)
+        rows.append(_row(f"all but {EASY}", hard.numbers))
+    return Finding(text, numbers, [rows], pictures)
 
 
-def beside(found: Mapping[str, Any]) -> str:
-    """The baseline's AUROC, and which is the higher."""
-    own, baseline = mean_of(found["auroc"]), found["pca_auroc"]
-    higher = "more than" if own > baseline else "no more than"
-    return f"{higher} {COMPONENTS} principal components, {baseline:.3f}"
+def summary(results: list[Detected], baseline: Detected) -> dict[str, Any]:
+    """AUROC and average precision over seeds, and the baseline's AUROC."""
+    return {
+        "auroc": over_seeds([result.auroc for result in results]),
+        "average_precision": over_seeds([result.average_precision for result in results]),
+        "pca_auroc": baseline.auroc,
+    }
 
 
-def failure_said(found: Mapping[str, Any], mean: Mapping[str, Any]) -> str:
-    """Whether simple anomalies are the more likely ones, and what that is beside single classes."""
-    own, usual = mean_of(found["auroc"]), mean_of(mean["auroc"])
-    likely = {
+def _row(normal: str, numbers: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "normal": normal,
+        "AUROC": numbers["auroc"],
+        "average precision": numbers["average_precision"],
+        "share of anomalies": numbers["share"],
+        f"PCA-{COMPONENTS} AUROC": numbers["pca_auroc"],
+    }
+
+
+def compared_with_pca(numbers: Mapping[str, Any]) -> str:
+    """The baseline's AUROC, and which is higher."""
+    higher = "more than" if mean_of(numbers["auroc"]) > numbers["pca_auroc"] else "no more than"
+    return f"{higher} {COMPONENTS} principal components, {numbers['pca_auroc']:.3f}"
+
+
+def failure_said(numbers: Mapping[str, Any], mean: Mapping[str, Any]) -> str:
+    """Whether simple anomalies are the more likely images, and how that compares with single classes."""
+    auroc, usual = mean_of(numbers["auroc"]), mean_of(mean["auroc"])
+    verdict = {
         1: "the score is the right way round",
         0: "the score does not tell them apart",
-        -1: "the score fails: the anomalies are the more likely ones",
-    }[side(shifted(found["auroc"], -0.5))]
-    less = "less" if own < usual else "no less"
+        -1: "the score fails: the anomalies are more likely than normal images",
+    }[side(numbers["auroc"], 0.5)]
+    less = "less" if auroc < usual else "no less"
     return (
-        f"Trained on all but the {EASY}s, it scores them at AUROC {own:.3f} ({beside(found)}), {less} than the mean "
-        f"over single classes; beside .5, {likely}."
+        f"Trained on all but the {EASY}s, it scores them at AUROC {auroc:.3f} ({compared_with_pca(numbers)}), {less} "
+        f"than the mean over single classes; compared with chance, .5, {verdict}."
     )
-
-
-def failure(setting: Setting, train: Images, held: Images) -> tuple[dict[str, Any], Picture]:
-    """All but the simplest class is normal."""
-    runs = [_run(setting, f"!{EASY}", seed) for seed in setting.seeds]
-    scores = [negative_log_likelihood(run, held.x) for run in runs]
-    found = [detect(score.numpy(), _is(held, EASY)) for score in scores]
-    numbers = {
-        "auroc": over_seeds([d.auroc for d in found]),
-        "average_precision": over_seeds([d.average_precision for d in found]),
-        "share": found[0].share,
-        "pca_auroc": _pca(train, held, ~_is(train, EASY), _is(held, EASY)).auroc,
-    }
-    return numbers, _histogram(scores[0], _is(held, EASY), f"trained on all but {EASY}", EASY)
-
-
-def _run(setting: Setting, normal: str, seed: int) -> ImageRun:
-    one = not normal.startswith("!")
-    # the others are nine times as many images an epoch
-    epochs = setting.pick(50 if one else 15, 40 if one else 10)
-    folder = f"anomaly-{normal.replace('!', 'not-')}"
-    return trained(setting, folder, VISION, epochs=epochs, optim=FEW_IMAGES, only_label=normal, seed=seed)
 
 
 def negative_log_likelihood(run: ImageRun, x: Tensor) -> Tensor:
@@ -139,18 +143,3 @@ def negative_log_likelihood(run: ImageRun, x: Tensor) -> Tensor:
         assert importance is not None  # draws were asked for
         parts.append(-importance)
     return torch.cat(parts)
-
-
-def _is(images: Images, name: str) -> np.ndarray:
-    return (images.labels == images.names.index(name)).numpy()
-
-
-def _pca(train: Images, held: Images, normal: np.ndarray, anomalous: np.ndarray) -> Detected:
-    square, energy = PCA.fit([train.x[torch.from_numpy(normal)]]).energies(held.x)
-    return detect((square - energy[:, :COMPONENTS].sum(1)).numpy(), anomalous)
-
-
-def _histogram(score: Tensor, anomalous: np.ndarray, title: str, other: str) -> Picture:
-    values = {"normal": score.numpy()[~anomalous], other: score.numpy()[anomalous]}
-    figure = draw_histograms(values, x="negative log-likelihood (nats)", y="share of images", title=title)
-    return Picture(figure, f"Scores of held-out images, {title}.", vector=True)

@@ -9,8 +9,7 @@ import torch
 from sae.book.chapter.base import Finding, Picture, Setting, experiment, trained
 from sae.book.chapter.latent_space import prior_draws
 from sae.book.chapter.measure import fvu, reconstructed
-from sae.book.chapter.networks import untrained
-from sae.book.chapter.variational_models import heldout
+from sae.book.chapter.networks import heldout, untrained
 from sae.book.pictures.grids import draw_rows
 from sae.book.pictures.latents import draw_interpolation
 from sae.config import VisionConfig
@@ -35,7 +34,7 @@ def convolutional_vae(*, upsampling: bool) -> VisionConfig:
 
 @torch.no_grad()
 def stages(model: Autoencoder, shape: Sequence[int]) -> list[tuple[str, list[int]]]:
-    """Every stage's name and the shape of what it gives, as found on an image that is sent through.
+    """Every stage's name and the shape of its output, for one image.
 
     Raises:
         ValueError: stem or head is not convolutional.
@@ -47,11 +46,11 @@ def stages(model: Autoencoder, shape: Sequence[int]) -> list[tuple[str, list[int
     down, outputs = stem.stages(x), model.select(model.embed(x)).values
     decoded = model.dictionary.decode(model.encode(x))
     rows = [("image", list(shape))]
-    rows += [(_kind(layer), list(found.shape[1:])) for layer, found in zip(stem.layers, down, strict=True)]
+    rows += [(_kind(layer), list(output.shape[1:])) for layer, output in zip(stem.layers, down, strict=True)]
     rows += [("flatten", [stem.dim]), ("linear: μ and log σ²", [outputs.shape[1] // 2, outputs.shape[1] // 2])]
     rows += [("linear, reshaped", list(decoded.view(-1, *head.map).shape[1:]))]
     up = head.stages(decoded)
-    return rows + [(_kind(layer), list(found.shape[1:])) for layer, found in zip(head.layers, up, strict=True)]
+    return rows + [(_kind(layer), list(output.shape[1:])) for layer, output in zip(head.layers, up, strict=True)]
 
 
 def _kind(layer: torch.nn.Module) -> str:
@@ -61,39 +60,33 @@ def _kind(layer: torch.nn.Module) -> str:
 
 
 def room_run(setting: Setting, *, upsampling: bool, epochs: int, size: int, limit: int, seed: int = 0) -> ImageRun:
-    """A convolutional VAE of rooms with an object, size x size."""
+    """A convolutional VAE of rooms with an object, size x size pixels."""
     name = f"convolutional-{'upsampled' if upsampling else 'transposed'}-{epochs}"
-    data = f"shapes3d?size={size}"
-    vision = convolutional_vae(upsampling=upsampling)
+    vision, data = convolutional_vae(upsampling=upsampling), f"shapes3d?size={size}"
     return trained(setting, name, vision, data=data, epochs=epochs, limit=limit, seed=seed)
 
 
 @experiment("convolutional_vae", rows=(17,), title="A convolutional variational autoencoder", seeds="0")
 def convolutional(setting: Setting) -> Finding:
-    """The chapter's stages on 64 x 64 colour images, and what a trained one reconstructs and makes up."""
+    """The chapter's stages on 64 x 64 colour images, and reconstructions and samples of a trained one."""
     rows = stages(untrained(convolutional_vae(upsampling=False), CHAPTER_SHAPE, 0), CHAPTER_SHAPE)
     table = [{"stage": name, "shape": " x ".join(map(str, shape))} for name, shape in rows]
-    run = room_run(
-        setting,
-        upsampling=True,
-        epochs=setting.pick(10, 1),
-        size=setting.pick(64, 16),
-        limit=setting.pick(2000, 256),
-    )
+    epochs, size, limit = setting.pick((10, 64, 2000), (1, 16, 256))
+    run = room_run(setting, upsampling=True, epochs=epochs, size=size, limit=limit)
     x = heldout(run, setting.pick(500, 50))
     rebuilt = reconstructed(run, x)
     error = fvu(x, rebuilt)
     samples = decode_dense(run.model, prior_draws(SHOWN, run.model.width, 0))
-    pictures = {"held-out": x[:SHOWN], "reconstructed": rebuilt[:SHOWN], "sampled": samples}
+    images = {"held-out": x[:SHOWN], "reconstructed": rebuilt[:SHOWN], "sampled": samples}
     codes = dense_codes(run.model, x[:2])
-    shown = [
-        Picture(draw_rows(pictures, run.shape), "Held-out images, their reconstructions, and samples of the prior."),
+    pictures = [
+        Picture(draw_rows(images, run.shape), "Held-out images, their reconstructions, and samples of the prior."),
         Picture(draw_interpolation(run.model, run.shape, x[:2], codes), "From one held-out image to another."),
     ]
     text = (
-        f"Three convolutions halve 64 x 64 to 8 x 8 while channels grow from 3 to 128, and three transposed ones lead "
-        f"back (the table). Trained with upsampling in place of the transposed ones, on "
+        f"Three convolutions reduce 64 x 64 to 8 x 8 while channels grow from 3 to 128, and three transposed ones lead "
+        f"back (see the table). Trained with upsampling in place of the transposed convolutions, on "
         f"{run.record['data']['count']:,} images of {run.shape[1]} x {run.shape[2]} for {run.config.epochs} epochs, "
         f"{LATENTS} latents leave {error:.1%} of the variance of held-out images unexplained."
     )
-    return Finding(text, {"stages": table, "fvu": error, "images": run.record["data"]["count"]}, [table], shown)
+    return Finding(text, {"stages": table, "fvu": error, "images": run.record["data"]["count"]}, [table], pictures)

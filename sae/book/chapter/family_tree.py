@@ -21,7 +21,7 @@ class Node(NamedTuple):
     year: int
     name: str
     adds: str
-    """What it has that its parents have not."""
+    """What it adds to its parents."""
     source: str
     """Paper."""
     commands: tuple[str, ...]
@@ -36,7 +36,7 @@ class Node(NamedTuple):
 
     @property
     def anchor(self) -> str:
-        """What a link to the heading ends in."""
+        """The fragment of a link to the heading."""
         return re.sub(r"[^\w\- ]", "", self.title.lower()).replace(" ", "-")
 
 
@@ -155,18 +155,18 @@ def family_tree(setting: Setting) -> Finding:
         for command in node.commands
     ]
     text = (
-        "Every autoencoder of the chapter's tree is a setting of one model, latent diffusion a model over the latents "
-        "of one; the command lines train them."
+        "Every autoencoder of the chapter's tree is a setting of one model, and latent diffusion a model over the "
+        "latents of one; the command lines train them."
     )
     numbers = {"nodes": len(TREE), "commands": len(table)}
-    return Finding(text, numbers, [table], [Picture(draw_tree(), "Who came from whom, by year.", True)])
+    return Finding(text, numbers, [table], [Picture(draw_tree(), "Ancestors and descendants, by year.")])
 
 
 def draw_tree() -> Figure:
     """Nodes from left to right in their order, an arrow from every parent."""
     figure = Figure(figsize=(12.0, 4.2))
     axis = figure.subplots()
-    # a lane a branch, so that no arrow crosses a name
+    # one lane for each branch, so that no arrow crosses a name
     lanes = {node.name: lane for node, lane in zip(TREE, (3, 4, 2, 3, 5, 4, 4, 3, 2), strict=True)}
     place = {node.name: (i, lanes[node.name]) for i, node in enumerate(TREE)}
     for node in TREE:

@@ -1,18 +1,17 @@
-"""The generative models that the chapter compares, trained on one set of images, and how samples are measured."""
+"""The generative models that the chapter compares, trained on the same images, and the measures of their samples."""
 
 from __future__ import annotations
 
 import math
 import time
-from dataclasses import replace
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from sae.base import draws
 from sae.book.chapter.base import Setting, trained
-from sae.book.chapter.latent_space_judge import Judge
+from sae.book.chapter.judge import Judge
 from sae.book.generate.base import Sampler
 from sae.book.generate.denoisers import ConvolutionalDenoiser, MLPDenoiser
 from sae.book.generate.diffusion import DiffusionConfig, train_diffusion
@@ -28,17 +27,17 @@ from sae.models.stems import ConvolutionalStem, MLPStem, Stem
 from sae.models.vision import recipe_of
 from sae.runs.images import ImageRun
 
-SAMPLED = 0  # what random draws are for
-WARM = 16  # samples drawn before time is taken
+SAMPLED = 0  # key of the random stream
+WARM = 16  # samples drawn before timing
 
 
 class Sizes(NamedTuple):
-    """How large everything is; passes and steps."""
+    """Sizes of all models, and how long they are trained."""
 
     limit: int | None
     """Training images."""
     hidden: tuple[int, ...]
-    """Of stem and head of VAE, GAN and VAE-GAN, which have one and the same decoder; none for convolutional ones."""
+    """Of stem and head of VAE, GAN and VAE-GAN, whose decoders are the same; empty for convolutional ones."""
     channels: tuple[int, ...]
     """Of convolutional stems and heads."""
     latents: int
@@ -60,7 +59,7 @@ QUICK = Sizes(
     atoms=16,
     vae_epochs=3,
     vqvae_epochs=3,
-    gan=GANConfig(steps=20, lr=1e-3),
+    gan=GANConfig(steps=20, lr=1e-3, latents=8),
     vaegan=VAEGANConfig(steps=20),
     diffusion=DiffusionConfig(steps=30, times=100, sampling=10),
     latent=DiffusionConfig(steps=30, times=100, sampling=10),
@@ -74,7 +73,7 @@ SMALL = Sizes(
     atoms=64,
     vae_epochs=100,
     vqvae_epochs=60,
-    gan=GANConfig(steps=2000, lr=1e-3),
+    gan=GANConfig(steps=2000, lr=1e-3, latents=16),
     vaegan=VAEGANConfig(steps=1500, lr=1e-3),
     diffusion=DiffusionConfig(steps=1500),
     latent=DiffusionConfig(steps=1000),
@@ -85,7 +84,7 @@ FULL = SMALL._replace(
     hidden=(256,),
     vae_epochs=60,
     vqvae_epochs=15,
-    gan=GANConfig(steps=3000),
+    gan=GANConfig(steps=3000, latents=16),
     vaegan=VAEGANConfig(steps=2500),
     diffusion=DiffusionConfig(steps=1200, batch=64, sampling=25),
     latent=DiffusionConfig(steps=1200),
@@ -94,7 +93,7 @@ SMALL_SIDE = 16  # up to which a diffusion's network is an MLP
 
 
 class Measured(NamedTuple):
-    """What one seed of one family gave."""
+    """The measures of one seed of one family."""
 
     score: GeneratorScore
     sharpness: float | None
@@ -108,32 +107,44 @@ class Measured(NamedTuple):
     parameters: int
     encodes: bool
 
+    def numbers(self) -> dict[str, Any]:
+        """All of it as JSON values; None for measures of samples that are not finite."""
+        distance, manifolds, modes, failure = self.score
+        return {
+            "frechet": None if distance is None else distance.distance,
+            "precision": None if manifolds is None else manifolds.precision,
+            "recall": None if manifolds is None else manifolds.recall,
+            "classes": None if modes is None else modes.hit,
+            "failure": failure,
+            **{name: value for name, value in self._asdict().items() if name != "score"},
+        }
+
 
 def score(judge: Judge, samples: Tensor) -> GeneratorScore:
     """All measures of samples [n, D] against the held-out images, in the judge's features."""
-    real = judge.held
-    # what is not finite has no class; the score says so
-    classes = judge.classes(samples) if samples.isfinite().all() else real.labels
-    return score_generator(judge.features(real.x), judge.features(samples), real.labels, classes)
+    real, classifier = judge.heldout, judge.classifier
+    # samples that are not finite have no class; the score reports them
+    classes = classifier.classes(samples) if samples.isfinite().all() else real.labels
+    return score_generator(classifier.features(real.x), classifier.features(samples), real.labels, classes)
 
 
 def measure(judge: Judge, model: Sampler, seed: int) -> Measured:
-    """Score as many samples as there are held-out images, and how fast they come."""
-    count = len(judge.held.x)
+    """Score as many samples as there are held-out images, and time their sampling."""
+    count = len(judge.heldout.x)
     model.sample(WARM, draws.generator(seed, SAMPLED))
     begun = time.perf_counter()
     samples = model.sample(count, draws.generator(seed, SAMPLED))
-    seconds = time.perf_counter() - begun
-    facts = (model.seconds, count / seconds, model.evaluations, model.parameters, model.encodes)
+    rate = count / (time.perf_counter() - begun)
+    facts = (model.seconds, rate, model.evaluations, model.parameters, model.encodes)
     return Measured(score(judge, samples), sharpness(judge, samples), *facts)
 
 
 def sharpness(judge: Judge, samples: Tensor) -> float | None:
-    """See `Measured`."""
+    """`Measured.sharpness` of samples [n, D]."""
     if not samples.isfinite().all() or not samples.std() > 0:
         return None
-    held, made = (radial_spectrum(x.view(-1, *judge.held.shape)).high_share for x in (judge.held.x, samples))
-    return made / held
+    real, generated = (radial_spectrum(x.view(-1, *judge.heldout.shape)).high_share for x in (judge.heldout.x, samples))
+    return generated / real
 
 
 def sizes_of(setting: Setting, shape: tuple[int, int, int]) -> Sizes:
@@ -141,20 +152,6 @@ def sizes_of(setting: Setting, shape: tuple[int, int, int]) -> Sizes:
     if setting.quick:
         return QUICK
     return SMALL if max(shape[1:]) <= SMALL_SIDE else FULL
-
-
-def variational(setting: Setting, data: str, shape: tuple[int, int, int], seed: int) -> ImageRun:
-    """The VAE's run."""
-    sizes = sizes_of(setting, shape)
-    return trained(
-        setting,
-        "generative-vae",
-        variational_settings(sizes),
-        data=data,
-        epochs=sizes.vae_epochs,
-        limit=sizes.limit,
-        seed=seed,
-    )
 
 
 def variational_settings(sizes: Sizes) -> VisionConfig:
@@ -166,69 +163,68 @@ def variational_settings(sizes: Sizes) -> VisionConfig:
 
 
 def make_stem(sizes: Sizes, shape: tuple[int, int, int]) -> Stem:
-    """A discriminator's stem, as the VAE has it."""
+    """A discriminator's stem, the same as the VAE's."""
     return MLPStem(math.prod(shape), sizes.hidden) if sizes.hidden else ConvolutionalStem(shape, sizes.channels)
 
 
 def make_head(sizes: Sizes, shape: tuple[int, int, int]) -> Head:
-    """The GAN's head, as the VAE has it."""
+    """The GAN's head, the same as the VAE's."""
     if sizes.hidden:
         return MLPHead(math.prod(shape), sizes.hidden[::-1], True)
     return ConvolutionalHead(shape, sizes.channels, True, True)
 
 
+def quantised(
+    setting: Setting, variant: str, data: str, sizes: Sizes, channels: tuple[int, ...], seed: int
+) -> ImageRun:
+    """The run of a VQ-VAE or VQ-VAE-2."""
+    vision = VisionConfig(variant=variant, width=sizes.atoms, code_dim=16, channels=channels)
+    options = {"data": data, "epochs": sizes.vqvae_epochs, "limit": sizes.limit, "seed": seed}
+    return trained(setting, f"generative-{variant}", vision, **options)
+
+
 def families(setting: Setting, data: str, shape: tuple[int, int, int], seed: int) -> dict[str, Sampler]:
     """Every family's model of one seed, trained on the same images."""
-    sizes = sizes_of(setting, shape)
-    run = variational(setting, data, shape, seed)
+    sizes, small = sizes_of(setting, shape), max(shape[1:]) <= SMALL_SIDE
+    options = {"data": data, "epochs": sizes.vae_epochs, "limit": sizes.limit, "seed": seed}
+    run = trained(setting, "generative-vae", variational_settings(sizes), **options)
     x = run.images("train").all()
 
-    small = max(shape[1:]) <= SMALL_SIDE
-    found: dict[str, Sampler] = {"VAE": from_prior(run)}
-    setting.tell(f"GAN, seed {seed}")
-    found["GAN"] = train_gan(
-        x, make_stem(sizes, shape), make_head(sizes, shape), replace(sizes.gan, latents=sizes.latents), seed=seed
-    )
-    setting.tell(f"diffusion, seed {seed}")
+    def latent_diffusion() -> Sampler:
+        return train_latent_diffusion(run, sizes.latent, seed=seed, hidden=128)
+
+    def vaegan() -> Sampler:
+        model = recipe_of(variational_settings(sizes), shape, len(x)).model
+        return train_vaegan(x, model, make_stem(sizes, shape), sizes.vaegan, seed=seed)
+
+    def prior() -> Sampler:
+        channels = sizes.channels[:1] if small else sizes.channels
+        return train_prior(quantised(setting, "vqvae", data, sizes, channels, seed), sizes.prior, seed=seed)
+
     network = (lambda: MLPDenoiser(x.shape[1])) if small else (lambda: ConvolutionalDenoiser(shape, 24))
-    found["diffusion"] = train_diffusion(x, network, sizes.diffusion, seed=seed)
-    setting.tell(f"latent diffusion, seed {seed}")
-    found["latent diffusion"] = train_latent_diffusion(run, sizes.latent, seed=seed, hidden=128)
-    setting.tell(f"VAE-GAN, seed {seed}")
-    model = recipe_of(variational_settings(sizes), shape, len(x)).model
-    found["VAE-GAN"] = train_vaegan(x, model, make_stem(sizes, shape), sizes.vaegan, seed=seed)
-    channels = sizes.channels[:1] if small else sizes.channels
-    quantised = trained(
-        setting,
-        "generative-vqvae",
-        VisionConfig(variant="vqvae", width=sizes.atoms, code_dim=16, channels=channels),
-        data=data,
-        epochs=sizes.vqvae_epochs,
-        limit=sizes.limit,
-        seed=seed,
-    )
-    setting.tell(f"prior of codes, seed {seed}")
-    found["VQ-VAE + prior"] = train_prior(quantised, sizes.prior, seed=seed)
-    return found
+    makers: dict[str, Callable[[], Sampler]] = {
+        "VAE": lambda: from_prior(run),
+        "GAN": lambda: train_gan(x, make_stem(sizes, shape), make_head(sizes, shape), sizes.gan, seed=seed),
+        "diffusion": lambda: train_diffusion(x, network, sizes.diffusion, seed=seed),
+        "latent diffusion": latent_diffusion,
+        "VAE-GAN": vaegan,
+        "VQ-VAE + prior": prior,
+    }
+    models = {}
+    for name, make in makers.items():
+        setting.tell(f"{name}, seed {seed}")
+        models[name] = make()
+    return models
 
 
 def images_seen(sizes: Sizes, count: int) -> dict[str, int]:
-    """Training images that every family sees, each as often as it sees it; `count` is one epoch's."""
+    """Training images that every family sees, with repetitions; `count` is one epoch's."""
     vae, vqvae = sizes.vae_epochs * count, sizes.vqvae_epochs * count
-    own = {
-        name: config.steps * config.batch
-        for name, config in {
-            "GAN": sizes.gan,
-            "diffusion": sizes.diffusion,
-            "latent diffusion": sizes.latent,
-            "VAE-GAN": sizes.vaegan,
-            "VQ-VAE + prior": sizes.prior,
-        }.items()
+    return {
+        "VAE": vae,
+        "GAN": sizes.gan.steps * sizes.gan.batch,
+        "diffusion": sizes.diffusion.steps * sizes.diffusion.batch,
+        "latent diffusion": sizes.latent.steps * sizes.latent.batch + vae,
+        "VAE-GAN": sizes.vaegan.steps * sizes.vaegan.batch,
+        "VQ-VAE + prior": sizes.prior.steps * sizes.prior.batch + vqvae,
     }
-    before = {"latent diffusion": vae, "VQ-VAE + prior": vqvae}
-    return {"VAE": vae, **{name: seen + before.get(name, 0) for name, seen in own.items()}}
-
-
-def drawn(model: Sampler, n: int) -> Tensor:
-    """Samples for a picture: the first ones, not the best."""
-    return model.sample(n, torch.Generator().manual_seed(0))

@@ -1,8 +1,8 @@
-"""What the chapter's table says of generative models, and by which rule a measured number says the same."""
+"""The chapter's table of generative models, and the rules by which measured numbers agree with it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,18 +11,17 @@ from sae.base.tables import number
 from sae.book.chapter.generative_models import Measured
 from sae.book.chapter.measure import over_seeds
 
-SLOWER = 5.0  # times slower than the others: "slow" against "fast"
+SLOWER = 5.0  # times slower than the others counts as "slow"
 NAN = float("nan")
 
 
 class Numbers(NamedTuple):
-    """One family over its seeds; NaN where no seed gave finite samples."""
+    """One family over its seeds; NaN if no seed gave finite samples."""
 
     frechet: list[float]
     """Of every seed."""
-    precision: float
-    """Means over seeds, as all that follow."""
     sharpness: float
+    """Mean over seeds, as the next two."""
     recall: float
     per_second: float
     failed: int
@@ -30,18 +29,11 @@ class Numbers(NamedTuple):
     encodes: bool
 
     @classmethod
-    def of(cls, found: Sequence[Measured]) -> Numbers:
-        """From what was measured, a seed each."""
-        scores = [m.score for m in found]
-        return cls(
-            frechet=[NAN if s.frechet is None else s.frechet.distance for s in scores],
-            precision=_mean([NAN if s.manifolds is None else s.manifolds.precision for s in scores]),
-            sharpness=_mean([NAN if m.sharpness is None else m.sharpness for m in found]),
-            recall=_mean([NAN if s.manifolds is None else s.manifolds.recall for s in scores]),
-            per_second=_mean([m.per_second for m in found]),
-            failed=sum(bool(s.failure) for s in scores),
-            encodes=found[0].encodes,
-        )
+    def of(cls, seeds: Sequence[Measured]) -> Numbers:
+        """From the measures of every seed."""
+        columns = _columns(seeds)
+        means = {name: _mean(columns[name]) for name in ("sharpness", "recall", "per_second")}
+        return cls(frechet=columns["frechet"], failed=_failed(seeds), encodes=seeds[0].encodes, **means)
 
     @property
     def distance(self) -> float:
@@ -54,16 +46,16 @@ class Numbers(NamedTuple):
         return float((np.nanmax(self.frechet) - np.nanmin(self.frechet)) / self.distance)
 
 
-def verdicts(found: Mapping[str, Numbers]) -> list[dict[str, str]]:
-    """The chapter's five rows, each with what was measured and whether it is so; the rules are in the rows.
+def verdicts(families: Mapping[str, Numbers]) -> list[dict[str, str]]:
+    """The chapter's rows, each with a rule, what was measured, and whether the chapter agrees with it.
 
     Args:
-        found: of "VAE", "GAN" and "diffusion" at least.
+        families: of "VAE", "GAN" and "diffusion" at least.
     """
-    vae, gan, diffusion = (found[name] for name in ("VAE", "GAN", "diffusion"))
+    vae, gan, diffusion = (families[name] for name in ("VAE", "GAN", "diffusion"))
     three = {"VAE": vae, "GAN": gan, "diffusion": diffusion}
 
-    def said(value: Any) -> str:
+    def listed(value: Callable[[Numbers], str]) -> str:
         return ", ".join(f"{name} {value(one)}" for name, one in three.items())
 
     several = len(vae.frechet) > 1
@@ -76,76 +68,86 @@ def verdicts(found: Mapping[str, Numbers]) -> list[dict[str, str]]:
             "property": "quality",
             "chapter": "VAE medium, GAN high, diffusion highest",
             "rule": "Fréchet distance falls in this order",
-            "measured": said(lambda one: number(one.distance)),
+            "measured": listed(lambda one: number(one.distance)),
             "agrees": _yes(diffusion.distance < gan.distance < vae.distance),
         },
         {
             "property": "sharp samples",
             "chapter": "VAE blurry, GAN sharp",
             "rule": "share of high frequencies over the data's: the VAE's is below 1 and below the GAN's",
-            "measured": said(lambda one: number(one.sharpness)),
+            "measured": listed(lambda one: number(one.sharpness)),
             "agrees": _yes(vae.sharpness < min(1.0, gan.sharpness)),
         },
         {
             "property": "training",
             "chapter": "VAE stable, GAN hard, diffusion stable",
             "rule": "most failed seeds, or else the widest spread of distances, are the GAN's",
-            "measured": said(lambda one: f"{one.failed} failed, spread {number(one.spread)}"),
+            "measured": listed(lambda one: f"{one.failed} failed, spread {number(one.spread)}"),
             "agrees": _yes(harder or wider) if several else "one seed does not tell",
         },
         {
             "property": "encoder",
             "chapter": "VAE yes, GAN no, diffusion no",
             "rule": "by construction",
-            "measured": said(lambda one: _yes(one.encodes)),
+            "measured": listed(lambda one: _yes(one.encodes)),
             "agrees": _yes(vae.encodes and not gan.encodes and not diffusion.encodes),
         },
         {
             "property": "speed",
             "chapter": "VAE fast, GAN fast, diffusion slow",
             "rule": f"diffusion gives less than 1/{SLOWER:g} of the others' samples/s",
-            "measured": said(lambda one: number(one.per_second)),
+            "measured": listed(lambda one: number(one.per_second)),
             "agrees": _yes(slow),
         },
         {
             "property": "mode coverage",
             "chapter": "VAE good, GAN poor, diffusion good",
             "rule": "the GAN's recall is the least",
-            "measured": said(lambda one: number(one.recall)),
+            "measured": listed(lambda one: number(one.recall)),
             "agrees": _yes(gan.recall < min(vae.recall, diffusion.recall)),
         },
     ]
 
 
-def summary(found: Mapping[str, Sequence[Measured]], seen: Mapping[str, int]) -> list[dict[str, Any]]:
+def summary(families: Mapping[str, Sequence[Measured]], seen: Mapping[str, int]) -> list[dict[str, Any]]:
     """A table: every family over its seeds, means with their intervals, and the training images that it has seen."""
     rows = []
-    for name, seeds in found.items():
-        scores = [m.score for m in seeds]
-        modes = [s.modes for s in scores if s.modes is not None]
+    for name, seeds in families.items():
+        columns = _columns(seeds)
+        modes = [m.score.modes for m in seeds if m.score.modes is not None]
         rows.append(
             {
                 "model": name,
-                "Fréchet": _range([NAN if s.frechet is None else s.frechet.distance for s in scores]),
-                "precision": _range([NAN if s.manifolds is None else s.manifolds.precision for s in scores]),
-                "recall": _range([NAN if s.manifolds is None else s.manifolds.recall for s in scores]),
-                "high frequencies": _range([NAN if m.sharpness is None else m.sharpness for m in seeds]),
+                "Fréchet": _range(columns["frechet"]),
+                "precision": _range(columns["precision"]),
+                "recall": _range(columns["recall"]),
+                "high frequencies": _range(columns["sharpness"]),
                 "classes": " ".join(f"{m.hit}/{m.of}" for m in modes),
                 "KL of classes": _mean([m.divergence for m in modes]),
                 "calls a sample": seeds[0].evaluations,
-                "samples/s": _range([m.per_second for m in seeds]),
+                "samples/s": _range(columns["per_second"]),
                 "parameters": seeds[0].parameters,
                 "images seen": seen[name],
-                "training s": _mean([m.seconds for m in seeds]),
-                "failed": f"{sum(bool(s.failure) for s in scores)} of {len(scores)}",
+                "training s": _mean(columns["seconds"]),
+                "failed": f"{_failed(seeds)} of {len(seeds)}",
                 "encoder": seeds[0].encodes,
             }
         )
     return rows
 
 
+def _columns(seeds: Sequence[Measured]) -> dict[str, list[float]]:
+    """Every measure by seed; NaN for missing ones."""
+    numbers = [m.numbers() for m in seeds]
+    return {name: [NAN if row[name] is None else row[name] for row in numbers] for name in numbers[0]}
+
+
+def _failed(seeds: Sequence[Measured]) -> int:
+    return sum(bool(m.score.failure) for m in seeds)
+
+
 def _range(values: Sequence[float]) -> Any:
-    """Mean of the finite ones with its interval over seeds; None where there is none."""
+    """Mean of the finite values with its interval over seeds; None if there is none."""
     finite = [v for v in values if np.isfinite(v)]
     return over_seeds(finite) if finite else None
 

@@ -1,4 +1,4 @@
-"""What several experiments measure alike: held-out images, FVU of any reconstruction, means over seeds."""
+"""What experiments share: held-out images, FVU of any reconstruction, means over seeds, and words for them."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from sae.evaluation.reconstruction import fvu_of, fvu_sums
 from sae.runs.images import ImageRun, decode_dense, dense_codes, open_split
 
 Spread = Interval | float
-"""A mean over seeds with its interval, or a plain number where there is one seed."""
+"""A mean over seeds with its interval, or a plain number if there is one seed."""
 
 
 class Images(NamedTuple):
-    """Pixels with their classes."""
+    """Images with their classes."""
 
     x: Tensor
     """float32 [n, D]."""
     labels: Tensor
     """int64 [n]."""
     names: tuple[str, ...]
-    """Of the classes."""
+    """Names of the classes."""
     shape: tuple[int, int, int]
     """Channels, rows, columns."""
 
@@ -61,34 +61,39 @@ def over_seeds(values: Sequence[float]) -> Spread:
 
 
 def mean_of(spread: Spread) -> float:
-    """The mean that `over_seeds` gave."""
+    """The mean of an `over_seeds`."""
     return spread.value if isinstance(spread, Interval) else spread
 
 
-def side(spread: Spread) -> int:
-    """1 or -1 where all of the interval, or the plain number, lies above or below zero, and 0 where it does not."""
+def side(spread: Spread, of: float = 0.0) -> int:
+    """1 or -1 if all of the interval, or the plain number, lies above or below `of`, else 0."""
     low, high = (spread.low, spread.high) if isinstance(spread, Interval) else (spread, spread)
-    return int(low > 0) - int(high < 0)
+    return int(low > of) - int(high < of)
 
 
-def shifted(spread: Spread, by: float) -> Spread:
-    """The mean and its interval with a number added."""
-    return Interval(*(end + by for end in spread)) if isinstance(spread, Interval) else spread + by
+def difference(first: Sequence[float], second: Sequence[float]) -> Spread:
+    """Mean over seeds of the differences, pair by pair."""
+    return over_seeds([a - b for a, b in zip(first, second, strict=True)])
 
 
 def enumerated(words: Iterable[Any]) -> str:
-    """One, two and three."""
+    """Words as "one, two and three"."""
     *first, last = map(str, words)
     return f"{', '.join(first)} and {last}" if first else last
 
 
 def plain(values: Any) -> Any:
-    """Findings as JSON values: intervals, mappings and sequences all the way down."""
+    """Findings as JSON values: intervals, mappings and sequences, at any depth."""
     if isinstance(values, Interval):
         return values.to_json()
     if isinstance(values, Mapping):
         return {str(name): plain(value) for name, value in values.items()}
     return [plain(value) for value in values] if isinstance(values, list | tuple) else values
+
+
+def keyed(rows: Iterable[Mapping[str, Any]], name: str) -> dict[str, dict[str, Any]]:
+    """Rows of a table by their value of the column `name`, which is left out of them."""
+    return {row[name]: {column: value for column, value in row.items() if column != name} for row in rows}
 
 
 def fvu(x: Tensor, x_hat: Tensor) -> float:
@@ -104,3 +109,8 @@ def pca_reconstruction(pca: PCA, x: Tensor, k: int) -> Tensor:
 def reconstructed(run: ImageRun, x: Tensor) -> Tensor:
     """Images [n, D] through the saved autoencoder, at the mean of its code."""
     return decode_dense(run.model, dense_codes(run.model, x))
+
+
+def fvu_of_runs(runs: Iterable[ImageRun], x: Tensor) -> Spread:
+    """FVU of images [n, D], over runs of several seeds."""
+    return over_seeds([fvu(x, reconstructed(run, x)) for run in runs])

@@ -1,4 +1,4 @@
-"""An overcomplete autoencoder can copy its input; what sparsity and noise on the input make of it."""
+"""An overcomplete autoencoder can copy its input; what sparsity and input noise do about it."""
 
 from __future__ import annotations
 
@@ -10,35 +10,41 @@ import torch
 
 from sae.base import draws
 from sae.base.colours import diverging
-from sae.book.chapter.base import Finding, Picture, Setting, experiment, trained
-from sae.book.chapter.measure import Images, enumerated, fvu, mean_of, over_seeds, reconstructed, side, split_images
+from sae.book.chapter.base import Finding, Picture, Setting, experiment, trained_by_seed
+from sae.book.chapter.measure import (
+    Images,
+    difference,
+    enumerated,
+    fvu,
+    keyed,
+    mean_of,
+    over_seeds,
+    reconstructed,
+    side,
+    split_images,
+)
 from sae.book.chapter.networks import OPTIM
 from sae.book.pictures.grids import draw_rows
 from sae.config import VisionConfig
-from sae.evaluation.probing import ProbingTask, few_label_probe, probing_task, sparse_probe
+from sae.evaluation.probing import few_label_probe, probing_task, sparse_probe
 from sae.modules.corruption import corrupt
 from sae.runs.images import ImageRun
 
 ACTIVE = 16
-"""Latents an image that the sparse ones have."""
-NO_PENALTY = 1e-9  # a weight that nothing notices: the same code, loss and steps, without the sparsity
+"""Active latents an image of the sparse variants."""
+NO_PENALTY = 1e-9  # too small to have an effect: the same code, loss and steps, without sparsity
 COPIES = 0.02
-"""FVU of held-out images below which the input is copied."""
+"""FVU of held-out images below which the input counts as copied."""
 NOISE = 0.3
 SHOWN = 12
 FREE = "no penalty"
+COLUMN = "kept from copying by"
 
 
-def width_for(pixels: int) -> int:
-    """More latents than pixels: the power of 2 above."""
-    return 1 << pixels.bit_length()
-
-
-def cures(pixels: int) -> dict[str, VisionConfig]:
-    """One layer of ReLU latents into a dictionary of unit atoms, and what may be done to it."""
-    width = width_for(pixels)
-    # k is how many latents are active at the start: with 16 too few to copy with, and FVU on mnist5k stayed at .12. The
-    # usual rate (.0056 there) is too high for copying as well: .059, and .002 with half of it
+def variants(width: int) -> dict[str, VisionConfig]:
+    """One layer of ReLU latents into a dictionary of unit atoms: free, and with each remedy against copying."""
+    # k is the number of latents active at the start: with 16, too few to copy, FVU on mnist5k stayed at .12. The usual
+    # learning rate (.0056 there) is too high for copying as well: .059, and .002 with half of it
     free = VisionConfig(variant="relu", width=width, k=width // 2, sparsity=NO_PENALTY)
     return {
         FREE: free,
@@ -53,79 +59,67 @@ def cures(pixels: int) -> dict[str, VisionConfig]:
 )
 def overcomplete(setting: Setting) -> Finding:
     """More latents than pixels: reconstruction error, what noise does to it, and what single latents mean."""
-    train, held = split_images(setting.data)
+    train, heldout = split_images(setting.data)
     pixels = train.x.shape[1]
+    width = 1 << pixels.bit_length()  # the power of 2 above
     rows: list[dict[str, Any]] = []
-    atoms, found = {}, {}
-    for name, vision in cures(pixels).items():
-        safe = name.replace(" ", "-").lower()
-        runs = [
-            trained(setting, f"overcomplete-{safe}", vision, epochs=setting.pick(30, 40), optim=OPTIM, seed=seed)
-            for seed in setting.seeds
-        ]
-        each = found[name] = [measures(run, train, held) for run in runs]
-        rows.append({"kept from copying by": name, **{key: over_seeds([m[key] for m in each]) for key in each[0]}})
-        atoms[name] = strongest_atoms(runs[0], held)
-    by_name = {row["kept from copying by"]: row for row in rows}
-    return Finding(
-        text=f"With {width_for(pixels):,} latents for {pixels} pixels {copying_said(found)}",
-        numbers={"width": width_for(pixels), "pixels": pixels, "measured": by_name},
-        tables=[rows],
-        pictures=[
-            Picture(
-                draw_rows({name: diverging(rows, held.shape) for name, rows in atoms.items()}, held.shape),
-                "Atoms of the latents with the largest mean value.",
-            )
-        ],
-    )
+    atoms, measured = {}, {}
+    for name, vision in variants(width).items():
+        folder = f"overcomplete-{name.replace(' ', '-').lower()}"
+        runs = trained_by_seed(setting, folder, vision, epochs=setting.pick(30, 40), optim=OPTIM)
+        measured[name] = [measures(run, train, heldout) for run in runs]
+        rows.append({COLUMN: name, **{key: over_seeds([m[key] for m in measured[name]]) for key in measured[name][0]}})
+        atoms[name] = diverging(strongest_atoms(runs[0], heldout), heldout.shape)
+    text = f"With {width:,} latents for {pixels} pixels {copying_said(measured)}"
+    numbers = {"width": width, "pixels": pixels, "measured": keyed(rows, COLUMN)}
+    picture = Picture(draw_rows(atoms, heldout.shape), "Atoms of the latents with the largest mean value.")
+    return Finding(text, numbers, [rows], [picture])
 
 
-def copying_said(found: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
-    """Whether it copies where nothing keeps it from that, and which cure does what, from measures by seed."""
-    mean = {name: {key: mean_of(over_seeds([m[key] for m in each])) for key in each[0]} for name, each in found.items()}
-    free, cures = mean[FREE], [name for name in found if name != FREE]
-    copies = "copies" if free["FVU"] < COPIES else "does not copy"
+def copying_said(measured: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
+    """Whether the free autoencoder copies, and what each remedy does, from measures by seed."""
+    by_seed = {name: {key: [m[key] for m in each] for key in each[0]} for name, each in measured.items()}
+    free, remedies = by_seed[FREE], [name for name in measured if name != FREE]
+    copies = "copies" if mean_of(over_seeds(free["FVU"])) < COPIES else "does not copy"
 
-    def told(key: str, sign: int) -> tuple[list[str], list[str]]:
-        """Cures with less or more than without any, by the sign, and the others, with what they have."""
-        sides = {}
-        for name in cures:
-            change = over_seeds([a[key] - b[key] for a, b in zip(found[name], found[FREE], strict=True)])
-            sides[name] = side(change) == sign
-        said = {name: f"{name} ({mean[name][key]:.0%})" for name in cures}
-        return [said[n] for n in cures if sides[n]], [said[n] for n in cures if not sides[n]]
+    def compared(key: str, sign: int) -> tuple[str, str]:
+        """Remedies that lower or raise the measure, by the sign, and those that don't, with their means."""
+        named = {name: f"{name} ({mean_of(over_seeds(by_seed[name][key])):.0%})" for name in remedies}
+        changed = [n for n in remedies if side(difference(by_seed[n][key], free[key])) == sign]
+        others = [n for n in remedies if n not in changed]
+        return enumerated([named[n] for n in changed] or ["none"]), enumerated([named[n] for n in others] or ["none"])
 
-    less, as_much = told("noise kept", -1)
-    better, no_better = told("best latent", 1)
+    less, as_much = compared("noise kept", -1)
+    better, no_better = compared("best latent", 1)
     return (
-        f"and nothing against it, the autoencoder {copies}: FVU {free['FVU']:.4f} (copying: below {COPIES:g}), and of "
-        f"noise on the input a share of {free['noise kept']:.0%} comes out again. The best single latent for a class "
-        f"tells it from the rest with {free['best latent']:.0%} (chance 50%). Less noise comes out with "
-        f"{enumerated(less or ['none'])}, no less with {enumerated(as_much or ['none'])}; the best single latent "
-        f"is better with {enumerated(better or ['none'])}, no better that the seeds show with "
-        f"{enumerated(no_better or ['none'])}. L1 and TopK are asked for {ACTIVE} latents an image."
+        f"and no constraint, the autoencoder {copies}: FVU {mean_of(over_seeds(free['FVU'])):.4f} (copying: below "
+        f"{COPIES:g}), and {mean_of(over_seeds(free['noise kept'])):.0%} of the noise in the input is in the output. "
+        f"The best single latent for a class tells it from the rest with "
+        f"{mean_of(over_seeds(free['best latent'])):.0%} (chance 50%). Less noise is passed on with {less}, no less "
+        f"with {as_much}; the best single latent is better with {better}, not significantly better with {no_better}. "
+        f"L1 and TopK are set to {ACTIVE} latents an image."
     )
 
 
-def measures(run: ImageRun, train: Images, held: Images) -> dict[str, float]:
+def measures(run: ImageRun, train: Images, heldout: Images) -> dict[str, float]:
     """FVU, L0, the share of noise that is passed on, and accuracies of probes, on held-out images."""
-    noisy = corrupt("gaussian", NOISE, held.x, draws.generator(0)).x
-    clean_out, noisy_out = reconstructed(run, held.x), reconstructed(run, noisy)
+    noisy = corrupt("gaussian", NOISE, heldout.x, draws.generator(0)).x
+    clean_output, noisy_output = reconstructed(run, heldout.x), reconstructed(run, noisy)
     with torch.no_grad():
-        codes, test = run.model.encode(train.x), run.model.encode(held.x)
-    task: ProbingTask = probing_task(codes, train.labels, test, held.labels)
+        codes, test = run.model.encode(train.x), run.model.encode(heldout.x)
+    task = probing_task(codes, train.labels, test, heldout.labels)
     return {
-        "FVU": fvu(held.x, clean_out),
+        "FVU": fvu(heldout.x, clean_output),
         "L0": test.l0().float().mean().item(),
-        "noise kept": ((noisy_out - clean_out).square().sum() / (noisy - held.x).square().sum()).item(),
+        "noise kept": ((noisy_output - clean_output).square().sum() / (noisy - heldout.x).square().sum()).item(),
         "best latent": sparse_probe(task, 1).accuracy,
         "best 5": sparse_probe(task, 5).accuracy,
         "100 labels": few_label_probe(task, min(100, len(train.x))).mean,
     }
 
 
-def strongest_atoms(run: ImageRun, held: Images) -> torch.Tensor:
+def strongest_atoms(run: ImageRun, heldout: Images) -> torch.Tensor:
     """The atoms [SHOWN, D] that contribute most to reconstructions."""
     with torch.no_grad():
-        mean = run.model.encode(held.x).to_dense().abs().mean(0)
+        mean = run.model.encode(heldout.x).to_dense().abs().mean(0)
     return run.model.dictionary.W.detach()[mean.topk(SHOWN).indices]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sae.base import draws
 from sae.book.chapter.base import Finding, Picture, Setting, experiment
-from sae.book.chapter.variational_models import heldout, vae
+from sae.book.chapter.networks import heldout, vae
 from sae.book.pictures.bars import draw_bars
 from sae.book.pictures.charts import draw_scatter
 from sae.book.pictures.lines import Curve, draw_lines
@@ -20,7 +20,7 @@ from sae.models.autoencoder import Autoencoder
 from sae.modules.divergences import gaussian_log_density, kl_per_latent
 from sae_kernels import SparseCodes
 
-KL_DRAWS, NOISE, GRADIENT = range(3)  # what random numbers are drawn for
+KL_DRAWS, NOISE, GRADIENT = range(3)  # keys of the random streams
 
 
 class KLCheck(NamedTuple):
@@ -35,7 +35,7 @@ class KLCheck(NamedTuple):
 
     @property
     def scores(self) -> Tensor:
-        """The difference in standard errors [N]: standard normal, if the two are one number."""
+        """The difference in standard errors [N]: standard normal if the two are equal."""
         return (self.estimate - self.closed) / self.error
 
 
@@ -43,9 +43,9 @@ class GradientCheck(NamedTuple):
     """Gradient of nll + KL by the encoder's outputs (means, log-variances) of every image [N, 2 F]."""
 
     automatic: Tensor
-    """Through the draw z = μ + σ ε, ε held fixed."""
+    """Through the draw z = μ + σ ε, for fixed ε."""
     differences: Tensor
-    """Central differences of the same."""
+    """By central differences."""
 
     @property
     def error(self) -> float:
@@ -55,7 +55,7 @@ class GradientCheck(NamedTuple):
 
 @torch.no_grad()
 def check_kl(model: Autoencoder, x: Tensor, *, draws: int, generator: torch.Generator) -> KLCheck:
-    """The closed form beside Monte Carlo with so many of the training step's own draws, for images x [N, D]."""
+    """The closed form beside Monte Carlo with `draws` draws, as training makes them, for images x [N, D]."""
     mean, log_variance = moments(model, x)
     listed = model.select(model.embed(x))
     zero = torch.zeros(())
@@ -84,13 +84,13 @@ def check_gradient(
 
     outputs = start.clone().requires_grad_()
     (automatic,) = torch.autograd.grad(loss(outputs).sum(), outputs)
-    found = torch.empty_like(start)
+    differences = torch.empty_like(start)
     with torch.no_grad():
         for column in range(start.shape[1]):
             shift = torch.zeros_like(start)
             shift[:, column] = step
-            found[:, column] = (loss(start + shift) - loss(start - shift)) / (2 * step)
-    return GradientCheck(automatic, found)
+            differences[:, column] = (loss(start + shift) - loss(start - shift)) / (2 * step)
+    return GradientCheck(automatic, differences)
 
 
 def gradient_estimates(
@@ -99,7 +99,7 @@ def gradient_estimates(
     """One-draw estimates of the gradient of E_q[-log p(x|z)] by (μ, log σ²), one image x [D]: [samples, 2 F] each.
 
     pathwise: through z = μ + σ ε (Kingma & Welling 2014). score function: nll · ∇ log q(z|x) (Williams 1992); with a
-    baseline: nll less its mean over the other draws, which leaves the expectation as it is (Mnih & Rezende 2016).
+    baseline: nll less its mean over the other draws, which does not change the expectation (Mnih & Rezende 2016).
     """
     with torch.no_grad():
         start = model.select(model.embed(x.unsqueeze(0))).values
@@ -117,10 +117,7 @@ def gradient_estimates(
 
 
 @experiment(
-    "reparameterisation",
-    rows=(9,),
-    title="The reparameterised draw: exact divergence, gradients, little noise",
-    seeds="0",
+    "reparameterisation", rows=(9,), title="The reparameterised draw: exact KL and gradients, little noise", seeds="0"
 )
 def reparameterisation(setting: Setting) -> Finding:
     """Closed form against Monte Carlo, automatic against finite differences, pathwise against score function."""
@@ -152,34 +149,32 @@ def reparameterisation(setting: Setting) -> Finding:
         "variance_ratio": ratio,
     }
     text = (
-        f"The closed form gives {kl.closed.mean():.3f} nats, Monte Carlo {kl.estimate.mean():.3f}; the first lies in "
-        f"the other's 95% interval for {inside:.0%} of {len(x)} images. The gradient through the draw is off finite "
-        f"differences by {gradient.error:.2%}. One draw's gradient varies {ratio['score function']:,.0f} times more "
-        f"by the score function than by the path, and {ratio['score, baseline']:,.0f} times more with a baseline."
+        f"The closed form gives {kl.closed.mean():.3f} nats, Monte Carlo {kl.estimate.mean():.3f}; the first is in the "
+        f"second's 95% interval for {inside:.0%} of {len(x)} images. The gradient through the draw differs from finite "
+        f"differences by {gradient.error:.2%}. The variance of one draw's gradient is "
+        f"{ratio['score function']:,.0f} times that of the pathwise estimator for the score function, and "
+        f"{ratio['score, baseline']:,.0f} times with a baseline."
     )
     points = torch.stack([kl.closed, kl.estimate], 1).numpy()
     pictures = [
         Picture(
             draw_scatter(points, x="KL, closed form (nats)", y="KL, Monte Carlo (nats)"),
             "KL of held-out images from the prior, two ways.",
-            vector=True,
         ),
         Picture(
             draw_bars(variances, label="variance of one draw's gradient, summed over the encoder's outputs", log=True),
             f"Variance of the gradient by estimator, mean over {images} images.",
-            vector=True,
         ),
         Picture(
             draw_running_means(estimates[0]),
             "The mean of more and more draws, for the component of one image's gradient that varies most.",
-            vector=True,
         ),
     ]
     return Finding(text, numbers, [rows], pictures)
 
 
 def draw_running_means(estimates: dict[str, Tensor]) -> Figure:
-    """Means of the first draws, a curve an estimator."""
+    """Means of the first draws, one curve an estimator."""
     component = int(estimates["pathwise"].var(0).argmax())
     curves = {}
     for name, rows in estimates.items():

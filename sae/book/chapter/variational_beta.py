@@ -1,4 +1,4 @@
-"""A heavier divergence and what it does to latents: disentanglement against reconstruction, on dSprites-like images."""
+"""The effect of a heavier divergence on latents: disentanglement against reconstruction, on dSprites-like images."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 
 from sae.base import draws
 from sae.book.chapter.base import Finding, Picture, Setting, experiment, trained
-from sae.book.chapter.measure import fvu, mean_of, over_seeds, reconstructed
-from sae.book.measures.disentanglement import Disentanglement, Trees, controls, disentanglement, mutual_information
+from sae.book.chapter.measure import fvu, keyed, mean_of, over_seeds, reconstructed
+from sae.book.measures.disentanglement import Trees, controls, disentanglement, mutual_information
 from sae.book.pictures.charts import draw_heatmap
 from sae.book.pictures.latents import draw_traversals, typical
 from sae.book.pictures.lines import Curve, draw_lines
@@ -20,31 +20,9 @@ from sae.evaluation.variational import activity, bounds, moments
 from sae.runs.images import ImageRun
 
 BETAS = (0.5, 1.0, 2.0, 4.0)
-USUAL_BETA, SHOWN_BETA = 1.0, 4.0  # the plain VAE, and a heavier divergence: the two that are compared
+USUAL_BETA, SHOWN_BETA = 1.0, 4.0  # the plain VAE and one of heavier divergence, which are compared
 LATENTS = 6
 STEPS = 9  # of a traversal
-
-
-class Scored(NamedTuple):
-    """One run on held-out images."""
-
-    scores: Disentanglement
-    fvu: float
-    nll: float
-    """Nats an image."""
-    kl: float
-    """Nats an image."""
-
-    def numbers(self) -> dict[str, float]:
-        """What the tables show."""
-        return {
-            "DCI-D": self.scores.disentanglement,
-            "MIG": self.scores.mig,
-            "modularity": self.scores.modularity,
-            "FVU": self.fvu,
-            "-log p(x|z) (nats)": self.nll,
-            "KL (nats)": self.kl,
-        }
 
 
 def dsprites_run(setting: Setting, variant: str, seed: int, beta: float | None = None, **settings: Any) -> ImageRun:
@@ -63,7 +41,7 @@ def dsprites_run(setting: Setting, variant: str, seed: int, beta: float | None =
 
 
 class Unseen(NamedTuple):
-    """Held-out images that no training image is a copy of: at 16 x 16 different factors can give the same pixels."""
+    """Held-out images unlike all training images: at 16 x 16 different factors can give the same pixels."""
 
     x: Tensor
     """[n, D]"""
@@ -75,38 +53,33 @@ class Unseen(NamedTuple):
 
 
 def unseen(run: ImageRun, count: int) -> Unseen:
-    """So many of them, or as many as there are among twice as many."""
+    """`count` unseen images, or as many as there are among twice as many."""
     images = run.images("heldout", limit=2 * count)
     positions = torch.arange(images.count)
     x = images.render(positions)
-    known = {row.tobytes() for row in run.images("train").all().numpy()}
-    new = torch.tensor([row.tobytes() not in known for row in x.numpy()])
+    training = {row.tobytes() for row in run.images("train").all().numpy()}
+    new = torch.tensor([row.tobytes() not in training for row in x.numpy()])
     assert images.factor_values is not None
     assert images.factors is not None
-    chosen = positions[new][:count]
-    return Unseen(x[chosen], images.factor_values(chosen), images.factors.names, 1 - new.double().mean().item())
+    kept = positions[new][:count]
+    return Unseen(x[kept], images.factor_values(kept), images.factors.names, 1 - new.double().mean().item())
 
 
-def scored(run: ImageRun, held: Unseen, trees: Trees = "boosted") -> Scored:
+def scored(run: ImageRun, heldout: Unseen, trees: Trees) -> dict[str, float]:
     """All scores of a run on held-out images, at the means of their codes; `trees` is DCI's."""
-    x = held.x
-    mean, _ = moments(run.model, x)
-    bound = bounds(run.model, run.vision, x, samples=0, generator=draws.generator(0))
-    return Scored(
-        disentanglement(mean, held.values, trees=trees),
-        fvu(x, reconstructed(run, x)),
-        bound.nll.mean().item(),
-        bound.kl.mean().item(),
-    )
+    mean, _ = moments(run.model, heldout.x)
+    bound = bounds(run.model, run.vision, heldout.x, samples=0, generator=draws.generator(0))
+    return {
+        **_scores(mean, heldout.values, trees),
+        "FVU": fvu(heldout.x, reconstructed(run, heldout.x)),
+        "-log p(x|z) (nats)": bound.nll.mean().item(),
+        "KL (nats)": bound.kl.mean().item(),
+    }
 
 
-def rows_of(found: dict[str, list[Scored]]) -> list[dict[str, Any]]:
-    """A row of means over seeds for every name."""
-    names = list(next(iter(found.values()))[0].numbers())
-    return [
-        {"model": name, **{column: over_seeds([one.numbers()[column] for one in runs]) for column in names}}
-        for name, runs in found.items()
-    ]
+def _scores(codes: Any, factors: Any, trees: Trees) -> dict[str, float]:
+    scores = disentanglement(codes, factors, trees=trees)
+    return {"DCI-D": scores.disentanglement, "MIG": scores.mig, "modularity": scores.modularity}
 
 
 @experiment(
@@ -116,9 +89,8 @@ def rows_of(found: dict[str, list[Scored]]) -> list[dict[str, Any]]:
     seeds="0 to 4 (0 alone with --quick)",
 )
 def beta_sweep(setting: Setting) -> Finding:
-    """β-VAEs over seeds, with a capacity-held and a total-correlation one in the same table."""
+    """β-VAEs over seeds, and in the same table a VAE of constrained capacity and a β-TCVAE."""
     seeds, betas = setting.pick(range(5), range(1)), setting.pick(BETAS, BETAS[1::2])
-    count = setting.pick(4000, 400)
     trees: Trees = "extra" if setting.quick else "boosted"
     models: dict[str, dict[str, Any]] = {
         **{named(beta): {"variant": "beta_vae", "beta": beta} for beta in betas},
@@ -126,47 +98,51 @@ def beta_sweep(setting: Setting) -> Finding:
         "β-TCVAE, β = 10": {"variant": "beta_tcvae", "beta": 10.0},
     }
     shown = dsprites_run(setting, "beta_vae", 0, SHOWN_BETA)
-    held = unseen(shown, count)
-    found = {
-        name: [scored(dsprites_run(setting, seed=seed, **settings), held, trees) for seed in seeds]
+    heldout = unseen(shown, setting.pick(4000, 400))
+    by_seed = {
+        name: [scored(dsprites_run(setting, seed=seed, **settings), heldout, trees) for seed in seeds]
         for name, settings in models.items()
     }
-    table = rows_of(found)
-    controls = control_rows(shown, held, trees)
-    swept = table[: len(betas)]
-    curves = {
-        column: Curve(list(betas), [row[column] for row in swept]) for column in ("DCI-D", "MIG", "modularity", "FVU")
-    }
-    plain, heavy = (next(row for row in swept if row["model"] == named(beta)) for beta in (USUAL_BETA, SHOWN_BETA))
-    pairs = list(zip(found[heavy["model"]], found[plain["model"]], strict=True))
+    table = [
+        {"model": name, **{column: over_seeds([one[column] for one in runs]) for column in runs[0]}}
+        for name, runs in by_seed.items()
+    ]
+    means, _ = moments(shown.model, heldout.x)
+    control_table = [
+        {"model": name.replace("_", " "), **_scores(codes, factors, trees)}
+        for name, (codes, factors) in controls(means, heldout.values).items()
+    ]
+    plain, heavy = named(USUAL_BETA), named(SHOWN_BETA)
+    # a seed starts all its runs from the same weights, and seeds differ by more than β changes
     gains = {
-        "DCI-D": [high.scores.disentanglement - low.scores.disentanglement for high, low in pairs],
-        "MIG": [high.scores.mig - low.scores.mig for high, low in pairs],
-        "-log p(x|z) (nats)": [high.nll - low.nll for high, low in pairs],
+        name: [high[name] - low[name] for high, low in zip(by_seed[heavy], by_seed[plain], strict=True)]
+        for name in ("DCI-D", "MIG", "-log p(x|z) (nats)")
     }
-    # a seed starts all its runs from the same weights, and differs from other seeds by more than β does
+    means_by_name = keyed(table, "model")
     risen = ", ".join(
-        f"{name} {mean_of(plain[name]):.3f} to {mean_of(heavy[name]):.3f}, up in {sum(gain > 0 for gain in each)} of "
-        f"{len(each)} seeds"
+        f"{name} {mean_of(means_by_name[plain][name]):.3f} to {mean_of(means_by_name[heavy][name]):.3f}, up in "
+        f"{sum(gain > 0 for gain in each)} of {len(each)} seeds"
         for name, each in gains.items()
     )
     text = (
         f"From β = {USUAL_BETA:g} to {SHOWN_BETA:g} (means of {len(seeds)} seeds on 16 x 16 dSprites-like images): "
-        f"{risen}. Measured on {len(held.x)} held-out images; {held.copies:.0%} were left out, whose pixels a training "
-        "image shares. "
-        "Scores of true factors and of shuffled labels are their ceiling and floor."
+        f"{risen}. Measured on {len(heldout.x)} held-out images; {heldout.copies:.0%} were left out because a training "
+        "image has the same pixels. Scores of true factors and of shuffled labels are their ceiling and floor."
     )
+    curves = {
+        column: Curve(list(betas), [row[column] for row in table[: len(betas)]])
+        for column in ("DCI-D", "MIG", "modularity", "FVU")
+    }
     picture = Picture(
         draw_lines(curves, "β", "score, or FVU", log_x=True),
         f"Scores and reconstruction error of held-out images against β, mean and 95% interval of {len(seeds)} seeds.",
-        vector=True,
     )
-    numbers: dict[str, Any] = {
-        str(row["model"]): {k: v for k, v in row.items() if k != "model"} for row in [*table, *controls]
+    numbers = {
+        **keyed([*table, *control_table], "model"),
+        "gained by a seed": {name: over_seeds(each) for name, each in gains.items()},
+        "copies left out": heldout.copies,
     }
-    numbers["gained by a seed"] = {name: over_seeds(each) for name, each in gains.items()}
-    numbers["copies left out"] = held.copies
-    return Finding(text, numbers, [table, controls], [picture])
+    return Finding(text, numbers, [table, control_table], [picture])
 
 
 def named(beta: float) -> str:
@@ -174,52 +150,41 @@ def named(beta: float) -> str:
     return f"β-VAE, β = {beta:g}"
 
 
-def control_rows(run: ImageRun, held: Unseen, trees: Trees) -> list[dict[str, Any]]:
-    """The ceiling and the floor of the scores."""
-    mean, _ = moments(run.model, held.x)
-    rows = []
-    for name, (codes, factors) in controls(mean, held.values).items():
-        found = disentanglement(codes, factors, trees=trees)
-        scores = {"DCI-D": found.disentanglement, "MIG": found.mig, "modularity": found.modularity}
-        rows.append({"model": name.replace("_", " "), **scores})
-    return rows
-
-
 @experiment("traversals", rows=(12,), title="What single latents of a β-VAE mean", seeds="0")
 def traversals(setting: Setting) -> Finding:
-    """Every latent moved through the prior's range, by falling divergence, and what each tells of the factors."""
+    """Every latent moved through the prior's range, by falling divergence, and its information about the factors."""
     run = dsprites_run(setting, "beta_vae", 0, SHOWN_BETA)
-    held = unseen(run, setting.pick(4000, 600))
-    mean, log_variance = moments(run.model, held.x)
+    heldout = unseen(run, setting.pick(4000, 600))
+    mean, log_variance = moments(run.model, heldout.x)
     kl = activity(mean, log_variance).kl
     order = kl.argsort(descending=True).tolist()
-    share = _shares(mean, held.values)[order]
-    # what a latent tells of labels that were shuffled is what the estimate gives for nothing
-    nothing = _shares(*controls(mean, held.values)["shuffled_labels"]).max()
+    share = _shares(mean, heldout.values)[order]
+    # the estimate for labels that were shuffled, where the truth is 0
+    chance = _shares(*controls(mean, heldout.values)["shuffled_labels"]).max()
     names = [f"z {latent}: {kl[latent]:.2f} nats" for latent in order]
     values = torch.linspace(-2.5, 2.5, STEPS).repeat(len(order), 1)
     walk = draw_traversals(run.model, run.shape, mean[typical(mean)], order, values, names=names)
-    factors = held.names
+    factors = heldout.names
     table = [
         {"latent": f"z {latent}", "KL (nats)": kl[latent].item(), **dict(zip(factors, row, strict=True))}
         for latent, row in zip(order, share.tolist(), strict=True)
     ]
-    best = [factors[int(row.argmax())] if row.max() > 2 * nothing else "none" for row in share]
-    numbers = {"kl": kl[order].tolist(), "best_factor": best, "share": share.tolist(), "share of shuffled": nothing}
+    best = [factors[int(row.argmax())] if row.max() > 2 * chance else "none" for row in share]
+    numbers = {"kl": kl[order].tolist(), "best_factor": best, "share": share.tolist(), "share of shuffled": chance}
     text = (
-        f"Sorted by their divergence, the latents carry {', '.join(f'{value:.2f}' for value in kl[order].tolist())} "
-        f"nats; the factors that they tell most of are {', '.join(best)} (none: less than twice the largest share that "
-        f"shuffled labels give, {nothing:.3f})."
+        f"Sorted by their divergence, the latents have {', '.join(f'{value:.2f}' for value in kl[order].tolist())} "
+        f"nats; the factors they tell most about are {', '.join(best)} (none: less than twice the largest share for "
+        f"shuffled labels, {chance:.3f})."
     )
     heat = draw_heatmap(share, rows=names, columns=factors, label="information / entropy of the factor")
-    shown = [
-        Picture(walk, "Rows: latents by falling divergence, each set to values from -2.5 to 2.5, all others held."),
+    pictures = [
+        Picture(walk, "Rows: latents by falling divergence, each set to values from -2.5 to 2.5, all others fixed."),
         Picture(heat, "Mutual information of every latent with every factor, as a share of the factor's entropy."),
     ]
-    return Finding(text, numbers, [table], shown)
+    return Finding(text, numbers, [table], pictures)
 
 
 def _shares(codes: Any, factors: Any) -> np.ndarray:
     """Mutual information of every latent with every factor over the factor's entropy, [F, K]."""
-    found = mutual_information(codes, factors)
-    return found.matrix / found.entropies
+    information = mutual_information(codes, factors)
+    return information.matrix / information.entropies

@@ -1,9 +1,9 @@
 """Sparse autoencoders and image autoencoders on common ground: the same data, the same measures, one table.
 
-    compare(Comparison(out=Path("runs/compare"), data="digits", seeds=5))
+    compare(Path("runs/compare"), data="digits", seeds=5)
 
-Files in the order of the work: `plan` lists who takes part, `grounds` what they are held against, `coders` gives every
-model one form, `measures` measures one, `controls` are the codes that numbers are read beside, `members` trains, keeps
-and measures, on images and on activations (`rows`, `language`), `courses` follows firing through a training, `tiers`
-puts the three tiers together, `table` takes means over seeds, `figures` and `page` show them, `report` is the whole.
+Files in the order of the work: `plan` lists the models, `grounds` the data and its known factors, `coders` gives every
+model one interface, `measures` measures one, `controls` are codes for reference, `members` trains, saves and measures,
+on images and on activations (`rows`, `language`), `courses` follows firing rates through a training, `tiers` runs the
+three tiers, `table` takes means over seeds, `figures` shows them, `report` runs everything and writes the page.
 """

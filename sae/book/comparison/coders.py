@@ -1,4 +1,4 @@
-"""One form for every code: rows to dense codes and back, with what is needed to hold it against others.
+"""One interface for every code: rows to dense codes and back, and the properties by which codes are compared.
 
 coder = coder_of(run.model, ground.train, seconds=1.5)
 coder.decode(coder.encode(x))
@@ -19,36 +19,35 @@ from sae.modules.codes import Gaussian, Quantised
 from sae.modules.divergences import kl_per_latent
 from sae.runs.images import dense_codes
 
-PLACES = 16  # training rows at which the change of the output by a latent is taken
-NAT = 1 / math.log(2)  # bits
+PLACES = 16  # training rows at which the change of the output by a latent is measured
 
 
 class Coder(NamedTuple):
     """A code of rows [n, D]: an autoencoder's, PCA's, or a control's."""
 
     encode: Callable[[Tensor], Tensor]
-    """Rows [n, D] -> codes [n, F]; means, where the code is random."""
+    """Rows [n, D] -> codes [n, F]; means, if the code is random."""
     decode: Callable[[Tensor], Tensor]
     """Codes [n, F] -> rows [n, D], differentiable."""
     gain: Tensor | None = None
-    """How far the output moves for a unit of every latent [F]; None where it must be measured."""
+    """How far the output moves for a unit of every latent [F]; None if it must be measured."""
     atoms: Tensor | None = None
-    """Directions in which latents move the output [F, D]; None where a latent has none."""
+    """Directions in which latents move the output [F, D]; None if a latent has none."""
     parameters: int = 0
     seconds: float | None = None
-    """An epoch; None where nothing was trained."""
+    """Of an epoch; None if nothing was trained."""
     native_bits: Callable[[Tensor], float] | None = None
-    """The code's own account of its rate on rows [n, D], bits a sample; None where it keeps none."""
+    """The rate that the model itself assigns to rows [n, D], bits a sample; None if it has none."""
     active: Callable[[Tensor], int] | None = None
-    """Its own count of active units on rows [n, D]; None: latents that vary."""
+    """Count of active units on rows [n, D]; None counts latents that vary."""
 
 
 def coder_of(model: Autoencoder, train: Tensor, *, seconds: float | None = None) -> Coder:
-    """The form of an autoencoder.
+    """An autoencoder as a `Coder`.
 
     Args:
         model: in its saved form.
-        train: rows it learnt from [n, D], at some of which a network's atoms are measured.
+        train: training rows [n, D], at some of which a network's atoms are measured.
         seconds: of an epoch of its training.
     """
     linear = model.head is None
@@ -72,7 +71,7 @@ def coder_of(model: Autoencoder, train: Tensor, *, seconds: float | None = None)
         parameters=sum(p.numel() for p in model.parameters()),
         seconds=seconds,
         native_bits=_native(model),
-        active=_active(model) if isinstance(model.code, Gaussian) else None,
+        active=(lambda x: activity(*moments(model, x)).active) if isinstance(model.code, Gaussian) else None,
     )
 
 
@@ -93,14 +92,10 @@ def changes(decode: Callable[[Tensor], Tensor], codes: Tensor) -> Tensor:
 
 
 def _native(model: Autoencoder) -> Callable[[Tensor], float] | None:
-    """KL from the prior of a Gaussian code; log2 F for every place of a codebook's."""
+    """KL from the prior of a Gaussian code; log2 F for every place of a quantised one."""
     if isinstance(model.code, Quantised):
         bits = model.positions * math.log2(model.width)
         return lambda x: bits
     if isinstance(model.code, Gaussian):
-        return lambda x: kl_per_latent(*moments(model, x)).sum(1).mean().item() * NAT
+        return lambda x: kl_per_latent(*moments(model, x)).sum(1).mean().item() / math.log(2)
     return None
-
-
-def _active(model: Autoencoder) -> Callable[[Tensor], int]:
-    return lambda x: activity(*moments(model, x)).active

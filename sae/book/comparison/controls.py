@@ -1,4 +1,4 @@
-"""Codes that numbers are read beside: principal components, an encoder that learnt nothing, the truth, and chance.
+"""Codes for reference: principal components, untrained encoders, the truth, and chance.
 
 for name, coder in pca_controls(ground, (8, 32)).items(): measure(coder, ground)
 """
@@ -12,10 +12,10 @@ from torch import Tensor
 
 from sae.book.comparison.coders import Coder
 from sae.book.comparison.grounds import Ground
-from sae.book.comparison.measures import COLUMNS_OF_CODES, PROBED, Measured
+from sae.book.comparison.measures import COLUMNS_OF_CODES, DISENTANGLEMENT, Measured, sparse_probes
 from sae.book.measures.disentanglement import controls, disentanglement
 from sae.evaluation.baselines import PCA
-from sae.evaluation.probing import full_probe, probing_task, shuffled_probe, sparse_probe
+from sae.evaluation.probing import full_probe, probing_task, shuffled_probe
 from sae.models.autoencoder import Autoencoder
 from sae.modules.codes import Identity, TopK
 
@@ -25,36 +25,36 @@ RIDGE = 1e-3  # of the least-squares decoder, in units of the codes' mean square
 def pca_controls(ground: Ground, sizes: Sequence[int]) -> dict[str, Coder]:
     """The leading principal components of the training rows, as many as each of `sizes` (at most all of them)."""
     pca = PCA.fit([ground.train])
-    found = {}
+    coders = {}
     for k in sizes:
         if k > len(pca.components):
             continue
         axes = pca.components[:k]
-        found[f"PCA {k}"] = Coder(
+        coders[f"PCA {k}"] = Coder(
             encode=lambda x, k=k: pca.codes(x, k).float(),
             decode=lambda z: pca.decode(z).float(),
             gain=torch.ones(k),
             atoms=axes.float(),
             parameters=axes.numel() + len(pca.mean),
         )
-    return found
+    return coders
 
 
 def random_controls(ground: Ground, *, width: int, k: int, dense: int, seed: int) -> dict[str, Coder]:
-    """Encoders as drawn: k of `width` random directions, and `dense` random projections; decoders by least squares."""
+    """Untrained encoders: k of `width` random directions, and `dense` random projections; decoders by least squares."""
     dim = ground.train.shape[1]
     sparse, projection = Autoencoder(dim, width, TopK(k)), Autoencoder(dim, dense, Identity())
-    found = {}
+    coders = {}
     for name, model in ((f"random TopK {width}, k {k}", sparse), (f"random projection {dense}", projection)):
         model.initialise(torch.Generator().manual_seed(seed))
         with torch.no_grad():
             model.dictionary.b.copy_(ground.train.mean(0))
-        found[name] = _with_fitted_decoder(model, ground.train)
-    return found
+        coders[name] = _with_fitted_decoder(model, ground.train)
+    return coders
 
 
 def _with_fitted_decoder(model: Autoencoder, train: Tensor) -> Coder:
-    """An untrained encoder with the linear decoder that is best for the training rows [n, D] (ridge regression)."""
+    """An untrained encoder with a linear decoder fitted to the training rows [n, D] by ridge regression."""
 
     @torch.no_grad()
     def encode(x: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ def _with_fitted_decoder(model: Autoencoder, train: Tensor) -> Coder:
 
 
 def ceiling_and_floor(codes: Tensor, train: Tensor, ground: Ground, *, seed: int) -> dict[str, Measured]:
-    """What a perfect code, and the given codes with the labels shuffled, score: for disentanglement and probes alone.
+    """Disentanglement and probes of a perfect code, and of the given codes with the labels shuffled.
 
     Args:
         codes: of the held-out rows [m, F], of any model.
@@ -84,23 +84,23 @@ def ceiling_and_floor(codes: Tensor, train: Tensor, ground: Ground, *, seed: int
         ground: with factors, labels, or both.
         seed: of the shuffle.
     """
-    found: dict[str, dict[str, float | None]] = {"true factors": {}, "shuffled labels": {}}
+    truth, chance = {}, {}
     if ground.known is not None:
         pairs = controls(codes[: len(ground.known.values)], ground.known.values, seed=seed)
-        for name, control in (("true factors", "true_factors"), ("shuffled labels", "shuffled_labels")):
-            scores = disentanglement(*pairs[control], trees="extra", seed=seed)
-            fields = ("disentanglement", "completeness", "informativeness", "modularity", "mig")
-            found[name] |= {field: getattr(scores, field) for field in fields}
+        for values, name in ((truth, "true_factors"), (chance, "shuffled_labels")):
+            scores = disentanglement(*pairs[name], trees="extra", seed=seed)
+            values |= {field: getattr(scores, field) for field in DISENTANGLEMENT}
     if ground.labels is not None:
-        y, y_held = ground.labels
-        truth = [torch.nn.functional.one_hot(part, int(y.max()) + 1).float() for part in (y, y_held)]
-        perfect = probing_task(truth[0], y, truth[1], y_held)
-        found["true factors"]["probe_full"] = full_probe(perfect)
-        found["shuffled labels"]["probe_full"] = shuffled_probe(probing_task(train, y, codes, y_held), seed=seed).mean
+        y, y_heldout = ground.labels
+        one_hot = [torch.nn.functional.one_hot(part, int(y.max()) + 1).float() for part in (y, y_heldout)]
         order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
-        mixed = probing_task(train, y[order], codes, y_held)
-        for k in PROBED:
-            found["true factors"][f"probe_{k}"] = sparse_probe(perfect, k).accuracy if k <= truth[0].shape[1] else None
-            found["shuffled labels"][f"probe_{k}"] = sparse_probe(mixed, k).accuracy if k <= codes.shape[1] else None
+        perfect = probing_task(one_hot[0], y, one_hot[1], y_heldout)
+        shuffled = shuffled_probe(probing_task(train, y, codes, y_heldout), seed=seed).mean
+        truth |= {"probe_full": full_probe(perfect), **sparse_probes(perfect, one_hot[0].shape[1])}
+        chance |= {
+            "probe_full": shuffled,
+            **sparse_probes(probing_task(train, y[order], codes, y_heldout), codes.shape[1]),
+        }
     empty: dict[str, float | None] = dict.fromkeys(COLUMNS_OF_CODES)
-    return {name: Measured(empty | values, [], [], []) for name, values in found.items() if values}
+    both = {"true factors": truth, "shuffled labels": chance}
+    return {name: Measured(empty | values, [], [], []) for name, values in both.items() if values}

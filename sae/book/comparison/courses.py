@@ -1,4 +1,4 @@
-"""How often every latent fires, along a training: one run with checkpoints, each of them measured.
+"""Firing rates of latents over a training: one run with checkpoints, each of them measured.
 
 points = firing_over_time(setting, ground, member, epochs=20, limit=4000)
 """
@@ -13,9 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sae.base.files import check_folder, read_json
-from sae.book.chapter.base import Setting, train_once
+from sae.book.chapter.base import Setting, safe_name, train_once
 from sae.book.comparison.grounds import Ground
-from sae.book.comparison.members import safe_name
 from sae.book.comparison.plan import Member
 from sae.config import ImageDataConfig, ImageTrainConfig, OptimConfig
 from sae.models.autoencoder import Autoencoder
@@ -28,7 +27,7 @@ POINTS = 10  # checkpoints along a run
 
 
 class Moment(NamedTuple):
-    """A training part of the way."""
+    """A checkpoint of a training."""
 
     images: int
     """Seen so far."""
@@ -37,7 +36,7 @@ class Moment(NamedTuple):
 
 
 def firing_over_time(setting: Setting, ground: Ground, member: Member, *, epochs: int, limit: int) -> list[Moment]:
-    """Train `member` with seed 0 and checkpoints, unless it is there, and measure each checkpoint."""
+    """Train `member` with seed 0 and checkpoints, unless it is trained already, and measure each checkpoint."""
     config = ImageTrainConfig(
         images=ImageDataConfig(data=ground.data, limit=limit),
         vision=member.vision,

@@ -1,4 +1,4 @@
-"""What models are held against: the rows they learn from and are judged on, with whatever is known of these.
+"""Training and held-out rows that models share, with what is known about them.
 
 ground = pixel_ground("digits", FULL)
 ground.train, ground.heldout, ground.factors
@@ -14,25 +14,24 @@ import torch
 from torch import Tensor
 
 from sae.book.comparison.plan import PLANTED, Scale
-from sae.book.measures.rate import pca_rate_distortion
-from sae.book.measures.rate_curve import RatePoint, bits_at
+from sae.book.measures.rate import RatePoint, bits_at, pca_rate_distortion
 from sae.config import ImageDataConfig
 from sae.data.images import ImageSet
 from sae.runs.images import open_split
 
-JUDGED = 2000  # held-out rows on which disentanglement is measured, at most
-MATCHED = (0.3, 0.1)  # FVU of PCA whose bits are the budgets at which everyone is compared
+JUDGED = 2000  # held-out rows, at most, on which disentanglement is measured
+MATCHED = (0.3, 0.1)  # FVU of PCA at the budgets of bits at which codes are compared
 
 
 class Known(NamedTuple):
-    """What is known of the rows that are judged: the first `JUDGED` held-out ones."""
+    """Factors of the first `JUDGED` held-out rows."""
 
     values: Tensor
     """int64 [n, K]: index of every factor's value; of labels, an indicator for every class."""
     names: tuple[str, ...]
     """Of the factors, [K]."""
     indicators: bool
-    """Whether they are indicators of classes, of which every row has one, and no independent factors."""
+    """Whether they are indicators of classes, of which every row has one, and not independent factors."""
 
 
 class Ground(NamedTuple):
@@ -48,9 +47,9 @@ class Ground(NamedTuple):
     pca: list[RatePoint]
     """The rate-distortion curve of all principal components."""
     digest: str
-    """SHA-256 of both, by which measures that are kept are known to be of these rows."""
+    """SHA-256 of both, with which saved measures are checked."""
     budgets: tuple[float, ...]
-    """Bits a sample at which PCA's FVU is each of `MATCHED`; NaN where it does not get there."""
+    """Bits a sample at which PCA's FVU is each of `MATCHED`; NaN if it is never that low."""
     shape: tuple[int, int, int] | None = None
     """Of an image; None for activations."""
     labels: tuple[Tensor, Tensor] | None = None
@@ -61,44 +60,33 @@ class Ground(NamedTuple):
 
 
 def ground_of(tier: str, data: str, train: Tensor, heldout: Tensor, **known: object) -> Ground:
-    """A ground with PCA's curve, which fixes the budgets."""
+    """A ground with PCA's curve and the budgets that follow from it."""
     curve = pca_rate_distortion(train, heldout)
     budgets = tuple(bits_at(curve, fvu) for fvu in MATCHED)
-    return Ground(tier, data, train, heldout, curve, _digest(train, heldout), budgets, **known)  # pyright: ignore[reportArgumentType]
-
-
-def _digest(*parts: Tensor) -> str:
-    found = hashlib.sha256()
-    for part in parts:
-        found.update(np.ascontiguousarray(part.numpy()).data)
-    return found.hexdigest()
+    digest = hashlib.sha256()
+    for part in (train, heldout):
+        digest.update(np.ascontiguousarray(part.numpy()).data)
+    return Ground(tier, data, train, heldout, curve, digest.hexdigest(), budgets, **known)  # pyright: ignore[reportArgumentType]
 
 
 def pixel_ground(data: str, scale: Scale) -> Ground:
-    """The images of `data`, with their factors; of a set with labels alone, indicators of the classes."""
+    """The images of `data`, with their factors, or else indicators of their classes."""
     config = ImageDataConfig(data=data, limit=scale.images)
     train, heldout = open_split(config, "train"), open_split(config, "heldout", limit=scale.heldout)
     labels = None if train.labels is None or heldout.labels is None else (train.labels, heldout.labels)
-    return ground_of(
-        "pixels",
-        data,
-        train.all(),
-        heldout.all(),
-        shape=train.shape,
-        labels=labels,
-        known=known_of(heldout),
-    )
+    known = {"shape": train.shape, "labels": labels, "known": known_of(heldout)}
+    return ground_of("pixels", data, train.all(), heldout.all(), **known)
 
 
 def planted_ground(scale: Scale) -> Ground:
-    """Sums of known atoms."""
+    """Images that are sums of known atoms."""
     config = ImageDataConfig(data=PLANTED, limit=scale.planted)
     train, heldout = open_split(config, "train"), open_split(config, "heldout", limit=scale.heldout)
     return ground_of("planted", PLANTED, train.all(), heldout.all(), shape=train.shape, atoms=train.atoms)
 
 
 def known_of(heldout: ImageSet) -> Known | None:
-    """Factors, or class indicators, of the rows that are judged."""
+    """Factors, or class indicators, of the first `JUDGED` rows."""
     if heldout.factors is not None and heldout.factor_values is not None:
         values = heldout.factor_values(torch.arange(min(JUDGED, heldout.count)))
         return Known(values, heldout.factors.names, indicators=False)

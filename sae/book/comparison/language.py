@@ -1,6 +1,6 @@
 """Activations of a language model as rows: the demo model's, or those a run was trained on.
 
-found = language_rows(None, tokens=40_000, quick=False, scratch=out / "runs" / "harvest")
+rows = language_rows(None, tokens=40_000, quick=False, scratch=out / "runs" / "harvest")
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from sae.training.batches import load_model, open_store, settled
 from sae.training.plan import make_plan
 
 LAYER = 9
-HELD_SHARE = 0.1  # of the tokens: the last documents
-LEAST = 2000  # tokens with which anything can be said
+HELDOUT_SHARE = 0.1  # of the tokens: the last documents
+LEAST = 2000  # tokens needed for a comparison
 
 
 class LanguageRows(NamedTuple):
@@ -40,42 +40,36 @@ class LanguageRows(NamedTuple):
     provenance: dict[str, Any]
     """JSON values."""
     model: Autoencoder | None = None
-    """That of the run that was named."""
+    """The model of the run that was named."""
 
 
-class LeftOut(NamedTuple):
-    """Why there are none."""
+def language_rows(run: str | None, *, tokens: int, quick: bool, scratch: Path) -> LanguageRows | str:
+    """Activations at the site of `run`, else of the demo model's layer 9; or the reason why there are none.
 
-    reason: str
-
-
-def language_rows(run: str | None, *, tokens: int, quick: bool, scratch: Path) -> LanguageRows | LeftOut:
-    """Activations at the site of `run`, else of the demo model's layer 9.
-
-    The demo's are harvested into the store that `sae demo` uses, and read from there; quick, nothing is fetched or
-    harvested, and only a store that is there already is read.
+    The demo's are harvested into the store of `sae demo` and read from there; if `quick`, nothing is fetched or
+    harvested, and only an existing store is read.
 
     Args:
         run: a run folder on a language model.
         tokens: rows wanted, held-out ones included.
         quick: see above.
-        scratch: a folder's name that is free; nothing is written to it.
+        scratch: a free folder name; nothing is written to it.
     """
     if run is not None:
         return _of_run(open_run(run), tokens)
     folder = cache_dir() / "stores" / f"demo-resid_post.{LAYER}"
     if quick:
         if not (folder / "identity.json").exists():
-            return LeftOut(f"no harvest of the demo model lies in {folder}, and a quick report fetches none")
+            return f"there is no harvest of the demo model in {folder}, and a quick report fetches none"
         return _of_store(DiskStore(folder, read_json(folder / "identity.json")), tokens)
     try:
         return _of_store(_demo_store(folder, tokens, scratch), tokens)
     except FetchError as error:
-        return LeftOut(str(error))
+        return str(error)
 
 
 def _demo_store(folder: Path, tokens: int, scratch: Path) -> Store:
-    """The demo's store, harvested further where it holds too little."""
+    """The demo's store, harvested further if it has too few rows."""
     harvest = HarvestConfig(model="demo", dataset="demo", layer=LAYER)
     plan = make_plan(TrainConfig(harvest=harvest, out=scratch, tokens=tokens, store=folder, device="cpu"))
     if plan.precision != "auto":  # there is a store
@@ -88,25 +82,25 @@ def _demo_store(folder: Path, tokens: int, scratch: Path) -> Store:
         return open_store(settled(plan, stream, progress), stream, stop, progress)
 
 
-def _of_store(store: Store, tokens: int) -> LanguageRows | LeftOut:
+def _of_store(store: Store, tokens: int) -> LanguageRows | str:
     rows = range(min(tokens, store.rows))
     if len(rows) < LEAST:
-        return LeftOut(f"the store of the demo model's activations holds {store.rows} tokens only")
+        return f"the store of the demo model's activations has {store.rows} tokens only"
     (site,) = store.identity["sites"]
-    x = store.read(rows, [site])[site].float()
-    document, _ = store.places(rows)
-    # documents lie one behind the other: the one in which the held-out share begins is the first held out
-    held = document >= document[round((1 - HELD_SHARE) * len(rows))]
+    stored = store.read(rows, [site])
+    x, document = stored.activations[site].float(), stored.document
+    # documents are in order: the one in which the held-out share begins is the first held out
+    heldout = document >= document[round((1 - HELDOUT_SHARE) * len(rows))]
     source = f"{store.identity['model']} model, {site}"
-    return LanguageRows(source, x[~held], x[held], {**store.identity, "tokens": len(rows)})
+    return LanguageRows(source, x[~heldout], x[heldout], {**store.identity, "tokens": len(rows)})
 
 
 def _of_run(run: Run, tokens: int) -> LanguageRows:
     device = pick_device("cpu")
     lm = run.load_language_model(device)
-    held = max(1, round(HELD_SHARE * tokens))
-    train = _collected(run, run.harvest(lm, split="train"), tokens - held)
-    heldout = _collected(run, run.harvest(lm, split="heldout"), held)
+    count = max(1, round(HELDOUT_SHARE * tokens))
+    train = _collected(run, run.harvest(lm, split="train"), tokens - count)
+    heldout = _collected(run, run.harvest(lm, split="heldout"), count)
     source = f"{run.config.harvest.model}, {', '.join(site.name for site in run.inputs)}"
     weights = run.record["autoencoder"]["sha256"]
     provenance = {"run": str(run.folder), "weights": weights, "train": len(train), "heldout": len(heldout)}

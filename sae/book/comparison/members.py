@@ -1,4 +1,4 @@
-"""Every member of the tiers on images: trained in a run folder, measured, and kept there.
+"""Members of the tiers: trained in a run folder, measured, and their measures saved there.
 
 rows = image_rows(tour, ground, members, epochs=..., limit=...)
 """
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sae.base.files import publish_json, read_json
-from sae.book.chapter.base import Setting, trained
+from sae.book.chapter.base import Setting, safe_name, trained_by_seed
 from sae.book.comparison.coders import Coder, coder_of
 from sae.book.comparison.grounds import Ground
 from sae.book.comparison.measures import Measured, measure
@@ -26,15 +26,15 @@ from sae.config import OptimConfig, to_json
 from sae.evaluation.stability import pair_cosines
 from sae.runs.images import ImageRun
 
-KEPT = "comparison.json"
-FORMAT = 3  # of what is kept beside a run; a change of any measure raises it
+MEASURES = "comparison.json"
+FORMAT = 3  # of saved measures; raise it when a measure changes
 
 
 class Tour:
-    """Says how far the report is, and how long the rest may take.
+    """Reports progress, and about how long the rest will take.
 
     Args:
-        setting: where, with which seeds, and whom to tell.
+        setting: the folder, the seeds, and where progress is reported.
         total: trainings and measurements in all.
     """
 
@@ -44,7 +44,7 @@ class Tour:
         self._begun = time.perf_counter()
 
     def step(self, name: str, *, kept: bool) -> None:
-        """Count one more; kept ones of an earlier call cost nothing and are left out of the rate."""
+        """Count one more; those saved by an earlier call take no time and are left out of the rate."""
         self.done += 1
         self.kept += kept
         fresh = self.done - self.kept
@@ -61,21 +61,16 @@ def image_rows(
     """Train and measure members on images: a row each, and their runs by name, seed by seed."""
     rows, runs = [], {}
     for member in members:
-        found = [
-            trained(tour.setting, f"{ground.tier}-{member.name}", member.vision, data=ground.data,
-                    epochs=epochs, limit=limit, seed=seed)
-            for seed in tour.setting.seeds
-        ]  # fmt: skip
-        coders: list[Coder] = []
-        measured = []
-        for seed, run in zip(tour.setting.seeds, found, strict=True):
-            coder = coder_of(run.model, ground.train, seconds=run.record["training"]["seconds"] / epochs)
-            coders.append(coder)
-            measured.append(kept_or_measured(tour, run.folder, coder, ground, seed=seed))
+        name = f"{ground.tier}-{member.name}"
+        options = {"data": ground.data, "epochs": epochs, "limit": limit}
+        runs[member.name] = trained_by_seed(tour.setting, name, member.vision, **options)
+        coders, measured = [], []
+        for seed, run in zip(tour.setting.seeds, runs[member.name], strict=True):
+            coders.append(coder_of(run.model, ground.train, seconds=run.record["training"]["seconds"] / epochs))
+            measured.append(kept_or_measured(tour, run.folder, coders[-1], ground, seed=seed))
         settings = {**to_json(member.vision), "epochs": epochs, "images": limit}
-        likeness = seeds_likeness(coders, measured)
-        rows.append(Row(ground.tier, ground.data, member.name, member.family, measured, likeness, settings))
-        runs[member.name] = found
+        similarity = similarity_of_seeds(coders, measured)
+        rows.append(Row(ground.tier, ground.data, member.name, member.family, measured, similarity, settings))
     return rows, runs
 
 
@@ -85,11 +80,11 @@ def rows_on_rows(
     """Train and measure sparse autoencoders on activations: a row each.
 
     Args:
-        tour: whom to tell.
-        ground: what they are held against.
-        train: rows they learn from [n, D]; the ground may hold fewer.
+        tour: reports progress.
+        ground: with the rows they are measured on.
+        train: training rows [n, D]; the ground may have fewer.
         provenance: where these come from.
-        members: who.
+        members: the models.
         how: `epochs`, and `batch` rows a step.
     """
     rows = []
@@ -109,22 +104,22 @@ def rows_on_rows(
             coders.append(coder_of(run.model, ground.train, seconds=run.seconds))
             measured.append(kept_or_measured(tour, config.out, coders[-1], ground, seed=seed))
         settings = {**to_json(member.sae), **how, "rows": len(train)}
-        likeness = seeds_likeness(coders, measured)
-        rows.append(Row(ground.tier, ground.data, member.name, member.family, measured, likeness, settings))
+        similarity = similarity_of_seeds(coders, measured)
+        rows.append(Row(ground.tier, ground.data, member.name, member.family, measured, similarity, settings))
     return rows
 
 
 def kept_or_measured(tour: Tour, folder: Path, coder: Coder, ground: Ground, *, seed: int) -> Measured:
-    """What is kept beside a run if it was measured on the same ground, else measured now and kept."""
-    found, kept = kept_or_made(folder / KEPT, ground, seed, lambda: {"run": measure(coder, ground, seed=seed)})
+    """The measures saved in a run folder if they are of the same ground, else measured now and saved."""
+    measured, kept = kept_or_made(folder / MEASURES, ground, seed, lambda: {"run": measure(coder, ground, seed=seed)})
     tour.step(folder.name, kept=kept)
-    return found["run"]
+    return measured["run"]
 
 
 def kept_or_made(
     path: Path, ground: Ground, seed: int, make: Callable[[], Mapping[str, Measured]]
 ) -> tuple[dict[str, Measured], bool]:
-    """What `path` holds of the same ground, by name, and True; else what `make` gives, kept there, and False."""
+    """Measures saved in `path` if they are of the same ground, by name, and True; else new ones, saved, and False."""
     asked = {
         "format": FORMAT,
         "rows": ground.digest,
@@ -132,24 +127,24 @@ def kept_or_made(
         "seed": seed,
     }
     if path.exists():
-        held = read_json(path)
-        if held.get("asked") == asked:
-            return {name: Measured(**found) for name, found in held["measured"].items()}, True
+        saved = read_json(path)
+        if saved.get("asked") == asked:
+            return {name: Measured(**measured) for name, measured in saved["measured"].items()}, True
     made = dict(make())
-    publish_json(path, {"asked": asked, "measured": {name: found._asdict() for name, found in made.items()}})
+    publish_json(path, {"asked": asked, "measured": {name: measured._asdict() for name, measured in made.items()}})
     return made, False
 
 
-def seeds_likeness(coders: Sequence[Coder], measured: Sequence[Measured]) -> tuple[float, ...]:
+def similarity_of_seeds(coders: Sequence[Coder], measured: Sequence[Measured]) -> tuple[float, ...]:
     """Cosine of every pair of seeds' live atoms; empty without atoms or seeds to compare.
 
     Cosines of nearest atoms, whatever their sign, mean over both dictionaries (`sae.evaluation.stability`).
     """
     live = []
-    for coder, found in zip(coders, measured, strict=True):
+    for coder, of_seed in zip(coders, measured, strict=True):
         if coder.atoms is None:
             return ()
-        alive = torch.tensor(found.rates) > 0
+        alive = torch.tensor(of_seed.rates) > 0
         live.append(coder.atoms[alive & (coder.atoms.norm(dim=1) > 0)])
     if len(live) < 2 or any(len(atoms) == 0 for atoms in live):
         return ()
@@ -157,29 +152,24 @@ def seeds_likeness(coders: Sequence[Coder], measured: Sequence[Measured]) -> tup
 
 
 def control_rows(
-    tour: Tour, ground: Ground, made: Callable[[int], Mapping[str, Coder]], *, seeds: Sequence[int], family: str
+    tour: Tour, ground: Ground, make: Callable[[int], Mapping[str, Coder]], *, seeds: Sequence[int], family: str
 ) -> list[Row]:
-    """Rows of codes that were not trained: `made` gives them by name for a seed."""
-    coders, found = [made(seed) for seed in seeds], []
+    """Rows of codes that were not trained: `make` returns them by name for a seed."""
+    coders, measured = [make(seed) for seed in seeds], []
     for seed, by_name in zip(seeds, coders, strict=True):
 
-        def measured(by_name: Mapping[str, Coder] = by_name, seed: int = seed) -> dict[str, Measured]:
+        def measure_all(by_name: Mapping[str, Coder] = by_name, seed: int = seed) -> dict[str, Measured]:
             return {name: measure(coder, ground, seed=seed) for name, coder in by_name.items()}
 
-        found.append(kept_or_made(control_path(tour, ground, family, seed), ground, seed, measured)[0])
+        measured.append(kept_or_made(control_path(tour, ground, family, seed), ground, seed, measure_all)[0])
     rows = []
     for name in coders[0]:
-        mine = [by_name[name] for by_name in found]
-        likeness = seeds_likeness([by_name[name] for by_name in coders], mine)
-        rows.append(Row(ground.tier, ground.data, name, family, mine, likeness))
+        seeds_of = [by_name[name] for by_name in measured]
+        similarity = similarity_of_seeds([by_name[name] for by_name in coders], seeds_of)
+        rows.append(Row(ground.tier, ground.data, name, family, seeds_of, similarity))
     return rows
 
 
 def control_path(tour: Tour, ground: Ground, family: str, seed: int) -> Path:
-    """Where measures of codes without a run are kept."""
+    """The file of measures of codes without a run."""
     return tour.setting.out / "controls" / f"{safe_name(ground.tier)}-{safe_name(ground.data)}-{family}-{seed}.json"
-
-
-def safe_name(name: str) -> str:
-    """A name as part of a file's."""
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name)

@@ -1,4 +1,4 @@
-"""Who takes part: the models of every tier, and how long they are trained. All of a tier see the same rows.
+"""The models of every tier, and how long they are trained. All models of a tier see the same rows.
 
 pixel_members(quick=False)[0].vision
 """
@@ -14,11 +14,11 @@ PLANTED = "planted?size=12&atoms=64&l0=4&count=5000"
 PLANTED_WIDTH = 96  # latents: half as many again as there are atoms
 PLANTED_K = 4
 SMALLER = {"dsprites": "dsprites?size=32", "shapes3d": "shapes3d?size=32"}
-"""Sets drawn smaller where no size is named: the report's trainings are short."""
+"""Sets drawn smaller if no size is named: the comparison's trainings are short."""
 
 
 class Scale(NamedTuple):
-    """How much data, and how long."""
+    """Amounts of data and lengths of training."""
 
     images: int
     """Training images, at most."""
@@ -27,7 +27,7 @@ class Scale(NamedTuple):
     passes: int
     """Images seen in a training of the pixel tier, all epochs together, at most."""
     numbers: int
-    """Numbers seen in such a training, at most: larger images are seen less often."""
+    """Pixels seen in such a training, at most: larger images are seen less often."""
     planted: int
     """Training images of the planted tier."""
     planted_passes: int
@@ -86,7 +86,7 @@ class RowMember(NamedTuple):
 
 def pixel_members(shape: Sequence[int], *, quick: bool) -> list[Member]:
     """Every family on pixels of the shape [C, H, W]; several widths, k and beta of most."""
-    # as the variational ones are scored; squared error behind a sigmoid leaves sparse pictures black
+    # the likelihood of the variational ones; squared error behind a sigmoid leaves sparse images black
     nats: dict[str, Any] = {"likelihood": "bernoulli"}
     if quick:
         return [
@@ -115,7 +115,7 @@ def pixel_members(shape: Sequence[int], *, quick: bool) -> list[Member]:
 
 
 def planted_members(*, quick: bool) -> list[Member]:
-    """Sparse and image autoencoders of one width on sums of known atoms; pixels there are of either sign."""
+    """Sparse and image autoencoders of one width on sums of known atoms, whose pixels have both signs."""
     real: dict[str, Any] = {"output": "linear", "hidden": (128,)}
     normal: dict[str, Any] = {**real, "likelihood": "gaussian", "variance": 0.005}
     sparse = ("topk", "batchtopk", "jumprelu", "relu", "gated", "matching_pursuit")
@@ -140,9 +140,9 @@ def row_members(dim: int, *, k: int, quick: bool) -> list[RowMember]:
 
 
 def narrow_channels(shape: Sequence[int]) -> tuple[int, ...]:
-    """Channels of a codebook's convolutions: 32 at the last, and half as many a layer before; the map is 4 x 4 or so.
+    """Channels of a VQ-VAE's convolutions: 32 in the last, half as many in each layer before; the map is about 4 x 4.
 
-    The usual 32, 64, 128 take twenty times as long here as any other model does.
+    The usual 32, 64, 128 would take twenty times as long as any other model here.
     """
     layers, side = 0, min(shape[1:])
     while side % 2 == 0 and side > 4:
@@ -154,5 +154,5 @@ def _member(variant: str, *, width: int, k: int | None = None, **more: Any) -> M
     name = f"{variant}-w{width}" + ("" if k is None else f"-k{k}")
     if variant == "beta_vae" and "beta" in more:
         name += f"-beta{more['beta']:g}"
-    chosen = {} if k is None else {"k": k}
-    return Member(name, variant, VisionConfig(variant=variant, width=width, **chosen, **more))
+    more |= {} if k is None else {"k": k}
+    return Member(name, variant, VisionConfig(variant=variant, width=width, **more))

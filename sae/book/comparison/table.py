@@ -38,7 +38,7 @@ COLUMNS = {
     "parameters": "parameters",
     "seconds": "s / epoch",
 }
-"""Measure -> heading; the two measures of disentanglement that an overcomplete code can do well in come first."""
+"""Measure -> heading; of the measures of disentanglement, the two that do not punish overcomplete codes come first."""
 
 
 class Row(NamedTuple):
@@ -50,23 +50,23 @@ class Row(NamedTuple):
     family: str
     """The variant, or PCA or control."""
     seeds: Sequence[Measured]
-    """One a seed; a code without a seed has one."""
+    """One for every seed; a code without a seed has one."""
     stability: Sequence[float] = ()
     """Cosine of the dictionaries of every pair of seeds; none for a single seed."""
     settings: dict[str, Any] | None = None
-    """What a trained model was made with."""
+    """Settings of a trained model."""
 
     def spread(self, measure: str) -> Spread | None:
-        """Mean over seeds with its interval; None where a seed has no such value."""
+        """Mean over seeds with its interval; None if a seed has no such value."""
         if measure == "stability":
             return over_pairs(self.stability) if self.stability else None
         values = [seed.values.get(measure) for seed in self.seeds]
-        known = [value for value in values if value is not None]
-        return over_seeds(known) if values and len(known) == len(values) else None
+        present = [value for value in values if value is not None]
+        return over_seeds(present) if values and len(present) == len(values) else None
 
 
 def table(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Rows for people, with one heading a column; means carry their intervals."""
+    """Rows for readers, by the columns' headings; means with their intervals."""
     return [
         {"tier": row.tier, "model": row.name, **{head: plain(row.spread(name)) for name, head in COLUMNS.items()}}
         for row in rows
@@ -74,7 +74,7 @@ def table(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 BRIEF = ("fvu", "bits", "fvu_low", "l0", "dead", "disentanglement", "modularity", "mcc", "probe_5", "stability")
-"""Measures that the terminal shows; the page and the record have all."""
+"""Measures shown in the terminal; the page and the record have all."""
 
 
 def brief(rows: Sequence[Row]) -> list[dict[str, str]]:
@@ -92,7 +92,7 @@ def brief(rows: Sequence[Row]) -> list[dict[str, str]]:
 
 
 def record(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Everything measured, as JSON values: means, and every seed's own."""
+    """All measures as JSON values: means, and those of every seed."""
     return [
         {
             "tier": row.tier,

@@ -64,7 +64,7 @@ class DCI(NamedTuple):
 
 
 class Information(NamedTuple):
-    """How many nats every latent tells of every factor."""
+    """Information of every latent about every factor."""
 
     matrix: np.ndarray
     """I(z_j; v_k) >= 0, float64 [L, K]."""

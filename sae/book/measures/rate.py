@@ -21,14 +21,13 @@ Codes are stored as their non-zeros, and dense for a block of rows at a time.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sae.book.measures.entropy_coding import SymbolModel
-from sae.book.measures.rate_curve import RatePoint
 from sae.evaluation.baselines import PCA
 from sae.evaluation.reconstruction import fvu_of, fvu_sums
 from sae_kernels import SparseCodes
@@ -36,6 +35,21 @@ from sae_kernels import SparseCodes
 Decode: TypeAlias = Callable[[Tensor], Tensor]
 BLOCK = 4_000_000  # numbers in a dense block
 PROBES = 1024  # samples from which gains are measured, each to about 2%
+
+
+class RatePoint(NamedTuple):
+    """One step's quantiser, on held-out samples."""
+
+    step: float
+    """Width of a bin, in units of the output."""
+    bits: float
+    """Mean bits a sample, all latents together."""
+    fvu: float
+    """Of the decoded quantised codes."""
+    l0: float
+    """Mean number of non-zero symbols a sample."""
+    unseen: float
+    """Mean number of those that the latent never had in training: if there are many, train on more samples."""
 
 
 def stack(batches: Iterable[Tensor | SparseCodes]) -> SparseCodes:
@@ -183,6 +197,34 @@ def quantise(codes: SparseCodes, gain: Tensor, step: float) -> SparseCodes:
     if len(scaled) and scaled.abs().max() > 2**31:
         raise ValueError(f"step {step}: the codes span more than 2^31 of it; take a coarser one")
     return codes.with_values(scaled)
+
+
+def hull(curve: Iterable[RatePoint]) -> list[RatePoint]:
+    """The lower convex hull of a curve, FVU falling as bits rise; points between its corners need time-sharing."""
+    lower: list[RatePoint] = []
+    for point in sorted(curve, key=lambda point: (point.bits, point.fvu)):
+        if lower and not point.fvu < lower[-1].fvu:
+            continue
+        while len(lower) > 1 and _slope(lower[-2], lower[-1]) >= _slope(lower[-1], point):
+            lower.pop()
+        lower.append(point)
+    return lower
+
+
+def fvu_at(curve: Iterable[RatePoint], bits: float) -> float:
+    """Least FVU with at most `bits` a sample, on the hull; NaN if no point has as few."""
+    lower = hull(curve)
+    return float(np.interp(bits, [point.bits for point in lower], [point.fvu for point in lower], left=np.nan))
+
+
+def bits_at(curve: Iterable[RatePoint], fvu: float) -> float:
+    """Least bits a sample for at most `fvu`, on the hull; NaN if no point has as little."""
+    rising = hull(curve)[::-1]
+    return float(np.interp(fvu, [point.fvu for point in rising], [point.bits for point in rising], left=np.nan))
+
+
+def _slope(start: RatePoint, end: RatePoint) -> float:
+    return (end.fvu - start.fvu) / (end.bits - start.bits)
 
 
 def _listed(batch: Tensor | SparseCodes) -> SparseCodes:

@@ -5,10 +5,10 @@
 
 With random weights the decoder 128x8x8 -> 64 -> 32 -> 3x64x64 has `phases` .32 (standard deviation .10 over 32 seeds)
 with transposed convolutions of kernel 4 and stride 2, .0002 with nearest upsampling and convolutions. Every output sums
-as many kernel taps, but each phase has weights of its own, and after a ReLU all inputs are positive: without the ReLU
+as many kernel taps, but each phase has other weights, and after a ReLU all inputs are positive: without the ReLU
 it is .06.
 
-Frequencies are in cycles a pixel, 0 to 1/2 along an axis. Every channel counts as an image of its own. Images are
+Frequencies are in cycles a pixel, 0 to 1/2 along an axis. Every channel counts as a separate image. Images are
 not windowed: differences between opposite borders leak along the two axes, in generated images and data alike, so
 compare spectra only with those of images of the same size.
 """

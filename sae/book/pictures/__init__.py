@@ -1,1 +1,1 @@
-"""Pictures of image autoencoders, and the self-contained page that holds them."""
+"""Pictures of image autoencoders, and the self-contained page that shows them."""

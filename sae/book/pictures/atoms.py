@@ -1,4 +1,4 @@
-"""What single atoms put into an image.
+"""The contribution of single atoms to an image.
 
 x = contributions(model, strengths)                       # [F, C·H·W], signed
 draw_atoms(x[order], shape)
@@ -21,11 +21,11 @@ CHUNK = 1024  # atoms decoded at a time
 
 @torch.no_grad()
 def contributions(model: Autoencoder, strengths: Tensor) -> Tensor:
-    """show(b + s_j w_j) - show(b) of every atom: [F, C·H·W], signed; without a head, s_j w_j.
+    """show(b + s_j w_j) - show(b) for every atom: [F, C·H·W], signed; without a head, s_j w_j.
 
     Args:
-        model: of one row a sample (no codebook).
-        strengths: s [F], the code's value at which each atom is shown.
+        model: with one row a sample (no codebook).
+        strengths: s [F], the code's value for each atom.
 
     Raises:
         ValueError: the model has several rows a sample.
@@ -39,13 +39,14 @@ def contributions(model: Autoencoder, strengths: Tensor) -> Tensor:
 
 @torch.no_grad()
 def codebook_images(model: Autoencoder) -> Tensor:
-    """Every atom of a codebook put in all places at once, decoded: [F, C·H·W]."""
+    """Every atom of a codebook, in all places at once, decoded: [F, C·H·W]."""
     rows = model.dictionary.W.repeat_interleave(model.positions, dim=0)
     return torch.cat([model.show(part) for part in rows.split(CHUNK * model.positions)])
 
 
-def draw_atoms(images: Tensor, shape: Sequence[int], *, columns: int = 16, each: bool = True) -> Figure:
-    """Signed images [n, C·H·W], purple above zero and orange below; `each` on a scale of its own."""
-    limit = images.abs().amax(1) if each else None
+def draw_atoms(images: Tensor, shape: Sequence[int], *, columns: int = 16) -> Figure:
+    """Signed images [n, C·H·W], purple above zero and orange below, each on its own scale."""
     columns = min(columns, len(images))
-    return draw_tiles(diverging(images, shape, limit=limit), shape, columns, inches=min(7.5, 0.7 * columns))
+    return draw_tiles(
+        diverging(images, shape, limit=images.abs().amax(1)), shape, columns, inches=min(7.5, 0.7 * columns)
+    )

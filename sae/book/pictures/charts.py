@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from sae.book.pictures.style import GREY, MARKERS, SMALL, chart, colour, legend
 
-ANNOTATED = 200  # cells of a heat map up to which their numbers are written
+ANNOTATED = 200  # cells of a heat map up to which numbers are written
 
 
 def draw_histograms(
@@ -27,7 +27,7 @@ def draw_histograms(
     at: Mapping[str, float] | None = None,
     counts: bool = False,
 ) -> Figure:
-    """Histograms over common bins, each summing to 1 (or to its count).
+    """Histograms over common bins, each summing to 1 (or to its number of values).
 
     Args:
         values: finite numbers [n] by name.
@@ -35,8 +35,8 @@ def draw_histograms(
         y: name of the other axis.
         bins: their number between the least and the largest value, or their edges.
         title: over the chart.
-        at: named places that get a vertical line.
-        counts: show counts and not shares.
+        at: named places, drawn as vertical lines.
+        counts: show counts instead of shares.
     """
     figure, axis = chart(7.0, 2.9, x=x, y=y, title=title)
     pooled = np.concatenate([np.asarray(v, dtype=np.float64) for v in values.values()])
@@ -44,11 +44,11 @@ def draw_histograms(
     for place, (name, numbers) in enumerate(values.items()):
         weights = None if counts else np.full(len(numbers), 1 / max(len(numbers), 1))
         axis.hist(numbers, edges, weights=weights, color=colour(place), alpha=0.35, label=name)
-        # the outline tells overlapping ones apart
+        # outlines separate overlapping histograms
         axis.hist(numbers, edges, weights=weights, color=colour(place), histtype="step", linewidth=1.6)
-    for place, (name, where) in enumerate((at or {}).items()):
+    for place, (name, x_at) in enumerate((at or {}).items()):
         style = ("--", ":", "-.")[place % 3]
-        axis.axvline(where, color="black" if place == 0 else GREY, linestyle=style, linewidth=1.3, label=name)
+        axis.axvline(x_at, color="black" if place == 0 else GREY, linestyle=style, linewidth=1.3, label=name)
     legend(figure, axis)
     return figure
 
@@ -63,7 +63,7 @@ def draw_scatter(
     title: str = "",
     legend_title: str = "",
 ) -> Figure:
-    """Points [n, 2] by label int64 [n]: in colour, and by marker (the name itself where it is one character)."""
+    """Points [n, 2] by label int64 [n]: in colour, and by marker (the name itself if it is one character)."""
     figure, axis = chart(6.6, 5.0, x=x, y=y, title=title)
     if labels is None:
         axis.scatter(*points.T, s=9, color=colour(0), alpha=0.7, linewidths=0)
@@ -91,7 +91,7 @@ def draw_heatmap(
     y: str = "",
     limits: tuple[float, float] | None = None,
 ) -> Figure:
-    """A matrix [R, C] by brightness, with its numbers where there are few; `label` names what they are."""
+    """A matrix [R, C] by brightness, with its numbers if they are few; `label` says what they are."""
     height, width = matrix.shape
     figure, axis = chart(max(3.6, 0.62 * width + 2.2), max(2.0, 0.28 * height + 1.0), x=x, y=y, title=title)
     low, high = limits or (float(np.nanmin(matrix)), float(np.nanmax(matrix)))

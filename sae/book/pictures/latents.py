@@ -1,6 +1,6 @@
-"""Walks through the space of codes, decoded: traversals, the plane of two latents, interpolation, arithmetic.
+"""Paths through the space of codes, decoded: traversals, the plane of two latents, interpolation, arithmetic.
 
-All of them start from the means of codes (`sae.runs.images.dense_codes`), never from draws.
+All of them start from the means of codes (`sae.runs.images.dense_codes`), not from draws.
 
 draw_traversals(model, shape, codes[typical(codes)], latents=[3, 0], values=torch.linspace(-3, 3, 9).repeat(2, 1))
 """
@@ -19,31 +19,31 @@ from sae.models.autoencoder import Autoencoder
 from sae.runs.images import decode_dense
 
 CHAPTER_ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
-PARALLEL = 1e-4  # of the sine of an angle, under which the arc is taken as straight
+PARALLEL = 1e-4  # sine of an angle below which the arc is a line
 
 Look = Callable[[Tensor], Tensor]
 """Decoded images [n, C·H·W] as they are shown (see `sae.base.colours.diverging`)."""
 
 
 def as_they_are(images: Tensor) -> Tensor:
-    """The look of pixels in [0, 1]."""
+    """Images unchanged, for pixels in [0, 1]."""
     return images
 
 
 def typical(codes: Tensor) -> int:
-    """Which of the codes [n, F] is nearest to their mean, every latent counting in its own standard deviation."""
+    """Index of the code of [n, F] nearest to their mean, with latents in units of their standard deviation."""
     spread = codes.std(0).clamp_min(1e-6)
     return int(((codes - codes.mean(0)) / spread).square().sum(1).argmin())
 
 
 def traversals(model: Autoencoder, code: Tensor, latents: Sequence[int], values: Tensor) -> Tensor:
-    """One latent after another set to its values, all others as in `code`, decoded.
+    """Decoded codes with one latent at a time set to its values, and all others as in `code`.
 
     Args:
-        model: decodes.
+        model: the decoder.
         code: [F].
-        latents: L of them.
-        values: what each is set to, [L, S].
+        latents: indices [L].
+        values: of each latent, [L, S].
 
     Returns:
         Images [L, S, C·H·W].
@@ -66,7 +66,7 @@ def draw_traversals(
     x: str = "",
     look: Look = as_they_are,
 ) -> Figure:
-    """A row of images a latent, in the order given; arguments as of `traversals`, and names for rows and columns."""
+    """A row of images for every latent; arguments as of `traversals`, and names for rows and columns."""
     images = traversals(model, code, latents, values)
     named = names or [f"z {latent}" for latent in latents]
     return draw_rows({n: look(row) for n, row in zip(named, images, strict=True)}, shape, headings=headings, x=x)
@@ -110,7 +110,7 @@ def linear(a: Tensor, b: Tensor, alphas: Sequence[float]) -> Tensor:
 def spherical(a: Tensor, b: Tensor, alphas: Sequence[float]) -> Tensor:
     """(sin((1-α)θ) a + sin(αθ) b) / sin θ, θ the angle between a and b (Shoemake 1985; White 2016): [A, d].
 
-    Keeps the length where both have the same; straight where they are parallel, opposite, or one is zero.
+    Keeps the length if both have the same; a line if they are parallel or opposite, or one is zero.
     """
     lengths = a.norm() * b.norm()
     if lengths == 0:
@@ -131,15 +131,15 @@ def draw_interpolation(
     alphas: Sequence[float] = CHAPTER_ALPHAS,
     look: Look = as_they_are,
 ) -> Figure:
-    """From one image to another: codes joined by a line and by an arc, and, for comparison, the pixels blended.
+    """From one image to another: by a line and by an arc between codes, and, for comparison, by blended pixels.
 
     Args:
-        model: decodes.
+        model: the decoder.
         shape: [C, H, W].
         images: the two, [2, C·H·W].
         codes: theirs, [2, F].
-        alphas: how far along.
-        look: how images are shown.
+        alphas: shares of the way.
+        look: applied to images before they are drawn.
     """
     rows = {
         "Codes, line": look(decode_dense(model, linear(codes[0], codes[1], alphas))),

@@ -1,4 +1,4 @@
-"""Curves over a common axis, with bands where a number has an interval.
+"""Curves over a common axis, with bands for intervals.
 
 draw_lines({"PCA": Curve(k, fvu), "AE": Curve(k, [Interval(.3, .28, .33), ...])}, "latents", "FVU", log_x=True)
 """
@@ -16,7 +16,7 @@ from matplotlib.ticker import NullLocator
 from sae.book.pictures.style import GREY, MARKERS, SMALL, STYLES, chart, colour, legend, plain_numbers
 from sae.evaluation.bootstrap import Interval
 
-APART = 1.3  # how far numbers on a logarithmic axis must be apart for each to be written
+APART = 1.3  # least ratio of neighbours on a logarithmic axis for all of them to be labelled
 
 
 class Curve(NamedTuple):
@@ -26,8 +26,7 @@ class Curve(NamedTuple):
     y: Sequence[Any]
     """Numbers; or means with their intervals ({"value", "low", "high"} or `Interval`), drawn as a band."""
     style: str = "-o"
-    """Line and marker: "-o" joined numbers, "-" a line of very many, "o" numbers without an order. Which line and
-    which marker differs from curve to curve."""
+    """"-o" for joined numbers, "-" for a line of very many, "o" for unordered ones; dashes and markers vary."""
 
 
 def draw_lines(
@@ -50,7 +49,7 @@ def draw_lines(
         log_x: logarithmic axis.
         log_y: likewise.
         title: over the chart.
-        at: named places on x that get a vertical line.
+        at: named places on x, drawn as vertical lines.
         size: inches.
     """
     figure, axis = chart(*size, x=x, y=y, title=title)
@@ -95,5 +94,5 @@ def draw_lines(
 def _part(value: Any, name: str) -> float:
     if isinstance(value, Interval):
         return getattr(value, name)
-    found = value[name] if isinstance(value, Mapping) else value
-    return math.nan if found is None else found  # a bound that is not known
+    part = value[name] if isinstance(value, Mapping) else value
+    return math.nan if part is None else part  # an unknown bound

@@ -16,13 +16,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from sae.base.files import publish_file
 from sae.base.tables import number
 
 STYLE = Path(__file__).parents[2] / "browser" / "static" / "base.css"
-"""What all pages look like, the browser's and these."""
+"""The style of all pages, the browser's included."""
 LAYOUT = """
 body { margin: 0; }
 header, main { max-width: 1180px; margin: 0 auto; padding: 16px 18px; }
@@ -41,18 +42,18 @@ figure img { max-width: 100%; height: auto; background: #fff; border-radius: 4px
 figcaption { font-size: 13px; color: var(--muted); max-width: 90ch; }
 td.words { min-width: 9em; }
 th { white-space: nowrap; }
-/* in a wide table a row's name stays in sight, and an interval stands under its number */
+/* in a wide table a row's name stays visible, and an interval stands under its number */
 .many th:first-child, .many td:first-child { position: sticky; left: 0; background: var(--paper); }
 .many .interval { display: block; font-size: 12px; }
 """
 MARK = '<span class="brand"><span class="mark" aria-hidden="true"><i></i><i></i><i></i></span>Sparsight</span>'
-MANY = 8  # columns, beyond which a table is a wide one
-
-CSS_DPI, PNG_DPI = 96, 144  # pixels an inch: of the page, and of its pictures, which screens show in finer ones
+MANY = 8  # columns above which a table counts as wide
+CLOUD = 200  # points of one scatter plot up to which a figure is an SVG
+CSS_DPI, PNG_DPI = 96, 144  # pixels an inch: of the page, and of its pictures, for screens with finer pixels
 
 
 class Page:
-    """Collects parts in the order in which they are given; `write` publishes the file whole."""
+    """Collects sections, texts, tables and figures in order; `write` publishes the whole file at once."""
 
     def __init__(self, title: str, subtitle: str = "") -> None:
         self.title, self.subtitle = title, subtitle
@@ -65,10 +66,10 @@ class Page:
         return tuple(self._sections)
 
     def section(self, title: str, text: str = "") -> None:
-        """A heading, which the page's list of contents links to, and a paragraph; what is added next stands in it."""
-        begun = "</section>" if self._sections else ""
+        """Begin a section with a heading, to which the list of contents links, and a paragraph."""
+        end = "</section>" if self._sections else ""
         self._sections.append(title)
-        self._parts.append(f'{begun}<section><h2 id="s{len(self._sections)}">{html.escape(title)}</h2>')
+        self._parts.append(f'{end}<section><h2 id="s{len(self._sections)}">{html.escape(title)}</h2>')
         if text:
             self.text(text)
 
@@ -76,22 +77,26 @@ class Page:
         """A paragraph."""
         self._parts.append(f"<p>{html.escape(text)}</p>")
 
-    def figure(self, figure: Figure, caption: str, *, vector: bool = False) -> None:
-        """A matplotlib figure: as PNG, or as SVG where it is lines and text alone (`vector`)."""
-        # an image of its own, so that names inside one drawing mean nothing in the next
-        kind, data = ("svg+xml", _svg(figure)) if vector else ("png", _png(figure))
-        # both kinds at the size that figures are laid out for
-        width = "" if vector else f' width="{round(int.from_bytes(data[16:20], "big") * CSS_DPI / PNG_DPI)}"'
-        says = html.escape(caption)
-        image = f'<img alt="{says}"{width} src="data:image/{kind};base64,{base64.b64encode(data).decode()}">'
-        self._parts.append(f"<figure>{image}<figcaption>{says}</figcaption></figure>")
+    def figure(self, figure: Figure, caption: str) -> None:
+        """A matplotlib figure: as SVG if it has lines and text alone, else as PNG."""
+        if _is_raster(figure):
+            kind, data = "png", _saved(figure, format="png", dpi=PNG_DPI)
+            # at the size for which the figure was laid out, as SVG is
+            width = f' width="{round(int.from_bytes(data[16:20], "big") * CSS_DPI / PNG_DPI)}"'
+        else:
+            kind, width = "svg+xml", ""
+            data = _saved(figure, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+        alt = html.escape(caption)
+        # an <img>, so that ids inside one drawing do not clash with those of the next
+        image = f'<img alt="{alt}"{width} src="data:image/{kind};base64,{base64.b64encode(data).decode()}">'
+        self._parts.append(f"<figure>{image}<figcaption>{alt}</figcaption></figure>")
 
     def table(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """A table whose columns are the first row's keys; {"value", "low", "high"} is shown as an interval."""
         if not rows:
             return
         names = list(rows[0])
-        # words run over several lines, numbers never do
+        # words wrap, numbers do not
         kind = {name: "words" if isinstance(rows[0][name], str) else "num" for name in names}
         head = "".join(f'<th class="{kind[name]}">{html.escape(name)}</th>' for name in names)
         body = "".join(
@@ -100,8 +105,16 @@ class Page:
         )
         many = " many" if len(names) > MANY else ""
         table = f'<table class="plain{many}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
-        # with the Tab key it can be reached and scrolled
+        # tabindex: reached by the Tab key and scrolled by arrow keys
         self._parts.append(f'<div class="wide" tabindex="0" role="region" aria-label="Table">{table}</div>')
+
+    def inner(self) -> str:
+        """The HTML added so far, which `insert` puts into another page."""
+        return "".join(self._parts)
+
+    def insert(self, inner: str) -> None:
+        """HTML from another page's `inner`."""
+        self._parts.append(inner)
 
     def html(self) -> str:
         """The whole page."""
@@ -115,7 +128,7 @@ class Page:
             f'<meta name="viewport" content="width=device-width, initial-scale=1">'
             f"<style>{STYLE.read_text(encoding='utf-8')}{LAYOUT}</style></head>"
             f"<body><header>{MARK}<h1>{title}</h1>{under}</header>"
-            f"<main>{contents}{''.join(self._parts)}{end}</main></body></html>\n"
+            f"<main>{contents}{self.inner()}{end}</main></body></html>\n"
         )
 
     def write(self, path: Path) -> None:
@@ -130,15 +143,15 @@ def _cell(value: Any) -> str:
     return html.escape(number(value))
 
 
-def _png(figure: Figure) -> bytes:
-    data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=PNG_DPI, bbox_inches="tight")
-    return data.getvalue()
-
-
-def _svg(figure: Figure) -> bytes:
-    data = io.BytesIO()
-    figure.savefig(
-        data, format="svg", bbox_inches="tight", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
+def _is_raster(figure: Figure) -> bool:
+    """Whether a figure has an image, or a cloud of more points than an SVG should have."""
+    return any(
+        axis.images or any(np.size(collection.get_offsets()) > 2 * CLOUD for collection in axis.collections)
+        for axis in figure.axes
     )
+
+
+def _saved(figure: Figure, **options: Any) -> bytes:
+    data = io.BytesIO()
+    figure.savefig(data, bbox_inches="tight", **options)
     return data.getvalue()

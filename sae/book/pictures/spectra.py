@@ -1,4 +1,4 @@
-"""Spatial frequencies of several sets of images: blur as lost high ones, a checkerboard as a lattice of them."""
+"""Spatial frequencies of several sets of images: blur, which lacks high ones, and the checkerboard, a lattice."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def draw_spectra(spectra: Mapping[str, RadialSpectrum]) -> Figure:
     """log10 power by spatial frequency, a line a set."""
     curves = {}
     for name, spectrum in spectra.items():
-        there = np.isfinite(spectrum.log_power)
-        curves[name] = Curve(spectrum.frequency[there].tolist(), spectrum.log_power[there].tolist(), "-o")
+        finite = np.isfinite(spectrum.log_power)
+        curves[name] = Curve(spectrum.frequency[finite].tolist(), spectrum.log_power[finite].tolist())
     return draw_lines(curves, "Spatial frequency (cycles a pixel)", "Power (log10)")
 
 
@@ -32,12 +32,12 @@ def checkerboards_of(images: Mapping[str, Tensor], shape: Sequence[int], stride:
     return {name: checkerboard(x[:2000].view(-1, *shape), stride) for name, x in images.items()}
 
 
-def draw_checkerboards(found: Mapping[str, Checkerboard], stride: int) -> Figure:
-    """Share of the variance in a pattern that all images share, a bar a set, beside that of noise."""
-    floor = max(board.phases_of_noise for board in found.values())
+def draw_checkerboards(boards: Mapping[str, Checkerboard], stride: int) -> Figure:
+    """Share of the variance in a pattern that all images share, one bar a set, beside that of noise."""
+    floor = max(board.phases_of_noise for board in boards.values())
     return draw_bars(
-        {name: board.phases for name, board in found.items()},
+        {name: board.phases for name, board in boards.items()},
         label=f"Variance of the {stride} x {stride} phases' means over total variance",
-        log=all(board.phases > 0 for board in found.values()),
+        log=all(board.phases > 0 for board in boards.values()),
         reference=("white noise", floor),
     )

@@ -1,4 +1,4 @@
-"""How every chart looks: colours that colour-blind readers tell apart, quiet axes, legends outside the data.
+"""The style of all charts: colours that colour-blind readers can tell apart, light axes, legends outside the data.
 
 figure, axis = chart(6, 3, x="Images seen", y="Loss (nats an image)")
 """
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's (2008), without the yellow that is too pale for lines on white."""
+"""Okabe and Ito's (2008), without the yellow, which is too pale on white."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 STYLES = ("-", "--", "-.", ":")
 GREY = "#666666"
@@ -23,7 +23,7 @@ SMALL = 9.0  # points, of all text in charts
 
 
 def colour(place: int) -> str:
-    """The colour of the series at this place; they come again after the seventh."""
+    """The colour of the series at this place; colours repeat after the seventh."""
     return COLOURS[place % len(COLOURS)]
 
 
@@ -36,7 +36,7 @@ def chart(width: float, height: float, *, x: str = "", y: str = "", title: str =
 
 
 def quiet(axis: Axes, *, x: str = "", y: str = "", title: str = "") -> None:
-    """Name an axis, and take from it what is no data."""
+    """Name an axis, and remove its top and right border."""
     axis.set_xlabel(x, fontsize=SMALL)
     axis.set_ylabel(y, fontsize=SMALL)
     axis.set_title(title, fontsize=SMALL + 0.5, loc="left")
@@ -48,7 +48,7 @@ def quiet(axis: Axes, *, x: str = "", y: str = "", title: str = "") -> None:
 
 
 def plain_numbers(axis: Axis, values: Sequence[float]) -> None:
-    """Label a logarithmic axis with numbers as people write them, few enough to read, for these positive values."""
+    """Label a logarithmic axis for these positive values with plain numbers, few enough to read."""
     narrow = math.log10(max(values) / min(values)) < 2
     axis.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow else (1,)))
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
@@ -56,7 +56,7 @@ def plain_numbers(axis: Axis, values: Sequence[float]) -> None:
 
 
 def legend(figure: Figure, axis: Axes, *, title: str = "") -> None:
-    """The legend of an axis' named series, right of it; none for less than two."""
+    """The legend of an axis' named series, to its right; none for fewer than two."""
     handles, names = axis.get_legend_handles_labels()
     if len(names) > 1:
         options: dict[str, Any] = {"title": title, "title_fontsize": SMALL} if title else {}

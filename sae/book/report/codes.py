@@ -1,4 +1,4 @@
-"""What the latents hold: which of them are active, what each changes, where images lie, what they tell of factors."""
+"""Sections on latents: which are active, what each changes, where images lie, what they tell about factors."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import torch
 from sklearn.decomposition import PCA
 
 from sae.base.tables import number
-from sae.book.measures.disentanglement import mig_of, modularity_of, mutual_information
-from sae.book.pictures.bars import draw_ranked
+from sae.book.measures.disentanglement import live_latents, mig_of, modularity_of, mutual_information
+from sae.book.pictures.bars import draw_activity
 from sae.book.pictures.charts import draw_heatmap, draw_scatter
 from sae.book.pictures.latents import draw_plane, draw_traversals, normal_quantiles, sample_quantiles, typical
 from sae.book.pictures.page import Page
@@ -25,25 +25,18 @@ def write_activity(material: Material, page: Page) -> None:
     """KL by latent of Gaussian codes."""
     if material.family != "gaussian":
         return
-    found = material.activity
-    active = (found.variance > ACTIVE_VARIANCE).numpy()
+    latents = material.activity
     page.section(
         "Active latents",
-        f"{found.active} of {len(active)} latents are active: the variance of their mean over images is more than "
-        f"{ACTIVE_VARIANCE}; others have collapsed onto the prior. All hold {found.kl.sum():.2f} nats.",
+        f"{latents.active} of {len(latents.kl)} latents are active: the variance of their mean over images is more "
+        f"than {ACTIVE_VARIANCE}; others have collapsed onto the prior. Together they have {latents.kl.sum():.2f} "
+        "nats.",
     )
-    figure = draw_ranked(
-        found.kl.numpy(),
-        label="KL (nats)",
-        rank="Latent, by its KL",
-        marked=active,
-        names=("active", "collapsed"),
-    )
-    page.figure(figure, "Mean KL of every latent from the prior.", vector=True)
+    page.figure(draw_activity(latents), "Mean KL of every latent from the prior.")
 
 
 def write_traversals(material: Material, page: Page) -> None:
-    """One latent at a time, those that carry most first."""
+    """One latent at a time, those that carry the most first."""
     if material.family == "quantised" or not material.decodes_codes:
         return
     latents = traversed(material)
@@ -52,34 +45,35 @@ def write_traversals(material: Material, page: Page) -> None:
     values, headings, x = traversal_values(material, latents)
     carried, unit = material.ranking
     names = [f"z {latent}  ({number(carried[latent].item())})" for latent in latents]
-    base = typical(material.codes)
+    code = material.codes[typical(material.codes)]
     figure = draw_traversals(
-        material.model, material.shape, material.codes[base], latents, values,
+        material.model, material.shape, code, latents, values,
         names=names, headings=headings, x=x, look=material.look,
     )  # fmt: skip
     page.section(
         "Traversals",
-        "A row changes one latent of the held-out image whose code is nearest to the mean code, all others kept. "
+        "Each row changes one latent of the held-out image whose code is nearest to the mean code. "
         f"Rows are ordered by the latent's {unit}, in brackets.",
     )
     page.figure(figure, f"{len(latents)} of {material.codes.shape[1]} latents.")
 
 
 def traversed(material: Material) -> list[int]:
-    """The latents that a page traverses: those that carry most, of those that vary at all."""
+    """The latents to traverse: of those that vary at all, those that carry the most."""
     carried, _ = material.ranking
-    return [latent for latent in material.order[:ROWS] if carried[latent] > 0]
+    order = carried.argsort(descending=True, stable=True)[:ROWS].tolist()
+    return [latent for latent in order if carried[latent] > 0]
 
 
 def traversal_values(material: Material, latents: list[int]) -> tuple[torch.Tensor, list[str], str]:
-    """What latents are set to [L, STEPS], with the columns' headings and their name."""
+    """The values that latents are set to [L, STEPS], with the columns' headings and their name."""
     if material.family == "gaussian":
         line = torch.linspace(-SPREAD, SPREAD, STEPS)
         headings = [f"{value:g}" for value in line.tolist()]
         return line.repeat(len(latents), 1), headings, "Value (standard deviations of the prior)"
     codes = material.codes[:, latents]
     if material.family == "sparse":
-        # from off to what only one active image in a hundred reaches
+        # from off to a value exceeded by one active image in a hundred
         top = torch.stack([torch.quantile(column[column > 0], 0.99) for column in codes.T])
         share = torch.linspace(0, 1, STEPS)
         return top.unsqueeze(1) * share, [f"{s:.0%}" for s in share.tolist()], "Value (share of the 99% quantile)"
@@ -93,56 +87,56 @@ def write_plane(material: Material, page: Page) -> None:
         return
     if material.family == "gaussian":
         across = down = normal_quantiles(SIDE)
-        of, said = "quantiles of the prior", "Equal steps are equal shares of N(0, 1)."
+        of, text = "quantiles of the prior", "Equal steps are equal shares of N(0, 1)."
     else:
         across, down = (sample_quantiles(column, SIDE) for column in material.codes.T)
-        of, said = "quantiles of the codes", "Equal steps are equal shares of the held-out codes, latent by latent."
+        of, text = "quantiles of the codes", "Equal steps are equal shares of the held-out codes, latent by latent."
     figure = draw_plane(
         material.model, material.shape, across, down, x=f"z 0 ({of}) →", y=f"z 1 ({of}) →", look=material.look
     )
-    page.section("The plane of codes", said)
+    page.section("The plane of codes", text)
     page.figure(figure, f"{SIDE} x {SIDE} codes, decoded.")
 
 
 def write_scatter(material: Material, page: Page) -> None:
-    """Where images lie: the codes themselves where there are two, else their first two principal components."""
+    """Codes of images: both latents if there are two, else the first two principal components."""
     codes = material.codes
     if codes.shape[1] < 2 or material.family == "quantised" or codes.std(0).max() == 0:
         return
     if codes.shape[1] == 2:
-        points, x, y, said = codes.numpy(), "z 0", "z 1", "The two latents of held-out images."
+        points, x, y, text = codes.numpy(), "z 0", "z 1", "The two latents of held-out images."
     else:
         pca = PCA(2, random_state=0).fit(codes.numpy())
         points = pca.transform(codes.numpy())
         x, y = (f"Principal component {i + 1} ({share:.0%} of the codes' variance)"
                 for i, share in enumerate(pca.explained_variance_ratio_))  # fmt: skip
-        said = "Codes of held-out images on their first two principal components."
-    page.section("Where images lie", said)
+        text = "Codes of held-out images on their first two principal components."
+    page.section("Where images lie", text)
     figure = draw_scatter(points, material.labels, material.label_names, x=x, y=y, legend_title="Label")
-    page.figure(figure, "One mark an image." if material.labels is None else "One mark an image, by its label.")
+    page.figure(figure, "One mark per image." if material.labels is None else "One mark per image, by its label.")
 
 
 def write_information(material: Material, page: Page) -> None:
-    """Which latent tells of which factor."""
-    held = material.held
-    if held.factors is None or held.factor_values is None:
+    """The information of latents about factors."""
+    images = material.heldout
+    if images.factors is None or images.factor_values is None:
         return
-    values = held.factor_values(torch.arange(held.count)).numpy()
+    values = images.factor_values(torch.arange(images.count)).numpy()
     varying = [k for k in range(values.shape[1]) if len(np.unique(values[:, k])) > 1]
     if len(varying) < 2:
         return
-    factors, names = values[:, varying], [held.factors.names[k] for k in varying]
-    found = mutual_information(material.codes, factors)
-    share = found.matrix / found.entropies
+    factors, names = values[:, varying], [images.factors.names[k] for k in varying]
+    matrix, entropies = mutual_information(material.codes, factors)
+    share = matrix / entropies
     shuffled = factors[np.random.default_rng(0).permutation(len(factors))]
-    chance = (mutual_information(material.codes, shuffled).matrix / found.entropies).mean(0)
+    chance = (mutual_information(material.codes, shuffled).matrix / entropies).mean(0)
     best = np.argsort(-share.max(1), kind="stable")[:ROWS]
-    live = found.matrix[(material.codes.amax(0) > material.codes.amin(0)).numpy()]
+    live = matrix[live_latents(material.codes)]
     page.section(
-        "What latents tell of factors",
+        "What latents tell about factors",
         "Mutual information of latent and factor over the factor's entropy, in 20 bins (Locatello et al. 2019). "
-        f"MIG {mig_of(*found):.3f}, modularity of the latents that vary {modularity_of(live):.3f}, from {held.count:,} "
-        "held-out images.",
+        f"MIG {mig_of(matrix, entropies):.3f}, modularity of the latents that vary {modularity_of(live):.3f}, from "
+        f"{images.count:,} held-out images.",
     )
     figure = draw_heatmap(
         np.concatenate([share[best], chance[None]]),

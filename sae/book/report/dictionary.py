@@ -1,4 +1,4 @@
-"""What the atoms are and how often they are used."""
+"""Sections on atoms and how often they are used."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ def write_atoms(material: Material, page: Page) -> None:
     """Atoms as images, the most used first."""
     if material.family == "quantised":
         return
-    used, by = usage(material)
-    order = used.argsort(descending=True, stable=True)
-    order = order[used[order] > 0][:ATOMS]
+    use, measure = usage(material)
+    order = use.argsort(descending=True, stable=True)
+    order = order[use[order] > 0][:ATOMS]
     if not len(order):
         return
     strengths = typical_strengths(material)
     images = contributions(material.model, strengths)[order]
-    says = "An atom is what one latent adds to the image."
+    text = "An atom is what one latent adds to the image."
     if material.model.head is not None:
-        says = "What one latent changes in a decoded code of zeros; beside other latents it may change something else."
-    page.section("Atoms", f"{says} Ordered by {by}; each on its own scale, purple brighter, orange darker.")
+        text = "What one latent changes in a decoded code of zeros; with other latents active it may differ."
+    page.section("Atoms", f"{text} Ordered by {measure}; each on its own scale, purple brighter, orange darker.")
     page.figure(draw_atoms(images, material.shape), f"{len(order)} of {material.model.width} atoms.")
 
 
 def usage(material: Material) -> tuple[torch.Tensor, str]:
-    """How much every latent is used [F], and what that is."""
+    """How much every latent is used [F], and the measure's name."""
     if material.family == "sparse":
         return material.firing, "firing rate"
     if material.family == "rate":
@@ -47,7 +47,7 @@ def usage(material: Material) -> tuple[torch.Tensor, str]:
 
 
 def typical_strengths(material: Material) -> torch.Tensor:
-    """The value at which each latent is shown [F]: mean where it fires, mean of a rate, else standard deviation."""
+    """The value at which each latent is shown [F]: mean when it fires, 1 for a rate, else standard deviation."""
     codes = material.codes
     if material.family == "sparse":
         return codes.clamp_min(0).sum(0) / (codes > 0).sum(0).clamp_min(1)
@@ -71,13 +71,13 @@ def write_firing(material: Material, page: Page) -> None:
         figure = draw_histograms(
             {"live latents": live}, x="Firing rate (log10 of the share of images)", y="Latents", bins=edges, counts=True
         )
-        page.figure(figure, "Live latents by firing rate.", vector=True)
+        page.figure(figure, "Live latents by firing rate.")
     figure = draw_ranked(rate, label="Firing rate (share of images)", rank="Latent, by its firing rate")
-    page.figure(figure, "All latents.", vector=True)
+    page.figure(figure, "All latents.")
 
 
 def write_rates(material: Material, page: Page) -> None:
-    """Mean values of sigmoid latents, which a penalty holds to a rate."""
+    """Mean values of sigmoid latents, which a penalty keeps near a rate."""
     if material.family != "rate":
         return
     rho, rates = material.vision.rate, material.codes.mean(0).numpy()
@@ -87,16 +87,16 @@ def write_rates(material: Material, page: Page) -> None:
     )
     top = max(3 * rho, float(rates.max()))
     width = max(rho / 10, top / 100)
-    edges = np.arange(-0.5, top / width + 1) * width  # ρ is in the middle of a bin
+    edges = np.arange(-0.5, top / width + 1) * width  # ρ in the middle of a bin
     figure = draw_histograms(
         {"latents": rates}, x="Mean value over images", y="Latents", bins=edges, at={f"ρ = {rho:g}": rho}, counts=True
     )
-    page.figure(figure, "Latents by their mean value.", vector=True)
+    page.figure(figure, "Latents by their mean value.")
     values = material.codes.flatten().numpy()
     figure = draw_histograms(
         {"values": values}, x="Value of a latent in an image", y="Share", bins=np.linspace(0, 1, 51)
     )
-    page.figure(figure, "Single values: sparse where most are near 0 and few near 1.", vector=True)
+    page.figure(figure, "Single values: a sparse code has most near 0 and few near 1.")
 
 
 def write_codebook(material: Material, page: Page) -> None:
@@ -107,22 +107,22 @@ def write_codebook(material: Material, page: Page) -> None:
     shares = torch.tensor(book["shares"])
     page.section(
         "Codebook",
-        f"Perplexity {book['perplexity']:.1f} of {book['atoms']} atoms: as many atoms used alike would have the same "
-        f"entropy. {int((shares == 0).sum())} atoms are never chosen. An image is {material.model.positions} choices.",
+        f"Perplexity {book['perplexity']:.1f} of {book['atoms']} atoms: so many equally used atoms have the same "
+        f"entropy. {int((shares == 0).sum())} atoms are never used. An image is {material.model.positions} atoms.",
     )
-    figure = draw_ranked(shares.numpy(), label="Share of the choices", rank="Atom, by its share")
-    page.figure(figure, "Usage of atoms.", vector=True)
+    figure = draw_ranked(shares.numpy(), label="Share of the places", rank="Atom, by its share")
+    page.figure(figure, "Usage of atoms.")
     order = shares.argsort(descending=True, stable=True)[:ATOMS]
     images = material.look(codebook_images(material.model)[order])
     page.figure(
         draw_tiles(images, material.shape, min(16, len(order)), inches=7.0),
-        "Every atom put in all places at once, decoded, the most used first.",
+        "Every atom in all places at once, decoded, the most used first.",
     )
 
 
 def write_planted(material: Material, page: Page) -> None:
-    """True atoms beside the ones found, where the data has known ones."""
-    truth = material.held.atoms
+    """True atoms beside learned ones, if those of the data are known."""
+    truth = material.heldout.atoms
     if truth is None or material.model.head is not None or material.family == "quantised":
         return
     pairs = match(material.model.dictionary.W, truth)
@@ -136,14 +136,13 @@ def write_planted(material: Material, page: Page) -> None:
         {"pairs": cosine.numpy()}, x="|cosine| of the pair", y="Pairs", bins=np.linspace(0, 1, 41),
         at={f"recovered: over {RECOVERED}": RECOVERED}, counts=True,
     )  # fmt: skip
-    page.figure(figure, "Pairs of a planted and a found atom.", vector=True)
+    page.figure(figure, "Pairs of a planted and a learned atom.")
     order = cosine.argsort(descending=True, stable=True)
-    chosen = order[torch.linspace(0, len(order) - 1, min(PLANTED, len(order))).long()]
-    true = truth[pairs.features[chosen]]
-    found = material.model.dictionary.W[pairs.latents[chosen]].detach()
+    shown = order[torch.linspace(0, len(order) - 1, min(PLANTED, len(order))).long()]
+    learned = material.model.dictionary.W[pairs.latents[shown]].detach()
     # an atom and its negative are the same direction: shown with the sign of the planted one
-    found = found * pairs.cosines[chosen].sign().float().unsqueeze(1)
-    rows = {name: diverging(a, material.shape, limit=a.abs().amax(1)) for name, a in
-            (("Planted", true), ("Found", found))}  # fmt: skip
-    headings = [f"{value:.2f}" for value in cosine[chosen].tolist()]
+    learned = learned * pairs.cosines[shown].sign().float().unsqueeze(1)
+    atoms = {"Planted": truth[pairs.features[shown]], "Learned": learned}
+    rows = {name: diverging(a, material.shape, limit=a.abs().amax(1)) for name, a in atoms.items()}
+    headings = [f"{value:.2f}" for value in cosine[shown].tolist()]
     page.figure(draw_rows(rows, material.shape, headings=headings, x="|cosine|"), "From the best pair to the worst.")

@@ -1,4 +1,4 @@
-"""What the sections of an image run's page are made from, computed once."""
+"""The images, codes and numbers behind the sections of an image run's page, computed once."""
 
 from __future__ import annotations
 
@@ -19,6 +19,13 @@ from sae.modules.codes import Gaussian, Identity, Quantised, Sigmoid
 from sae.runs.images import ImageRun, decode_dense, dense_codes
 
 Family = Literal["gaussian", "quantised", "rate", "dense", "sparse"]
+FAMILIES: dict[type, Family] = {
+    Gaussian: "gaussian",
+    Quantised: "quantised",
+    Sigmoid: "rate",
+    Identity: "dense",
+}
+"""The kind of a run's code, on which its sections depend; all others are sparse."""
 IMAGES = 2000  # held-out images behind pictures and their numbers
 CHUNK = 512
 
@@ -32,34 +39,34 @@ class Material:
 
     def __init__(self, run: ImageRun) -> None:
         self.run, self.model, self.vision, self.shape = run, run.model, run.vision, run.shape
-        self.held: ImageSet = run.images("heldout", limit=IMAGES)
-        self.family: Family = family_of(run)
+        self.heldout: ImageSet = run.images("heldout", limit=IMAGES)
+        self.family: Family = FAMILIES.get(type(run.model.code), "sparse")
 
     @cached_property
     def numbers(self) -> dict[str, Any]:
-        """The run's eval.json, made now where it is not there."""
+        """The run's eval.json, made now unless it exists."""
         path: Path = self.run.folder / "eval.json"
         return read_json(path) if path.exists() else evaluate_images(self.run.folder)
 
     @cached_property
     def x(self) -> Tensor:
         """Held-out images [n, D]."""
-        return self.held.render(torch.arange(self.held.count))
+        return self.heldout.render(torch.arange(self.heldout.count))
 
     @cached_property
     def codes(self) -> Tensor:
-        """Their codes [n, P F]: means, where the code is random."""
+        """Their codes [n, P F]: means, if the code is random."""
         return dense_codes(self.model, self.x)
 
     @cached_property
     def reconstruction(self) -> Tensor:
-        """What the autoencoder makes of them [n, D]."""
+        """Their reconstructions [n, D]."""
         with torch.no_grad():
             return torch.cat([self.model(part).reconstruction for part in self.x.split(CHUNK)])
 
     @cached_property
     def activity(self) -> Activity:
-        """What the latents of a Gaussian code carry."""
+        """KL and variance of the latents of a Gaussian code."""
         return activity(*moments(self.model, self.x))
 
     @cached_property
@@ -69,54 +76,37 @@ class Material:
 
     @property
     def decodes_codes(self) -> bool:
-        """Whether an image follows from its code alone (layer norm adds the input's own mean and deviation)."""
+        """Whether a code alone gives an image (layer norm needs the input's mean and deviation as well)."""
         return not self.model.per_token_norm
 
     @property
     def labels(self) -> np.ndarray | None:
         """int64 [n]."""
-        return None if self.held.labels is None else self.held.labels.numpy()
+        return None if self.heldout.labels is None else self.heldout.labels.numpy()
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        """Of every label number that there is."""
-        if self.held.labels is None:
+        """Names of all label numbers."""
+        if self.heldout.labels is None:
             return ()
-        return self.held.label_names or tuple(str(n) for n in range(int(self.held.labels.max()) + 1))
+        return self.heldout.label_names or tuple(str(n) for n in range(int(self.heldout.labels.max()) + 1))
 
     @cached_property
     def ranking(self) -> tuple[Tensor, str]:
-        """What every latent carries, [F], and what that is: KL for Gaussian codes, else variance over images."""
+        """How much every latent carries, [F], and the measure: KL for Gaussian codes, else variance over images."""
         if self.family == "gaussian":
             return self.activity.kl, "KL (nats)"
         return self.codes.var(0), "variance"
 
     @cached_property
-    def order(self) -> list[int]:
-        """Latents, those that carry most first."""
-        return self.ranking[0].argsort(descending=True, stable=True).tolist()
-
-    @cached_property
     def signed(self) -> float | None:
-        """Largest magnitude of a pixel, where images are real numbers and not in [0, 1]."""
+        """Largest magnitude of a pixel, if pixels are not in [0, 1]."""
         return self.x.abs().max().item() if self.x.min() < 0 or self.x.max() > 1 else None
 
     def look(self, images: Tensor) -> Tensor:
-        """Images [n, D] as they are shown: themselves, or in two colours where pixels have a sign."""
+        """Images [n, D] as they are shown: unchanged, or in two colours if pixels have a sign."""
         return images if self.signed is None else diverging(images, self.shape, limit=self.signed)
 
     def decoded(self, codes: Tensor) -> Tensor:
         """Codes [n, P F] -> images [n, D]."""
         return decode_dense(self.model, codes)
-
-
-def family_of(run: ImageRun) -> Family:
-    """Which kind of code a run has: what can be asked of it depends on that."""
-    code = run.model.code
-    if isinstance(code, Gaussian):
-        return "gaussian"
-    if isinstance(code, Quantised):
-        return "quantised"
-    if isinstance(code, Sigmoid):
-        return "rate"
-    return "dense" if isinstance(code, Identity) else "sparse"

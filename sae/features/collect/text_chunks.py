@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sae.base.files import read_json
 from sae.config import ConfigError
 from sae.data.packing import Cursor
 from sae.features.collect.subject import Chunk, Mark, ReadChunk
 from sae.features.store.documents import Tokens
+from sae.harvest.rows import Rows
 from sae.harvest.store import DiskStore
-from sae.harvest.stream import BOS, KINDS, ORDINARY, SINK, SPECIAL, Harvest, Rows
+from sae.harvest.stream import BOS, KINDS, ORDINARY, SINK, SPECIAL, Harvest
 from sae.runs.text import Run
 
 STORED_ROWS = 4096  # about the rows of a chunk that is read from the disk
@@ -26,15 +28,12 @@ STORED_ROWS = 4096  # about the rows of a chunk that is read from the disk
 
 def live_chunks(harvest: Harvest, mark: Mark) -> Iterator[Chunk]:
     """Text through the language model, one forward pass a chunk; `mark` is a cursor of the packing."""
-    here = Cursor(*mark)
-    if harvest.norm_limits is None:
-        harvest.measure_norms()
     lead = len(harvest.lm.beginning)
-    for contexts in harvest.contexts(here):
+    for contexts in harvest.contexts(Cursor(*mark)):
 
-        def read(contexts: Any = contexts, here: Cursor = here) -> ReadChunk:
-            rows = harvest._rows(contexts)
-            text = _tokens_of(rows, here, lead)
+        def read(contexts: Any = contexts) -> ReadChunk:
+            rows = harvest.rows(contexts)
+            text = _tokens_of(rows, lead)
             ordinary = rows.kind == ORDINARY
             counts = {name: int((rows.kind == k).sum()) for k, name in harvest.kinds.items() if k != ORDINARY}
             shown = rows.position >= lead  # the token put before a segment is no part of its document
@@ -44,24 +43,12 @@ def live_chunks(harvest: Harvest, mark: Mark) -> Iterator[Chunk]:
 
         open_document = contexts.next.document if contexts.next.token else None
         yield Chunk(int((contexts.document >= 0).sum()), list(contexts.next), open_document, read)
-        here = contexts.next
 
 
-def _tokens_of(rows: Rows, here: Cursor, lead: int) -> Tokens:
-    """Where the tokens of a forward pass stand in their documents; those put before a segment at start - 1."""
-    position = rows.position.long()
-    begins = (position == 0).nonzero().squeeze(1)
-    lengths = torch.diff(begins, append=torch.tensor([len(position)]))
-    starts = _segment_starts(rows.document[begins], lengths - lead)
-    starts += torch.where(rows.document[begins] == here.document, here.token, 0)  # tokens before this pass
-    start = starts.repeat_interleave(lengths)
-    return Tokens(rows.token.long(), rows.document, start + position - lead, start)
-
-
-def _segment_starts(documents: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """Tokens of the same document in earlier segments; documents and lengths of the segments, in order, int64 [n]."""
-    before = lengths.cumsum(0) - lengths
-    return before - before[torch.searchsorted(documents, documents)]
+def _tokens_of(rows: Rows, lead: int) -> Tokens:
+    """Where tokens stand in their documents; the `lead` tokens put before a segment come before its start."""
+    start = rows.start.long()
+    return Tokens(rows.token.long(), rows.document, start + rows.position.long() - lead, start)
 
 
 def stored_chunks(
@@ -69,19 +56,17 @@ def stored_chunks(
 ) -> Iterator[Chunk]:
     """Activations on the disk, whole segments of about 4096 tokens a chunk; `mark` is [row, 0].
 
-    Tokens that were left out of the store are missing here, and their positions stay empty. Where a document continues
-    in another segment, that segment is taken to begin behind the last stored token of the one before.
+    A store lacks the tokens that were left out of it, so positions have gaps. Stores of earlier versions do not record
+    where segments begin: there a segment begins where positions fall, right after the last stored token before it.
     """
-    token, document, position = (
-        torch.cat([getattr(part, name) for part in store.parts]).long() for name in ("token", "document", "position")
-    )
-    lead, total = len(first), len(token)
+    places = Rows.join([part.at(()) for part in store.parts])
+    lead, total = len(first), places.size
+    if (places.start < 0).any():
+        places = places._replace(start=_segment_starts(places, lead))
+    tokens = _tokens_of(places, lead)
     new = torch.ones(total, dtype=torch.bool)
-    new[1:] = (document[1:] != document[:-1]) | (position[1:] <= position[:-1])
+    new[1:] = (places.document[1:] != places.document[:-1]) | (places.start[1:] != places.start[:-1])
     begins = new.nonzero().squeeze(1)
-    rows = torch.diff(begins, append=torch.tensor([total]))
-    start = _segment_starts(document[begins], position[begins + rows - 1] + 1 - lead).repeat_interleave(rows)
-    position = start + position - lead
     first_ids, special_ids = (torch.tensor(sorted(ids), dtype=torch.int64) for ids in (first, special))
     begin = mark[0]
     while begin < total:
@@ -89,25 +74,35 @@ def stored_chunks(
         end = int(begins[later]) if later < len(begins) else total
 
         def read(begin: int = begin, end: int = end) -> ReadChunk:
-            part = slice(begin, end)
-            text = Tokens(token[part], document[part], position[part], start[part])
+            text = Tokens(*(column[begin:end] for column in tokens))
             kinds = torch.full((end - begin,), ORDINARY, dtype=torch.int8)
             kinds[torch.isin(text.token, special_ids)] = SPECIAL
             kinds[torch.isin(text.token, first_ids)] = BOS
             ordinary = kinds == ORDINARY
-            activations = store.read(range(begin, end), sites)
+            rows = store.read(range(begin, end), sites)
             shown = text.position >= text.start  # not the token put before a segment
-            given = Rows(activations, text.token.int(), text.document, text.position.int(), kinds)
             # no store contains sinks
             counts = {"bos": int((kinds == BOS).sum()), "special": int((kinds == SPECIAL).sum()), KINDS[SINK]: 0}
             return ReadChunk(
-                given.select(ordinary.nonzero().squeeze(1)), text.select(ordinary), text.select(shown), counts
+                rows.select(ordinary.nonzero().squeeze(1)), text.select(ordinary), text.select(shown), counts
             )
 
-        last = int(document[end - 1])
-        continues = end < total and int(document[end]) == last
+        last = int(tokens.document[end - 1])
+        continues = end < total and int(tokens.document[end]) == last
         yield Chunk(end - begin, [end, 0], last if continues else None, read)
         begin = end
+
+
+def _segment_starts(rows: Rows, lead: int) -> Tensor:
+    """`Rows.start` of a store that does not record it: a segment begins where a document does or positions fall."""
+    new = torch.ones(rows.size, dtype=torch.bool)
+    new[1:] = (rows.document[1:] != rows.document[:-1]) | (rows.position[1:] <= rows.position[:-1])
+    begins = new.nonzero().squeeze(1)
+    lengths = torch.diff(begins, append=torch.tensor([rows.size]))
+    stored = rows.position[begins + lengths - 1].long() + 1 - lead
+    before = stored.cumsum(0) - stored
+    documents = rows.document[begins]
+    return (before - before[torch.searchsorted(documents, documents)]).repeat_interleave(lengths)
 
 
 def open_store(folder: Path, run: Run) -> DiskStore:

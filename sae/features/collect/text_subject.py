@@ -17,7 +17,8 @@ from sae.features.store.lens import Lens
 from sae.features.store.text import Vocabulary
 from sae.harvest.language_model import LanguageModel
 from sae.harvest.opening import opening
-from sae.harvest.stream import Harvest, Rows
+from sae.harvest.rows import Rows
+from sae.harvest.stream import Harvest
 from sae.runs.text import open_run
 
 

@@ -24,11 +24,12 @@ from torch import Tensor
 from sae.data.chat import ChatTemplate, Unusable, read_messages
 from sae.data.columns import CHAT, is_conversation
 from sae.data.documents import Document
-from sae.data.packing import Tokenized, tokenize, without_first
+from sae.data.tokens import Tokenized, tokenize, without_first
 from sae.features.store.text import Vocabulary
 from sae.harvest.hooks import harvest_forward
 from sae.harvest.language_model import LanguageModel
-from sae.harvest.stream import KINDS, Harvest, Rows
+from sae.harvest.rows import Rows
+from sae.harvest.stream import KINDS, Harvest
 from sae.harvest.traits import refusal, unusable
 from sae.runs.text import Run
 
@@ -66,7 +67,7 @@ def examine(run: Run, lm: LanguageModel, text: str) -> dict[str, Any]:
     }
     zeros = torch.zeros(len(ids), dtype=torch.int64)
     kinds = token_rule(run, lm).token_kinds(ids, activations, wanted_in(run, roles))
-    rows = Rows(activations, ids.int(), zeros, torch.arange(len(ids)).int(), kinds)
+    rows = Rows(activations, ids.int(), zeros, torch.arange(len(ids)).int(), zeros.int(), kinds)
     with torch.no_grad():
         codes = run.model.encode(run.inputs_of(rows).to(run.model.W_enc.device))
     return {
@@ -167,9 +168,7 @@ def vocabulary_of(tokenizer: Any) -> Vocabulary:
 
 def token_rule(run: Run, lm: LanguageModel) -> Harvest:
     """A harvest of this run without documents, for its rule about the kinds of tokens."""
-    rule = Harvest(lm, run.sites, cast(Any, ()), run.settings())
-    rule.norm_limits = run.record["harvest"]["norm_limits"]
-    return rule
+    return Harvest(lm, run.sites, cast(Any, ()), run.settings(), run.record["harvest"]["norm_limits"])
 
 
 def _strongest_first(token: Tensor, latent: Tensor, value: Tensor, tokens: int) -> list[list[dict[str, Any]]]:

@@ -25,8 +25,6 @@ class Variant(Generic[S]):
     """The term whose weight sets L0: fixed by --sparsity, else adjusted until L0 is --l0-target."""
     revival: str = "auxk"
     """How dead latents are revived, unless --revival is given."""
-    beta1: float = 0.9
-    """Adam's decay of the first moment, unless --beta1 is given."""
     transcodes: bool = False
     """Whether it reconstructs another site (--target-site)."""
     skip: bool = False

@@ -1,11 +1,11 @@
-"""What every code offers, and the names under which codes are saved.
+"""The interface of codes, and the table of names under which they are saved.
 
-A code works in two halves. `select` is given the encoder's weights and not its output, so that it can call a fused
+A code works in two halves. `select` receives the encoder's weights and not its output, so that it can call a fused
 kernel that never writes the N x F pre-activations; it lists the pre-activations that matter. `activate` turns the
-listed ones into values. All that a latent learns passes through its listed entries, so a training step needs the
-gradient of `activate` alone, on as many numbers as there are entries.
+listed ones into values. Everything a latent learns passes through its listed entries, so a training step needs only the
+gradient of `activate`, for as many numbers as there are entries.
 
-Codes register themselves under a name, by which `make_code` builds one from its saved description.
+Codes register themselves under a name, from which `make_code` rebuilds a saved one.
 """
 
 from __future__ import annotations
@@ -26,26 +26,37 @@ SAMPLE = 64  # tokens by which that share is judged
 
 
 class Code(nn.Module):
-    """What every code offers; a module, because some have parameters."""
+    """From pre-activations to latent values; a module, because some codes have parameters."""
 
     name: str
-    """Under which it is saved."""
+    """The name it is saved under."""
     tied = False
     """Whether the encoder's rows are the atoms themselves (one matrix, no encoder bias)."""
     rows = 1
-    """Encoder rows a latent: more where a latent is read off several numbers (a mean and a variance)."""
+    """Encoder rows for each latent: more than one where a latent needs several numbers (a mean and a variance)."""
     biased = True
-    """Whether the dictionary adds a bias that is learnt."""
+    """Whether the dictionary's bias is learnt."""
     rate = 1.0
-    """Learning rate of the code's own parameters, in multiples of the others'."""
+    """Learning rate of the code's own parameters, as a multiple of the model's."""
     settles = False
-    """Whether the form that is saved is another, settled on inputs."""
+    """Whether a code of another form is saved, fitted to inputs at the end (`settled`)."""
     learns = False
     """Whether `learn` does anything."""
     stochastic = False
     """Whether `sample` draws."""
+    sparse = True
+    """Whether it lists few of the latents once it is trained."""
     plain = False
-    """Whether `activate` is the relu that the sparse ops apply by themselves."""
+    """Whether `activate` is a relu, which the sparse ops apply by themselves."""
+
+    @property
+    def fused(self) -> bool:
+        """Whether the fused step can train it.
+
+        That step updates one encoder row for each latent by itself, and decodes exactly what `activate` returns.
+        """
+        straight = type(self).pass_through is Code.pass_through
+        return self.sparse and straight and self.rows == 1 and not self.tied and not self.stochastic
 
     def select(self, x: Tensor, W_enc: Tensor, b_enc: Tensor, b_pre: Tensor | None) -> SparseCodes:
         """x [N, d], W_enc [F, d], b_enc [F], b_pre [d] or None (subtracted from x first) -> listed pre-activations."""
@@ -61,41 +72,66 @@ class Code(nn.Module):
         return self.activate(listed)
 
     def pass_through(self, decoded: Tensor, x: Tensor) -> Tensor:
-        """What goes on behind the dictionary [N, d]: `decoded`, with another gradient where the code has one."""
+        """The head's input [N, d]: `decoded`, with a different gradient where the code defines one."""
         del x
         return decoded
 
     def begin(self, x: Tensor, dictionary: Dictionary, generator: torch.Generator) -> None:
-        """Set what is set by the first inputs x [n, d]."""
+        """Initialise from the first inputs x [n, d] whatever depends on them."""
 
     def learn(self, x: Tensor, codes: SparseCodes, dictionary: Dictionary, generator: torch.Generator) -> None:
-        """What is learnt after a step by other means than its gradient, from inputs x [N, d] and their codes."""
+        """After a step, learn what is not learnt by gradient, from inputs x [N, d] and their codes."""
 
     def forward(self, x: Tensor, W_enc: Tensor, b_enc: Tensor, b_pre: Tensor | None) -> SparseCodes:
         """Codes of N tokens."""
         return self.activate(self.select(x, W_enc, b_enc, b_pre))
 
     def describe(self) -> dict[str, Any]:
-        """What `make_code` needs to build this code again, as JSON values; its tensors are in its state_dict."""
+        """The JSON values from which `make_code` rebuilds this code; its tensors are in its state_dict."""
         return {"name": self.name}
 
     def rescaled(self, factors: Tensor) -> Code | None:
-        """The code of pre-activations multiplied by `factors` [F] > 0, whose values are multiplied by them as well.
+        """The code for which scaling the pre-activations by `factors` [F] > 0 scales the values by the same factors.
 
-        None where there is no such code (a selection among latents changes when each is scaled by its own factor).
+        None where no such code exists (a selection among latents changes when each is scaled by its own factor).
         """
         raise NotImplementedError
 
     def restart(self, latents: Tensor) -> None:
-        """Set the code's own parameters of some latents back to what they were at first."""
+        """Reset the code's own parameters of some latents to their initial values."""
 
     def constrain(self) -> None:
-        """Bring the code's own parameters back to where they make sense, after a step."""
+        """After a step, bring the code's own parameters back into their range."""
+
+    def threshold(self, latents: Tensor) -> Tensor:
+        """Pre-activation above which each of these latents [n] fires [n], without gradient; 0 unless it is learnt."""
+        return torch.zeros(latents.shape, device=latents.device)
+
+    def set_k(self, k: int) -> None:
+        """Keep k latents from now on; no effect on codes without such a number."""
 
     def settled(self, x: Tensor, W_enc: Tensor, b_enc: Tensor, b_pre: Tensor | None) -> Code:
-        """The form that is saved, which looks at one token at a time; x [N, d] are inputs to settle it on."""
+        """The code to save, which encodes each token by itself; x [N, d] are inputs to fit it to."""
         del x, W_enc, b_enc, b_pre
         return self
+
+
+class FixedK(Code):
+    """A code that keeps k latents, and whose k may change over a run."""
+
+    def __init__(self, k: int) -> None:
+        super().__init__()
+        self.k = k
+
+    def set_k(self, k: int) -> None:
+        self.k = k
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": self.name, "k": self.k}
+
+    def rescaled(self, factors: Tensor) -> Code | None:
+        """Itself, if all factors are equal: a common factor leaves the order of the pre-activations as it is."""
+        return self if same(factors) else None
 
 
 CODES: dict[str, Callable[..., Code]] = {}
@@ -103,7 +139,7 @@ AnyCode = TypeVar("AnyCode", bound=type[Code])
 
 
 def register(cls: AnyCode) -> AnyCode:
-    """Class decorator: makes a code known under its `name`.
+    """Class decorator: registers a code under its `name`.
 
     Raises:
         ConfigError: the name is taken.
@@ -115,7 +151,7 @@ def register(cls: AnyCode) -> AnyCode:
 
 
 def make_code(description: dict[str, Any]) -> Code:
-    """Build a code from what its `describe` gave.
+    """Build a code from what its `describe` returned.
 
     Raises:
         ConfigError: the name is unknown.
@@ -138,7 +174,7 @@ def above(
     margin: float = 0.0,
     most: float = DENSE_ABOVE,
 ) -> SparseCodes:
-    """Pre-activations over theta - margin, as CSR; all, dense, where a sample says that their share is over `most`."""
+    """Pre-activations over theta - margin, as CSR; dense, if in a sample their share exceeds `most`."""
     with torch.no_grad():
         every = max(1, x.shape[0] // SAMPLE)
         sample = dense(x[::every], W_enc, b_enc, b_pre).values
@@ -149,10 +185,10 @@ def above(
 
 
 def per_entry(table: Tensor, listed: SparseCodes) -> Tensor:
-    """table[j] of every entry, j its latent; `table` is [F], the result of the shape of the entries.
+    """table[j] for every entry, j being its latent; `table` is [F], the result has the shape of the entries.
 
     Its gradient sums each latent's entries in their order, so that two runs agree bit for bit on a CPU: the backward of
-    `table[indices]` adds atomically there, in whatever order the threads arrive.
+    `table[indices]` adds atomically there, in the order in which threads finish.
     """
     if listed.in_order:
         return table.expand_as(listed.values)
@@ -160,5 +196,5 @@ def per_entry(table: Tensor, listed: SparseCodes) -> Tensor:
 
 
 def same(factors: Tensor) -> bool:
-    """Whether all factors are one number, up to rounding."""
+    """Whether all factors are equal, up to rounding."""
     return bool((factors.max() - factors.min()) <= 1e-5 * factors.max())

@@ -1,4 +1,4 @@
-"""Codes that look at one latent at a time, without a threshold: identity, relu and sigmoid."""
+"""Codes that act on each latent by itself, without a threshold: identity, relu and sigmoid."""
 
 from __future__ import annotations
 
@@ -14,17 +14,16 @@ class Identity(Code):
     """f = W (x - b_pre) + b: every latent, dense (PCA, linear autoencoders, an untouched bottleneck)."""
 
     name = "identity"
+    sparse = False
 
     def select(self, x: Tensor, W_enc: Tensor, b_enc: Tensor, b_pre: Tensor | None) -> SparseCodes:
-        """See `Code`; lists all F latents of every token."""
+        """Lists all F latents of every token."""
         return dense(x, W_enc, b_enc, b_pre)
 
     def activate(self, listed: SparseCodes) -> SparseCodes:
-        """See `Code`."""
         return listed
 
     def rescaled(self, factors: Tensor) -> Identity:
-        """See `Code`."""
         del factors
         return self
 
@@ -36,11 +35,10 @@ class ReLU(Code):
     name = "relu"
 
     def select(self, x: Tensor, W_enc: Tensor, b_enc: Tensor, b_pre: Tensor | None) -> SparseCodes:
-        """See `Code`; CSR, or dense while more than a tenth of all latents fire."""
+        """CSR, or dense while more than a tenth of all latents fire."""
         return above(x, W_enc, b_enc, b_pre, 0.0)
 
     def rescaled(self, factors: Tensor) -> ReLU:
-        """See `Code`."""
         del factors
         return self
 
@@ -50,15 +48,14 @@ class Sigmoid(Code):
     """f = σ(W (x - b_pre) + b): every latent, between 0 and 1 (sparse autoencoder by a firing rate: Ng 2011)."""
 
     name = "sigmoid"
+    sparse = False
 
     def select(self, x: Tensor, W_enc: Tensor, b_enc: Tensor, b_pre: Tensor | None) -> SparseCodes:
-        """See `Code`; lists all F latents of every token."""
+        """Lists all F latents of every token."""
         return dense(x, W_enc, b_enc, b_pre)
 
     def activate(self, listed: SparseCodes) -> SparseCodes:
-        """See `Code`."""
         return listed.with_values(torch.sigmoid(listed.values))
 
     def rescaled(self, factors: Tensor) -> None:
-        """See `Code`; there is no such form."""
         del factors

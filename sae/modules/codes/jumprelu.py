@@ -1,4 +1,4 @@
-"""A learnt threshold a latent, and the straight-through estimates that train it."""
+"""A learnt threshold for each latent, and the straight-through estimates that train it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sae_kernels import SparseCodes
 
 @register
 class JumpReLU(Code):
-    """f = pre · 1[pre > θ], pre = W (x - b_pre) + b, θ [F] a threshold a latent (Rajamanoharan et al. 2024, eq. 3).
+    """f = pre · 1[pre > θ], pre = W (x - b_pre) + b, θ [F] one threshold a latent (Rajamanoharan et al. 2024, eq. 3).
 
     The jump has no gradient by θ; the straight-through estimate of eq. 11 takes its place, ∂f/∂θ = -(θ/ε) rect((pre -
     θ)/ε), where rect is 1 inside (-1/2, 1/2), so entries of the window below θ must be listed too. By pre the gradient
@@ -21,17 +21,17 @@ class JumpReLU(Code):
     on pre - θ alone: it then reaches all parameters (Conerly et al. 2025). θ is kept in float32 and not as its
     logarithm.
 
-    An entry below θ adds nothing to the reconstruction and costs as much as an active one. In a wide window there are
-    many, so that of every `every` tokens one lists them, and there each counts `every` times: the same estimate on
-    average over batches in random order.
+    An entry below θ adds nothing to the reconstruction and costs as much as an active one. A wide window holds many of
+    them, so only one of every `every` tokens lists them, and there each counts `every` times: averaged over batches in
+    random order, the estimate is the same.
 
     Args:
         width: number of latents F.
         bandwidth: ε; 0 for a code that is not trained.
-        theta: its value at the start.
-        rate: learning rate of θ, in multiples of the others'.
+        theta: initial value.
+        rate: learning rate of θ, as a multiple of the model's.
         through: whether the estimates reach the pre-activations.
-        every: of how many tokens one lists the window below θ.
+        every: one of this many tokens lists the window below θ.
     """
 
     name = "jumprelu"
@@ -50,27 +50,28 @@ class JumpReLU(Code):
         self.theta = nn.Parameter(torch.full((width,), theta))
 
     def select(self, x: Tensor, W_enc: Tensor, b_enc: Tensor, b_pre: Tensor | None) -> SparseCodes:
-        """See `Code`; CSR with the entries over θ - ε/2, or dense, every one, while these are more than a tenth."""
+        """CSR with the entries over θ - ε/2, or dense while these are more than a tenth."""
         theta, margin = self.theta.detach(), self.bandwidth / 2
         if self.every == 1:
             return above(x, W_enc, b_enc, b_pre, theta, margin)
-        looked = torch.arange(x.shape[0], device=x.device) % self.every == 0
+        windowed = torch.arange(x.shape[0], device=x.device) % self.every == 0
         parts = (
-            above(x[looked], W_enc, b_enc, b_pre, theta, margin, DENSE_ABOVE * self.every),
-            above(x[~looked], W_enc, b_enc, b_pre, theta),
+            above(x[windowed], W_enc, b_enc, b_pre, theta, margin, DENSE_ABOVE * self.every),
+            above(x[~windowed], W_enc, b_enc, b_pre, theta),
         )
         if any(part.offsets is None for part in parts):
             return dense(x, W_enc, b_enc, b_pre)
-        return interleaved(*parts, looked)
+        return interleaved(*parts, windowed)
 
     def activate(self, listed: SparseCodes) -> SparseCodes:
-        """See `Code`."""
         theta = per_entry(self.theta, listed)
         return listed.with_values(_Jump.apply(listed.values, theta, self._window(listed)))
 
     def steps(self, listed: SparseCodes) -> Tensor:
-        """1[pre > θ] of every entry, with ∂/∂θ = -(1/ε) rect((pre - θ)/ε) (eq. 12); by pre nothing, or, with `through`,
-        the same with the other sign."""
+        """1[pre > θ] for every entry, with ∂/∂θ = -(1/ε) rect((pre - θ)/ε) (eq. 12).
+
+        ∂/∂pre is 0 or, with `through`, the same with the opposite sign.
+        """
         return _Step.apply(listed.values, per_entry(self.theta, listed), self._window(listed))
 
     def _window(self, listed: SparseCodes) -> _Window:
@@ -78,34 +79,34 @@ class JumpReLU(Code):
 
     @torch.no_grad()
     def constrain(self) -> None:
-        """See `Code`; a threshold is never negative."""
         self.theta.clamp_min_(0)
+
+    def threshold(self, latents: Tensor) -> Tensor:
+        return self.theta.detach()[latents]
 
     @torch.no_grad()
     def restart(self, latents: Tensor) -> None:
-        """See `Code`."""
         self.theta[latents] = self.start
 
     def describe(self) -> dict[str, Any]:
-        """See `Code`; what trains it is not part of what it computes."""
+        # how it was trained is no part of what it computes
         return {"name": self.name, "width": self.theta.shape[0]}
 
     def rescaled(self, factors: Tensor) -> JumpReLU:
-        """See `Code`."""
         code = JumpReLU(self.theta.shape[0])
         code.theta.data = self.theta.detach() * factors
         return code
 
 
 class _Window(NamedTuple):
-    """How the estimates are made."""
+    """The window of the straight-through estimates."""
 
     bandwidth: float
     """ε."""
     through: bool
-    """Whether they reach the pre-activations."""
+    """Whether the estimates reach the pre-activations."""
     below: int
-    """How many times an entry of the lower half counts."""
+    """Weight of an entry in the lower half."""
 
     def rect(self, pre: Tensor, theta: Tensor) -> Tensor:
         """rect((pre - θ)/ε): both halves of the window, float32."""
@@ -114,7 +115,7 @@ class _Window(NamedTuple):
 
 
 class _Jump(torch.autograd.Function):
-    """See `JumpReLU`."""
+    """pre · 1[pre > θ], with the estimates of `JumpReLU` as its gradient."""
 
     @staticmethod
     def forward(ctx: Any, pre: Tensor, theta: Tensor, window: _Window) -> Tensor:
@@ -133,7 +134,7 @@ class _Jump(torch.autograd.Function):
 
 
 class _Step(torch.autograd.Function):
-    """See `JumpReLU.steps`."""
+    """1[pre > θ], with the gradient of `JumpReLU.steps`."""
 
     @staticmethod
     def forward(ctx: Any, pre: Tensor, theta: Tensor, window: _Window) -> Tensor:
@@ -155,7 +156,7 @@ def interleaved(ours: SparseCodes, others: SparseCodes, mask: Tensor) -> SparseC
         assert part.offsets is not None
         counts[tokens] = part.offsets.diff()
     offsets = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
-    # an entry's place: where its token begins, and how many of that token's come before it
+    # an entry's place: its token's first place, plus the number of that token's entries before it
     places = []
     for part, tokens in ((ours, mask), (others, ~mask)):
         assert part.offsets is not None

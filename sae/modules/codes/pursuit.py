@@ -1,4 +1,4 @@
-"""Greedy selection, one atom after the other."""
+"""Greedy selection, one atom after another."""
 
 from __future__ import annotations
 
@@ -7,54 +7,41 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae.modules.codes.base import Code, register, same
+from sae.modules.codes.base import FixedK, register
 from sae_kernels import SparseCodes, pursue
 
 
 @register
-class MatchingPursuit(Code):
+class MatchingPursuit(FixedK):
     """k greedy steps on the residual: r_0 = x - b, j_t = argmax_j w_j·r_(t-1), f = w_j·r_(t-1), r_t = r_(t-1) - f w_j.
 
     Matching pursuit (Mallat & Zhang 1993) unrolled as an encoder (Costa et al. 2025). The encoder is the dictionary
-    itself, with unit atoms. An atom is taken once, and only where it shortens the residual by a positive amount.
+    itself, with unit atoms. An atom is selected at most once, and only if its coefficient is positive.
     The gradient is the unrolled one, through every step's inner product and residual; the selection has none.
     """
 
     name = "matching_pursuit"
     tied = True
 
-    def __init__(self, k: int) -> None:
-        super().__init__()
-        self.k = k
-
     def select(self, x: Tensor, W_enc: Tensor, b_enc: Tensor, b_pre: Tensor | None) -> SparseCodes:
-        """See `Code`; rectangular codes [N, k] in the order in which they were taken; `b_enc` has no part in it."""
+        """Rectangular codes [N, k] in the order in which atoms were selected; `b_enc` is not used."""
         del b_enc
         residual = x if b_pre is None else x - b_pre
         with torch.no_grad():
-            chosen = pursue(residual, W_enc, self.k)
+            selected = pursue(residual, W_enc, self.k)
         if not torch.is_grad_enabled():
-            return chosen
-        return chosen.with_values(_Unrolled.apply(residual, W_enc, chosen.indices))
+            return selected
+        return selected.with_values(_Unrolled.apply(residual, W_enc, selected.indices))
 
     def activate(self, listed: SparseCodes) -> SparseCodes:
-        """See `Code`."""
         return listed
-
-    def describe(self) -> dict[str, Any]:
-        """See `Code`."""
-        return {"name": self.name, "k": self.k}
-
-    def rescaled(self, factors: Tensor) -> MatchingPursuit | None:
-        """See `Code`; atoms of one common length, which is then taken out again."""
-        return self if same(factors) else None
 
 
 class _Unrolled(torch.autograd.Function):
-    """The values of the atoms chosen, and their gradient through all steps; no step's residual is kept.
+    """Values of the selected atoms, and their gradient through all steps; no step's residual is kept.
 
-    With f = relu(w·r) and r' = r - f w, and g the gradient by r': by f it is t = ∂L/∂f - g·w (0 where f is 0), by w it
-    is t r - f g, by r it is g + t w; and r is r' + f w.
+    Let f = relu(w·r), r' = r - f w, and g = ∂L/∂r'. Then t = ∂L/∂f - g·w (0 where f is 0) is the whole gradient by f,
+    ∂L/∂w = t r - f g, ∂L/∂r = g + t w; and r is recovered as r' + f w.
     """
 
     @staticmethod

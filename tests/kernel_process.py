@@ -1,7 +1,8 @@
-"""Runs the selected tests of test_gpu_kernels.py in one process of their own, and reports each of them here.
+"""Runs the selected tests of ops/test_gpu_kernels.py in one process of their own, and reports each of them here.
 
-Triton decides when a kernel is decorated whether it will be interpreted, for the whole process, and test_gpu_aot.py
-compiles the same kernels. Where there is a GPU, a second process runs the tests on it.
+Triton decides when a kernel is decorated whether it will be interpreted, for the whole process, and ops/test_gpu_aot.py
+compiles the same kernels. Where there is a GPU, a second process runs the tests on it. conftest.py registers this
+plugin.
 
     pytest tests/ops/test_gpu_kernels.py -k certificate
 """
@@ -16,23 +17,27 @@ import tempfile
 from collections.abc import Iterator
 
 import pytest
-import torch
 
 FILE = "test_gpu_kernels"
 REPORTS = "SPARSIGHT_TEST_REPORTS"
 """Environment variable of the other process: the file descriptor to which it writes its reports, a JSON line each."""
-MODES = ["interpreter", *(["gpu"] if torch.cuda.is_available() else [])]
+
+
+def modes() -> list[str]:
+    import torch
+
+    return ["interpreter", "gpu"] if torch.cuda.is_available() else ["interpreter"]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """With a GPU every test of the file appears twice, `[interpreter]` and `[gpu]`."""
-    if len(MODES) > 1 and metafunc.module.__name__ == FILE:
+    if metafunc.module.__name__ == FILE and len(modes()) > 1:
         metafunc.fixturenames.append("mode")
-        metafunc.parametrize("mode", MODES)
+        metafunc.parametrize("mode", modes())
 
 
 def mode_of(item: pytest.Item) -> str:
-    return item.callspec.params.get("mode", MODES[0]) if hasattr(item, "callspec") else MODES[0]
+    return item.callspec.params.get("mode", "interpreter") if hasattr(item, "callspec") else "interpreter"
 
 
 class OtherProcess:
