@@ -1,1 +1,1 @@
-"""The page on the user's own machine: every latent of a run can be found, read, compared, tested and steered."""
+"""The page on which a run's latents are found, read, compared, tested and steered, on the user's machine."""

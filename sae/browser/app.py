@@ -1,4 +1,4 @@
-"""The HTTP side of the page: what the browser asks for, answered from run folders.
+"""The HTTP side of the page: requests of the browser are answered from run folders.
 
     app = create_app([Path("runs/demo")], token="...")
     uvicorn.run(app, host="127.0.0.1")
@@ -19,9 +19,8 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import Response
 
-from sae.browser import images, lists, models
-from sae.browser.answers import Answer
-from sae.browser.context import Context, RequestError
+from sae.browser import lists, models
+from sae.browser.context import Answer, Context, RequestError
 from sae.browser.guard import HOSTS, Guard
 from sae.browser.opened import BrowsedRun
 from sae.browser.worker import BusyError, LanguageWorker
@@ -29,20 +28,19 @@ from sae.config import Device
 from sae.features.store.keys import FeatureError
 
 STATIC = Path(__file__).resolve().parent / "static"
-# by suffix, so that a machine's own table of types cannot turn a script into text
+# by suffix, so that a machine's table of types cannot turn a script into text
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 
 
 def create_app(folders: Sequence[Path], *, token: str, device: Device = "auto") -> FastAPI:
-    """The application that serves the page for these run folders to whoever holds `token`."""
+    """The application that serves the page for these run folders to a browser that has `token`."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     context = Context([BrowsedRun(folder) for folder in folders], LanguageWorker(device))
     for run in context.runs:
-        run.info()  # reads the stores now, so that the first page does not wait for it
+        run.info()  # reads the stores now, so that the first page does not wait for them
         threading.Thread(target=run.prepare, name="images", daemon=True).start()
     lists.add_routes(app, context)
     models.add_routes(app, context)
-    images.add_routes(app, context)
 
     files = page_files()
 
@@ -66,7 +64,7 @@ def create_app(folders: Sequence[Path], *, token: str, device: Device = "auto") 
 
 
 def page_files() -> dict[str, Response]:
-    """The files of the page by their path below `static`, read once: no request can name any other file."""
+    """The page's files by their path below `static`, read once: no request can name another file."""
     return {
         path.relative_to(STATIC).as_posix(): Response(path.read_bytes(), media_type=TYPES[path.suffix])
         for path in STATIC.rglob("*")
@@ -81,7 +79,7 @@ async def _answer_refusal(request: Request, error: Exception) -> Response:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         return Answer({"error": f"{where}: {first['msg']}"}, 422)
-    # refusals are exceptions defined in sae; any other is a fault of ours
+    # refusals are exceptions defined in sae; any other exception is a bug of ours
     if not type(error).__module__.startswith("sae."):
         return await _answer_fault(request, error)
     status = getattr(error, "status", 400)

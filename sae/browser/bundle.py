@@ -1,8 +1,8 @@
 """Joins the page's modules into one classic script, for pages that may not import (file://).
 
-The modules keep to a few forms, and anything else is refused: `import { a, b as c } from "./x.js"`, `import a from`,
-`export { a } from`, `export function|class|const|let`, `export { a as b }`, `export default`. Each module becomes a
-function that returns its exports, in the order in which they need each other.
+It knows these forms and refuses others: `import { a, b as c } from "./x.js"`, `import a from`, `export { a } from`,
+`export function|class|const|let`, `export { a as b }`, `export default`. Each module becomes a function that returns
+its exports; imported modules come first.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _LEFT = re.compile(r"(?:^|[;}])\s*(?:import|export)[\s{]", re.M)
 
 
 class BundleError(ValueError):
-    """A module of the page uses a form of import or export that the bundler does not know; names the file."""
+    """A module uses a form of import or export that the bundler does not know; the message names the file."""
 
 
 def bundle(entry: Path) -> str:
-    """The script that does what loading the module `entry` would do.
+    """A script that is equivalent to loading the module `entry`.
 
     Raises:
-        BundleError: an unknown form, or modules that need each other.
+        BundleError: an unknown form, or modules that import each other.
     """
     ready: dict[Path, str] = {}
     order: list[str] = []
@@ -36,9 +36,9 @@ def bundle(entry: Path) -> str:
 
 
 def _add(path: Path, ready: dict[Path, str], order: list[str], above: tuple[Path, ...]) -> str:
-    """Append the module and what it needs to `order`; gives the name of its exports."""
+    """Append the module and its imports to `order`; returns the name of its exports."""
     if path in above:
-        raise BundleError(f"{path.name}: needs itself, by way of {', '.join(p.name for p in above)}")
+        raise BundleError(f"{path.name}: imports itself, by way of {', '.join(p.name for p in above)}")
     if path not in ready:
         code = path.read_text(encoding="utf-8")
         exports: dict[str, str] = {}
@@ -54,7 +54,7 @@ def _add(path: Path, ready: dict[Path, str], order: list[str], above: tuple[Path
                 return f"const {match[2]} = {source}.default;"
             return f"const {{ {', '.join(f'{a}: {b}' for a, b in _pairs(match[1]))} }} = {source};"
 
-        def passed_on(match: re.Match[str]) -> str:
+        def reexported(match: re.Match[str]) -> str:
             source = required(match[2])
             exports.update({outer: f"{source}.{inner}" for inner, outer in _pairs(match[1])})
             return ""
@@ -72,7 +72,7 @@ def _add(path: Path, ready: dict[Path, str], order: list[str], above: tuple[Path
             return f"{match[1]}const $default = "
 
         for form, write in (
-            (_REEXPORT, passed_on),
+            (_REEXPORT, reexported),
             (_IMPORT, imported),
             (_DECLARED, declared),
             (_DEFAULT, default),

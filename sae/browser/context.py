@@ -1,15 +1,26 @@
-"""What every route works with: the runs behind the page and the language worker."""
+"""What every route works with: the runs behind the page, the language worker, answers and refusals."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import json
+from typing import Any, NamedTuple
+
+from starlette.responses import JSONResponse
 
 from sae.browser.opened import BrowsedRun, View
 from sae.browser.worker import LanguageWorker
 
 
+class Answer(JSONResponse):
+    """Compact JSON from plain values; NaN is a bug of ours and raises."""
+
+    def render(self, content: Any) -> bytes:
+        text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        return text.encode("utf-8", "replace")
+
+
 class RequestError(ValueError):
-    """A request asks for what is not there, or is malformed; carries the HTTP status."""
+    """A request is malformed, or asks for something that does not exist; carries the HTTP status."""
 
     def __init__(self, message: str, *, status: int = 400) -> None:
         super().__init__(message)
@@ -17,7 +28,7 @@ class RequestError(ValueError):
 
 
 class Context(NamedTuple):
-    """The state behind the routes."""
+    """The state shared by the routes."""
 
     runs: list[BrowsedRun]
     worker: LanguageWorker
@@ -33,7 +44,7 @@ class Context(NamedTuple):
         return self.runs[index]
 
     def latent(self, index: int, latent: int) -> tuple[BrowsedRun, View]:
-        """The run and its features, once the latent is known to exist.
+        """The run and its features, where the latent exists.
 
         Raises:
             RequestError: no such run or latent.

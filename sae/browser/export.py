@@ -1,11 +1,10 @@
-"""The page as a folder of files: for any static host, or opened from the disk without a server.
+"""The page as a folder of files, for a static host or to be opened from the disk without a server.
 
     export_static(Path("runs/demo"), Path("page"), latents=[3, 17])
 
-A page on file:// may neither fetch nor import, so the modules are joined into one classic script (`bundle`) and the
-records lie in scripts of `PER_SHARD` latents. The same shards lie once more, packed, in `data/records.bin`: a host that
-answers range requests is asked for those, which are a quarter smaller. Of a run on images, the images of the examples
-and the atoms are PNG files.
+A page on file:// may neither fetch nor import, so its modules are joined into one classic script (`bundle`), and the
+records are in scripts of `PER_SHARD` latents. `data/records.bin` has the same shards, packed and a quarter smaller, for
+hosts that answer range requests. For a run on images, the examples' images and the atoms are PNG files.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from sae.config import ConfigError
 
 STATIC = Path(__file__).resolve().parent / "static"
 PER_SHARD = 16
-# as the server's, but for the headers that only a server can send
+# the server's policy, but for what only a header can say
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; base-uri 'none'"
 )
@@ -39,31 +38,31 @@ def export_static(run: Path, out: Path, *, latents: Sequence[int] | None = None)
     """Write the page of a run's latents, by default of all of them, to the new folder `out`.
 
     Returns:
-        JSON values: what was written, and how large it is.
+        JSON values: "out", "latents", "files", "bytes" and the page to "open".
 
     Raises:
         ConfigError: `out` exists, or a latent does not.
-        FeatureError: the run has no features.
+        FeatureError: the features are not collected.
     """
     if out.exists():
         raise ConfigError(f"--out {out}: exists already; give a new folder")
     browsed = BrowsedRun(run)
     view = browsed.view()
-    chosen = list(range(view.listing.width)) if latents is None else list(dict.fromkeys(latents))
-    for latent in chosen:
+    exported = list(range(view.listing.width)) if latents is None else list(dict.fromkeys(latents))
+    for latent in exported:
         if not 0 <= latent < view.listing.width:
             raise ConfigError(f"latent {latent}: the run has 0 to {view.listing.width - 1:,}")
     with (
         publish_folder(out) as folder,
         Progress() as progress,
-        progress.bar("Exporting", len(chosen), "latents") as bar,
+        progress.bar("Exporting", len(exported), "latents") as bar,
     ):
         _write_page(folder)
-        _write_data(folder / "data", browsed, view, chosen, bar.advance)
+        _write_data(folder / "data", browsed, view, exported, bar.advance)
     files = [path for path in out.rglob("*") if path.is_file()]
     return {
         "out": str(out),
-        "latents": len(chosen),
+        "latents": len(exported),
         "files": len(files),
         "bytes": sum(path.stat().st_size for path in files),
         "open": str(out / "index.html"),
@@ -85,7 +84,7 @@ def _write_page(folder: Path) -> None:
     (folder / "static" / "app.js").write_text(bundle(STATIC / "main.js"), encoding="utf-8")
     for style in ("base.css", "style.css"):
         shutil.copyfile(STATIC / style, folder / "static" / style)
-    # the chart library is read by its own tag when a chart is drawn; licences and versions go with the code
+    # the chart library is loaded when a chart is drawn; licences and versions go with the code
     for source in (STATIC / "vendor").iterdir():
         if source.name.startswith(("uPlot", "LICENSE", "README")):
             shutil.copyfile(source, vendor / source.name)
@@ -104,7 +103,7 @@ def _write_data(folder: Path, run: BrowsedRun, view: View, latents: list[int], a
             logits += [_top_tokens(record) for record in shard]
             documents.update(example["document"] for each in shard for example in each["record"]["examples"])
             atoms.update(item["latent"] for each in shard for item in (*each["neighbours"], *each["coactive"]))
-            # no time of day in the header: the same run gives the same bytes
+            # without a time in the header the same run gives the same bytes
             data = gzip.compress(_json(shard), mtime=0)
             packed.write(data)
             offsets.append(offsets[-1] + len(data))
@@ -129,7 +128,7 @@ def _write_data(folder: Path, run: BrowsedRun, view: View, latents: list[int], a
 
 
 def _write_pictures(folder: Path, pictures: Pictures, documents: set[int], strengths: dict[int, float]) -> None:
-    """The images of examples, and atoms at these strengths, those of linked latents among them."""
+    """The images of the examples, and the atoms at these strengths, including those of linked latents."""
     for name in ("images", "atoms"):
         (folder / name).mkdir()
     for document in documents:
@@ -139,7 +138,7 @@ def _write_pictures(folder: Path, pictures: Pictures, documents: set[int], stren
 
 
 def without_places(value: Any) -> Any:
-    """JSON values with every absolute path cut to its last name: where things lay on a machine stays there."""
+    """JSON values with every absolute path cut to its last name: a page does not tell about the machine's folders."""
     if isinstance(value, dict):
         return {name: without_places(inner) for name, inner in value.items()}
     if isinstance(value, list):
@@ -148,7 +147,7 @@ def without_places(value: Any) -> Any:
 
 
 def _top_tokens(record: dict[str, Any]) -> str:
-    """The tokens that a latent speaks for, to be searched."""
+    """The tokens that a latent makes most likely, to be searched."""
     return " ".join(entry["token"] for entry in record["logits"]["top"]) if record["logits"] else ""
 
 
@@ -163,7 +162,7 @@ def _marks(view: View, rows: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
 
 
 def _json(value: Any) -> bytes:
-    # ASCII alone, so that no encoding and no line separator can change what a script says
+    # ASCII alone, so that no encoding or line separator can change a script
     text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-    # and nothing in it that could end a script element, should someone put it into one
+    # and nothing that could end a script element, should someone put it into one
     return text.replace("<", "\\u003c").encode("ascii")

@@ -1,8 +1,8 @@
-"""What every request must pass before a route sees it, and what every answer carries.
+"""Checks of every request before it reaches a route, and the headers of every answer.
 
-The page is served on 127.0.0.1 only, but other pages in the same browser can send requests there. So: the Host header
-must name this machine (against DNS rebinding), a random token from the printed address is exchanged for a cookie, a
-request that changes something must come from the page's own origin, and bodies are small.
+The page is served on 127.0.0.1 only, but other pages in the same browser can send requests there. So the Host header
+must name this machine (against DNS rebinding), a random token in the printed address is exchanged for a cookie, a
+request that changes something must come from the page's origin, and bodies must be small.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, token: str) -> None:
         self.app, self.token = app, token
-        # cookies do not know ports: two servers on one machine must not overwrite each other's
+        # cookies are shared by all ports: two servers on one machine must not overwrite each other's
         self.cookie = f"sparsight-{hashlib.sha256(token.encode()).hexdigest()[:8]}"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -51,7 +51,7 @@ class Guard:
 
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
-                # the list belongs to the answer, which may be given to the next one who asks
+                # the answer owns the list, and may be sent again
                 message = {**message, "headers": list(message.get("headers", ()))}
                 added = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
@@ -74,10 +74,10 @@ class Guard:
 
     def _check_cookie(self, headers: Headers) -> Response | None:
         try:
-            found = SimpleCookie(headers.get("cookie", "")).get(self.cookie)
+            cookie = SimpleCookie(headers.get("cookie", "")).get(self.cookie)
         except CookieError:
-            found = None
-        if found is not None and self._is_token(found.value):
+            cookie = None
+        if cookie is not None and self._is_token(cookie.value):
             return None
         return _refuse(403, "open the address that `sae browse` printed: it carries the token that lets you in")
 
@@ -88,7 +88,7 @@ class Guard:
 def _check_origin(method: str, headers: Headers) -> Response | None:
     if method in ("GET", "HEAD"):
         return None
-    # Host is one of HOSTS by now, so this is this machine and this port
+    # Host has been checked against HOSTS, so this is this machine and port
     if headers.get("origin") != f"http://{headers.get('host')}":
         return _refuse(403, "a change must come from the page itself (the Origin header is another)")
     if headers.get("content-type", "").partition(";")[0].strip() != "application/json":

@@ -1,10 +1,10 @@
-"""The table of all latents: filter and sort over the store's scalars, a million rows without a loop.
+"""The table of all latents: the store's scalars filtered and sorted, a million rows without a loop.
 
     listing = Listing(store.scalars)
-    chosen = listing.select(Query.parse(filter="density:0.001..0.01,max:3..", sort="-density"), marks)
-    chosen[200:300]                                    # latents of rows 200 to 299
+    latents = listing.select(Query.parse(filter="density:0.001..0.01,max:3..", sort="-density"), marks)
+    latents[200:300]                                   # rows 200 to 299
 
-A column is copied out of the memory map and sorted once; a selection is kept until the scalars or the marks change.
+A column is copied from the memory map and sorted once; a selection is cached until the scalars or the marks change.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-# what the page calls a column -> field of the store's scalars
+# the page's name of a column -> field of the store's scalars
 FIELDS = {
     "count": "count",
     "density": "density",
@@ -30,16 +30,16 @@ FIELDS = {
 }
 SORTS = ("latent", *FIELDS, "name")
 MARKS = ("", "named", "labelled", "bookmarked")
-_KEPT = 16  # selections kept; one of a million latents is 4 MB
+_KEPT = 16  # selections in the cache; one of a million latents takes 4 MB
 
 
 class QueryError(ValueError):
-    """A filter or sort of the page's address cannot be read; the message names it and what is known."""
+    """A filter or sort in the page's address cannot be read; the message names it and the known ones."""
 
 
 @dataclass(frozen=True)
 class Query:
-    """What the table shows, and in which order."""
+    """Which latents the table shows, and in which order."""
 
     ranges: tuple[tuple[str, float, float], ...] = ()
     """Column, lowest and highest value, both included."""
@@ -48,7 +48,7 @@ class Query:
     mark: Literal["", "named", "labelled", "bookmarked"] = ""
     """Only latents with such a mark."""
     sort: str = "latent"
-    """Column to sort by, with `-` in front for the largest first; latents without a value come last either way."""
+    """Column to sort by, with `-` in front for the largest first; latents without a value always come last."""
 
     @classmethod
     def parse(cls, *, filter: str = "", text: str = "", mark: str = "", sort: str = "latent") -> Query:
@@ -79,17 +79,17 @@ class Query:
 
 @dataclass(frozen=True)
 class Marks:
-    """What people and `sae explain` have said of latents."""
+    """Annotations by people and explanations by `sae explain`."""
 
     names: dict[int, dict[str, Any]] = field(default_factory=dict)
     """Latent -> its explanation: "name", "score", ..."""
     notes: dict[int, dict[str, Any]] = field(default_factory=dict)
     """Latent -> "label", "bookmark", "note"."""
     revision: int = 0
-    """Changes with every change of the others."""
+    """Changes with every change of the two."""
 
     def title(self, latent: int) -> str:
-        """The label of a latent, else its name, else nothing."""
+        """A latent's label, else its name, else ""."""
         label = self.notes.get(latent, {}).get("label")
         return label or self.names.get(latent, {}).get("name") or ""
 
@@ -141,7 +141,7 @@ class Listing:
         return int(rows[0]) if len(rows) else None
 
     def row(self, latent: int, marks: Marks) -> dict[str, Any]:
-        """One row of the table as JSON values; a number that is not known is None."""
+        """One row of the table as JSON values; an unknown number is None."""
         values = self._scalars[latent]
         numbers = {name: _json_number(values[source]) for name, source in FIELDS.items()}
         explanation, note = marks.names.get(latent, {}), marks.notes.get(latent, {})

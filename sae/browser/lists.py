@@ -1,4 +1,4 @@
-"""Routes that read: the table, one latent, search, documents, the run's report, exports; and the one that annotates."""
+"""Routes without a language model: the table, a latent, search, documents, images, report, exports, annotation."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from sae.browser import listing
-from sae.browser.answers import Answer
-from sae.browser.context import Context, RequestError
+from sae.browser.context import Answer, Context, RequestError
 from sae.browser.opened import BrowsedRun, View
 from sae.browser.records import full_record, match, with_briefs
 from sae.features.store import related
 from sae.features.store.search import search as find_latents
 
 WINDOW = 500
+# the page names the revision in the address, so that another collection's images have other addresses
+CACHE = {"Cache-Control": "private, max-age=86400, immutable"}
 ZIPPED = 2000  # latents in one download of a static page
 
 
 class Annotation(BaseModel):
-    """What a person says of a latent; a field that is left out stays as it is, null removes it."""
+    """A person's annotation of a latent; a field that is left out stays as it is, null removes it."""
 
     model_config = ConfigDict(extra="forbid")
     label: Annotated[str, Field(max_length=500)] | None = None
@@ -35,7 +36,6 @@ class Annotation(BaseModel):
 
 
 def add_routes(app: FastAPI, context: Context) -> None:
-    """Add them to `app`."""
 
     @app.get("/api/runs")
     def runs() -> Response:
@@ -58,14 +58,14 @@ def add_routes(app: FastAPI, context: Context) -> None:
     ) -> Response:
         view = context.run(index).view()
         query = listing.Query.parse(filter=filter, text=text, mark=mark, sort=sort)
-        chosen = view.listing.select(query, view.marks)
+        selected = view.listing.select(query, view.marks)
         return Answer(
             {
-                "total": len(chosen),
+                "total": len(selected),
                 "of": view.listing.width,
                 "revision": [view.store.info["revision"], view.marks.revision],
                 "start": start,
-                "rows": [view.listing.row(i, view.marks) for i in chosen[start : start + count].tolist()],
+                "rows": [view.listing.row(i, view.marks) for i in selected[start : start + count].tolist()],
                 "found": None if find is None else view.listing.place_of(find, query, view.marks),
             }
         )
@@ -111,6 +111,23 @@ def add_routes(app: FastAPI, context: Context) -> None:
     def document(index: int, document: Annotated[int, fastapi.Path(ge=0, lt=2**53)]) -> Response:
         return Answer(context.run(index).view().store.document(document))
 
+    @app.get("/api/runs/{index}/images/{document}.png")
+    def image(index: int, document: int) -> Response:
+        pictures = context.run(index).pictures()
+        if pictures is None:
+            raise RequestError(f"run {index}: its features are of text, it has no images", status=404)
+        if not 0 <= document < pictures.count:
+            raise RequestError(f"image {document}: the run has 0 to {pictures.count - 1:,}", status=404)
+        return Response(pictures.image(document), media_type="image/png", headers=CACHE)
+
+    @app.get("/api/runs/{index}/atoms/{latent}.png")
+    def atom(index: int, latent: int) -> Response:
+        run, view = context.latent(index, latent)
+        pictures = run.pictures()
+        if pictures is None:
+            raise RequestError(f"run {index}: its features are of text, its atoms are no images", status=404)
+        return Response(pictures.atom(latent, view.strength(latent)), media_type="image/png", headers=CACHE)
+
     @app.get("/api/runs/{index}/export/{kind}")
     def export(
         index: int, kind: str, filter: str = "", text: str = "", mark: str = "", sort: str = "latent", latents: str = ""
@@ -118,15 +135,15 @@ def add_routes(app: FastAPI, context: Context) -> None:
         run = context.run(index)
         view = run.view()
         query = listing.Query.parse(filter=filter, text=text, mark=mark, sort=sort)
-        chosen = view.listing.select(query, view.marks).tolist()
+        selected = view.listing.select(query, view.marks).tolist()
         if latents:
-            chosen = _listed(latents, view.listing.width)
+            selected = _listed(latents, view.listing.width)
         if kind == "csv":
-            return _download(table_csv(view, chosen), f"{run.name}.csv", "text/csv")
+            return _download(table_csv(view, selected), f"{run.name}.csv", "text/csv")
         if kind == "python":
-            return _download(python_snippet(run, chosen), f"{run.name}_latents.py", "text/x-python")
+            return _download(python_snippet(run, selected), f"{run.name}_latents.py", "text/x-python")
         if kind == "static":
-            return _download(zipped_page(run, chosen), f"{run.name}.zip", "application/zip")
+            return _download(zipped_page(run, selected), f"{run.name}.zip", "application/zip")
         raise RequestError(f"export {kind!r}: expected csv, python or static", status=404)
 
 
@@ -144,7 +161,7 @@ def table_csv(view: View, latents: list[int]) -> bytes:
 
 
 def python_snippet(run: BrowsedRun, latents: list[int]) -> bytes:
-    """Python that opens the run and takes these latents."""
+    """Python code that opens the run and reads these latents."""
     listed = ", ".join(map(str, latents[:10_000]))
     return f"""import sae
 from sae.features.store.store import FeatureStore
@@ -169,7 +186,7 @@ def zipped_page(run: BrowsedRun, latents: list[int]) -> bytes:
 
     if len(latents) > ZIPPED:
         raise RequestError(
-            f"export: {len(latents):,} latents are chosen, a download holds {ZIPPED:,}; filter them, or run "
+            f"export: {len(latents):,} latents are selected, a download has at most {ZIPPED:,}; filter them, or run "
             f"`sae export {run.folder} --to static --out DIR`"
         )
     with tempfile.TemporaryDirectory() as folder:
@@ -178,18 +195,18 @@ def zipped_page(run: BrowsedRun, latents: list[int]) -> bytes:
 
 
 def _cell(value: Any) -> Any:
-    # a spreadsheet runs what begins like a formula
+    # a spreadsheet runs text that begins like a formula
     return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
 
 
 def _listed(latents: str, width: int) -> list[int]:
     try:
-        chosen = [int(part[:12]) for part in latents.split(",")]
+        selected = [int(part[:12]) for part in latents.split(",")]
     except ValueError:
         raise RequestError(f"latents {latents[:60]!r}: expected numbers with commas between them") from None
-    if any(not 0 <= latent < width for latent in chosen):
+    if any(not 0 <= latent < width for latent in selected):
         raise RequestError(f"latents {latents[:60]!r}: the run has 0 to {width - 1:,}")
-    return chosen
+    return selected
 
 
 def _download(content: bytes, name: str, media_type: str) -> Response:

@@ -1,4 +1,4 @@
-"""Routes that run the language model: a prompt's latents, and steering."""
+"""Routes with a language model: a prompt's latents, and steering."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
-from sae.browser.answers import Answer
-from sae.browser.context import Context
+from sae.browser.context import Answer, Context
 from sae.features.kinds import check_language
 from sae.features.steer.prompt import examine
 from sae.features.steer.steer import Intervention, steer
@@ -19,14 +18,14 @@ Text = Annotated[str, Field(min_length=1, max_length=20_000)]
 
 
 class Prompt(BaseModel):
-    """A text to look at."""
+    """A text to examine."""
 
     model_config = ConfigDict(extra="forbid")
     text: Text
 
 
 class Push(BaseModel):
-    """What happens to one latent."""
+    """The intervention on one latent."""
 
     model_config = ConfigDict(extra="forbid")
     latent: Annotated[int, Field(ge=0)]
@@ -46,17 +45,16 @@ class Steer(BaseModel):
 
 
 def add_routes(app: FastAPI, context: Context) -> None:
-    """Add them to `app`."""
 
     @app.post("/api/runs/{index}/prompt")
     async def prompt(index: int, body: Prompt) -> Response:
         run = context.run(index)
         check_language(run.folder, "a prompt")
-        found = await context.worker.do(run.folder, partial(examine, text=body.text))
+        examined = await context.worker.do(run.folder, partial(examine, text=body.text))
         view = run.view()
-        latents = {entry["latent"] for row in found["latents"] for entry in row}
+        latents = {entry["latent"] for row in examined["latents"] for entry in row}
         rows = {latent: view.listing.row(latent, view.marks) for latent in sorted(latents)}
-        return Answer({**found, "rows": rows})
+        return Answer({**examined, "rows": rows})
 
     @app.post("/api/runs/{index}/steer")
     async def steered(index: int, body: Steer) -> Response:

@@ -1,7 +1,7 @@
-"""A run folder as the page sees it: its store while it grows, its marks, its curves.
+"""A run folder behind the page: its store, which may still grow, its marks and its curves.
 
 run = BrowsedRun(Path("runs/demo"))
-view = run.view()                      # the store of now, with its listing and marks; raises while there is none
+view = run.view()                      # the current store with its listing and marks
 run.report()                           # configuration, curves, evaluation
 """
 
@@ -28,14 +28,14 @@ CURVE_POINTS = 2000
 
 
 class View(NamedTuple):
-    """One revision of a run's features, with the marks of now."""
+    """One revision of a run's features, with the current marks."""
 
     store: FeatureStore
     listing: Listing
     marks: Marks
 
     def strength(self, latent: int) -> float:
-        """At which a latent's atom is shown: its largest activation, or one where it never fired."""
+        """The strength at which a latent's atom is drawn: its largest activation, or 1 where it never fired."""
         return float(self.store.scalars["max"][latent]) or 1.0
 
 
@@ -54,7 +54,7 @@ class BrowsedRun:
         self._seen: dict[str, tuple[float, int] | None] = {}
 
     def view(self) -> View:
-        """The features as they are on the disk now.
+        """The features as they are on the disk.
 
         Raises:
             FeatureError: nothing has been collected yet.
@@ -70,7 +70,7 @@ class BrowsedRun:
                 if fresh_marks:
                     self._read_marks(self._store.annotations)
             except BaseException:
-                # what could not be read now is tried again by the next who asks
+                # the next request tries again
                 self._seen.clear()
                 raise
             if self._listing is None:
@@ -78,7 +78,7 @@ class BrowsedRun:
             return View(self._store, self._listing, self._marks)
 
     def info(self) -> dict[str, Any]:
-        """What the page's header and every poll need; "features" is None until something was collected."""
+        """What the page's header and every poll need; "features" is None until features are collected."""
         head = {"name": self.name, "folder": str(self.folder), "kind": kind_of(self.folder)}
         try:
             view = self.view()
@@ -89,7 +89,7 @@ class BrowsedRun:
         return {**head, "features": features, "reason": None}
 
     def pictures(self) -> Pictures | None:
-        """What can be drawn of the images that were collected; None for a run on text.
+        """The pictures of a run on images; None for a run on text.
 
         Raises:
             FeatureError: nothing was collected, or the images are no longer the same.
@@ -97,7 +97,7 @@ class BrowsedRun:
         info = self.view().store.info
         if info["kind"] != "image":
             return None
-        # opening images may take seconds, for which nothing else waits
+        # opening images may take seconds; only requests for images wait for it
         with self._opening:
             if self._pictures is None or self._pictures.revision != info["revision"]:
                 self._pictures = Pictures(self.folder, info)
@@ -105,22 +105,22 @@ class BrowsedRun:
 
     def prepare(self) -> None:
         """Open the images of a run on images, so that a page does not wait for them."""
-        with contextlib.suppress(ValueError, OSError):  # whoever asks for an image is told
+        with contextlib.suppress(ValueError, OSError):  # a request for an image gets the reason
             if (pictures := self.pictures()) is not None:
                 pictures.atom(0, 1.0)
 
     def annotate(self, latent: int, **changes: Any) -> dict[str, Any]:
-        """Set label, bookmark or note of a latent; gives what now holds."""
+        """Set label, bookmark or note of a latent; returns its annotation."""
         with self._lock:
             notes = self.view().store.annotations
-            now = notes.set(latent, **changes)
+            annotation = notes.set(latent, **changes)
             self._changed("annotations.sqlite")
             # names are many and large; they have not changed
             self._marks = Marks(self._marks.names, notes.all(), self._marks.revision + 1)
-            return now
+            return annotation
 
     def report(self) -> dict[str, Any]:
-        """Configuration, training curves and the measures of the evaluation; what is not there yet is None."""
+        """Configuration, training curves and the measures of the evaluation; None where a file is missing."""
         numbers = self._json("eval.json")
         return {
             "name": self.name,
@@ -141,7 +141,7 @@ class BrowsedRun:
             self._listing = None
 
     def _changed(self, name: str) -> bool:
-        """Whether a file differs from when this was last asked."""
+        """Whether a file has changed since the last call."""
         try:
             status = (self.folder / name).stat()
             now = (status.st_mtime, status.st_size)
@@ -153,7 +153,7 @@ class BrowsedRun:
 
 
 def curves(path: Path) -> dict[str, list[float | None]] | None:
-    """The numbers of metrics.jsonl as columns, thinned to at most `CURVE_POINTS` rows; None where there is no file.
+    """The numbers of metrics.jsonl as columns of at most `CURVE_POINTS` rows; None where there is no file.
 
     Raises:
         CorruptError: a whole line is no JSON.

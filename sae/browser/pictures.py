@@ -2,7 +2,7 @@
 
 pictures = Pictures(Path("runs/digits"), store.info)
 pictures.image(17)                     # as it was collected
-pictures.atom(3, strength=2.5)         # what the latent puts into an image
+pictures.atom(3, strength=2.5)         # what the latent adds to an image
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from sae.runs.images import decode_dense, open_image_run
 
 
 class Pictures:
-    """What can be drawn of a run on images. Safe to use from several threads.
+    """The pictures of a run on images. Safe to use from several threads.
 
     Args:
         folder: run folder.
-        info: of its collected features.
+        info: `FeatureStore.info` of its features.
 
     Raises:
-        FeatureError: the images are no longer those that were collected.
+        FeatureError: the images have changed since the features were collected.
         ConfigError, CorruptError, DataError: the run or its images cannot be used.
     """
 
@@ -39,14 +39,15 @@ class Pictures:
         self.run = open_image_run(folder)
         self.images = self.run.images(info["split"])
         if provenance_of(self.images) != info["images"]:
-            raise FeatureError(f"{folder}: its images are others than were collected; collect again: sae features RUN")
+            raise FeatureError(
+                f"{folder}: its images have changed since the features were collected; collect again: sae features RUN"
+            )
         self.signed = self.images.atoms is not None
         """Whether pixels are real numbers and not in [0, 1]."""
         self._lock = threading.Lock()
 
     @property
     def count(self) -> int:
-        """Number of images."""
         return self.images.count
 
     def image(self, document: int) -> bytes:
@@ -57,7 +58,7 @@ class Pictures:
     def atom(self, latent: int, strength: float) -> bytes:
         """What a latent of this strength adds to the decoded code of zeros, on a diverging scale of its own.
 
-        An atom of a codebook is put in all places and decoded: without it there is no code to compare with.
+        An atom of a codebook is put in all places and decoded: no code is empty, so there is nothing to compare with.
         """
         model = self.run.model
         codes = torch.zeros(2, model.positions, model.width)
@@ -68,7 +69,7 @@ class Pictures:
 
     def _png(self, pixels: Tensor, *, signed: bool) -> bytes:
         """One image [1, D] as a PNG file of its own size."""
-        from sae.base.colours import diverging  # matplotlib takes its time, and pages of text do without
+        from sae.base.colours import diverging  # late: matplotlib is slow to import, and runs on text do without
 
         channels, height, width = self.run.shape
         if signed:

@@ -12,7 +12,7 @@ MATCHES = 3  # nearest latents shown of another run
 
 
 def full_record(view: View, latent: int) -> dict[str, Any]:
-    """A latent's record with its row of the table, its explanation and what people say of it."""
+    """A latent's record with its row of the table, its explanation and its annotation."""
     note = view.marks.notes.get(latent, {})
     record = view.store.record(latent)
     return {
@@ -29,7 +29,7 @@ def full_record(view: View, latent: int) -> dict[str, Any]:
 
 
 def _shown(example: dict[str, Any]) -> dict[str, Any]:
-    """An example without what the page does not show; windows hold 255 steps, so four digits are all there is."""
+    """An example as the page shows it; a window has 255 levels, so four digits suffice."""
     values = [float(f"{value:.4g}") if value else 0 for value in example["values"]]
     return {**{name: value for name, value in example.items() if name != "key"}, "values": values}
 
@@ -49,7 +49,7 @@ def exported_record(view: View, latent: int) -> dict[str, Any]:
     """Everything that the page of one latent asks the server for."""
     try:
         logits = view.store.logits(latent)
-    except FeatureError:  # a site whose atoms no unembedding reads
+    except FeatureError:  # no unembedding reads atoms of this site
         logits = None
     return {
         "record": full_record(view, latent),

@@ -30,7 +30,7 @@ def serve(
     Args:
         runs: run folders.
         port: 0 takes a free one.
-        device: for the language model, should a prompt need it.
+        device: of the language model, which a prompt needs.
         ready: called with the page's address, token included, once the port is open.
 
     Raises:
@@ -48,7 +48,7 @@ def serve(
     )
     if ready is not None:
         ready(address)
-    # Ctrl-C is how one stops a server
+    # Ctrl-C is the way to stop a server
     with contextlib.suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[listener])
     return {"runs": [str(folder) for folder in folders], "stopped": True}
@@ -58,9 +58,9 @@ def listen(port: int) -> socket.socket:
     """A socket that listens on 127.0.0.1; 0 takes a free port.
 
     Raises:
-        ConfigError: the port is taken or is none.
+        ConfigError: the port is taken or no port.
     """
-    # asyncio sends small answers at once only where the protocol is named: else each waits 40 ms for an acknowledgement
+    # without the protocol's number asyncio delays small answers, each by the 40 ms of an acknowledgement
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -76,7 +76,7 @@ def check_run(run: str) -> Path:
     """The run's folder.
 
     Raises:
-        ConfigError: it is no folder, holds no config.json, or is of a kind that the page cannot show.
+        ConfigError: it is no folder, has no config.json, or is of a kind that the page cannot show.
     """
     folder = Path(run).expanduser()
     if not (folder / CONFIG).is_file():

@@ -1,4 +1,4 @@
-"""The one thread that runs language models for the page: loaded when first needed, one job at a time, few waiting.
+"""The thread that runs language models for the page: they are loaded when needed; one job at a time, few wait.
 
 worker = LanguageWorker(device)
 answer = await worker.do(folder, lambda run, lm: examine(run, lm, "The river"))
@@ -23,11 +23,11 @@ WAITING = 4
 
 
 class BusyError(ValueError):
-    """Too many prompts wait already."""
+    """Too many prompts are waiting."""
 
 
 class LanguageWorker:
-    """Runs jobs on runs' language models in a thread of its own."""
+    """Runs jobs with runs' language models in its own thread."""
 
     def __init__(self, device: Device = "auto") -> None:
         self._device: Device = device
@@ -37,7 +37,7 @@ class LanguageWorker:
         self._thread: threading.Thread | None = None
 
     async def do(self, folder: Path, job: Job) -> Any:
-        """What `job` gives for the run in `folder` and its language model.
+        """The result of `job` for the run in `folder` and its language model.
 
         Raises:
             BusyError: `WAITING` jobs wait already.
@@ -56,12 +56,12 @@ class LanguageWorker:
     def _work(self) -> None:
         while True:
             folder, job, future = self._jobs.get()
-            # cancelled: the page that asked has gone
+            # cancelled: the page has been closed
             if not future.set_running_or_notify_cancel():
                 continue
             try:
                 future.set_result(job(*self._open(folder)))
-            except BaseException as error:  # handed to whoever waits
+            except BaseException as error:  # raised where the result is awaited
                 future.set_exception(error)
 
     def _open(self, folder: Path) -> tuple[Run, LanguageModel]:

@@ -1,1 +1,1 @@
-"""How good an autoencoder is: on held-out documents, on the saved weights, every number with an interval."""
+"""How good a saved autoencoder is on held-out data, with intervals."""

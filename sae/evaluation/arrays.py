@@ -1,4 +1,4 @@
-"""What the measures take in: arrays and tensors as finite float64 arrays, named where they are refused."""
+"""Inputs of the measures: arrays and tensors as finite float64 arrays, named in refusals."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sae.config import ConfigError
 from sae_kernels import SparseCodes
 
 Matrix = Any  # np.ndarray or sparse.csr_matrix, which has no types
-SPARSE_BELOW = 0.1  # share of values other than zero under which codes become a sparse matrix
+SPARSE_BELOW = 0.1  # share of non-zero values below which codes become a sparse matrix
 
 
 def to_numpy(values: Any) -> np.ndarray:
@@ -30,8 +30,8 @@ def table(values: Any, name: str, *, ndim: int = 2) -> np.ndarray:
     """An array or tensor (of any device, with or without gradient) as float64 on the CPU.
 
     Args:
-        values: [n, d] or whatever `ndim` axes there should be, at least one row.
-        name: what a refusal calls it.
+        values: [n, d], or any shape with `ndim` axes, and at least one row.
+        name: its name in a refusal.
 
     Raises:
         ConfigError: another number of axes, no row, or a value that is not finite.
@@ -42,7 +42,7 @@ def table(values: Any, name: str, *, ndim: int = 2) -> np.ndarray:
     if not np.isfinite(array).all():
         bad = int((~np.isfinite(array)).sum())
         raise ConfigError(
-            f"{name}: {bad} of {array.size} values are not finite; leave those rows out or mend the model"
+            f"{name}: {bad} of {array.size} values are not finite; leave those rows out or repair the model"
         )
     return array
 
@@ -60,11 +60,11 @@ def labels(values: Any, rows: int, name: str = "labels") -> np.ndarray:
 
 
 def matrix(codes: Any, name: str) -> Matrix:
-    """Codes [n, F] as float64: a sparse.csr_matrix where few are other than zero, so that wide dictionaries stay cheap.
+    """Codes [n, F] as float64: a sparse.csr_matrix where few are non-zero, so that wide dictionaries stay cheap.
 
     Args:
         codes: SparseCodes, a scipy sparse matrix, a tensor of any layout, or an array.
-        name: what a refusal calls it.
+        name: its name in a refusal.
 
     Raises:
         ConfigError: not two axes, no row, or a value that is not finite.

@@ -1,4 +1,4 @@
-"""What a dictionary has to beat: principal components of the training activations, and their mean."""
+"""Baselines for a dictionary: principal components of the training activations, and their mean."""
 
 from __future__ import annotations
 

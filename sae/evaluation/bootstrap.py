@@ -1,8 +1,8 @@
 """95% intervals over documents.
 
-Every metric is a function of sums over documents, so a resample of the documents is a weighting of their sums. With
-more than `MAX_GROUPS` documents, neighbours share a group and groups are resampled: the interval stays valid, memory
-stays bounded.
+Every metric is a function of sums over documents, so a resample of documents is a weighting of their sums. With more
+than `MAX_GROUPS` documents, neighbours share a group and groups are resampled: the interval stays valid, and memory
+bounded.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 MAX_GROUPS = 1024
-MOST_UNDEFINED = 0.025  # share of resamples without a value, as much as an interval leaves out on one side
+MOST_UNDEFINED = 0.025  # share of resamples that may lack a value: as much as an interval leaves out on one side
 
 
 class Interval(NamedTuple):
@@ -24,19 +24,19 @@ class Interval(NamedTuple):
 
     value: float
     low: float
-    """NaN, as `high`, where nothing is known of the spread."""
+    """NaN, like `high`, where the spread is unknown."""
     high: float
 
     def to_json(self) -> dict[str, float | None]:
-        """As the JSON line and eval.json hold it: bounds that are not known are null."""
+        """As in the JSON line and eval.json: unknown bounds are null."""
         return {name: None if math.isnan(number) else number for name, number in self._asdict().items()}
 
 
 class GroupSums:
     """Sums a group of documents, in float64, under names: `sums["se"]` is [groups] or [groups, d].
 
-    Groups are given out in the order in which documents arrive; when `MAX_GROUPS` is passed, neighbours are merged and
-    from then on each group takes twice as many documents.
+    Documents are assigned to groups in the order in which they arrive. Beyond `MAX_GROUPS`, neighbouring groups are
+    merged, and from then on each group takes twice as many documents.
     """
 
     def __init__(self) -> None:
@@ -67,14 +67,13 @@ class GroupSums:
             self._per_group *= 2
             self.sums = {name: _merge_pairs(s) for name, s in self.sums.items()}
         for name, rows in values.items():
-            held = self.sums.get(name)
-            if held is None:
-                held = torch.zeros(0, *rows.shape[1:], dtype=torch.float64)
-            if held.shape[0] < self.groups:
-                grown = torch.zeros(self.groups, *rows.shape[1:], dtype=torch.float64)
-                grown[: held.shape[0]] = held
-                held = grown
-            self.sums[name] = held.index_add_(0, self.group(order), rows.to("cpu", torch.float64))
+            sums = self.sums.get(name)
+            if sums is None or len(sums) < self.groups:
+                longer = torch.zeros(self.groups, *rows.shape[1:], dtype=torch.float64)
+                if sums is not None:
+                    longer[: len(sums)] = sums
+                sums = longer
+            self.sums[name] = sums.index_add_(0, self.group(order), rows.to("cpu", torch.float64))
         return order
 
     def interval(self, metric: Callable[[dict[str, Tensor]], Tensor], *, resamples: int, seed: int) -> Interval | None:

@@ -1,8 +1,8 @@
-"""What the language model loses when the reconstruction takes the activation's place.
+"""What a language model loses when reconstructions replace its activations.
 
 Next-token cross-entropy (nats) over the tokens that follow inside their document, several times on the same contexts:
 clean, with x̂ spliced in, with zero, and with the mean activation. The tokens that the autoencoder is not trained on
-(BOS, special, sinks, other roles) stay as they are; `everywhere` replaces them as well.
+(BOS, special, sinks, other roles) stay as they are, except in `everywhere`.
 
     delta CE = CE_spliced - CE_clean        KL = mean KL(clean || spliced)
     CE recovered = (CE_ablated - CE_spliced) / (CE_ablated - CE_clean), for zero and for mean ablation
@@ -24,50 +24,48 @@ from sae.harvest.stream import ORDINARY, Harvest
 from sae.models.autoencoder import Autoencoder
 from sae.runs.text import joined
 
-ROWS_AT_ONCE = 2048  # of logits turned into probabilities together, so that the vocabulary does not fill the memory
+ROWS_AT_ONCE = 2048  # rows of logits turned into probabilities together, so that the vocabulary fits into memory
 
 
-class Subject(NamedTuple):
-    """An autoencoder and its places in the language model."""
+class Splice(NamedTuple):
+    """An autoencoder and its sites in the language model."""
 
     model: Autoencoder
     inputs: list[Site]
     """Where it reads."""
     targets: list[Site]
-    """Where its reconstruction takes the activations' place."""
+    """Where its reconstruction replaces the activations."""
     mean: Tensor
     """Mean of the targets' activations, side by side [d_out], for mean ablation."""
 
 
 @torch.no_grad()
 def measure(
-    harvest: Harvest, subjects: Mapping[str, Subject], batches: Iterable[Contexts], advance: Callable[[int], None]
+    harvest: Harvest, splices: Mapping[str, Splice], batches: Iterable[Contexts], advance: Callable[[int], None]
 ) -> dict[str, GroupSums]:
-    """For each subject, sums a document: "count" and "clean", "spliced", "everywhere", "zero", "mean" losses, "kl".
+    """For each autoencoder, sums a document: "count" and "clean", "spliced", "everywhere", "zero", "mean" losses, "kl".
 
-    Every subject reads the activations of the clean pass, so a transcoder or a crosscoder is given what it was trained
-    on; the clean pass and the ablations of a place are run once for all subjects.
+    Every autoencoder reads the activations of the clean pass, so a transcoder or a crosscoder gets what it was trained
+    on; the clean pass and the ablations of a site are run once for all autoencoders.
 
     Args:
-        harvest: the model, all sites of the subjects, and which tokens are ordinary.
-        subjects: by name.
-        batches: contexts, all documents of which are evaluated.
+        harvest: the model, all sites of the autoencoders, and which tokens are ordinary.
+        splices: autoencoders by name.
+        batches: contexts, whose documents are all evaluated.
         advance: called with the tokens of each batch.
     """
-    sums = {name: GroupSums() for name in subjects}
+    sums = {name: GroupSums() for name in splices}
     for contexts in batches:
         one = _Batch(harvest, contexts)
         ablated: dict[tuple[Site, ...], dict[str, Tensor]] = {}
-        for name, subject in subjects.items():
-            places = tuple(subject.targets)
+        for name, (model, inputs, targets, mean) in splices.items():
+            places = tuple(targets)
             if places not in ablated:
                 ablated[places] = {
                     "zero": one.losses(places, torch.zeros_like(one.target(places))),
-                    "mean": one.losses(places, subject.mean.to(one.device).expand_as(one.target(places))),
+                    "mean": one.losses(places, mean.to(one.device).expand_as(one.target(places))),
                 }
-            reconstruction = torch.cat(
-                [subject.model(rows)[1] for rows in one.target(tuple(subject.inputs)).split(ROWS_AT_ONCE)]
-            )
+            reconstruction = torch.cat([model(rows)[1] for rows in one.target(inputs).split(ROWS_AT_ONCE)])
             spliced = one.log_probabilities(places, reconstruction)
             values = {
                 "count": torch.ones(len(one.following)),
@@ -84,7 +82,7 @@ def measure(
 
 
 class _Batch:
-    """One batch of contexts: its clean pass, and passes with something else at some sites."""
+    """One batch of contexts: its clean pass, and passes with other activations at some sites."""
 
     def __init__(self, harvest: Harvest, contexts: Contexts) -> None:
         self.harvest, self.device = harvest, harvest.lm.device
@@ -114,15 +112,15 @@ class _Batch:
             return self._run()
 
     def losses(self, sites: Sequence[Site], rows: Tensor, *, everywhere: bool = False) -> Tensor:
-        """Cross-entropies [n] with `rows` in place; see `log_probabilities`."""
+        """Cross-entropies [n] with `rows` at the sites, as in `log_probabilities`."""
         return self.cross_entropy(self.log_probabilities(sites, rows, everywhere=everywhere))
 
     def cross_entropy(self, log_p: Tensor) -> Tensor:
-        """Of the tokens that follow [n]."""
+        """Cross-entropies of the next tokens [n]."""
         return -log_p.gather(1, self.following.unsqueeze(1)).squeeze(1)
 
     def _run(self) -> Tensor:
-        """log p [n, vocabulary] in float32 at the tokens whose follower is known."""
+        """log p [n, vocabulary], float32, at the tokens whose next token is known."""
         rows = self.harvest.lm.model(**self.inputs).logits.flatten(0, 1)[self.predicting].float()
         for part in rows.split(ROWS_AT_ONCE):
             part.copy_(part.log_softmax(-1))
@@ -134,7 +132,7 @@ def _constant(rows: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def metrics(sums: GroupSums, *, resamples: int, seed: int) -> dict[str, Any]:
-    """The metrics of the module docstring from `measure`'s sums, as intervals."""
+    """The metrics at the top of this file from `measure`'s sums, as intervals."""
 
     def interval(metric: Callable[[dict[str, Tensor]], Tensor]) -> Any:
         return sums.interval(metric, resamples=resamples, seed=seed)
@@ -158,7 +156,7 @@ def metrics(sums: GroupSums, *, resamples: int, seed: int) -> dict[str, Any]:
 
 
 def _predictions(contexts: Contexts) -> tuple[Tensor, Tensor, Tensor]:
-    """Flat indices of the tokens whose follower is in the same segment, the followers' ids, their documents."""
+    """Flat indices of tokens whose next token is in the same segment, ids of the next tokens, their documents."""
     inside = (contexts.document >= 0)[:, 1:] & (contexts.position[:, 1:] == contexts.position[:, :-1] + 1)
     row, column = inside.nonzero(as_tuple=True)
     width = contexts.tokens.shape[1]
@@ -172,7 +170,7 @@ def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
 
 
 def enough(batches: Iterable[Contexts], tokens: int) -> Sequence[Contexts]:
-    """The first batches that hold `tokens` tokens (padding not counted), or all."""
+    """The first batches with `tokens` tokens (padding not counted), or all."""
     taken: list[Contexts] = []
     for contexts in batches:
         taken.append(contexts)

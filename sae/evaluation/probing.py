@@ -1,14 +1,14 @@
-"""What classifiers read out of frozen codes: linear probes, with few labels, from few latents, and by neighbours.
+"""Classifiers on frozen codes: linear probes, with few labels, from few latents, and by nearest neighbours.
 
     task = probing_task(train_codes, train_labels, test_codes, test_labels)
     full_probe(task), few_label_probe(task, 100).mean, sparse_probe(task, 5).accuracy, shuffled_probe(task).mean
 
-Codes are multiplied by one number, so that their total variance is `TOTAL_VARIANCE`: the same penalty then means the
-same for every family and width. Latents are not standardised one by one: that would blow a latent that fired once, or
-the noise of a collapsed one, up to the size of all others. On 4,000 MNIST digits and TopK codes of 2,000 latents it
+Codes are multiplied by one number, so that their total variance is `TOTAL_VARIANCE`, and a penalty has the same effect
+for every variant and width. Latents are not standardised one by one: that would enlarge a latent that fired once, or
+the noise of a collapsed one, to the size of all others. On 4,000 MNIST digits and TopK codes of 2,000 latents it
 takes five neighbours from .84 to .52, on 10 principal components beside 54 collapsed dimensions from .90 to .49.
 
-Codes with few values other than zero stay sparse matrices throughout, so wide dictionaries cost what their L0 costs.
+Codes with few non-zero values stay sparse matrices throughout, so a wide dictionary costs what its L0 costs.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ ITERATIONS = 2000
 
 
 class ProbingTask(NamedTuple):
-    """Codes of training and held-out samples with their classes, scaled; `probing_task` makes it."""
+    """Scaled codes of training and held-out samples with their classes, made by `probing_task`."""
 
     train: Matrix
     """Codes [n, F], float64, with a total variance of `TOTAL_VARIANCE`; dense ones centred as well."""
     train_labels: np.ndarray
     """Classes 0..C-1, int64 [n]."""
     test: Matrix
-    """Codes [m, F], shifted and scaled by what the training codes gave."""
+    """Codes [m, F], shifted and scaled like the training codes."""
     test_labels: np.ndarray
     """int64 [m]."""
     classes: np.ndarray
-    """The labels as they were given, ascending, [C]."""
+    """The given labels, ascending, [C]."""
 
 
 class Accuracy(NamedTuple):
@@ -72,7 +72,7 @@ def probing_task(train: Any, train_labels: Any, test: Any, test_labels: Any) -> 
         train: codes [n, F]: SparseCodes, a scipy sparse matrix, a tensor or an array.
         train_labels: classes of any type, [n], at least two different.
         test: codes [m, F].
-        test_labels: classes [m], each of which stands among the training labels.
+        test_labels: classes [m], each of which is among the training labels.
 
     Raises:
         ConfigError: shapes that do not fit, values that are not finite, unknown or too few classes, or codes that are
@@ -84,9 +84,7 @@ def probing_task(train: Any, train_labels: Any, test: Any, test_labels: Any) -> 
     classes, y = np.unique(labels(train_labels, x.shape[0], "train_labels"), return_inverse=True)
     given = labels(test_labels, x_test.shape[0], "test_labels")
     if unknown := sorted(set(given.tolist()) - set(classes.tolist())):
-        raise ConfigError(
-            f"test_labels: {unknown} stand nowhere in train_labels; give examples of them or leave them out"
-        )
+        raise ConfigError(f"test_labels: {unknown} are not among train_labels; give examples of them or leave them out")
     if len(classes) < 2:
         raise ConfigError(f"train_labels: expected two classes or more, got only {classes.tolist()}")
     if sparse.issparse(x) != sparse.issparse(x_test):
@@ -95,9 +93,9 @@ def probing_task(train: Any, train_labels: Any, test: Any, test_labels: Any) -> 
     if sparse.issparse(x):
         variance = power - (mean**2).sum()
     else:
-        x, x_test = x - mean, x_test - mean  # conditioning alone: the intercept is not penalised
+        x, x_test = x - mean, x_test - mean  # for conditioning alone: the intercept is not penalised
         variance = _mean_square(x)
-    # rounding leaves more than nothing of a variance that is zero
+    # a variance of zero is not exactly zero after rounding
     if variance <= 1e-12 * power:
         raise ConfigError("train: all samples have the same codes, so there is nothing to probe")
     scale = np.sqrt(TOTAL_VARIANCE / variance)
@@ -118,9 +116,9 @@ def nearest_probe(task: ProbingTask, neighbours: int = 5) -> float:
 
 
 def few_label_probe(task: ProbingTask, count: int, *, draws: int = 5, seed: int = 0) -> Accuracy:
-    """Held-out accuracy of logistic regression from `count` training samples, as many of each class as there are.
+    """Held-out accuracy of logistic regression from `count` training samples, balanced over the classes.
 
-    A draw's smaller sets are part of its larger ones.
+    Within a draw, smaller sets are part of larger ones.
     """
     n = len(task.train_labels)
     if not len(task.classes) <= count <= n:
@@ -137,11 +135,11 @@ def few_label_probe(task: ProbingTask, count: int, *, draws: int = 5, seed: int 
 def sparse_probe(task: ProbingTask, latents: int) -> SparseProbe:
     """For each class, logistic regression on the latents whose mean differs most between class and rest.
 
-    Latents are chosen on training samples (Gurnee et al. 2023, arXiv:2305.01610), then standardised; both sides of a
-    probe weigh the same.
+    Latents are selected on training samples (Gurnee et al. 2023, arXiv:2305.01610), then standardised; class and rest
+    have the same weight.
 
     Args:
-        task: see `probing_task`.
+        task: from `probing_task`.
         latents: how many, 1 to F.
     """
     if not 1 <= latents <= task.train.shape[1]:
@@ -150,22 +148,22 @@ def sparse_probe(task: ProbingTask, latents: int) -> SparseProbe:
     scores = []
     for label in np.unique(task.test_labels):
         # a stable sort, so that ties go to the lower index
-        chosen = np.argsort(-difference[label], kind="stable")[:latents]
+        selected = np.argsort(-difference[label], kind="stable")[:latents]
         model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=ITERATIONS))
-        model.fit(_columns(task.train, chosen), task.train_labels == label)
-        held_out, truth = _columns(task.test, chosen), task.test_labels == label
+        model.fit(_columns(task.train, selected), task.train_labels == label)
+        heldout, truth = _columns(task.test, selected), task.test_labels == label
         if truth.all():
             raise ConfigError(
                 f"test_labels: all are {task.classes[label]!r}; a probe needs samples of another class too"
             )
-        balanced = balanced_accuracy_score(truth, model.predict(held_out))
-        scores.append((balanced, roc_auc_score(truth, model.decision_function(held_out))))
+        balanced = balanced_accuracy_score(truth, model.predict(heldout))
+        scores.append((balanced, roc_auc_score(truth, model.decision_function(heldout))))
     accuracy, auroc = np.mean(scores, axis=0)
     return SparseProbe(float(accuracy), float(auroc))
 
 
 def shuffled_probe(task: ProbingTask, *, draws: int = 5, seed: int = 0) -> Accuracy:
-    """`full_probe` with the training labels shuffled, a control."""
+    """A control: `full_probe` with shuffled training labels."""
     rows = np.arange(len(task.train_labels))
     shuffled = (np.random.default_rng([seed, draw]).permutation(task.train_labels) for draw in range(draws))
     return _accuracy([_logistic(task, rows, y) for y in shuffled])
@@ -186,8 +184,8 @@ def _balanced_order(y: np.ndarray, draw: np.random.Generator) -> np.ndarray:
     order = draw.permutation(len(y))
     rank = np.empty(len(y), dtype=np.int64)
     for label in np.unique(y):
-        own = order[y[order] == label]
-        rank[own] = np.arange(len(own))
+        rows = order[y[order] == label]
+        rank[rows] = np.arange(len(rows))
     return order[np.argsort(rank[order], kind="stable")]
 
 
@@ -199,8 +197,8 @@ def _class_mean_differences(task: ProbingTask) -> np.ndarray:
     return inside / count - (inside.sum(0) - inside) / (len(member) - count)
 
 
-def _columns(x: Matrix, chosen: np.ndarray) -> np.ndarray:
-    picked = x[:, chosen]
+def _columns(x: Matrix, selected: np.ndarray) -> np.ndarray:
+    picked = x[:, selected]
     return picked.toarray() if sparse.issparse(picked) else picked
 
 

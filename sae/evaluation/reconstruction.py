@@ -29,7 +29,7 @@ CHUNK = 8192  # rows encoded at a time
 
 
 def fvu_of(error: str, sums: Mapping[str, Tensor]) -> Tensor:
-    """FVU from sums as `fvu_sums` gives them, `error` being the one to divide by the variance.
+    """FVU from the sums of `fvu_sums`; `error` names the sum that the variance divides.
 
     NaN where all x are equal up to float32 rounding (BOS tokens of one model are): there is no variance to explain.
     """
@@ -40,15 +40,15 @@ def fvu_of(error: str, sums: Mapping[str, Tensor]) -> Tensor:
 def fvu_sums(
     x: Tensor, x_hat: Tensor | None = None, centre: Tensor | None = None, *, by_row: bool = False
 ) -> dict[str, Tensor]:
-    """What `fvu_of` divides: "count" n, "square" Σ||x-c||², "offset" Σ(x-c), "norm_square" Σ||x||², "error" Σ||x-x̂||².
+    """Sums for `fvu_of`: "count" n, "square" Σ||x-c||², "offset" Σ(x-c), "norm_square" Σ||x||², "error" Σ||x-x̂||².
 
-    Sums of batches add up, as long as they are taken around one point.
+    Sums of batches can be added if they have the same centre.
 
     Args:
-        x: what is reconstructed [n, d].
+        x: the values to be reconstructed [n, d].
         x_hat: reconstructions [n, d]; None leaves "error" out.
         centre: c [d], any fixed point near the mean of x, so that the sums stay accurate; None is these rows' mean.
-        by_row: give every row's summands, [n] and [n, d], in place of their sums.
+        by_row: return every row's summands, [n] and [n, d], instead of their sums.
 
     Returns:
         float64, on the device of x.
@@ -67,7 +67,7 @@ def fvu_sums(
 
 
 class Reconstruction:
-    """Adds up everything about x and x̂, document by document.
+    """Sums about x and x̂, document by document.
 
     Args:
         model: the saved autoencoder.
@@ -87,7 +87,7 @@ class Reconstruction:
 
     @torch.no_grad()
     def add(self, x: Tensor, target: Tensor, document: Tensor) -> None:
-        """Inputs [n, d] and what they are to be turned into [n, d_out], of the documents int64 [n]."""
+        """Add inputs [n, d] and their targets [n, d_out] of the documents int64 [n]."""
         for rows in zip(x.float().split(CHUNK), target.float().split(CHUNK), document.split(CHUNK), strict=True):
             self._add(*rows)
 
@@ -122,7 +122,7 @@ class Reconstruction:
         return self.total / max(self.tokens, 1)
 
     def metrics(self, *, resamples: int, seed: int) -> dict[str, Any]:
-        """Every metric of the module docstring as an `Interval`, densities as a histogram."""
+        """Every metric at the top of this file as an `Interval`."""
 
         def interval(metric: Any) -> Interval | None:
             return self.sums.interval(metric, resamples=resamples, seed=seed)
@@ -140,7 +140,7 @@ class Reconstruction:
         }
 
     def baselines(self, *, k: int, resamples: int, seed: int) -> dict[str, Any]:
-        """PCA with k components, with as many as reach the autoencoder's FVU, and the training mean, beside it."""
+        """FVU of PCA with k components and of the training mean; the components for the autoencoder's FVU."""
         full = {name: s.sum(0, keepdim=True) for name, s in self.sums.sums.items()}
         target = fvu_of("error", full).item()
 
@@ -151,7 +151,7 @@ class Reconstruction:
 
             return self.sums.interval(metric, resamples=resamples, seed=seed)
 
-        # the mean alone, no component, comes first
+        # the first entry is the mean alone, without a component
         explained = torch.nn.functional.pad(full["pca_energy"].cumsum(1), (1, 0))
         curve = fvu_of("left", full | {"left": full["pca_square"][:, None] - explained})
         reached = (curve[0] <= target).nonzero()
@@ -165,9 +165,9 @@ class Reconstruction:
     def dead(self) -> Interval:
         """Share of latents that never fired in the tokens seen.
 
-        A resample always misses latents that the whole set has, so the interval is the jackknife's (Efron & Tibshirani
-        1993, ch. 11): leaving out one group of documents kills the latents that fire in that group alone. With one
-        group alone it has no bounds (NaN).
+        Every resample misses some latents that fire in the whole set, so the interval is the jackknife's (Efron &
+        Tibshirani 1993, ch. 11): without one group of documents, the latents that fire in that group alone are dead. A
+        single group gives no bounds (NaN).
         """
         dead = (self.fired == 0).double().mean().item()
         groups = self.sums.groups
@@ -181,8 +181,8 @@ class Reconstruction:
     def densities(self) -> dict[str, Any]:
         """Histogram of log10(firing rate): half-decade bins from 1e-6 to 1, and how many latents never fired.
 
-        A rate is over rows of codes, of which a sample has as many as the model has positions; lower rates than 1e-6
-        count in the first bin.
+        Rates are shares of rows of codes; a sample has as many rows as the model has positions. Rates below 1e-6 count
+        in the first bin.
         """
         rows = max(self.tokens * self.model.positions, 1)
         rate = (self.fired[self.fired > 0].double() / rows).log10()

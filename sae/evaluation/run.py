@@ -218,7 +218,7 @@ class _Evaluation:
         batches = downstream.enough(harvest.contexts(BEGINNING), self.config.downstream_tokens)
         total = sum(contexts.tokens.numel() for contexts in batches)
         subjects = {
-            str(index): downstream.Subject(run.model, run.inputs, run.targets, mean.float())
+            str(index): downstream.Splice(run.model, run.inputs, run.targets, mean.float())
             for index, (run, mean) in enumerate(zip(self.runs, means, strict=True))
         }
         with self.progress.bar("Splicing in", total, "tokens") as bar:

@@ -1,4 +1,4 @@
-"""What eval.json's numbers are called and mean, for every page that shows them.
+"""Names and meanings of the numbers in eval.json, for the pages that show them.
 
 for measure in described(numbers, "image"):
     print(measure.name, measure.value, measure.meaning)
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-# of what the numbers are, by the run's kind (`kind_of`)
+# what the numbers are about, by the run's kind (`kind_of`)
 _UNITS: dict[str, dict[str, str]] = {
     "language": {"one": "a token", "input": "activation", "values": "activations'", "mean": "the mean activation"},
     "tensors": {"one": "a row", "input": "row", "values": "rows'", "mean": "the mean row"},
@@ -35,12 +35,15 @@ MEASURES: dict[str, tuple[str, str]] = {
     "baselines.pca_fvu": ("FVU of PCA", "with as many components as the next row says"),
     "baselines.pca_components": ("PCA components", "as many as a code has numbers"),
     "baselines.pca_components_for_same_fvu": ("PCA components for the same FVU", "as many as PCA needs"),
-    "baselines.mean_fvu": ("FVU of the mean", "of always giving {mean} of the training data"),
+    "baselines.mean_fvu": ("FVU of the mean", "of {mean} of the training data as every reconstruction"),
     "downstream.delta_ce": ("Cross-entropy added", "nats a token, with reconstructions in place of ordinary tokens"),
     "downstream.delta_ce_everywhere": ("Cross-entropy added everywhere", "nats a token, in place of all tokens"),
     "downstream.kl": ("KL of the next token", "nats a token, from the model's own distribution"),
-    "downstream.ce_recovered_zero": ("Cross-entropy recovered", "1 is all of it, 0 is what zeros in its place give"),
-    "downstream.ce_recovered_mean": ("Recovered against the mean", "1 is all of it, 0 is what the mean gives"),
+    "downstream.ce_recovered_zero": ("Cross-entropy recovered", "1 is all of it, 0 is as bad as zeros"),
+    "downstream.ce_recovered_mean": (
+        "Recovered against the mean",
+        "1 is all of it, 0 is as bad as the mean in its place",
+    ),
     "downstream.ce_clean": ("Cross-entropy", "of the model itself, nats a token"),
     "downstream.ce_spliced": ("Cross-entropy, reconstructed", "with reconstructions in place, nats a token"),
     "downstream.ce_zero_ablation": ("Cross-entropy, zeros", "with zeros in place, nats a token"),
@@ -78,11 +81,11 @@ class Measure(NamedTuple):
     value: Any
     """A number, a word, or {"value", "low", "high"}."""
     meaning: str
-    """With the unit; "" where the name says all."""
+    """With the unit; "" where the name says it all."""
 
 
 def described(numbers: dict[str, Any], kind: str) -> list[Measure]:
-    """The measures of an eval.json that have words, in the order of `MEASURES`; lists are left to pictures."""
+    """The named measures of an eval.json, in the order of `MEASURES`; lists are left to pictures."""
     measures = _of(numbers, "", kind)
     for key, of in _GROUPS.items():
         part = value_at(numbers, key)

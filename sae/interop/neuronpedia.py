@@ -2,8 +2,8 @@
 
 export("runs/demo", "out/np", model_id="smollm2-135m")      # out/np/upload/upload-0.json, out/np/dashboard/batch-0.json
 
-Both hold what the feature store has; nothing is computed again. Lengths stay within what the upload accepts. Fields of
-SAEDashboard that speak of the model's own neurons (correlations) are empty: they are not collected.
+Both come from the feature store; nothing is computed again. Lengths stay within the upload's limits. SAEDashboard's
+fields about the model's neurons (correlations) are empty, because these are not collected.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sae.features.store.keys import FeatureError
 from sae.features.store.store import FeatureStore
 from sae.models.saved import CONFIG, locate_run
 
-A_FILE = 128  # features of one upload, the most it takes
+A_FILE = 128  # features in one upload, the maximum
 LOGITS, TOKENS, TEXT = 20, 1024, 512  # the upload's limits: logits, tokens of an example, characters of an explanation
 BANDS_EXAMPLES = 8  # examples of a quantile band
 BARS = 50  # of the histogram of logits
@@ -39,17 +39,17 @@ KINDS = {
 
 
 class Names(NamedTuple):
-    """What the run is called there."""
+    """The run's names on Neuronpedia, as in a file of SAEDashboard."""
 
-    model: str
+    model_id: str
     layer: int
-    set: str
-    suffix: str
+    sae_set: str
+    sae_id_suffix: str
 
     @property
     def source(self) -> str:
-        """As the upload names it: layer, set and suffix."""
-        return f"{self.layer}-{self.set}-{self.suffix}"
+        """The upload's name for it: layer, set and suffix."""
+        return f"{self.layer}-{self.sae_set}-{self.sae_id_suffix}"
 
 
 def export(
@@ -73,8 +73,8 @@ def export(
         JSON values: "out", "model_id", "source", "features", "files".
 
     Raises:
-        ConfigError: `out` exists, or no latent that fired is asked for.
-        FeatureError: no features there, or a latent that the run has not.
+        ConfigError: `out` exists, or none of the latents fired.
+        FeatureError: the features are not collected, or the run has no such latent.
     """
     check_language(run, "an export for Neuronpedia")
     folder, out = locate_run(run), Path(out).expanduser()
@@ -82,34 +82,34 @@ def export(
         raise ConfigError(f"--out {out}: exists already; give a new folder")
     store = FeatureStore(folder)
     fired = np.flatnonzero(store.scalars["count"] > 0)
-    chosen = fired.tolist() if latents is None else sorted(set(latents))
-    for latent in chosen:
+    exported = fired.tolist() if latents is None else sorted(set(latents))
+    for latent in exported:
         if not 0 <= latent < store.width:
             raise FeatureError(f"latent {latent}: this run has latents 0 to {store.width - 1}")
-    chosen = [latent for latent in chosen if store.scalars["count"][latent] > 0]
-    if not chosen:
+    exported = [latent for latent in exported if store.scalars["count"][latent] > 0]
+    if not exported:
         raise ConfigError(f"{folder}: none of the latents asked for fired in the collected tokens")
     names = _names(folder, store, model_id, set_name)
     context = int(read_json(folder / CONFIG)["train"]["harvest"]["context"])
     explained = store.annotations.names()
     with publish_folder(out) as temporary:
-        for number, part in enumerate(_parts(chosen)):
+        for number, part in enumerate(_parts(exported)):
             records = {latent: store.record(latent) for latent in part}
             logits = {latent: _logits(store, latent) for latent in part}
             rows = [_upload_feature(records[i], logits[i], explained.get(i)) for i in part]
             _write(
                 temporary / "upload" / f"upload-{number}.json",
-                {"modelId": names.model, "source": names.source, "features": rows},
+                {"modelId": names.model_id, "source": names.source, "features": rows},
             )
             features = [_dashboard_feature(store, records[i], logits[i], context) for i in part]
-            _write(temporary / "dashboard" / f"batch-{number}.json", {**_dashboard_head(names), "features": features})
-    files = 2 * len(list(_parts(chosen)))
-    found = {"out": str(out), "model_id": names.model, "source": names.source}
-    return {**found, "features": len(chosen), "files": files}
+            _write(temporary / "dashboard" / f"batch-{number}.json", {**names._asdict(), "features": features})
+    files = 2 * len(list(_parts(exported)))
+    head = {"out": str(out), "model_id": names.model_id, "source": names.source}
+    return {**head, "features": len(exported), "files": files}
 
 
 def _upload_feature(record: dict[str, Any], logits: dict[str, Any], said: dict[str, Any] | None) -> dict[str, Any]:
-    """A feature as the REST upload takes it."""
+    """A feature in the format of the REST upload."""
     return {
         "index": record["latent"],
         "density": record["density"],
@@ -130,24 +130,15 @@ def _upload_feature(record: dict[str, Any], logits: dict[str, Any], said: dict[s
 
 
 def _explanation(said: dict[str, Any]) -> dict[str, Any]:
-    """A name; who made it is "rules", or the explainer and its model."""
+    """A name and its author: "rules", or the explainer and its model."""
     method, _, model = str(said["method"]).partition(":")
     return {"text": str(said["name"])[:TEXT], "methodName": f"sparsight_{method}", "modelName": model or "none"}
-
-
-def _dashboard_head(names: Names) -> dict[str, Any]:
-    return {
-        "model_id": names.model,
-        "layer": names.layer,
-        "sae_set": names.set,
-        "sae_id_suffix": names.suffix,
-    }
 
 
 def _dashboard_feature(
     store: FeatureStore, record: dict[str, Any], logits: dict[str, Any], context: int
 ) -> dict[str, Any]:
-    """A feature as SAEDashboard writes it."""
+    """A feature in the format of SAEDashboard."""
     atom = store.lens.atoms()[record["latent"]] * float(store.scalars["atom_norm"][record["latent"]])
     aligned = atom.abs().topk(min(ALIGNED, len(atom))).indices
     histogram = record["histogram"]
@@ -164,7 +155,7 @@ def _dashboard_feature(
         "pos_str": [entry["token"] for entry in logits["top"]],
         "pos_values": [entry["value"] for entry in logits["top"]],
         "frac_nonzero": record["density"],
-        # bins are half octaves; a bar stands at its bin's geometric centre
+        # bins are half octaves; a bar is at its bin's geometric centre
         "freq_hist_data_bar_values": _short(np.asarray(histogram["low_exponents"]) * 2**0.25),
         "freq_hist_data_bar_heights": histogram["counts"],
         "logits_hist_data_bar_heights": heights,
@@ -189,7 +180,7 @@ def _dashboard_feature(
 
 
 def _examples(record: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Bands with their strongest examples, strongest band first, numbers shortened and lengths within the limits."""
+    """Bands, strongest first, with their strongest examples; numbers are rounded, lengths within the limits."""
     for band in record["bands"]:
         ends = {**band, "low": _round(band["low"]), "high": _round(band["high"]), "share": _round(band["share"])}
         for index in band["examples"][:BANDS_EXAMPLES]:
@@ -199,7 +190,7 @@ def _examples(record: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str
 
 
 def _logits(store: FeatureStore, latent: int) -> dict[str, Any]:
-    """The most and least likely tokens, and a histogram (heights, centres) of all logits; empty where undefined."""
+    """The most and least likely tokens and a histogram (heights, centres) of all logits; empty where undefined."""
     try:
         listed = store.logits(latent)
         unembedding = store.lens.unembedding()

@@ -152,7 +152,7 @@ def test_other_images_than_were_collected_are_not_shown(tmp_path: Path) -> None:
     record = read_json(run / "config.json")
     record["train"]["images"]["split_seed"] = 3
     publish_json(run / "config.json", record)
-    with pytest.raises(FeatureError, match="its images are others than were collected"):
+    with pytest.raises(FeatureError, match="its images have changed since the features were collected"):
         Pictures(run, FeatureStore(run).info)
 
 

@@ -270,7 +270,7 @@ def test_a_prompt_shows_the_latents_of_its_tokens(opened: Opened, address: str) 
     page.get_by_test_id("prompt-contrast").check()
     page.get_by_test_id("prompt-b").fill("ships from far coasts")
     page.get_by_test_id("prompt-run").click()
-    expect(page.get_by_test_id("prompt-listing")).to_contain_text("apart")
+    expect(page.get_by_test_id("prompt-listing")).to_contain_text("Differences")
     signs = {cell[0] for cell in rows.locator("td:nth-child(3)").all_inner_texts()}
     assert signs == {"+", "−"}
     page.get_by_test_id("prompt-a").fill("word " * 200)

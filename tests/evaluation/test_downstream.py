@@ -45,7 +45,7 @@ def linear(dim: int, W: torch.Tensor, b: torch.Tensor) -> Autoencoder:
 
 def measured(harvest: Harvest, model: Autoencoder, mean: torch.Tensor) -> dict:
     batches = downstream.enough(harvest.contexts(BEGINNING), 1000)
-    subject = downstream.Subject(model, harvest.sites, harvest.sites, mean)
+    subject = downstream.Splice(model, harvest.sites, harvest.sites, mean)
     sums = downstream.measure(harvest, {"it": subject}, batches, lambda tokens: None)
     return downstream.metrics(sums["it"], **DRAWS)
 
@@ -63,7 +63,7 @@ def test_kl_of_a_spliced_pass_is_taken_from_the_clean_one(harvest: Harvest) -> N
     dim = harvest.sites[0].width
     model = linear(dim, torch.zeros(3, dim), torch.full((dim,), 0.7))
     contexts = next(iter(harvest.contexts(BEGINNING)))
-    subject = downstream.Subject(model, harvest.sites, harvest.sites, torch.zeros(dim))
+    subject = downstream.Splice(model, harvest.sites, harvest.sites, torch.zeros(dim))
     sums = downstream.measure(harvest, {"it": subject}, [contexts], lambda tokens: None)["it"].sums
     with torch.no_grad():
         batch = downstream._Batch(harvest, contexts)
@@ -100,7 +100,7 @@ def test_cross_entropy_is_that_of_each_document_alone(harvest: Harvest) -> None:
     dim = harvest.sites[0].width
     contexts = next(iter(harvest.contexts(BEGINNING)))
     identity = linear(dim, torch.eye(dim), torch.zeros(dim))
-    subject = downstream.Subject(identity, harvest.sites, harvest.sites, torch.zeros(dim))
+    subject = downstream.Splice(identity, harvest.sites, harvest.sites, torch.zeros(dim))
     sums = downstream.measure(harvest, {"it": subject}, [contexts], lambda tokens: None)["it"]
     total, count = 0.0, 0
     for row in range(contexts.tokens.shape[0]):
@@ -189,7 +189,7 @@ def test_a_transcoder_without_latents_is_the_ablation_of_its_target(harvest: Har
     model.dictionary.W.data.zero_()
     batches = downstream.enough(both.contexts(BEGINNING), 500)
     zero = torch.zeros(both.sites[1].width or 0)
-    subject = downstream.Subject(model, both.sites[:1], both.sites[1:], zero)
+    subject = downstream.Splice(model, both.sites[:1], both.sites[1:], zero)
     sums = downstream.measure(both, {"it": subject}, batches, lambda tokens: None)["it"].sums
     assert torch.allclose(sums["spliced"], sums["zero"])
     assert not torch.allclose(sums["spliced"], sums["clean"])
@@ -202,7 +202,7 @@ def test_a_crosscoder_that_gives_every_site_back_costs_nothing(harvest: Harvest)
     identity = linear(dim, torch.eye(dim), torch.zeros(dim))
     half = linear(dim, torch.eye(dim) * (torch.arange(dim) % 2).unsqueeze(1), torch.zeros(dim))
     subjects = {
-        name: downstream.Subject(model, both.sites, both.sites, torch.zeros(dim))
+        name: downstream.Splice(model, both.sites, both.sites, torch.zeros(dim))
         for name, model in (("all", identity), ("half", half))
     }
     sums = downstream.measure(both, subjects, batches, lambda tokens: None)

@@ -193,7 +193,7 @@ def test_shuffled_labels_leave_chance_and_the_full_probe_does_not(digits: Probin
     [
         (lambda x, y: (x, y[:-1], x, y), "train_labels: expected one for each of the 6 rows"),
         (lambda x, y: (x, y, x[:, :2], y), "test: expected codes of 3 latents as in train, got 2"),
-        (lambda x, y: (x, y, x, y + 1), r"test_labels: \[2\] stand nowhere in train_labels"),
+        (lambda x, y: (x, y, x, y + 1), r"test_labels: \[2\] are not among train_labels"),
         (lambda x, y: (x, y * 0, x, y * 0), r"train_labels: expected two classes or more, got only \[0\]"),
         (lambda x, y: (x * 0 + 3, y, x, y), "train: all samples have the same codes"),
         (lambda x, y: (x * 0, y, x, y), "train: all samples have the same codes"),

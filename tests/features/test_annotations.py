@@ -72,7 +72,7 @@ def test_changed_rows_and_files_are_noticed(tmp_path: Path) -> None:
     connection.execute("UPDATE annotations SET data = replace(data, 'true', 'lies')")
     connection.commit()
     connection.close()
-    with pytest.raises(CorruptError, match="latent 1 is damaged"):
+    with pytest.raises(CorruptError, match="latent 1 are damaged"):
         annotations.all()
     (tmp_path / FILE).write_bytes(b"not a database" * 100)
     for use in (annotations.all, lambda: annotations.set(1, label="x")):

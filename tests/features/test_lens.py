@@ -131,5 +131,5 @@ def test_a_damaged_result_is_noticed(run: Run) -> None:
     connection.execute("UPDATE neighbours SET data = CAST(data || x'00' AS BLOB)")
     connection.commit()
     connection.close()
-    with pytest.raises(CorruptError, match="neighbours 5 is damaged; it may be deleted"):
+    with pytest.raises(CorruptError, match="neighbours 5 is damaged; it can be deleted"):
         Lens(run.folder, sha(run)).neighbours(5)

@@ -15,7 +15,7 @@ from sae.config import CollectConfig, EvalConfig
 from sae.evaluation.run import evaluate
 from sae.evaluation.words import described
 from sae.features.collect.collect import collect
-from sae.features.steer.inject import Places, Steering
+from sae.features.steer.inject import Steering, steered_tokens
 from sae.features.steer.prompt import examine, prompt_ids
 from sae.features.steer.steer import Intervention, SteerError, steer
 from sae.features.store.keys import FeatureError
@@ -45,7 +45,9 @@ def strongest(run: Run, lm: LanguageModel) -> tuple[int, int, float]:
     return 5, found[5][0]["latent"], found[5][0]["value"]
 
 
-def before_and_after(run: Run, lm: LanguageModel, effects: list, places: Places) -> tuple[torch.Tensor, torch.Tensor]:
+def before_and_after(
+    run: Run, lm: LanguageModel, effects: list, places: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Activations [S, d] at the run's target of the prompt, plain and steered."""
     ids = prompt_ids(lm, PROMPT)[None]
     site = run.targets[0]
@@ -55,9 +57,9 @@ def before_and_after(run: Run, lm: LanguageModel, effects: list, places: Places)
     return plain, steered
 
 
-def everywhere(lm: LanguageModel) -> Places:
+def everywhere(lm: LanguageModel) -> torch.Tensor:
     size = len(prompt_ids(lm, PROMPT))
-    return Places.of("every", prompt=size, skip_first=True, total=size)
+    return steered_tokens("every", prompt=size, skip_first=True, total=size)
 
 
 def test_add_moves_every_token_but_bos_along_the_atom(run: Run, lm: LanguageModel) -> None:
@@ -86,7 +88,7 @@ def test_set_and_ablate_keep_what_the_autoencoder_misses(run: Run, lm: LanguageM
 
 def test_only_the_given_tokens_are_touched(run: Run, lm: LanguageModel) -> None:
     size = len(prompt_ids(lm, PROMPT))
-    chosen = Places.of([0, 4], prompt=size, skip_first=True, total=size)
+    chosen = steered_tokens([0, 4], prompt=size, skip_first=True, total=size)
     plain, steered = before_and_after(run, lm, [(3, "add", 5.0)], chosen)
     assert (steered - plain).norm(dim=1).gt(1e-3).nonzero().flatten().tolist() == [0, 4]
 

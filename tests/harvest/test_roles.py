@@ -228,7 +228,7 @@ def test_steering_a_conversation_replies_and_leaves_other_roles_alone(run: Run, 
 
     class Noted(module.Steering):
         def __init__(self, run, model, effects, places):
-            touched.append(places.touched)
+            touched.append(places)
             super().__init__(run, model, effects, places)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -1,4 +1,4 @@
-// What all parts of the page share: where data comes from, the runs, and messages to the reader.
+// State shared by all parts of the page: the source of data, the runs, and messages to the reader.
 
 import { createContext, useContext, useEffect, useRef, useState } from "./view.js";
 
@@ -7,7 +7,7 @@ export const AppState = createContext(null);
 export const useApp = () => useContext(AppState);
 export const useSource = () => useContext(AppState).source;
 
-// Load something again whenever `keys` change: {value, error, loading}. The old value stays until the new one is there.
+// Loads something whenever `keys` change: {value, error, loading}. The old value stays until the new one has arrived.
 export function useLoaded(load, keys) {
   const [state, set] = useState({ value: null, error: null, loading: true });
   const turn = useRef(0);

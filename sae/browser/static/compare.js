@@ -13,7 +13,7 @@ export function Compare({ route }) {
   const pins = pinsOf(route).filter(([run]) => runs[run]?.features);
   if (!pins.length)
     return html`<main class="page">
-      <p class="muted" data-testid="no-pins">Nothing is pinned yet. Open a latent and press <kbd>c</kbd>, up to four times; they stand here side by side.</p>
+      <p class="muted" data-testid="no-pins">Nothing is pinned yet. Open a latent and press <kbd>c</kbd> to pin it; up to four pinned latents are shown here side by side.</p>
     </main>`;
   return html`<main class="compare page" data-testid="compare" style=${{ gridTemplateColumns: "repeat(auto-fit, minmax(min(100%, 260px), 1fr))" }}>
     ${pins.map(([run, latent]) => html`<${Column} key=${`${run}:${latent}`} run=${run} latent=${latent} route=${route} several=${runs.length > 1} />`)}

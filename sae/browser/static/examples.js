@@ -1,4 +1,4 @@
-// A latent's examples, in bands of its activation; how one example looks depends on the kind of run.
+// A latent's examples, in bands of its activation. A run's kind decides how an example is drawn.
 
 import { html, useEffect, useRef, useState } from "./view.js";
 import { count, number, percent } from "./format.js";
@@ -12,7 +12,7 @@ const CONTEXTS = [
   ["whole", null, "Window"],
 ];
 
-// What draws one example, by the run's kind, and how many are shown at first: of a band, and of the strongest.
+// By the run's kind: what draws an example, and how many are shown at first of a band and of the strongest.
 const RENDERERS = {
   language: { Example: TokenExample, first: 4, strongest: 8 },
   image: { Example: ImageExample, first: 10, strongest: 20 },
@@ -79,12 +79,12 @@ export function banded(record, strongest, words) {
   return [best, ...bands].filter((section) => section.examples.length);
 }
 
-// All known examples whose peak lies in the brushed range.
+// All stored examples with a peak in the selected range.
 export function brushed(record, [low, high]) {
   const inside = record.examples.filter((e) => e.value >= low && e.value <= high);
   return {
     title: `Activation ${number(low)} to ${number(high)}`,
-    note: "of the range chosen in the histogram",
+    note: "the range selected in the histogram",
     testid: "band-brushed",
     examples: unique(inside).sort((a, b) => b.value - a.value),
   };
@@ -106,7 +106,7 @@ function Band({ section, record, run, kind, around, first, all, onAll }) {
       ${section.title}
       <span class="muted">${section.note}</span>
     </h4>
-    ${!shown.length && html`<p class="muted">No stored example lies in this range.</p>`}
+    ${!shown.length && html`<p class="muted">No stored example is in this range.</p>`}
     <div class=${`shown ${kind}`}>
       ${shown.map(
         (example) =>
@@ -136,7 +136,7 @@ function TokenExample({ example, max, run, around }) {
     <button
       class="value"
       data-testid="example-value"
-      title=${source.live ? `document ${example.document}, position ${example.position}: show all of it` : undefined}
+      title=${source.live ? `document ${example.document}, position ${example.position}: show the whole document` : undefined}
       disabled=${!source.live}
       aria-expanded=${Boolean(whole)}
       onClick=${toggle}
@@ -148,7 +148,7 @@ function TokenExample({ example, max, run, around }) {
   </div>`;
 }
 
-// The whole document with the activations of the example's window laid over it.
+// The whole document with the activations of the example's window.
 function inDocument(example, { tokens, token_ids }) {
   const values = new Array(tokens.length).fill(0);
   example.values.forEach((value, i) => (values[example.start + i] = value));

@@ -1,4 +1,4 @@
-// What can be taken away of the latents in the table: a table, a snippet, a page of their own.
+// Exports of the latents in the table: as a table, as code, as a page of their own.
 
 import { html, useEffect, useRef, useState } from "./view.js";
 import { count } from "./format.js";
@@ -25,23 +25,23 @@ export function ExportMenu({ run, query, total, pins }) {
   }, [open]);
   if (!source.live) return null;
   const pinned = pins.filter(([r]) => r === run).map(([, latent]) => latent);
-  const chosen = which === "pinned" ? pinned : null;
-  const many = (chosen ? chosen.length : total) ?? 0;
+  const listed = which === "pinned" ? pinned : null;
+  const many = (listed ? listed.length : total) ?? 0;
   const get = (kind, title) =>
-    html`<a class="item" role="menuitem" download data-testid=${`export-${kind}`} href=${source.exportAddress(run, kind, query, chosen)}>${title}</a>`;
+    html`<a class="item" role="menuitem" download data-testid=${`export-${kind}`} href=${source.exportAddress(run, kind, query, listed)}>${title}</a>`;
   return html`<div class="menu" ref=${menu}>
     <button data-testid="export" aria-haspopup="menu" aria-expanded=${open} onClick=${() => setOpen(!open)}>Export</button>
     ${open &&
     html`<div class="sheet" role="menu" data-testid="export-menu">
       <select aria-label="Which latents" data-testid="export-which" value=${which} onChange=${(event) => setWhich(event.currentTarget.value)}>
-        <option value="table">The ${count(total)} latents of the table</option>
+        <option value="table">All ${count(total)} latents in the table</option>
         ${pinned.length > 0 && html`<option value="pinned">The ${pinned.length} pinned latents</option>`}
       </select>
       ${get("csv", "Table as CSV")} ${get("python", "Python snippet")}
       ${many <= LARGEST_PAGE
         ? get("static", "Static page (.zip)")
-        : html`<p class="muted">A static page of more than ${count(LARGEST_PAGE)} latents is written by the command below.</p>`}
-      <p class="muted">Everything, from a terminal:</p>
+        : html`<p class="muted">For a static page of more than ${count(LARGEST_PAGE)} latents, run the command below.</p>`}
+      <p class="muted">All latents, from a terminal:</p>
       <code class="command">sae export ${runs[run].folder} --to static --out DIR</code>
       ${runs[run].kind === "language" && html`<code class="command">sae export ${runs[run].folder} --to neuronpedia --out DIR</code>`}
     </div>`}

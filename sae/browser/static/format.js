@@ -24,7 +24,7 @@ export function number(value, digits = 3) {
   return text.replaceAll("-", "−");
 }
 
-// Always with its sign, so that colour is never the only bearer of it.
+// Always with its sign, so that colour is never the only sign of it.
 export function signed(value, digits = 3) {
   if (value == null || Number.isNaN(value)) return "–";
   return value > 0 ? `+${number(value, digits)}` : number(value, digits);
@@ -47,10 +47,10 @@ export function percent(share) {
 }
 
 const PICTURES = { "\n": "↵", "\t": "⇥", "\r": "␍", " ": " " };
-// controls, and characters that turn or hide the text around them
+// controls, and characters that reverse or hide the text around them
 const HIDDEN = /[\u0000-\u001f\u007f-\u009f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]/g;
 
-// A token's text with what cannot be seen made visible.
+// A token's text with invisible characters made visible.
 export function visible(text) {
   return text.replace(HIDDEN, (c) => {
     if (PICTURES[c]) return PICTURES[c];
@@ -61,7 +61,7 @@ export function visible(text) {
   });
 }
 
-// A token on its own, as in a list, where spaces alone would not be seen.
+// A token by itself, as in a list, where spaces alone would be invisible.
 export function quoted(text, longest = 40) {
   const shown = visible(text ?? "");
   if (shown && !shown.trim()) return "␣".repeat(Math.min(shown.length, 8));

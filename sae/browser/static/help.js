@@ -3,25 +3,25 @@
 import { html, useEffect, useRef } from "./view.js";
 import { focusToken } from "./tokens.js";
 
-// What only runs on text have is marked so.
+// The third entry limits a key to one kind of run.
 const KEYS = [
   ["j  k", "next and previous latent of the table"],
   ["n  p", "next and previous example"],
-  ["← → ↑ ↓", "over the tokens of the examples", "language"],
+  ["← → ↑ ↓", "move over the tokens of the examples", "language"],
   ["/", "search"],
   ["l", "label the latent"],
-  ["b", "bookmark it"],
-  ["c", "pin it, to compare"],
-  ["Ctrl+Enter", "examine the prompt, or write the steered text", "language"],
-  ["?", "this list"],
+  ["b", "bookmark the latent"],
+  ["c", "pin the latent, to compare it"],
+  ["Ctrl+Enter", "examine the prompt, or generate the steered text", "language"],
+  ["?", "show this list"],
 ];
 
-// Ctrl+Enter and Cmd+Enter send a form, wherever in it the focus is.
+// Ctrl+Enter and Cmd+Enter send a form, wherever the focus is in it.
 export const sendsOn = (ready, send) => (event) => {
   if (ready && event.key === "Enter" && (event.ctrlKey || event.metaKey)) send(event);
 };
 
-// One listener for the whole page; parts of it put what they can do into `keys.current`.
+// One listener for the whole page; its parts put their actions into `keys.current`.
 export function useKeys(keys) {
   useEffect(() => {
     const pressed = (event) => {
@@ -70,13 +70,13 @@ export function Help({ open, kind, onClose }) {
           </div>`,
       )}
     </dl>
-    <h2>What the colours say</h2>
+    <h2>Colours</h2>
     ${kind === "image"
-      ? html`<p>An atom's picture is white where the latent changes nothing. A frame in an example is the place of the feature map where it fires.</p>`
+      ? html`<p>An atom's picture is white where the latent changes nothing. A frame in an example marks the place of the feature map where the latent fires.</p>`
       : html`<p>
-          A token's background is the latent's activation there, ${[1, 4, 7, 10].map((a, i) => html`<span key=${a} class=${`tok a${a}`}>${["weak", "to", "its", "maximum"][i]}</span> `)}
-          and the token of an example's peak is <span class="tok a8 peak">bold and outlined</span>.
+          A token's background shows the latent's activation there, ${[1, 4, 7, 10].map((a, i) => html`<span key=${a} class=${`tok a${a}`}>${["weak", "to", "its", "maximum"][i]}</span> `)}
+          and the token at an example's peak is <span class="tok a8 peak">bold and outlined</span>.
         </p>`}
-    <p>Signed numbers are <span class="plus">+blue</span> or <span class="minus">−orange</span>, always with their sign.</p>
+    <p>Positive numbers are <span class="plus">+blue</span>, negative ones <span class="minus">−orange</span>; both always have their sign.</p>
   </dialog>`;
 }

@@ -1,4 +1,4 @@
-// How strong a latent fires: counts on a log axis over activations on a log axis, with a range to brush.
+// A latent's activations: counts and activations on log axes, with a range that can be selected.
 
 import { html, useEffect, useLayoutEffect, useRef, useState } from "./view.js";
 import { count, number, percent } from "./format.js";
@@ -12,7 +12,7 @@ export function Histogram({ record, features, range, onRange, small = false }) {
   const { units } = wordsOf(features);
   const svg = useRef();
   const [drag, setDrag] = useState(null);
-  // drawn in pixels of the screen, so that its text has the same size everywhere
+  // drawn in screen pixels, so that its text has the same size everywhere
   const [W, setW] = useState(560);
   useLayoutEffect(() => {
     if (!svg.current) return;
@@ -24,7 +24,7 @@ export function Histogram({ record, features, range, onRange, small = false }) {
   const { bins, silent } = binned(record.histogram);
   useEffect(() => setDrag(null), [record.latent]);
   if (!bins.length)
-    return html`<div class="histogram" data-testid="histogram"><p class="muted">It never fired on ${count(tokens)} ${units}.</p></div>`;
+    return html`<div class="histogram" data-testid="histogram"><p class="muted">It fired on none of ${count(tokens)} ${units}.</p></div>`;
   const low = Math.log2(bins[0].low);
   const high = Math.log2(bins.at(-1).high);
   const most = Math.log10(Math.max(...bins.map((b) => b.count)) + 1);
@@ -101,12 +101,12 @@ export function Histogram({ record, features, range, onRange, small = false }) {
       ${onRange &&
       (range
         ? html` <button class="quiet" data-testid="clear-range" onClick=${() => onRange(null)}>Clear the range</button>`
-        : html` <span class="muted">Drag over the bars to see examples of a range.</span>`)}
+        : html` <span class="muted">Drag over the bars to see the examples of a range.</span>`)}
     </p>
   </div>`;
 }
 
-// Half-octave bins with both edges (2^e, 1.5 × 2^e, 2^(e+1), ...), from the first to the last that holds anything.
+// Half-octave bins with both edges (2^e, 1.5 × 2^e, 2^(e+1), ...), from the first to the last that is not empty.
 export function binned({ low_exponents: lows, counts, zeros }) {
   const all = lows.map((low, i) => ({ low, high: low * (Math.log2(low) % 1 ? 4 / 3 : 1.5), count: counts[i] }));
   const filled = all.map((bin) => bin.count > 0);

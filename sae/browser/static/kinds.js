@@ -1,4 +1,4 @@
-// What the page says by the kind of run. An image whose code has several places counts as that many.
+// Words that depend on the kind of run. An image whose code has several places counts as that many.
 
 const WORDS = {
   language: { units: "tokens", named: "Name or token", find: "name, label, token", diversity: "tokens", one: "one a document" },

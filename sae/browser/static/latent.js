@@ -1,4 +1,4 @@
-// One latent: what it is, how often and how strongly it fires, on what, and what it writes.
+// One latent: its name, how often, how strongly and on what it fires, and what its atom does.
 
 import { html, useEffect, useRef, useState } from "./view.js";
 import { count, number, oneIn, percent, quoted, signed, visible } from "./format.js";
@@ -92,7 +92,7 @@ function Heading({ run, record, route, keys }) {
   </header>`;
 }
 
-// What the name rests on: predicates with their weights, and how well they tell firing from silent tokens.
+// The evidence for the name: statements with their weights, and how well they tell firing from silent tokens.
 function Rule({ explanation }) {
   const { rule, control, positives, negatives } = explanation;
   return html`<details class="rule" data-testid="rule">
@@ -141,8 +141,8 @@ export function Facts({ record, features }) {
     ["Density", oneIn(record.density), `${percent(record.density)} of ${count(features.tokens)} ${units}`, "density"],
     ["Max", number(record.max), "largest activation", "max"],
     ["Mean", number(record.mean), "mean activation where it fires", "mean"],
-    ["Entropy", number(row.entropy), `bits, of the ${diversity} it fires on`, "entropy"],
-    ["Norm", number(row.norm), "of its atom", "norm"],
+    ["Entropy", number(row.entropy), `in bits, of the ${diversity} on which it fires`, "entropy"],
+    ["Norm", number(row.norm), "length of its atom", "norm"],
   ];
   return html`<dl class="facts">
     ${facts.map(
@@ -191,12 +191,12 @@ function Related({ run, latent, what, measure, title, revision }) {
     <h3>${title} <span class="muted">${measure}</span></h3>
     ${error && html`<p class="muted">${error}</p>`}
     ${!value && !error && html`<p class="muted">Computing…</p>`}
-    ${value && !value.length && html`<p class="muted">None found.</p>`}
+    ${value && !value.length && html`<p class="muted">None.</p>`}
     ${value && html`<${LatentLinks} items=${value} measure=${measure} here=${run} />`}
   </section>`;
 }
 
-// Links to latents of another run, or of the one at hand (`here`).
+// Links to latents of another run (`run`), or of this one (`here`).
 export function LatentLinks({ items, measure, run, here }) {
   return html`<ol class="links">
     ${items.map(

@@ -1,4 +1,4 @@
-// The page of all latents: filters, the table, and the chosen latent beside it.
+// The page of all latents: filters, the table, and the selected latent beside it.
 
 import { html, useEffect, useMemo, useRef, useState } from "./view.js";
 import { go, queryOf } from "./route.js";
@@ -22,7 +22,7 @@ export function Latents({ route, run, info, keys }) {
   const first = rows?.get(0)?.latent;
   const selected = route.latent ?? (wide ? null : (first ?? null));
 
-  // where the chosen latent stands in the list, wherever it was chosen
+  // the row of the selected latent, wherever it was selected
   useEffect(() => {
     if (!rows || selected == null) return setPlace(null);
     if (place != null && rows.get(place)?.latent === selected) return;
@@ -68,12 +68,12 @@ export function Latents({ route, run, info, keys }) {
       <button class="back quiet" data-testid="back" onClick=${() => go({ latent: null })}>‹ All latents</button>
       ${selected != null
         ? html`<${Latent} run=${run} latent=${selected} info=${info} route=${route} keys=${keys} />`
-        : rows && html`<p class="muted pad">No latent passes these filters.</p>`}
+        : rows && html`<p class="muted pad">No latent matches these filters.</p>`}
     </section>`}
   </main>`;
 }
 
-// Beside a latent there is room for a few columns: those that always help, and what is sorted or filtered by.
+// Beside a latent there is room for a few columns: the most important, and one by which rows are sorted or filtered.
 function chosenColumns(wide, query) {
   if (wide) return COLUMNS;
   const asked = [query.sort.replace(/^-/, ""), ...parseRanges(query.filter).map(([name]) => name)];
@@ -81,7 +81,7 @@ function chosenColumns(wide, query) {
   return COLUMNS.filter((column) => NARROW.includes(column.name) || column.name === extra);
 }
 
-// The column of names as the run's kind has it: headed by what stands for a name, with pictures of atoms.
+// The column of names for the run's kind: its title, and pictures of atoms.
 function dressed(column, run, features) {
   if (column.name !== "name") return column;
   const show = (row) => html`<${Thumb} run=${run} latent=${row.latent} />${column.show(row)}`;
@@ -140,7 +140,7 @@ function Filters({ query, rows, run, wide, features }) {
       <button
         data-testid="toggle-wide"
         aria-pressed=${wide}
-        title="Show all columns instead of the chosen latent"
+        title="Show all columns instead of the selected latent"
         onClick=${() => set({ view: wide ? "" : "table" })}
       >
         ${wide ? "Split" : "Wide"}

@@ -1,4 +1,4 @@
-// The page: header, the part that the address names, messages. `start` is given what to read from.
+// The page: its header, messages, and the part that the address names.
 
 import { html, render, useEffect, useMemo, useRef, useState } from "./view.js";
 import { count, number } from "./format.js";
@@ -36,7 +36,7 @@ function App({ source, first }) {
       say(error.message);
     }
   }
-  // a run that is still being collected is looked at again and again, a finished one now and then
+  // a run that is still being collected is polled often, a finished one from time to time
   const unfinished = runs.some((each) => !each.features?.finished);
   useEffect(() => {
     if (!source.live) return;
@@ -129,12 +129,12 @@ function Header({ route, run, runs, source, pins, search, onHelp }) {
 function Progress({ features }) {
   return html`<p class="collecting" role="status" data-testid="collecting-bar">
     <progress max="1" value=${features.progress}></progress>
-    Collecting: ${number(100 * features.progress)}%, ${count(features.tokens)} ${wordsOf(features).units} so far. What is shown grows with it.
+    Collecting: ${number(100 * features.progress)}%, ${count(features.tokens)} ${wordsOf(features).units} so far. The page is updated meanwhile.
   </p>`;
 }
 
 async function start() {
-  // the token has become a cookie: keep it out of the address bar and the history
+  // the token is in a cookie now: keep it out of the address bar and the history
   if (new URLSearchParams(location.search).has("token")) history.replaceState(null, "", location.pathname + location.hash);
   const source = globalThis.SPARSIGHT ? new StaticSource(globalThis.SPARSIGHT) : new HttpSource();
   const place = document.getElementById("app");

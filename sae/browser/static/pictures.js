@@ -1,4 +1,4 @@
-// Images of a run, and atoms as images: every pixel a whole number of the screen's.
+// Images of a run, and atoms as images, magnified by whole numbers.
 
 import { html } from "./view.js";
 import { number, quoted } from "./format.js";
@@ -6,7 +6,7 @@ import { useApp, useSource } from "./app_state.js";
 
 const SIDE = 96;
 
-// Width and height of an image of this shape on the screen, at most `side` unless it is larger itself.
+// Width and height on the screen of an image of this shape: at most `side`, unless the image is larger.
 function sized([, height, width], side) {
   const scale = Math.max(1, Math.floor(side / Math.max(height, width)));
   return { width: width * scale, height: height * scale };
@@ -27,7 +27,7 @@ export function ImageExample({ example, run }) {
   </figure>`;
 }
 
-// Where a row of the code lies in the image, in percent of its sides; null for a code of one row.
+// The place in the image of a row of the code, in percent of its sides; null for a code of one row.
 export function placeOf(grids, position) {
   for (const [rows, columns] of grids) {
     if (position < rows * columns) {
@@ -39,13 +39,13 @@ export function placeOf(grids, position) {
   return null;
 }
 
-// What a latent writes, beside its facts.
+// A latent's atom as an image.
 export function Atom({ run, latent, side = 128 }) {
   const source = useSource();
   const { features } = useApp().runs[run];
   const said =
     features.positions > 1
-      ? "its atom in all places, decoded"
+      ? "its atom, decoded from all places"
       : `what it adds to an image: ${features.shape[0] === 3 ? "lighter and darker than grey" : "purple brighter, orange darker"}`;
   return html`<figure class="atom" data-testid="atom">
     <div class="pixels"><img src=${source.atomAddress(run, latent, features.revision)} alt=${said} ...${sized(features.shape, side)} /></div>
@@ -53,7 +53,7 @@ export function Atom({ run, latent, side = 128 }) {
   </figure>`;
 }
 
-// A small picture of an atom in front of a latent's name; nothing in a run on text.
+// A small picture of an atom before a latent's name; nothing for a run on text.
 export function Thumb({ run, latent }) {
   const source = useSource();
   const { features } = useApp().runs[run];

@@ -1,4 +1,4 @@
-// A text of one's own: its tokens, the latents that fire at each, and what sets two texts apart.
+// A text of the reader's: its tokens, the latents that fire at each, and the differences between two texts.
 
 import { classes, html, useEffect, useMemo, useRef, useState } from "./view.js";
 import { count, number, oneIn, signed } from "./format.js";
@@ -17,7 +17,7 @@ export function Prompt({ route, run }) {
   const [two, setTwo] = useState(Boolean(route.params.b));
   const [answers, setAnswers] = useState([null, null]);
   const [state, setState] = useState({ busy: false, error: null });
-  const [chosen, setChosen] = useState(null);
+  const [selected, setSelected] = useState(null);
   const [latent, setLatent] = useState(null);
   const [cut, setCut] = useState(0);
 
@@ -29,7 +29,7 @@ export function Prompt({ route, run }) {
       const got = [];
       for (const text of asked) got.push(await source.prompt(run, text));
       setAnswers([got[0], got[1] ?? null]);
-      setChosen(null);
+      setSelected(null);
       setLatent(null);
       setState({ busy: false, error: null });
       go({ params: { a: texts[0], b: two ? texts[1] : "" } }, { replace: true });
@@ -43,7 +43,7 @@ export function Prompt({ route, run }) {
 
   const ready = !state.busy && texts[0].trim() !== "" && (!two || texts[1].trim() !== "");
   const density = CUTS[cut];
-  const listed = useMemo(() => rank(answers, chosen, density), [answers, chosen, density]);
+  const listed = useMemo(() => rank(answers, selected, density), [answers, selected, density]);
   const max = latent != null ? strongest(answers, latent) : null;
   return html`<main class="prompt page">
     <form class="card" onSubmit=${examine} onKeyDown=${sendsOn(ready, examine)}>
@@ -55,7 +55,7 @@ export function Prompt({ route, run }) {
               rows="3"
               dir="auto"
               aria-label=${i ? "Second prompt" : "Prompt"}
-              placeholder=${i ? "A second text, to set apart from the first" : "Type a text and see which latents fire at each token"}
+              placeholder=${i ? "A second text, to compare with the first" : "Type a text and see which latents fire at each token"}
               data-testid=${i ? "prompt-b" : "prompt-a"}
               value=${texts[i]}
               onInput=${(event) => setTexts(texts.with(i, event.currentTarget.value))}
@@ -68,7 +68,7 @@ export function Prompt({ route, run }) {
         </button>
         <label class="check">
           <input type="checkbox" data-testid="prompt-contrast" checked=${two} onChange=${(event) => setTwo(event.currentTarget.checked)} />
-          Contrast two prompts
+          Compare two prompts
         </label>
         <span class="grow"></span>
         <label class="slider">
@@ -99,33 +99,33 @@ export function Prompt({ route, run }) {
               answer=${answer}
               latent=${latent}
               max=${max}
-              chosen=${chosen}
+              selected=${selected}
               density=${density}
-              onChoose=${(at) => setChosen(chosen && chosen.which === which && chosen.at === at ? null : { which, at })}
+              onChoose=${(at) => setSelected(selected && selected.which === which && selected.at === at ? null : { which, at })}
             />`,
         )}
         <p class="muted">
           ${latent == null
-            ? "Colour: the strongest latent at each token. Choose a token to see its latents, or a latent to see its tokens."
+            ? "Colour: the strongest latent at each token. Select a token to see its latents, or a latent to see its tokens."
             : html`Colour: latent #${latent}. <button class="quiet" onClick=${() => setLatent(null)}>All latents</button>`}
         </p>
       </section>
       <section class="card">
         <h3 data-testid="prompt-listing">
-          ${chosen
-            ? html`Latents at token ${chosen.at}${answers[1] ? ` of prompt ${"AB"[chosen.which]}` : ""}
-                <button class="quiet" data-testid="prompt-all-tokens" onClick=${() => setChosen(null)}>All tokens</button>`
+          ${selected
+            ? html`Latents at token ${selected.at}${answers[1] ? ` of prompt ${"AB"[selected.which]}` : ""}
+                <button class="quiet" data-testid="prompt-all-tokens" onClick=${() => setSelected(null)}>All tokens</button>`
             : answers[1]
-              ? "What sets them apart: largest activation in A minus that in B"
+              ? "Differences: largest activation in A minus largest in B"
               : "Strongest latents of the text"}
         </h3>
-        <${PromptLatents} listed=${listed} latent=${latent} onChoose=${setLatent} contrast=${Boolean(answers[1]) && !chosen} />
+        <${PromptLatents} listed=${listed} latent=${latent} onChoose=${setLatent} contrast=${Boolean(answers[1]) && !selected} />
       </section>
     </div>`}
   </main>`;
 }
 
-function PromptTokens({ which, answer, latent, max, chosen, density, onChoose }) {
+function PromptTokens({ which, answer, latent, max, selected, density, onChoose }) {
   const group = useRef();
   useEffect(() => keepTabStop(group.current));
   const allowed = (entry) => (answer.rows[entry.latent]?.density ?? 0) <= density;
@@ -142,8 +142,8 @@ function PromptTokens({ which, answer, latent, max, chosen, density, onChoose })
           max=${latent == null ? overall : max}
           focusable=${false}
           role="button"
-          aria-pressed=${chosen?.which === which && chosen.at === at}
-          extra=${classes("press", answer.kinds[at] !== "ordinary" && "special", chosen?.which === which && chosen.at === at && "chosen")}
+          aria-pressed=${selected?.which === which && selected.at === at}
+          extra=${classes("press", answer.kinds[at] !== "ordinary" && "special", selected?.which === which && selected.at === at && "chosen")}
           onClick=${() => onChoose(at)}
           onKeyDown=${(event) => ["Enter", " "].includes(event.key) && (event.preventDefault(), onChoose(at))}
         />`;
@@ -153,14 +153,14 @@ function PromptTokens({ which, answer, latent, max, chosen, density, onChoose })
 }
 
 function PromptLatents({ listed, latent, onChoose, contrast }) {
-  if (!listed.length) return html`<p class="muted">No latent passes the density cut-off.</p>`;
+  if (!listed.length) return html`<p class="muted">No latent is below the density limit.</p>`;
   return html`<table class="plain listing-table" data-testid="prompt-latents">
     <thead>
       <tr>
         <th class="num">Latent</th>
         <th>Name or strongest token</th>
         <th class="num">${contrast ? "A − B" : "Activation"}</th>
-        <th class="num">of its max</th>
+        <th class="num">% of max</th>
         <th class="num">Density</th>
         <th></th>
       </tr>
@@ -186,12 +186,12 @@ function PromptLatents({ listed, latent, onChoose, contrast }) {
   </table>`;
 }
 
-// Latents by their largest activation over ordinary tokens; with two answers by the difference of those.
-function rank(answers, chosen, density) {
+// Latents by their largest activation over ordinary tokens, or by the difference between two prompts.
+function rank(answers, selected, density) {
   if (!answers[0]) return [];
   const maxima = answers.map((answer) => (answer ? maximaOf(answer) : new Map()));
   let values = maxima[0];
-  if (chosen) values = new Map(answers[chosen.which].latents[chosen.at].map((entry) => [entry.latent, entry.value]));
+  if (selected) values = new Map(answers[selected.which].latents[selected.at].map((entry) => [entry.latent, entry.value]));
   else if (answers[1]) {
     const all = new Set([...maxima[0].keys(), ...maxima[1].keys()]);
     values = new Map([...all].map((i) => [i, (maxima[0].get(i) ?? 0) - (maxima[1].get(i) ?? 0)]));
@@ -204,12 +204,12 @@ function rank(answers, chosen, density) {
 }
 
 function maximaOf(answer) {
-  const found = new Map();
+  const maxima = new Map();
   answer.latents.forEach((row, at) => {
     if (answer.kinds[at] !== "ordinary") return;
-    for (const { latent, value } of row) found.set(latent, Math.max(value, found.get(latent) ?? 0));
+    for (const { latent, value } of row) maxima.set(latent, Math.max(value, maxima.get(latent) ?? 0));
   });
-  return found;
+  return maxima;
 }
 
 function strongest(answers, latent) {

@@ -44,14 +44,14 @@ export function Collection({ info }) {
   </p>`;
 }
 
-// First what a reader looks for; everything else follows in the file's order.
+// The most important curves first; the others follow in the file's order.
 const FIRST = ["fvu", "loss", "mse", "l0", "dead"];
 
 function Curves({ curves }) {
   const steps = curves.step ?? curves.tokens;
   const names = Object.keys(curves).filter((name) => !["step", "tokens", "time", "seconds"].includes(name));
   const ordered = [...FIRST.filter((name) => names.includes(name)), ...names.filter((name) => !FIRST.includes(name))];
-  if (!steps?.length) return html`<p class="muted">No step has been logged yet.</p>`;
+  if (!steps?.length) return html`<p class="muted">No step is logged yet.</p>`;
   return html`<div class="curves">${ordered.map((name) => html`<${Curve} key=${name} name=${name} x=${steps} y=${curves[name]} />`)}</div>`;
 }
 
@@ -98,7 +98,7 @@ function Curve({ name, x, y }) {
 
 let library;
 
-// The chart library is only read where a chart is drawn.
+// The chart library is loaded when a chart is drawn.
 function chartLibrary() {
   library ??= new Promise((resolve, reject) => {
     const style = Object.assign(document.createElement("link"), { rel: "stylesheet", href: "static/vendor/uPlot.css" });
@@ -110,7 +110,7 @@ function chartLibrary() {
   return library;
 }
 
-// A round number on an axis, in as few characters as it takes.
+// A round number on an axis, in as few characters as possible.
 export function tick(n) {
   const size = Math.abs(n);
   const [scale, unit] = size >= 1e9 ? [1e9, "G"] : size >= 1e6 ? [1e6, "M"] : size >= 1e4 ? [1e3, "k"] : [1, ""];
@@ -128,7 +128,7 @@ function room(labels) {
 // Bounds of an axis on which all values are the same.
 const around = (value) => (value ? [value - Math.abs(value) / 2, value + Math.abs(value) / 2] : [0, 1]);
 
-// What was measured, in words; {"value", "low", "high"} is a number with its 95% interval.
+// The measures with their names; {"value", "low", "high"} is a number with its 95% interval.
 function Measures({ measures }) {
   return html`<div class="wide" tabindex="0" role="region" aria-label="Evaluation"><table class="plain">
     <thead>

@@ -1,4 +1,4 @@
-// The page's state lives in the address after #, so that a link brings back what was seen, also from file://.
+// The page's state is in the address after #, so that a link brings it back, also from file://.
 //
 //     #/latents/123?sort=-density&filter=density:0.001..&pins=0:12,0:55
 

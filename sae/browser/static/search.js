@@ -19,7 +19,7 @@ export function Search({ route, run, info }) {
         ${loading ? "Searching…" : value ? html`${count(value.length)}${value.length >= 50 ? " or more" : ""} latents for <q dir="auto">${text}</q>` : "Search"}
       </h3>
       ${error && html`<p class="error" role="alert" data-testid="error">${error}</p>`}
-      ${value && !value.length && html`<p class="muted">No name, label, logit token or example holds it.</p>`}
+      ${value && !value.length && html`<p class="muted">No name, label, logit token or example contains it.</p>`}
       <ol class="results">
         ${value?.map(
           (hit) =>
@@ -36,7 +36,7 @@ export function Search({ route, run, info }) {
   </main>`;
 }
 
-// The text with what was looked for marked.
+// The text with the match marked.
 function Marked({ text, wanted }) {
   const at = text.toLowerCase().indexOf(wanted.toLowerCase());
   if (!wanted || at < 0) return text;

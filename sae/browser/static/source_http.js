@@ -1,4 +1,4 @@
-// Where the page reads from when `sae browse` serves it.
+// The source of data of a page that `sae browse` serves.
 
 export class HttpSource {
   live = true;

@@ -1,4 +1,4 @@
-// Where an exported page reads from: scripts beside it, which also work from file://, or ranges of one packed file.
+// The source of data of an exported page: scripts beside it, which also work from file://, or ranges of one packed file.
 
 import { queryRows } from "./static_table.js";
 
@@ -23,13 +23,13 @@ export class StaticSource {
   atomAddress = (_, latent) => `data/atoms/${latent}.png`;
 
   async window(_, query, start, count, find) {
-    const chosen = queryRows(this.data, query);
-    const found = find == null ? null : chosen.indexOf(this.index.get(find) ?? -1);
+    const places = queryRows(this.data, query);
+    const row = find == null ? null : places.indexOf(this.index.get(find) ?? -1);
     return {
-      total: chosen.length,
+      total: places.length,
       of: this.data.latents.length,
-      rows: Array.from(chosen.subarray(start, start + count), (place) => this.row(place)),
-      found: found === -1 ? null : found,
+      rows: Array.from(places.subarray(start, start + count), (place) => this.row(place)),
+      found: row === -1 ? null : row,
     };
   }
 
@@ -81,7 +81,7 @@ export class StaticSource {
     return unpack(Uint8Array.from(atob(content), (c) => c.charCodeAt(0)));
   }
 
-  // null where the host does not serve ranges: then the scripts are read
+  // null where the host does not serve ranges: then the scripts are loaded
   async range(number) {
     if (this.ranges === false || !this.data.offsets) return null;
     const [from, to] = [this.data.offsets[number], this.data.offsets[number + 1]];

@@ -1,9 +1,9 @@
-// Filter and sort of an exported page: what sae/browser/listing.py does on the server.
+// Filters and sorts the table of an exported page, as sae/browser/listing.py does on the server.
 
 const orders = new Map();
 let last = { key: null, rows: null };
 
-// The places (not latent numbers) of the rows that pass, in order.
+// The places (not latent numbers) of the matching rows, in order.
 export function queryRows(data, query) {
   const key = JSON.stringify(query);
   if (last.key === key) return last.rows;
@@ -27,7 +27,7 @@ function ordered(data, sort) {
   return orders.get(sort);
 }
 
-// what has no value comes last either way
+// rows without a value always come last
 function compare(a, b, down) {
   if (a == null || b == null) return (a == null) - (b == null);
   return down ? b - a : a - b;

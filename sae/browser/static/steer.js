@@ -1,4 +1,4 @@
-// Steering: text that the model writes with some latents pushed, beside what it writes without.
+// Steering: the text that the model generates with some latents pushed, beside the plain text.
 
 import { html, useState } from "./view.js";
 import { number, signed, visible } from "./format.js";
@@ -7,7 +7,7 @@ import { Brief } from "./latent.js";
 import { useLoaded, useSource } from "./app_state.js";
 import { sendsOn } from "./help.js";
 
-const MODES = { add: "add", set: "set to", ablate: "take out" };
+const MODES = { add: "add", set: "set to", ablate: "remove" };
 
 // "123:add:2,55:ablate:0" <-> [{latent, mode, strength}]
 export function pushesOf({ params }) {
@@ -60,8 +60,8 @@ export function Steer({ route, run }) {
     </label>`;
   return html`<main class="steer page">
     <section class="card">
-      <h3>Latents to push</h3>
-      <p class="muted">Strength is in units of the largest activation that the latent had in the collected text.</p>
+      <h3>Latents to steer</h3>
+      <p class="muted">Strength is in units of the latent's largest activation in the collected text.</p>
       ${pushes.map((push, i) => html`<${Push} key=${push.latent} run=${run} push=${push} onChange=${(part) => change(i, part)} onRemove=${() => setPushes(pushes.toSpliced(i, 1))} />`)}
       <form class="line" onSubmit=${add}>
         <input placeholder="Latent number" aria-label="Latent number" inputmode="numeric" data-testid="steer-latent" value=${added} onInput=${(event) => setAdded(event.currentTarget.value)} />
@@ -90,7 +90,7 @@ function Push({ run, push, onChange, onRemove }) {
   return html`<div class="push" data-testid="push" data-latent=${push.latent}>
     <a class="id" href=${link({ page: "latents", latent: push.latent })}>#${push.latent}</a>
     <span class="what" dir="auto">${value ? html`<${Brief} item=${value.row} />` : html`<span class="error">${error}</span>`}</span>
-    <select aria-label="What happens to it" data-testid="push-mode" value=${push.mode} onChange=${(event) => onChange({ mode: event.currentTarget.value })}>
+    <select aria-label="What is done to it" data-testid="push-mode" value=${push.mode} onChange=${(event) => onChange({ mode: event.currentTarget.value })}>
       ${Object.entries(MODES).map(([mode, title]) => html`<option key=${mode} value=${mode}>${title}</option>`)}
     </select>
     ${push.mode !== "ablate" &&
@@ -119,7 +119,7 @@ function Answer({ answer }) {
       ${text("plain", "Without")} ${text("steered", "With")}
     </div>
     <p class="muted" data-testid="steer-kl">
-      Next-token distributions differ by ${number(answer.mean_kl)} nats (KL of steered from plain, mean over the steered text).
+      Next-token distributions differ by ${number(answer.mean_kl)} nats (KL of steered from plain, mean over the generated tokens).
       ${answer.note && html` Note: ${answer.note}.`}
     </p>`;
 }

@@ -1,4 +1,4 @@
-// The table of latents: only the rows in sight exist, so a million stay fluid.
+// The table of latents: only the rows in sight are drawn, so that it stays fast with a million.
 
 import { classes, html, useEffect, useLayoutEffect, useRef, useState } from "./view.js";
 import { count, number, oneIn, quoted, visible } from "./format.js";
@@ -12,14 +12,14 @@ const TALLEST = 30_000_000;
 
 export const COLUMNS = [
   { name: "latent", title: "Latent", width: "58px", show: (row) => row.latent },
-  { name: "name", title: "Name", about: "its label, its name, or what it fires on most", width: "minmax(100px, 1fr)", show: Title, text: true },
-  { name: "density", title: "Density", width: "92px", show: (row) => oneIn(row.density), about: "share of what was read that it fires on" },
+  { name: "name", title: "Name", about: "its label, its name, or the token on which it fires most", width: "minmax(100px, 1fr)", show: Title, text: true },
+  { name: "density", title: "Density", width: "92px", show: (row) => oneIn(row.density), about: "share of the collected tokens or images on which it fires" },
   { name: "max", title: "Max", width: "64px", show: (row) => number(row.max), about: "largest activation" },
   { name: "mean", title: "Mean", width: "64px", show: (row) => number(row.mean), about: "mean activation where it fires" },
-  { name: "entropy", title: "Entropy", width: "76px", show: (row) => number(row.entropy), about: "of what it fires on, in bits" },
-  { name: "norm", title: "Norm", width: "64px", show: (row) => number(row.norm), about: "of its atom" },
+  { name: "entropy", title: "Entropy", width: "76px", show: (row) => number(row.entropy), about: "of the tokens or labels on which it fires, in bits" },
+  { name: "norm", title: "Norm", width: "64px", show: (row) => number(row.norm), about: "length of its atom" },
   { name: "cosine", title: "Nearest", width: "78px", show: (row) => number(row.cosine), about: "largest cosine with another atom" },
-  { name: "score", title: "Score", width: "64px", show: (row) => number(row.score), about: "of its name: AUROC on held-out examples" },
+  { name: "score", title: "Score", width: "64px", show: (row) => number(row.score), about: "AUROC of its name on held-out examples" },
 ];
 
 function Title(row) {
@@ -31,8 +31,8 @@ function Title(row) {
       : html`<span class="muted">never fires</span>`}`;
 }
 
-// Rows of a query, fetched in chunks when they come into sight.
-export class Rows {
+// The rows of a query, loaded in chunks when they come into sight.
+export class RowCache {
   constructor(source, run, query, changed) {
     Object.assign(this, { source, run, query, changed });
     this.chunks = new Map();
@@ -87,7 +87,7 @@ export function Table({ rows, columns, sort, selected, place, onOpen }) {
   const total = rows.total ?? 0;
   const full = total * ROW;
   const tall = Math.min(full, TALLEST);
-  // share of the real list that one pixel of the scroll bar stands for
+  // pixels of the list for each pixel of the scroll bar
   const scale = full > tall ? (full - height) / (tall - height) : 1;
   const first = Math.max(0, Math.floor((top * scale) / ROW) - 6);
   const last = Math.min(total - 1, first + Math.ceil(height / ROW) + 12);
@@ -98,7 +98,7 @@ export function Table({ rows, columns, sort, selected, place, onOpen }) {
     return () => watch.disconnect();
   }, []);
   useEffect(() => {
-    // while the bar flies past, nothing is asked for
+    // while the reader scrolls fast, nothing is loaded
     const timer = setTimeout(() => rows.want(first, last), 40);
     return () => clearTimeout(timer);
   }, [rows, first, last, total]);
@@ -169,14 +169,14 @@ function Head({ column, sort }) {
   </div>`;
 }
 
-// The rows of the current query; a new list whenever the query or the store's revision changes.
+// The rows of the current query, loaded again whenever the query or the store's revision changes.
 export function useRows(run, query, revision) {
   const source = useSource();
   const [, redraw] = useState(0);
   const [rows, setRows] = useState(null);
   const key = JSON.stringify([run, query, revision]);
   useEffect(() => {
-    const made = new Rows(source, run, query, () => redraw((n) => n + 1));
+    const made = new RowCache(source, run, query, () => redraw((n) => n + 1));
     made.load(0).then(() => setRows(made));
     return () => made.stop();
   }, [key]);

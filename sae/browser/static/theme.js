@@ -1,4 +1,4 @@
-// Light, dark, or as the system says; the choice is kept in this browser.
+// Light, dark, or the system's colours; the choice is kept in this browser.
 
 import { useEffect, useState } from "./view.js";
 
@@ -11,7 +11,7 @@ export function useTheme() {
     try {
       localStorage.setItem("sparsight-theme", theme);
     } catch {
-      // a browser that keeps nothing keeps no choice of colours either
+      // without storage the choice of colours is not kept
     }
   }, [theme]);
   return [theme, () => set(THEMES[(THEMES.indexOf(theme) + 1) % THEMES.length])];

@@ -1,4 +1,4 @@
-// What is known of the token under the pointer or with the focus, in one small box.
+// A small box about the token under the pointer or with the focus.
 
 import { html, useEffect, useState } from "./view.js";
 

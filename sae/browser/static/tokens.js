@@ -3,23 +3,23 @@
 import { classes, html } from "./view.js";
 import { number, visible } from "./format.js";
 
-// Tokens of which a character was split come as its whole text first and "" after: they are shown as one piece,
+// Of the tokens that share a split character the first has its text and the others "": they are shown as one piece,
 // with the strongest activation among them.
 export function pieces({ tokens, values, token_ids: ids, peak }) {
-  const found = [];
+  const joined = [];
   tokens.forEach((text, i) => {
     const value = values[i] ?? 0;
-    const last = found.at(-1);
+    const last = joined.at(-1);
     if (text === "" && last) {
       last.value = Math.max(last.value, value);
       last.ids.push(ids?.[i]);
       last.peak ||= i === peak;
       last.end = i;
     } else {
-      found.push({ text, value, ids: [ids?.[i]], peak: i === peak, start: i, end: i });
+      joined.push({ text, value, ids: [ids?.[i]], peak: i === peak, start: i, end: i });
     }
   });
-  return found;
+  return joined;
 }
 
 // Level 0 (silent) to 10 (the latent's maximum): classes a1 to a10 of the style sheet.
@@ -28,14 +28,14 @@ export function level(value, max) {
   return Math.max(1, Math.min(10, Math.round((value / max) * 10)));
 }
 
-// Tooltip and label of a token: what it is, which id, how strong.
+// Tooltip of a token: its text, activation and id.
 export function told(piece) {
   const ids = piece.ids.filter((id) => id != null);
   return `${visible(piece.text)} · ${piece.value > 0 ? number(piece.value) : "silent"}${ids.length ? ` · token ${ids.join("+")}` : ""}`;
 }
 
 export function Token({ piece, max, focusable, extra, first, ...rest }) {
-  // a leading space stays outside of the coloured box, so that no sliver of it hangs at the end of a line
+  // a leading space stays outside the coloured box, so that no sliver of colour hangs at the end of a line
   const [, space, shown] = visible(piece.text).match(/^( *)(.*)$/s);
   return html`${shown && !first && space}<span
     class=${classes("tok", `a${level(piece.value, max)}`, piece.peak && "peak", extra)}
@@ -65,7 +65,7 @@ export function Strip({ example, max, around }) {
   </div>`;
 }
 
-// Arrow keys move over the tokens of a whole group of strips, which is a single stop of the Tab key.
+// Arrow keys move over the tokens of a group of strips; the Tab key stops once in the group.
 export function moveOverTokens(event) {
   const token = event.target.closest?.(".tok");
   const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: "up", ArrowDown: "down", Home: "home", End: "end" }[event.key];

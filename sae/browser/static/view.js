@@ -1,4 +1,4 @@
-// What every part of the page draws with: Preact's functions, and `html` for markup.
+// Preact's functions, and `html` for markup, for every part of the page.
 
 import { h } from "./vendor/preact.js";
 import htm from "./vendor/htm.js";

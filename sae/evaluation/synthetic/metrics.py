@@ -3,8 +3,8 @@
     recovery = recovery_metrics(model, data.features, data.heldout(50_000))
     recovery.mcc, recovery.f1, recovery.uniqueness
 
-Latents are held against features in two ways: `match` pairs them one to one (Hungarian), and `best_features` gives
-every latent its nearest feature, whoever else has it. Nearness is |cos| between atom and feature.
+Latents are compared with features in two ways: `match` pairs them one to one (Hungarian), and `best_features` gives
+every latent its nearest feature, which others may share. Nearness is |cos| between atom and feature.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Matching(NamedTuple):
 
 
 class Detection(NamedTuple):
-    """How well 'latent fires' tells 'feature fires', float64 [M] a score; NaN where the feature never fired."""
+    """How well 'latent fires' predicts 'feature fires', float64 [M] a score; NaN where the feature never fired."""
 
     precision: Tensor
     """Share of the latent's firings in which the feature fires; 0 for a latent that never fires."""
@@ -134,7 +134,7 @@ def detection(both: Tensor, latent: Tensor, feature: Tensor) -> Detection:
 
 
 class _Counts:
-    """Adds up what `recovery_metrics` needs, sample by sample, in float64 and int64."""
+    """Sums for `recovery_metrics`, sample by sample, in float64 and int64."""
 
     def __init__(self, width: int, features: int, pairs: Matching, best: Tensor) -> None:
         self.pairs, self.best = pairs, best
@@ -147,7 +147,7 @@ class _Counts:
         self.centre: Tensor | None = None
 
     def add(self, x: Tensor, x_hat: Tensor, fired: Tensor, truth: Tensor) -> None:
-        """x and x̂ [n, d], and who fired: latents bool [n, F], features bool [n, G]."""
+        """x and x̂ [n, d], and what fired: latents bool [n, F], features bool [n, G]."""
         self.latent += fired.sum(0)
         self.feature += truth.sum(0)
         self.both_matched += (fired[:, self.pairs.latents] & truth[:, self.pairs.features]).sum(0)
@@ -161,12 +161,12 @@ class _Counts:
 
 @torch.no_grad()
 def recovery_metrics(model: Autoencoder, features: Tensor, samples: Iterable[Sample]) -> Recovery:
-    """Hold an autoencoder, in its saved form (unscaled inputs), against the features that made held-out samples.
+    """Compare an autoencoder, in its saved form (unscaled inputs), with the features that made held-out samples.
 
     Args:
         model: reads and writes the width of the samples.
         features: true directions [G, d] (`SyntheticData.features`).
-        samples: held-out (`SyntheticData.heldout`); their split into samples and their order change nothing.
+        samples: held-out (`SyntheticData.heldout`); their sizes and order do not matter.
 
     Raises:
         ValueError: no sample, or widths that differ.

@@ -24,18 +24,18 @@ SPREAD_STEPS = 100
 
 
 class Sample(NamedTuple):
-    """Synthetic activations and their cause."""
+    """Synthetic activations and the features that made them."""
 
     x: Tensor
     """Activations, float32 [n, d]."""
     codes: SparseCodes
     """True magnitudes of the features that fire, CSR over the G features, all of them positive."""
     target: Tensor | None = None
-    """What is to be reconstructed [n, d_out] where that is not x."""
+    """The target [n, d_out], where it is not x."""
 
 
 class SyntheticData:
-    """A world's features and everything that can be drawn from them."""
+    """A world's features, and samples drawn from them."""
 
     world: World
     features: Tensor
@@ -89,7 +89,7 @@ class SyntheticData:
             yield self.sample(min(CHUNK, tokens - start), batch, heldout=True)
 
     def _generator(self, *use: str | int) -> torch.Generator:
-        """A generator of its own for every use and batch, far from those of neighbouring seeds."""
+        """A separate generator for every use and batch, unrelated to those of neighbouring seeds."""
         digest = hashlib.sha256(json.dumps([self.seed, *use]).encode()).digest()[:8]
         return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
@@ -98,7 +98,7 @@ class SyntheticData:
         rows, features = self._fire(n, generator)
         order = torch.argsort(rows, stable=True)
         normal = torch.randn(len(rows), generator=generator)
-        # a magnitude of exactly zero would be a feature that fires and does not
+        # a magnitude of exactly zero would be a firing that cannot be seen
         values = (world.mean + world.std * normal).abs().clamp_min(torch.finfo(torch.float32).tiny)
         starts = row_starts(torch.bincount(rows, minlength=n))
         codes = SparseCodes(values, features[order], world.features, starts)

@@ -1,4 +1,4 @@
-"""Worlds: how synthetic activations are made of known features. Settings alone; `sampling` draws from them.
+"""Worlds: settings of how synthetic activations are made of known features. `sampling` draws from them.
 
     world = WORLDS["hierarchical"]
     world.l0                # mean features active a token: what to set an autoencoder's k to
@@ -168,7 +168,7 @@ WORLDS: Mapping[str, World] = {
     "hierarchical": World(
         features=512, dim=128, l0=4.0, zipf=0.5, branching=3, depth=1, child_rate=0.8, std=0.15, directions="spread"
     ),
-    # for a dictionary a quarter as wide: which features to give up is the question, and FVU does not tell
+    # for a dictionary a quarter as wide, which must give up some features; FVU does not tell which
     "deep": World(
         features=680, dim=96, l0=5.0, zipf=0.5, branching=3, depth=3, child_rate=0.7, std=0.15, directions="spread"
     ),

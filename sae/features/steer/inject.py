@@ -1,11 +1,11 @@
-"""The hooks of steering: which tokens of a generation are touched, and what is added to their activations."""
+"""The hooks of steering: which tokens of a generation are steered, and what is added to their activations."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,59 +19,54 @@ OVERFLOW = "--scale: the model's activations overflow with this strength; lower 
 
 
 class SteerError(ValueError):
-    """These latents, this model or this run cannot be steered; the message says why and what would do."""
+    """These latents, this model or this run cannot be steered; the message says why, and names the remedy."""
 
 
-class Places(NamedTuple):
-    """The tokens that are steered, by position in prompt and generation."""
+def steered_tokens(
+    where: Literal["every", "generated"] | Sequence[int], *, prompt: int, skip_first: bool, total: int
+) -> Tensor:
+    """Whether each token of prompt and generation is steered, bool [total].
 
-    touched: Tensor
-    """bool [prompt + generated]."""
+    Args:
+        where: "every", "generated", or positions.
+        prompt: number of tokens of the prompt.
+        skip_first: leave BOS alone, unless its position is given.
+        total: number of tokens of prompt and generation.
 
-    @classmethod
-    def of(
-        cls, where: Literal["every", "generated"] | Sequence[int], *, prompt: int, skip_first: bool, total: int
-    ) -> Places:
-        """Positions in words or as numbers; `skip_first` leaves BOS alone unless its position is given.
-
-        Raises:
-            SteerError: a word that is neither, or a position outside.
-        """
-        touched = torch.zeros(total, dtype=torch.bool)
-        if isinstance(where, str):
-            if where not in ("every", "generated"):
-                raise SteerError(f"--where {where}: expected every, generated or positions")
-            touched[prompt if where == "generated" else 0 :] = True
-            if skip_first:
-                touched[0] = False
-            return cls(touched)
-        for position in where:
-            if not 0 <= position < total:
-                raise SteerError(f"--where {position}: the prompt and its continuation have tokens 0 to {total - 1}")
-            touched[position] = True
-        return cls(touched)
-
-    def among(self, start: int, count: int) -> Tensor:
-        """Which of `count` tokens from `start` on are touched, indices int64."""
-        return self.touched[start : start + count].nonzero().squeeze(1)
+    Raises:
+        SteerError: another word, or a position outside.
+    """
+    steered = torch.zeros(total, dtype=torch.bool)
+    if isinstance(where, str):
+        if where not in ("every", "generated"):
+            raise SteerError(f"--where {where}: expected every, generated or positions")
+        steered[prompt if where == "generated" else 0 :] = True
+        if skip_first:
+            steered[0] = False
+        return steered
+    for position in where:
+        if not 0 <= position < total:
+            raise SteerError(f"--where {position}: the prompt and its continuation have tokens 0 to {total - 1}")
+        steered[position] = True
+    return steered
 
 
 class Steering:
-    """x <- x + Σ_j δ_j w_j at the run's target sites; see `sae.features.steer.steer` for δ_j.
+    """x <- x + Σ_j δ_j w_j at the run's target sites, with δ_j of `sae.features.steer.steer`.
 
     Args:
-        run: whose latents.
+        run: the latents' run.
         model: the language model in which the run's sites are.
         effects: (latent, mode, value) with the value in the activation's units.
-        places: which tokens.
+        steered: which tokens of prompt and generation, bool [total], from `steered_tokens`.
 
     Raises:
         SteerError: `set` or `ablate` where the latents cannot be known in time; within a generation, activations that
             overflow.
     """
 
-    def __init__(self, run: Run, model: nn.Module, effects: Sequence[tuple[int, str, float]], places: Places) -> None:
-        self.run, self.model, self.places = run, model, places
+    def __init__(self, run: Run, model: nn.Module, effects: Sequence[tuple[int, str, float]], steered: Tensor) -> None:
+        self.run, self.model, self.steered = run, model, steered
         weights = run.model.dictionary.W.detach()
         self.latents = torch.tensor([latent for latent, _, _ in effects], device=weights.device)
         self.atoms = weights[self.latents].float()
@@ -95,7 +90,7 @@ class Steering:
     def applied(self) -> Iterator[None]:
         """Within the block, generations of the model are steered; one generation a block."""
         self._seen, self._inputs = {}, {}
-        # one hook a site: where a site is read and written, the reading comes first
+        # one hook a site, so that a site is read before it is written
         replacements = {site: partial(self._visit, site) for site in self.run.sites}
         with splice(self.model, replacements):
             yield
@@ -106,25 +101,25 @@ class Steering:
             self._inputs[site.name] = x
         if site not in self.run.targets:
             return x
-        # a model without a cache is given the whole text at every step
+        # a model without a cache gets the whole text at every step
         start = 0 if x.shape[1] > 1 else self._seen.get(site.name, 0)
         self._seen[site.name] = start + x.shape[1]
-        chosen = self.places.among(start, x.shape[1]).to(x.device)
-        if not len(chosen):
+        tokens = self.steered[start : start + x.shape[1]].nonzero().squeeze(1).to(x.device)
+        if not len(tokens):
             return x
-        delta = self._delta(chosen) @ self._columns(site)
-        rows = x[0].index_add(0, chosen, delta.to(x.device, x.dtype))
-        # a norm squares what it gets: an infinite square would quietly become an output of zeros
-        if not bool(torch.isfinite(rows[chosen].float().square().sum())):
+        delta = self._delta(tokens) @ self._columns(site)
+        rows = x[0].index_add(0, tokens, delta.to(x.device, x.dtype))
+        # a norm squares its input: an infinite square would become an output of zeros, unnoticed
+        if not bool(torch.isfinite(rows[tokens].float().square().sum())):
             raise SteerError(OVERFLOW)
         return rows[None]
 
-    def _delta(self, chosen: Tensor) -> Tensor:
-        """δ [n, latents] of the chosen tokens."""
-        wanted = self.value.expand(len(chosen), -1)
+    def _delta(self, tokens: Tensor) -> Tensor:
+        """δ [n, latents] of n tokens."""
+        wanted = self.value.expand(len(tokens), -1)
         if not self.reads:
             return wanted
-        x = joined({name: a[0][chosen] for name, a in self._inputs.items()}, self.run.inputs)
+        x = joined({name: a[0][tokens] for name, a in self._inputs.items()}, self.run.inputs)
         codes = self.run.model.encode(x.to(self.atoms.device))
         return wanted - _values_of(codes, self.latents) * self.replaces
 
@@ -145,6 +140,6 @@ def _values_of(codes: SparseCodes, latents: Tensor) -> Tensor:
     column[latents] = torch.arange(len(latents), device=latents.device)
     at = column[codes.indices.flatten()]
     kept = at >= 0
-    found = codes.values.new_zeros(codes.tokens, len(latents))
-    found[codes.rows().flatten()[kept], at[kept]] = codes.values.flatten()[kept]
-    return found
+    values = codes.values.new_zeros(codes.tokens, len(latents))
+    values[codes.rows().flatten()[kept], at[kept]] = codes.values.flatten()[kept]
+    return values

@@ -1,15 +1,15 @@
-"""A prompt's tokens, and the latents that fire at each: what the page shows when someone types a text.
+"""A prompt's tokens, and the latents that fire at each: what the page shows for a text that someone types.
 
     run = open_run("runs/demo")
     lm = run.load_language_model(device)
     examine(run, lm, "The capital of France")["latents"][3][0]     # {"latent": 1203, "value": 8.1}
 
-The text goes through the model as a document does in the harvest: BOS first, no other special token added, the same
-rule for what a token's kind is. A run on chats also takes a conversation, as JSON like its data's rows:
+The model reads the text like a document in the harvest: BOS first, no other special token added, and the same rule for
+a token's kind. A run on chats also takes a conversation, as JSON like the rows of its data:
 
     examine(run, lm, '[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]')["roles"]
 
-which goes through the same chat template; plain text has no roles, and all of its tokens count as trained on.
+which is rendered by the same chat template. Plain text has no roles, and all of its tokens count as trained on.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ from sae.runs.text import Run
 
 
 class PromptError(ValueError):
-    """A prompt cannot be used: empty or too long; the message says what would do."""
+    """A prompt cannot be used, for instance because it is empty or too long; the message names the remedy."""
 
 
 def examine(run: Run, lm: LanguageModel, text: str) -> dict[str, Any]:
     """One forward pass over a text, encoded.
 
     Args:
-        run: a finished run; its autoencoder and `lm` may lie on any device.
+        run: a finished run; its autoencoder and `lm` may be on any device.
         lm: the run's language model.
         text: at most the run's context long, BOS included; for a run on chats also a conversation as JSON.
 
     Returns:
         JSON values, one item a token in each list: "tokens" (display strings), "token_ids", "kinds" ("ordinary",
         "bos", "special", "sink" or "other_role") and "latents" ([{"latent", "value"}, ...], strongest first, zeros left
-        out); of a conversation also "roles" (None for what is nobody's). The autoencoder has learnt from tokens of the
+        out); of a conversation also "roles" (None for what is nobody's). The autoencoder was trained on tokens of the
         kind "ordinary" alone (unless --keep-special was given).
 
     Raises:
@@ -80,12 +80,12 @@ def examine(run: Run, lm: LanguageModel, text: str) -> dict[str, Any]:
 
 
 def prompt_ids(lm: LanguageModel, text: str) -> Tensor:
-    """Token ids of a text as the harvest makes them, int64 [S]: what begins a segment first, once.
+    """Token ids of a text as in the harvest, int64 [S]: first, once, the tokens that begin a segment.
 
     Raises:
         PromptError: the text holds no token.
     """
-    # verbose: a text over the model's length is refused by whoever knows the limit
+    # not verbose: the callers refuse a text over the model's limit
     ids = lm.tokenizer([text], add_special_tokens=False, verbose=False)["input_ids"][0]
     if not ids:
         raise PromptError(f"prompt: {text!r} holds no token; type a text")
@@ -94,7 +94,7 @@ def prompt_ids(lm: LanguageModel, text: str) -> Tensor:
 
 
 def _usable(lm: LanguageModel, ids: list[int]) -> Tensor:
-    """The ids as a tensor, int64 [S], if the model's embedding has a row for every one."""
+    """The ids as a tensor, int64 [S]; PromptError where the model's embedding has no row for one."""
     tokens, rows = torch.tensor(ids, dtype=torch.int64), lm.traits.embeddings
     if (token := unusable(tokens, rows)) is not None:
         name = lm.provenance["name"]
@@ -108,11 +108,11 @@ class Prompt(NamedTuple):
     ids: Tensor
     """Token ids, int64 [S]."""
     roles: list[str | None] | None
-    """Whose turn each token belongs to, None for nobody's; None for a plain text."""
+    """The role to whose turn each token belongs, or None; None altogether for a plain text."""
 
 
 def read_prompt(run: Run, lm: LanguageModel, text: str, *, reply: bool = False) -> Prompt:
-    """A text, or for a run on chats a conversation as JSON, as token ids; with `reply`, the assistant is to go on.
+    """A text, or for a run on chats a conversation as JSON, as token ids; `reply` begins the assistant's turn.
 
     Raises:
         PromptError: no token, or a conversation that cannot be rendered.
@@ -144,7 +144,7 @@ def wanted_in(run: Run, roles: list[str | None] | None) -> Tensor | None:
 
 
 def _conversation(text: str) -> list[dict[str, Any]] | None:
-    """What a prompt that is JSON of messages holds; None for any other text."""
+    """The messages of a prompt that is a conversation as JSON; None for any other text."""
     if not text.lstrip().startswith("["):
         return None
     try:
@@ -162,12 +162,12 @@ def _names_of(piece: Tokenized) -> list[str | None]:
 
 @lru_cache(maxsize=4)
 def vocabulary_of(tokenizer: Any) -> Vocabulary:
-    """The bytes of every token, read from a tokenizer once."""
+    """`Vocabulary.of` a tokenizer, read once."""
     return Vocabulary.of(tokenizer)
 
 
 def token_rule(run: Run, lm: LanguageModel) -> Harvest:
-    """A harvest of this run without documents: only its rule for the kinds of tokens is wanted."""
+    """A harvest of this run without documents, for its rule about the kinds of tokens."""
     return Harvest(lm, run.sites, cast(Any, ()), run.settings(), run.record["harvest"]["norm_limits"])
 
 
@@ -175,7 +175,7 @@ def _strongest_first(token: Tensor, latent: Tensor, value: Tensor, tokens: int) 
     """Entries of codes (flat, [n] each) as one list a token, strongest first."""
     active = (value > 0).nonzero().squeeze(1)
     order = active[value[active].argsort(descending=True, stable=True)]
-    found: list[list[dict[str, Any]]] = [[] for _ in range(tokens)]
+    latents: list[list[dict[str, Any]]] = [[] for _ in range(tokens)]
     for row, index, strength in zip(token[order].tolist(), latent[order].tolist(), value[order].tolist(), strict=True):
-        found[row].append({"latent": index, "value": strength})
-    return found
+        latents[row].append({"latent": index, "value": strength})
+    return latents

@@ -1,11 +1,11 @@
-"""Steering and ablation: generate with some latents pushed, set or taken out, beside the plain text.
+"""Steering and ablation: text generated with some latents pushed, set or removed, beside the plain text.
 
     steer(run, lm, "I went to", [Intervention(1203, "add", 1.0)], tokens=40)["steered"]
 
-At every chosen token the activation x becomes x + Σ_j δ_j w_j, w_j being atom j and, in units of the activation,
+At every steered token the activation x becomes x + Σ_j δ_j w_j, with atom w_j and, in units of the activation,
 
     add     δ_j = s_j               (Turner et al. 2023; Templeton et al. 2024 scale by the latent's maximum, as here)
-    set     δ_j = s_j - f_j(x)      the latent takes the value s_j; what the autoencoder misses of x stays
+    set     δ_j = s_j - f_j(x)      the latent gets the value s_j; the reconstruction error of x stays
     ablate  δ_j = -f_j(x)
 
 where s_j is the given strength times the latent's largest activation in the collected data, or the strength itself.
@@ -25,7 +25,7 @@ from sae.base.device import pick_device
 from sae.config import SteerConfig
 from sae.data.packing import padding_token
 from sae.features.kinds import check_language
-from sae.features.steer.inject import OVERFLOW, Places, SteerError, Steering
+from sae.features.steer.inject import OVERFLOW, SteerError, Steering, steered_tokens
 from sae.features.steer.prompt import read_prompt, vocabulary_of, wanted_in
 from sae.features.store.keys import FeatureError
 from sae.features.store.store import FeatureStore
@@ -37,7 +37,7 @@ MODES = ("add", "set", "ablate")
 
 
 class Intervention(NamedTuple):
-    """What happens to one latent."""
+    """What is done to one latent."""
 
     latent: int
     mode: Mode = "add"
@@ -59,27 +59,27 @@ def steer(
     seed: int = 0,
     store: FeatureStore | None = None,
 ) -> dict[str, Any]:
-    """Generate from `prompt` twice from the same seed: as the model is, and with the interventions.
+    """Generate from `prompt` twice with the same seed: by the plain model, and with the interventions.
 
     Args:
         run: a finished run; its features must be collected unless every strength is absolute or every mode `ablate`.
         lm: the run's language model.
         prompt: the beginning; BOS is put before it as in the harvest. A run on chats also takes a conversation as JSON,
-            to which the assistant replies; tokens of roles that the run leaves out are then not among `every`.
+            to which the assistant replies; "every" then excludes tokens of roles that the run leaves out.
         interventions: one a latent.
-        where: every token, the generated ones alone, or tokens of prompt and generation by position (BOS is 0 where
-            the tokenizer has one).
-        bos: steer BOS as well, which models use as a sink; it is left alone otherwise.
+        where: "every" token, the "generated" ones alone, or positions in prompt and generation (BOS is 0 where the
+            tokenizer has one).
+        bos: steer BOS as well, which models use as an attention sink.
         tokens: how many to generate; fewer where the model ends the text.
         temperature: 0 is greedy; above, tokens are drawn from the seed.
         seed: of the draws, the same for both texts.
-        store: the run's features where the caller has them open.
+        store: the run's features, where they are open already.
 
     Returns:
         JSON values: "prompt", "site", "plain" and "steered" (generated text), "interventions" (latent, mode, strength,
         "value" in the activation's units, "maximum"), "tokens" ({"prompt", "plain", "steered"}: display strings),
         "kl" (nats a steered token: KL of the steered from the plain next-token distribution after the same text),
-        "mean_kl" and "note" (where the site written is not the one read).
+        "mean_kl" and "note" (where the sites written are not those read).
 
     Raises:
         SteerError, PromptError, SiteError: it cannot be done, or the activations overflow.
@@ -93,11 +93,12 @@ def steer(
             f"--tokens {tokens}: with the prompt's {len(ids)} tokens that is over the model's {limit}; ask for fewer"
         )
     effects = [_effect(run, i, store) for i in interventions]
-    places = Places.of(where, prompt=len(ids), skip_first=bool(lm.beginning) and not bos, total=len(ids) + tokens)
+    skip_first = bool(lm.beginning) and not bos
+    touched = steered_tokens(where, prompt=len(ids), skip_first=skip_first, total=len(ids) + tokens)
     wanted = wanted_in(run, roles)
-    if wanted is not None and where == "every":  # the latents have not learnt from the other roles' tokens
-        places.touched[: len(ids)] &= wanted
-    steering = Steering(run, lm.model, [(e["latent"], e["mode"], e["value"]) for e in effects], places)
+    if wanted is not None and where == "every":  # the latents were not trained on other roles' tokens
+        touched[: len(ids)] &= wanted
+    steering = Steering(run, lm.model, [(e["latent"], e["mode"], e["value"]) for e in effects], touched)
 
     sampling = {"tokens": tokens, "temperature": temperature, "seed": seed}
     plain, _ = _generate(lm, ids, **sampling)
@@ -121,7 +122,7 @@ def steer(
 
 
 def steer_run(run: str | Path, config: SteerConfig) -> dict[str, Any]:
-    """`steer` for a run folder with the flags of `sae steer`; opens the run and its language model.
+    """`steer` with the flags of `sae steer`: opens the run and its language model.
 
     Raises:
         ConfigError, CorruptError, ModelError: the run or its model cannot be used; and what `steer` raises.
@@ -130,12 +131,14 @@ def steer_run(run: str | Path, config: SteerConfig) -> dict[str, Any]:
     device = pick_device(config.device)
     opened = open_run(run, device=device)
     scales = config.scale if len(config.scale) == len(config.latent) else config.scale * len(config.latent)
-    given = [Intervention(i, config.mode, s, config.absolute) for i, s in zip(config.latent, scales, strict=True)]
+    interventions = [
+        Intervention(i, config.mode, s, config.absolute) for i, s in zip(config.latent, scales, strict=True)
+    ]
     return steer(
         opened,
         opened.load_language_model(device),
         config.prompt,
-        given,
+        interventions,
         where=_positions(config.where),
         bos=config.steer_bos,
         tokens=config.tokens,
@@ -183,7 +186,7 @@ def _check_call(
 
 
 def _effect(run: Run, given: Intervention, store: FeatureStore | None) -> dict[str, Any]:
-    """The intervention as JSON values, with the strength in the activation's units."""
+    """The intervention as JSON values; "value" is the strength in the activation's units."""
     base = {"latent": given.latent, "mode": given.mode}
     if given.mode == "ablate":
         return {**base, "strength": None, "value": 0.0, "maximum": None}
@@ -211,7 +214,7 @@ def _maximum(run: Run, latent: int, store: FeatureStore | None) -> float:
 def _generate(
     lm: LanguageModel, ids: Tensor, *, tokens: int, temperature: float, seed: int
 ) -> tuple[Tensor, list[Tensor]]:
-    """Tokens [n] that follow `ids`, on the CPU, and the logits [vocabulary] that each was chosen from."""
+    """The tokens [n] after `ids`, on the CPU, and for each the logits [vocabulary] it was drawn from."""
     settings: dict[str, Any] = {"do_sample": temperature > 0, "num_beams": 1, "repetition_penalty": 1.0}
     if temperature > 0:
         settings |= {"temperature": temperature, "top_k": 0, "top_p": 1.0}
@@ -220,7 +223,7 @@ def _generate(
         torch.manual_seed(seed)
         generate: Any = lm.model.generate
         try:
-            found = generate(
+            generated = generate(
                 ids[None].to(lm.device),
                 attention_mask=torch.ones_like(ids)[None].to(lm.device),
                 max_new_tokens=tokens,
@@ -230,23 +233,23 @@ def _generate(
                 **settings,
             )
         except RuntimeError as error:
-            # what multinomial says of a distribution that is none
+            # the message of multinomial about invalid probabilities
             if "inf" not in str(error) and "nan" not in str(error):
                 raise
             raise SteerError(OVERFLOW) from error
-    logits = [step[0].float().cpu() for step in found.logits]
+    logits = [step[0].float().cpu() for step in generated.logits]
     if not all(bool(torch.isfinite(step).any() and not step.isnan().any()) for step in logits):
         raise SteerError(OVERFLOW)
-    return found.sequences[0, len(ids) :].cpu(), logits
+    return generated.sequences[0, len(ids) :].cpu(), logits
 
 
 def _divergence(lm: LanguageModel, text: Tensor, scores: list[Tensor]) -> list[float]:
     """KL(steered || plain) in nats at every generated token of `text` [S], both after the same tokens before it."""
     with torch.no_grad():
         rows = lm.model(input_ids=text[None].to(lm.device)).logits[0, -len(scores) - 1 : -1].float().cpu()
-    found = []
+    divergences = []
     for steered, plain in zip(scores, rows, strict=True):
         p, q = steered.log_softmax(-1), plain.log_softmax(-1)
-        # tokens that the model rules out have a log probability of -inf in both
-        found.append(max(0.0, torch.where(p.isinf(), 0.0, p.exp() * (p - q)).sum().item()))
-    return found
+        # tokens that the model excludes have a log probability of -inf in both
+        divergences.append(max(0.0, torch.where(p.isinf(), 0.0, p.exp() * (p - q)).sum().item()))
+    return divergences

@@ -66,7 +66,6 @@ class DocumentTokens:
             self._segments.setdefault(document, {}).update(segments)
 
     def keep(self, documents: Many[int]) -> None:
-        """Drop all others."""
         wanted = set(documents)
         self._segments = {d: segments for d, segments in self._segments.items() if d in wanted}
 

@@ -36,12 +36,10 @@ def pack(document: Tensor, position: Tensor) -> Tensor:
 
 
 def document_of(place: Tensor) -> Tensor:
-    """The documents of places."""
     return place >> POSITION_BITS
 
 
 def position_of(place: Tensor) -> Tensor:
-    """The positions of places in their documents."""
     return place & (_POSITIONS - 1)
 
 

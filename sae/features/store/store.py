@@ -70,7 +70,6 @@ class FeatureStore:
         return self.info["width"]
 
     def close(self) -> None:
-        """Close the file."""
         with self._lock:
             self.blobs.connection.close()
 

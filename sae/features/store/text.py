@@ -81,12 +81,10 @@ class Vocabulary:
         return cls.of_bytes([data[e - length : e] for e, length in zip(ends.tolist(), lengths.tolist(), strict=True)])
 
     def pack(self) -> bytes:
-        """As bytes, to be stored."""
         packed = {"decoder": self.decoder, "pieces": self.pieces}
         return json.dumps(packed, ensure_ascii=False, separators=(",", ":")).encode()
 
     def __len__(self) -> int:
-        """Number of token ids."""
         return len(self.pieces)
 
     def display(self, ids: Sequence[int] | np.ndarray, start: int = 0, end: int | None = None) -> list[str]:
