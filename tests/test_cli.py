@@ -253,7 +253,7 @@ def test_a_dry_run_states_the_cost_and_writes_nothing(train: TrainWith, tmp_path
     assert values["dictionary"] == [128, 32]
     assert values["steps"] == 12
     assert values["training_tokens"] == 3072
-    assert values["memory_bytes"]["weights_gradients_moments"] == 4 * 2 * 128 * 32 * 4
+    assert values["memory_bytes"]["weights_gradients_moments"] == 4 * 4 * (2 * 128 * 32 + 128 + 32)
     assert values["disk_bytes"]["store"] >= 1024 * 32 * 2
     assert values["disk_bytes"]["run"] > 2 * 128 * 32 * 4
     assert values["seconds"].keys() == {"harvest", "training"}
@@ -631,7 +631,7 @@ def test_a_signal_is_honoured_while_the_buffer_fills(
     train: TrainWith, sae: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passes = 0
-    forward = Harvest._rows
+    forward = Harvest.rows
 
     def interrupted(self: Harvest, *contexts: object) -> object:
         nonlocal passes
@@ -641,7 +641,7 @@ def test_a_signal_is_honoured_while_the_buffer_fills(
         return forward(self, *contexts)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patched:
-        patched.setattr(Harvest, "_rows", interrupted)
+        patched.setattr(Harvest, "rows", interrupted)
         done = train(tokens=10_240)
     assert done.status == 130, done.err
     assert passes == 2, "20 passes fill the buffer"

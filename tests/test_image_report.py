@@ -17,7 +17,6 @@ import torch
 
 from conftest import run_sae
 from sae.base.colours import diverging
-from sae.base.files import CorruptError
 from sae.base.tables import number
 from sae.book.pictures.atoms import codebook_images, contributions
 from sae.book.pictures.grids import draw_rows, tiled
@@ -224,7 +223,7 @@ def test_the_command_writes_the_page_where_it_is_told(image_run: Any, tmp_path: 
 
 
 def test_a_folder_that_is_no_image_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CorruptError, match=str(tmp_path)):
+    with pytest.raises(ConfigError, match=f"{tmp_path}: not a run folder, it has no config.json"):
         image_report(tmp_path)
     with pytest.raises(ConfigError, match="no such run folder"):
         image_report(tmp_path / "missing")

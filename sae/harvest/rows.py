@@ -14,6 +14,10 @@ import torch
 from torch import Tensor
 
 
+PLACE_BYTES = 8 + 4 + 4 + 4 + 1
+"""Bytes of a row beside its activations: document, token, position, start, kind."""
+
+
 class ActivationError(ValueError):
     """Activations are not finite, or do not fit the precision they are kept in; names the site and the remedy."""
 

@@ -92,7 +92,8 @@ def open_folder(run: str | Path, kind: str, settings: type, *, device: torch.dev
         ConfigError, CorruptError: there is none, it is of another kind, or it is not finished.
     """
     folder = locate_run(run)
-    check_kind(run, kind)
+    if (folder / CONFIG).is_file():  # else loading says what is missing
+        check_kind(run, kind)
     model = load(folder, device=device)
     record = read_json(folder / CONFIG)
     return Opened(folder, record, model, from_json(settings, record["train"], f"{folder / CONFIG}: train"))

@@ -27,6 +27,11 @@ class TrainingData(Protocol):
         ...
 
     @property
+    def name(self) -> str:
+        """Of the data set, as the user gave it."""
+        ...
+
+    @property
     def unit(self) -> str:
         """What one sample is, for people and as a key of metrics.jsonl: tokens, images or rows."""
         ...

@@ -71,6 +71,7 @@ class SampleData(Ready):
     advice: str
 
     def __init__(self, config: RunConfig, images: ImageSet, sae: SAEConfig, optim: OptimConfig, epochs: int) -> None:
+        self.name = images.name
         self.config, self.images, self.sae, self.optim, self.epochs = config, images, sae, optim, epochs
         self.batch = optim.batch or min(USUAL_BATCH, max(1, images.count))
         self.available, self.left_over = images.count, images.count % self.batch

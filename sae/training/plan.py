@@ -109,6 +109,6 @@ def _check_same_data(data: TrainingData) -> None:
     for name, value in json.loads(json.dumps(data.provenance)).items():  # as it is read back
         if began.get(name) != value:
             raise ConfigError(
-                f"--resume: the data have changed since the run began: {name} was {began.get(name)!r}, now it is "
+                f"--resume: {data.name} has changed since the run began: {name} was {began.get(name)!r}, now it is "
                 f"{value!r}"
             )

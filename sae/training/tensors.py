@@ -57,6 +57,7 @@ class TensorData(Ready):
             refuse_unread(config.sae, config.optim, variant)
         check_together(config.sae, config.optim, variant)
         self.whole = open_tensors(config.rows.data, tensor=config.rows.tensor, column=config.rows.column)
+        self.name = self.whole.name
         self.part = self.whole.part("train", heldout=config.rows.heldout, seed=config.rows.split_seed)
         self.batch = config.optim.batch or min(4096 if device.type == "cuda" else 2048, self.part.rows)
         split = {"heldout": config.rows.heldout, "split_seed": config.rows.split_seed}

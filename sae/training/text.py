@@ -27,6 +27,7 @@ from sae.harvest.language_model import (
     skeleton,
 )
 from sae.harvest.opening import opening
+from sae.harvest.rows import PLACE_BYTES
 from sae.harvest.sites import Site
 from sae.harvest.store import DiskStore, MemoryStore, Store, check_store, fill_store
 from sae.harvest.stream import PERCENTILES, Harvest
@@ -85,6 +86,10 @@ class TextData:
         return list(dict.fromkeys([*self.inputs, *self.targets]))
 
     @property
+    def name(self) -> str:
+        return self.config.harvest.dataset
+
+    @property
     def row_bytes(self) -> int:
         """Bytes of a token's activations where they are kept; what auto chooses takes two a number nearly always."""
         itemsize = 2 if self.precision == "auto" else getattr(torch, self.precision).itemsize
@@ -127,7 +132,7 @@ class TextData:
     def estimate(self) -> dict[str, Any]:
         """The device's speed is measured on one product."""
         config, rate = self.config, product_rate(self.device)
-        store = config.tokens * (self.row_bytes + 16)
+        store = config.tokens * (self.row_bytes + PLACE_BYTES)
         step_flops = 3 * (sum(widths(self.inputs)) + sum(widths(self.targets))) * config.sae.width * self.samples
         return {
             "site": ", ".join(site.name for site in self.inputs),
@@ -153,7 +158,7 @@ class TextData:
         return self.cached and self.config.store is None
 
     def check_space(self) -> None:
-        config, store = self.config, self.config.tokens * (self.row_bytes + 16)
+        config, store = self.config, self.config.tokens * (self.row_bytes + PLACE_BYTES)
         if self._in_memory:
             free = available_memory(torch.device("cpu"))
             if store > free * 0.7:

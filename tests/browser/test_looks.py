@@ -39,8 +39,8 @@ TEXTS = """() => {
 
 
 def check_texts(page: Page) -> None:
+    page.wait_for_function(f"({TEXTS})().length > 20")
     texts = page.evaluate(TEXTS)
-    assert len(texts) > 20
     faint = [t for t in texts if t["contrast"] < 4.5]
     small = [t for t in texts if t["size"] < 12]
     assert not faint, faint[:10]

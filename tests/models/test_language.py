@@ -358,7 +358,7 @@ def test_a_tied_encoder_that_differs_from_the_atoms_is_noticed(
     tensors = load_file(run / "sae.safetensors")
     tensors[tensor] = tensors[tensor] * 1.00001
     save_file(tensors, run / "sae.safetensors")
-    with pytest.raises(CorruptError, match="W_enc and W_dec differ, and this code ties them"):
+    with pytest.raises(CorruptError, match="W_enc and W_dec differ, but this code ties them"):
         sae.load(run)
 
 

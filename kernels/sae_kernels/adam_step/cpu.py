@@ -52,6 +52,12 @@ def adam_flat(param, grad, m, v, constants, scale):
             param[i] -= rate * m[i] / (np.sqrt(v[i]) * root + eps)
 
 
+# exact order: under fastmath the code compiled in this process and its cached copy multiplied in different orders
+@jit(fastmath=False)
+def _second_moment(v, gradient, beta, rest):
+    return beta * v + rest * gradient * gradient
+
+
 @jit(parallel=True)
 def _adam_unit_rows(param, grad, m, v, constants, scale):
     """Adam in place on fp32 rows [F, d] of unit norm."""
@@ -67,7 +73,7 @@ def _adam_unit_rows(param, grad, m, v, constants, scale):
         for j in range(width):
             part = g[j] * scale - along * p[j]
             first = b1 * m_row[j] + c1 * part
-            second = b2 * v_row[j] + c2 * part * part
+            second = _second_moment(v_row[j], part, b2, c2)
             m_row[j], v_row[j] = first, second
             new = p[j] - rate * first / (np.sqrt(second) * root + eps)
             p[j] = new
