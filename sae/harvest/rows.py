@@ -13,7 +13,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-
 PLACE_BYTES = 8 + 4 + 4 + 4 + 1
 """Bytes of a row beside its activations: document, token, position, start, kind."""
 
