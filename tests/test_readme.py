@@ -1,0 +1,87 @@
+"""Every command of the README runs: with a tiny model, a small text and few tokens in place of those that it names."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from sae.cli.main import main
+
+ROOT = Path(__file__).parent.parent
+BLOCKS = re.findall(r"```\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+LINES = "\n".join(BLOCKS).replace("\\\n", " ").splitlines()
+COMMANDS = [shlex.split(line, comments=True)[1:] for line in LINES if line.startswith("sae ")]
+ELSEWHERE = {
+    "train --resume": ("test_kill.py", "test_a_killed_run_resumes_to_identical_weights"),
+    "browse": ("browser/test_page.py", "test_the_table_sorts_and_filters_and_the_address_keeps_it"),
+    "image chapter": ("test_chapter_generative.py", "test_every_family_is_measured_and_shown"),
+    "image compare": ("test_comparison.py", "test_all_tiers_stand_in_one_table_with_every_column"),
+    "train --model demo --dataset chats.jsonl": (
+        "harvest/test_roles.py",
+        "test_a_run_records_its_roles_and_says_what_fills_no_batch",
+    ),
+    "train --model demo --dataset tokenized/": (
+        "data/test_token_ids.py",
+        "test_ids_reach_the_model_as_they_are_and_resume_from_any_cursor",
+    ),
+    "steer runs/chat": ("harvest/test_roles.py", "test_steering_a_conversation_replies_and_leaves_other_roles_alone"),
+}
+"""Beginning of a command -> the file and the name of a test that runs it, because it needs more than is made here."""
+SMALLER = {"--width": "64", "--k": "4", "--tokens": "4096", "--layer": "1", "--latent": "3"}
+MORE = {
+    "train --model": ["--context", "64", "--contexts", "4", "--batch", "256"],
+    "train --data": ["--batch", "256"],
+    "sweep": ["--context", "64", "--contexts", "4", "--batch", "256"],
+    "eval": ["--tokens", "1024", "--downstream-tokens", "512", "--pca-tokens", "1024", "--resamples", "10"],
+    "features": ["--tokens", "4096"],
+    "explain": ["--latents", "3", "5"],
+    "steer": ["--tokens", "4"],
+    "image train": ["--epochs", "1"],
+}
+
+
+def elsewhere(command: list[str]) -> tuple[str, str] | None:
+    spelled = " ".join(command)
+    return next((test for start, test in ELSEWHERE.items() if spelled.startswith(start)), None)
+
+
+def smaller(command: list[str], model: Path, text: Path) -> list[str]:
+    """The command on what this test can give it."""
+    given = {**SMALLER, "--model": str(model), "--dataset": str(text)}
+    names = {"runs/demo": "runs/pythia"}  # the demo's run needs the demo's model
+    parts = [names.get(part, part) for part in command]
+    for flag, value in given.items():
+        if flag in parts:
+            place = parts.index(flag) + 1
+            parts[place] = "2,4" if "," in parts[place] and flag == "--k" else value
+    spelled = " ".join(command)
+    return [*parts, *next((flags for start, flags in MORE.items() if spelled.startswith(start)), [])]
+
+
+def test_every_command_of_the_readme_runs(
+    tiny_model: Path,
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_file({"rows": torch.randn(4096, 32)}, "activations.safetensors")
+    here = [command for command in COMMANDS if elsewhere(command) is None]
+    assert len(here) >= 12
+    for command in here:
+        arguments = smaller(command, tiny_model, corpus)
+        try:
+            main(arguments)
+        except SystemExit as stopped:
+            raise AssertionError(f"{arguments}: {capsys.readouterr().err[-2000:]}") from stopped
+
+
+@pytest.mark.parametrize(("file", "name"), ELSEWHERE.values())
+def test_the_other_commands_are_run_by_tests_of_their_own(file: str, name: str) -> None:
+    assert f"def {name}(" in (ROOT / "tests" / file).read_text()
