@@ -50,6 +50,7 @@ export function useRoute() {
     const update = () => set(current());
     addEventListener("hashchange", update);
     addEventListener("popstate", update);
+    update(); // the address may have changed since the first drawing
     return () => {
       removeEventListener("hashchange", update);
       removeEventListener("popstate", update);
