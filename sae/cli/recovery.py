@@ -119,7 +119,7 @@ class WorldBatches:
         self.alone = torch.zeros(course.batch // 2, dtype=torch.bool) if pairs else None
 
     def iterate(self, state: dict[str, Any] | None) -> Iterator[Batch]:
-        """See `Batches`."""
+        """Batches from the step after `state`, or from the first."""
         for step in range(0 if state is None else state["step"], self.steps):
             sample = self.views.sample(self.batch, step)
             target = sample.x if sample.target is None else sample.target

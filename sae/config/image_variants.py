@@ -130,4 +130,4 @@ class VisionConfig(RateSettings, DivergenceSettings, CapacitySettings, CodebookS
     @classmethod
     def readers(cls) -> dict[str, frozenset[str]]:
         """Variant -> the names of the settings that it reads."""
-        return {variant: names_of(own) | names_of(ImageSettings) for variant, own in IMAGE_SETTINGS.items()}
+        return {variant: names_of(settings) | names_of(ImageSettings) for variant, settings in IMAGE_SETTINGS.items()}
