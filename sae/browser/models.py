@@ -10,9 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from sae.browser.context import Answer, Context
-from sae.features.kinds import check_language
 from sae.features.steer.prompt import examine
 from sae.features.steer.steer import Intervention, steer
+from sae.runs.base import check_language
 
 Text = Annotated[str, Field(min_length=1, max_length=20_000)]
 

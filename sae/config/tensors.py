@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sae.config.fields import check
+from sae.config.fields import Count, InnerShare, Limited, WholeNumber, check
 from sae.config.run import OptimConfig, RunConfig
 from sae.config.variants import SAEConfig
 
@@ -21,7 +21,7 @@ def is_tensor_data(data: str) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TensorDataConfig:
+class TensorDataConfig(Limited):
     """Which activations."""
 
     data: str
@@ -30,15 +30,14 @@ class TensorDataConfig:
     """.safetensors: name of the tensor; needed where several could be meant."""
     column: str | None = None
     """.parquet: name of the column of lists; needed where several could be meant."""
-    heldout: float = 0.1
+    heldout: InnerShare = 0.1
     """Share of the rows set aside for evaluation, in runs of neighbouring rows."""
-    split_seed: int = 0
+    split_seed: WholeNumber = 0
     """Seed of the split."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check(bool(self.data), "data", self.data, f"a file ({', '.join(SUFFIXES)}) or a folder of such files")
-        check(0 < self.heldout < 1, "heldout", self.heldout, "a share between 0 and 1, both excluded")
-        check(self.split_seed >= 0, "split_seed", self.split_seed, "0 or more")
         object.__setattr__(self, "data", str(Path(self.data).expanduser().absolute()))
 
 
@@ -49,12 +48,7 @@ class TensorTrainConfig(RunConfig):
     rows: TensorDataConfig
     sae: SAEConfig = field(default_factory=SAEConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
-    epochs: int = 1
+    epochs: Count = 1
     """Passes over the training rows."""
-    buffer_mb: int = 512
+    buffer_mb: Count = 512
     """Memory of the shuffle buffer in MiB: rows are mixed within one buffer."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(self.epochs >= 1, "epochs", self.epochs, "at least 1")
-        check(self.buffer_mb >= 1, "buffer_mb", self.buffer_mb, "at least 1 MiB")

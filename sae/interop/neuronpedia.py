@@ -18,10 +18,10 @@ import torch
 
 from sae.base.files import publish_file, publish_folder, read_json
 from sae.config import ConfigError
-from sae.features.kinds import check_language
 from sae.features.store.keys import FeatureError
 from sae.features.store.store import FeatureStore
 from sae.models.saved import CONFIG, locate_run
+from sae.runs.base import check_language
 
 A_FILE = 128  # features in one upload, the maximum
 LOGITS, TOKENS, TEXT = 20, 1024, 512  # the upload's limits: logits, tokens of an example, characters of an explanation

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from sae.config import SAEConfig, VisionConfig
+from sae.config import ConfigError, OptimConfig, SAEConfig, VisionConfig, refuse_ignored
 from sae.models.language import VARIANTS, revival_of
 from sae.models.variants.base import Variant
 from sae.models.vision import OWN, completed
@@ -60,3 +60,33 @@ def ignored_by_images(config: VisionConfig, shape: tuple[int, ...]) -> Ignored:
     if whole.corruption == "none":
         reasons["corruption_level"] = "expected with --corruption, and here it is none"
     return reasons | config.ignored()
+
+
+def refuse_unread(sae: SAEConfig, optim: OptimConfig, variant: Variant[Any]) -> None:
+    """Refuse settings that the variant or the optimizer does not read.
+
+    Raises:
+        ConfigError: names them, with the reasons.
+    """
+    refuse_ignored(sae, ignored(sae, variant))
+    refuse_ignored(optim, optim.ignored())
+
+
+def check_together(sae: SAEConfig, optim: OptimConfig, variant: Variant[Any], target_site: str | None = None) -> None:
+    """Refuse settings that do not go together.
+
+    Raises:
+        ConfigError: names the flag.
+    """
+    if variant.transcodes != (target_site is not None):
+        expected = "needs --target-site" if variant.transcodes else "has no --target-site (a transcoder has)"
+        raise ConfigError(f"--variant {sae.variant}: {expected}")
+    if sae.normalise == "layer_norm" and (variant.transcodes or variant.several_sites):
+        raise ConfigError(f"--normalise layer_norm: undone with the input's own mean; not for --variant {sae.variant}")
+    tied = variant.code(sae, 1).tied
+    if tied and (sae.normalise == "whiten" or variant.several_sites):
+        raise ConfigError(f"--variant {sae.variant}: atoms must keep equal norms; expected --normalise scale or centre")
+    if sae.revival == "auxk" and tied:
+        raise ConfigError(f"--revival auxk: --variant {sae.variant} has no pre-activations; expected resample or none")
+    if variant.neighbours and (optim.batch or 2) % 2:
+        raise ConfigError(f"--batch {optim.batch}: --variant {sae.variant} reads pairs; expected an even number")

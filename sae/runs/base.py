@@ -68,6 +68,17 @@ def check_kind(run: str | Path, *kinds: str) -> None:
         raise ConfigError(f"{run}: {called(kind)}; expected {expected}")
 
 
+def check_language(run: str | Path, what: str) -> None:
+    """Refuse a run that is not on a language model; `what` needs one, and is the subject of the message's sentence.
+
+    Raises:
+        ConfigError, CorruptError: the run is of another kind, or no run.
+    """
+    kind = kind_of(run)
+    if kind != "language":
+        raise ConfigError(f"{run}: {called(kind)}; {what} needs {KINDS['language'].what}")
+
+
 class Opened(NamedTuple):
     """A finished run's folder, its record, its autoencoder and its settings."""
 

@@ -18,7 +18,7 @@ from sae.training.data import TrainingData
 from sae.training.loop import take_steps
 from sae.training.plan import Plan, make_plan
 from sae.training.run_folder import finish_record, own_folder
-from sae.training.space import check_space, training_seconds
+from sae.training.space import check_space, try_steps
 from sae_kernels import backends_used
 
 
@@ -111,10 +111,10 @@ def fit(plan: Plan, stop: StopSignal, progress: Progress) -> TrainResult:
             f"{data.left_over:,} of {total:,} {data.unit} do not fill a batch of {data.batch:,} and are left out of "
             "each epoch."
         )
-    expected = training_seconds(plan)
+    trial = try_steps(plan)
     trainer = plan.trainer(batches.steps)
     passes = f", {data.epochs:,} passes over {data.available:,}" if data.available is not None else ""
-    about = f": about {_duration(expected)} in all" if expected is not None else ""
+    about = "" if trial is None else f": about {_duration(trial.seconds)} in all"
     progress.say(
         f"Training {batches.steps:,} steps of {data.batch:,} {data.unit}{passes}, {trainer.route.name} route{about}."
     )

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from itertools import islice
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 from sae.base.device import available_memory
 from sae.config import ConfigError
@@ -15,25 +14,34 @@ from sae.training.run_folder import check_disk
 UNTIMED, TIMED = 3, 7  # steps by which a run's time is estimated: the first ones compile and allocate
 
 
+class Trial(NamedTuple):
+    """A few steps that were taken and thrown away."""
+
+    route: str
+    seconds: float
+    """How long all steps of the run will take."""
+
+
 def estimate(plan: Plan) -> dict[str, Any]:
     """Shapes, steps, memory, disk and time of a run, as a dry run shows them.
 
-    The time comes from a few steps that are taken and thrown away; where batches would have to be harvested, from the
-    speed of the device on one product.
+    The time is that of a trial; where batches would have to be harvested, it comes from the speed of the device on one
+    product, and no weights are allocated.
     """
     data, parameters = plan.data, plan.parameters
     known = data.estimate()
     steps = known.pop("steps", data.samples // data.batch)
-    memory, disk = known.pop("memory_bytes"), known.pop("disk_bytes", {})
-    trainer = plan.trainer(steps)
-    seconds = known.pop("seconds", None) or {"training": round(training_seconds(plan) or 0.0, 3)}
+    memory, disk, seconds = known.pop("memory_bytes"), known.pop("disk_bytes", {}), known.pop("seconds", {})
+    trial = try_steps(plan)
+    if trial is not None:
+        seconds = {"training": round(trial.seconds, 3)}
     return {
         **known,
         "dictionary": list(plan.recipe.model.dictionary.W.shape),
         "parameters": parameters,
         "epochs": data.epochs,
         "steps": steps,
-        "route": trainer.route.name,
+        **({} if trial is None else {"route": trial.route}),
         "memory_bytes": {**memory, "weights_gradients_moments": 16 * parameters},
         "disk_bytes": {"run": _run_bytes(plan), **disk},
         "seconds": seconds,
@@ -41,9 +49,9 @@ def estimate(plan: Plan) -> dict[str, Any]:
     }
 
 
-def training_seconds(plan: Plan) -> float | None:
-    """How long all steps will take, by a few of them; None where batches would have to be harvested."""
-    inputs = list(islice(plan.data.first_inputs(UNTIMED + TIMED), UNTIMED + TIMED))
+def try_steps(plan: Plan) -> Trial | None:
+    """Take a few steps and throw them away; None where their batches would have to be harvested."""
+    inputs = list(plan.data.first_inputs(UNTIMED + TIMED))
     if not inputs:
         return None
     steps = plan.data.samples // plan.data.batch
@@ -54,7 +62,7 @@ def training_seconds(plan: Plan) -> float | None:
         begun = time.perf_counter()
         trainer.step(x, x)
         taken.append(time.perf_counter() - begun)
-    return median(taken[UNTIMED:] or taken) * steps
+    return Trial(trainer.route.name, median(taken[UNTIMED:] or taken) * steps)
 
 
 def check_space(plan: Plan) -> None:

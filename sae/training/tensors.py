@@ -15,8 +15,8 @@ from sae.harvest.buffer import StoredBatches, batches_in
 from sae.harvest.rows import Rows
 from sae.models.language import find_variant, recipe_of
 from sae.models.recipe import Recipe
+from sae.models.settings import check_together, refuse_unread
 from sae.training.data import Ready
-from sae.training.text_checks import check_together, refuse_unread
 
 SITE = "rows"
 

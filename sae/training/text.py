@@ -33,6 +33,7 @@ from sae.harvest.store import DiskStore, MemoryStore, Store, check_store, fill_s
 from sae.harvest.stream import PERCENTILES, Harvest
 from sae.models.language import find_variant, recipe_of
 from sae.models.recipe import Recipe
+from sae.models.settings import check_together, refuse_unread
 from sae.training import text_checks as checks
 from sae.training.run_folder import check_disk, read_record, run_lock
 
@@ -327,9 +328,9 @@ def open_text(config: TrainConfig, device: torch.device) -> TextData:
     """
     variant = find_variant(config.sae)
     if not config.resume:  # a run keeps the settings that it was begun with
-        checks.refuse_unread(config.sae, config.optim, variant)
+        refuse_unread(config.sae, config.optim, variant)
         refuse_ignored(config, checks.ignored_by_batches(config))
-    checks.check_together(config.sae, config.optim, variant, config.harvest.target_site)
+    check_together(config.sae, config.optim, variant, config.harvest.target_site)
     checks.check_same_store(config)
     batch = config.optim.batch or (4096 if device.type == "cuda" else 2048)
     if config.tokens < batch:

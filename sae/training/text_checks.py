@@ -1,4 +1,4 @@
-"""What can be checked of a run on text before weights are read: settings that go together, the model, the data set."""
+"""What can be checked of a run on text before weights are read: its store, the model, the sites, the data set."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from sae.config import ConfigError, OptimConfig, SAEConfig, TrainConfig, refuse_ignored
+from sae.config import ConfigError, TrainConfig
 from sae.data.columns import TEXT
 from sae.data.documents import Documents, open_documents
 from sae.harvest.language_model import ModelSource, load_tokenizer, measure_width
@@ -14,19 +14,9 @@ from sae.harvest.sites import Site, resolve_sites
 from sae.harvest.store import stored_precision
 from sae.harvest.stream import prepared
 from sae.harvest.traits import known_limit
-from sae.models.settings import Ignored, ignored
+from sae.models.settings import Ignored
 from sae.models.variants.base import Variant
 from sae.training.run_folder import read_record
-
-
-def refuse_unread(sae: SAEConfig, optim: OptimConfig, variant: Variant[Any]) -> None:
-    """Refuse settings that the variant or the optimizer does not read.
-
-    Raises:
-        ConfigError: names them, with the reasons.
-    """
-    refuse_ignored(sae, ignored(sae, variant))
-    refuse_ignored(optim, optim.ignored())
 
 
 def ignored_by_batches(config: TrainConfig) -> Ignored:
@@ -35,26 +25,6 @@ def ignored_by_batches(config: TrainConfig) -> Ignored:
         why = f"--epochs {config.epochs} keeps all activations in memory; expected with --store, or with one epoch"
         return {"buffer_mb": why}
     return {}
-
-
-def check_together(sae: SAEConfig, optim: OptimConfig, variant: Variant[Any], target_site: str | None = None) -> None:
-    """Refuse settings that do not go together.
-
-    Raises:
-        ConfigError: names the flag.
-    """
-    if variant.transcodes != (target_site is not None):
-        expected = "needs --target-site" if variant.transcodes else "has no --target-site (a transcoder has)"
-        raise ConfigError(f"--variant {sae.variant}: {expected}")
-    if sae.normalise == "layer_norm" and (variant.transcodes or variant.several_sites):
-        raise ConfigError(f"--normalise layer_norm: undone with the input's own mean; not for --variant {sae.variant}")
-    tied = variant.code(sae, 1).tied
-    if tied and (sae.normalise == "whiten" or variant.several_sites):
-        raise ConfigError(f"--variant {sae.variant}: atoms must keep equal norms; expected --normalise scale or centre")
-    if sae.revival == "auxk" and tied:
-        raise ConfigError(f"--revival auxk: --variant {sae.variant} has no pre-activations; expected resample or none")
-    if variant.neighbours and (optim.batch or 2) % 2:
-        raise ConfigError(f"--batch {optim.batch}: --variant {sae.variant} reads pairs; expected an even number")
 
 
 def check_same_store(config: TrainConfig) -> None:

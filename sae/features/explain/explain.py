@@ -31,11 +31,11 @@ from sae.features.explain.likeness import token_groups
 from sae.features.explain.naming import name_of
 from sae.features.explain.opinion import describe
 from sae.features.explain.scoring import auroc, judge, mean_interval
-from sae.features.kinds import check_language
 from sae.features.store.keys import FeatureError
 from sae.features.store.store import FeatureStore
 from sae.harvest.language_model import ModelError
 from sae.models.saved import locate_run
+from sae.runs.base import check_language
 
 SCORES = ("score", "control", "score_random", "score_neighbours", "precision", "recall")
 REPORT = "explain.json"

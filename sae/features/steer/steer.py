@@ -24,12 +24,12 @@ from torch import Tensor
 from sae.base.device import pick_device
 from sae.config import SteerConfig
 from sae.data.packing import padding_token
-from sae.features.kinds import check_language
 from sae.features.steer.inject import OVERFLOW, SteerError, Steering, steered_tokens
 from sae.features.steer.prompt import read_prompt, vocabulary_of, wanted_in
 from sae.features.store.keys import FeatureError
 from sae.features.store.store import FeatureStore
 from sae.harvest.language_model import LanguageModel
+from sae.runs.base import check_language
 from sae.runs.text import Run, open_run
 
 Mode = Literal["add", "set", "ablate"]
