@@ -7,7 +7,7 @@ folded into the saved weights; layer norm depends on the token and remains part 
     scale       x' = s x
     centre      x' = s (x - mean)
     whiten      x' = C^(-1/2) (x - mean), C the covariance (ZCA: Bell & Sejnowski 1997)
-    layer_norm  x' = (x - mean_d(x)) / (sd_d(x) + 1e-5), a token at a time (Gao et al. 2024, appendix A.1)
+    layer_norm  x' = (x - mean_d(x)) / sd_d(x), a token at a time (Gao et al. 2024, appendix A.1)
     none        x' = x
 """
 
@@ -91,18 +91,15 @@ def _rounding(part: Tensor, whole: Tensor) -> bool:
 
 
 class TokenStatistics(NamedTuple):
-    """Mean and standard deviation of every token [N, 1], with which layer norm is undone: x = x' sd + mean."""
+    """What undoes layer norm for every token: x' · deviation + mean (Gao et al. 2024, their code) [N, 1]."""
 
     mean: Tensor
     deviation: Tensor
+    """Unbiased, without the 1e-5 that keeps the division safe."""
 
 
 def layer_norm(x: Tensor) -> tuple[Tensor, TokenStatistics]:
-    """Every row of x [N, d], minus its mean, divided by its standard deviation (unbiased) plus 1e-5.
-
-    The 1e-5 only keeps a constant token finite. It is no part of what undoes the norm, as in the code of Gao et al.
-    (github.com/openai/sparse_autoencoder, `LN` and `decode`) and in SAELens, so that reconstructions equal theirs.
-    """
+    """Every row of x [N, d], minus its mean, divided by its standard deviation (unbiased, plus 1e-5)."""
     mean, deviation = x.mean(1, keepdim=True), x.std(1, keepdim=True)
     return (x - mean) / (deviation + LAYER_NORM_EPS), TokenStatistics(mean, deviation)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from sae.base.files import publish_json, save_tensors
 from sae.features.store.store import FeatureStore
 from sae.features.store.writer import STORE
-from sae.interop.export import Finished
+from sae.interop.export import Finished, Place
 from sae.modules.codes import Gated, JumpReLU, TopK
 
 FORMAT, VERSION = "saelens", "6.54.12"
@@ -106,8 +106,10 @@ def _metadata(run: Finished) -> dict[str, Any]:
         "model_class_name": "AutoModelForCausalLM",
         "hook_name": None if site is None else site.hook or site.path,
         "hook_head_index": None,
-        "hf_hook_name": None if site is None else site.path,
-        **({} if target is None else {"hook_name_out": target.hook or target.path, "hf_hook_name_out": target.path}),
+        "hf_hook_name": None if site is None else _module(site),
+        **(
+            {} if target is None else {"hook_name_out": target.hook or target.path, "hf_hook_name_out": _module(target)}
+        ),
         "context_size": run.context,
         "prepend_bos": run.bos,
         "seqpos_slice": [None],
@@ -118,6 +120,11 @@ def _metadata(run: Finished) -> dict[str, Any]:
         "disable_concat_sequences": False,
         "trained_with": f"sparsight, variant {run.variant}",
     }
+
+
+def _module(place: Place) -> str | None:
+    """Path in transformers; SAELens' own files of Gemma Scope 2 mark a module's input like this."""
+    return f"{place.module}.input" if place.module is not None and place.side == "input" else place.module
 
 
 def _log_density(run: Finished) -> Tensor:
