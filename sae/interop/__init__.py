@@ -25,6 +25,7 @@ from sae.models.autoencoder import Autoencoder
 from sae.modules.codes import Code, Gated, JumpReLU
 
 READERS: dict[str, str] = {
+    "saelens": "sae.interop.saelens",
     "sparsify": "sae.interop.sparsify",
 }
 """Format -> the module that reads it, imported when it is needed."""
