@@ -16,7 +16,7 @@ from sae.book.chapter.measure import fvu
 from sae.book.comparison.coders import Coder
 from sae.book.comparison.grounds import Ground
 from sae.book.measures.disentanglement import disentanglement, live_latents
-from sae.book.measures.rate import bits_at, fvu_at, rate_distortion, stack
+from sae.book.measures.rate import bits_at, fvu_at, rate_distortion
 from sae.evaluation.probing import ProbingTask, full_probe, probing_task, sparse_probe
 from sae.evaluation.synthetic.metrics import match
 
@@ -52,8 +52,7 @@ def measure(coder: Coder, ground: Ground, *, seed: int = 0) -> Measured:
         x_hat = torch.cat([coder.decode(part) for part in heldout.split(CHUNK)])
     moves = heldout.amax(0) > heldout.amin(0)
     error = fvu(ground.heldout, x_hat.float())
-    codes = (stack(train.split(CHUNK)), stack(heldout.split(CHUNK)))
-    curve = rate_distortion(*codes, ground.heldout, coder.decode, gain=coder.gain)
+    curve = rate_distortion(train, heldout, ground.heldout, coder.decode, gain=coder.gain)
     values: dict[str, float | None] = {
         "fvu": error,
         "bits": _finite(bits_at(curve, error + SLACK)),

@@ -1,18 +1,16 @@
 """The cost of symbols under an ideal entropy coder that learned every latent's histogram from training samples.
 
-    model = SymbolModel(training_symbols, training_codes.values)
+    model = SymbolModel(training_symbols, training_codes)
     bits, unseen = model.bits(symbols)                      # bits of every sample [n]
-    model.zero_levels, model.levels(symbols, widths)        # values that symbols decode to
+    model.levels(symbols, widths)                           # the values that symbols decode to
 
-Symbols are whole numbers stored as SparseCodes in CSR; symbols that are not listed are 0.
+Symbols are whole numbers as sparse COO tensors [n, F]; those that are not listed are 0.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-
-from sae_kernels import SparseCodes
 
 
 class SymbolModel:
@@ -25,56 +23,57 @@ class SymbolModel:
 
     Args:
         symbols: of training samples [n, F]; zeros may be listed.
-        values: the codes of the listed symbols, before quantisation.
+        codes: theirs before quantisation [n, F], of the same indices.
     """
 
-    def __init__(self, symbols: SparseCodes, values: Tensor) -> None:
-        on = symbols.values != 0
-        numbers, latents = symbols.values[on].long(), symbols.indices[on]
+    def __init__(self, symbols: Tensor, codes: Tensor) -> None:
+        numbers, (_, latents), values = symbols.values().long(), symbols.indices(), codes.values().double()
+        on, (samples, width) = numbers != 0, symbols.shape
+        small = torch.bincount(latents[~on], values[~on], minlength=width)
+        numbers, latents = numbers[on], latents[on]
         self.low = int(numbers.min()) if len(numbers) else 0
         self.span = int(numbers.max()) - self.low + 1 if len(numbers) else 1
-        keys = latents * self.span + (numbers - self.low)
-        self.keys, inverse, counts = torch.unique(keys, return_inverse=True, return_counts=True)
-        self.counts, owner = counts, self.keys // self.span
-        self.sums = torch.zeros(len(counts), dtype=torch.float64).index_add_(0, inverse, values[on].double())
-        zeros = symbols.tokens - torch.bincount(latents, minlength=symbols.width)
-        small = torch.bincount(symbols.indices[~on], values[~on].double(), minlength=symbols.width)
-        self.zero_levels = small / (zeros + 1)
-        different = torch.bincount(owner, minlength=symbols.width) + (zeros > 0)
-        total = (symbols.tokens + different).double()
-        self.lengths = (total[owner] / counts).log2()
+        self.keys, inverse, self.counts = torch.unique(
+            latents * self.span + (numbers - self.low), return_inverse=True, return_counts=True
+        )
+        owner = self.keys // self.span
+        self.sums = torch.zeros(len(self.keys), dtype=torch.float64).index_add_(0, inverse, values[on])
+        zeros = samples - torch.bincount(latents, minlength=width)
+        self.zero_levels = small.double() / (zeros + 1)
+        different = torch.bincount(owner, minlength=width) + (zeros > 0)
+        total = (samples + different).double()
+        self.lengths = (total[owner] / self.counts).log2()
         self.escape = (total / different).log2()
         zero = (total / zeros.clamp_min(1)).log2()
         self.zero = torch.where(zeros > 0, zero, self.escape + gamma_bits(torch.zeros(1)))
 
-    def bits(self, symbols: SparseCodes) -> tuple[Tensor, int]:
-        """Bits of every sample, float64 [m], and the number of symbols that training samples didn't have.
-
-        Zeros must not be listed.
-        """
-        place, known = self._find(symbols)
-        cost = self.escape[symbols.indices] + gamma_bits(symbols.values)
+    def bits(self, symbols: Tensor) -> tuple[Tensor, int]:
+        """Bits of every sample, float64 [m], and the number of symbols that training samples didn't have."""
+        rows, latents, numbers, place, known = self._find(symbols)
+        cost = self.escape[latents] + gamma_bits(numbers)
         cost[known] = self.lengths[place]
-        return self.zero.sum() + symbols.per_token(cost - self.zero[symbols.indices]), int((~known).sum())
+        whole = self.zero.sum().repeat(len(symbols))
+        return whole.index_add_(0, rows, cost - self.zero[latents]), int((~known).sum())
 
-    def levels(self, symbols: SparseCodes, width: Tensor) -> Tensor:
-        """The values that listed symbols decode to; a latent's bins are `width` [F] wide.
+    def levels(self, symbols: Tensor, width: Tensor) -> Tensor:
+        """The values that symbols decode to, dense float64 [m, F]; a latent's bins are `width` [F] wide.
 
         A value is the mean of the training codes in the bin with the bin's middle counted as one more, so that a single
-        code isn't taken for the mean. Symbols that are not listed decode to `zero_levels` [F], computed alike.
+        code isn't taken for the mean.
         """
-        place, known = self._find(symbols)
-        levels = symbols.values * width[symbols.indices]
+        rows, latents, numbers, place, known = self._find(symbols)
+        levels = numbers * width[latents].double()
         levels[known] = (self.sums[place] + levels[known]) / (self.counts[place] + 1)
-        return levels
+        return self.zero_levels.repeat(len(symbols), 1).index_put_((rows, latents), levels)
 
-    def _find(self, symbols: SparseCodes) -> tuple[Tensor, Tensor]:
-        """Places in the table of the symbols that training samples had, and a mask of these among the listed, bool."""
-        known = (symbols.values >= self.low) & (symbols.values < self.low + self.span)
-        keys = symbols.indices * self.span + (symbols.values.long() - self.low)
+    def _find(self, symbols: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Rows, latents and numbers of the symbols other than 0; places of those that training had, and a mask."""
+        on = symbols.values() != 0
+        (rows, latents), numbers = symbols.indices()[:, on], symbols.values()[on].long()
+        keys = latents * self.span + (numbers - self.low)
         # within the range no key is another latent's
-        known &= torch.isin(keys, self.keys)
-        return torch.searchsorted(self.keys, keys[known]), known
+        known = (numbers >= self.low) & (numbers < self.low + self.span) & torch.isin(keys, self.keys)
+        return rows, latents, numbers, torch.searchsorted(self.keys, keys[known]), known
 
 
 def gamma_bits(symbols: Tensor) -> Tensor:
