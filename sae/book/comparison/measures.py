@@ -24,12 +24,31 @@ SLACK = 0.01  # share of the variance that quantisation may cost at the bits rep
 PROBED = (1, 5, 16)  # latents
 CHUNK = 4096
 DISENTANGLEMENT = ("disentanglement", "completeness", "informativeness", "modularity", "mig")
-COLUMNS_OF_CODES = (
-    *("fvu", "bits", "fvu_low", "fvu_high", "native_bits", "l0", "dead", "active", "parameters", "seconds", "mcc"),
-    *DISENTANGLEMENT,
-    *("probe_full", *(f"probe_{k}" for k in PROBED)),
-)
-"""Names of the measures of one seed."""
+COLUMNS = {
+    "fvu": "FVU",
+    "bits": "bits",
+    "fvu_low": "FVU at low rate",
+    "fvu_high": "FVU at high rate",
+    "native_bits": "native bits",
+    "l0": "L0",
+    "dead": "dead",
+    "active": "active",
+    "disentanglement": "DCI-D",
+    "modularity": "modularity",
+    "completeness": "DCI-C",
+    "informativeness": "DCI-I",
+    "mig": "MIG",
+    "mcc": "MCC",
+    **{f"probe_{k}": f"probe, {k}" for k in PROBED},
+    "probe_full": "probe, all",
+    "stability": "seeds' cosine",
+    "parameters": "parameters",
+    "seconds": "s / epoch",
+}
+"""Measure -> heading in the table; of the measures of disentanglement, the two that do not punish overcomplete codes
+come first."""
+NOTHING: dict[str, float | None] = {name: None for name in COLUMNS if name != "stability"}
+"""The measures of one seed, none of them taken."""
 
 
 class Measured(NamedTuple):
@@ -53,7 +72,7 @@ def measure(coder: Coder, ground: Ground, *, seed: int = 0) -> Measured:
     moves = heldout.amax(0) > heldout.amin(0)
     error = fvu(ground.heldout, x_hat.float())
     curve = rate_distortion(train, heldout, ground.heldout, coder.decode, gain=coder.gain)
-    values: dict[str, float | None] = {
+    values: dict[str, float | None] = NOTHING | {
         "fvu": error,
         "bits": _finite(bits_at(curve, error + SLACK)),
         "fvu_low": _finite(fvu_at(curve, ground.budgets[0])),
@@ -79,9 +98,9 @@ def _mcc(coder: Coder, ground: Ground) -> float | None:
     return match(coder.atoms, ground.atoms).cosines.abs().sum().item() / len(ground.atoms)
 
 
-def _disentangled(heldout: Tensor, ground: Ground, seed: int) -> tuple[dict[str, float | None], list[list[float]]]:
+def _disentangled(heldout: Tensor, ground: Ground, seed: int) -> tuple[dict[str, float], list[list[float]]]:
     if ground.known is None:
-        return dict.fromkeys(DISENTANGLEMENT), []
+        return {}, []
     codes = heldout[: len(ground.known.values)]
     # one kind of trees for all codes, dense or sparse: values of the two kinds differ
     scores = disentanglement(codes, ground.known.values, trees="extra", seed=seed)
@@ -91,14 +110,14 @@ def _disentangled(heldout: Tensor, ground: Ground, seed: int) -> tuple[dict[str,
 
 def _probed(train: Tensor, heldout: Tensor, ground: Ground) -> dict[str, float | None]:
     if ground.labels is None or not (train.amax(0) > train.amin(0)).any():
-        return dict.fromkeys(("probe_full", *(f"probe_{k}" for k in PROBED)))
+        return {}
     task = probing_task(train, ground.labels[0], heldout, ground.labels[1])
     return {"probe_full": full_probe(task), **sparse_probes(task, train.shape[1])}
 
 
 def sparse_probes(task: ProbingTask, width: int) -> dict[str, float | None]:
     """Accuracies of probes on few latents, by column; None for more latents than the code's width."""
-    return {f"probe_{k}": sparse_probe(task, k).accuracy if k <= width else None for k in PROBED}
+    return {f"probe_{k}": sparse_probe(task, k) if k <= width else None for k in PROBED}
 
 
 def _finite(value: float) -> float | None:

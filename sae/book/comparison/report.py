@@ -192,7 +192,6 @@ def _described(tier: Tier) -> dict[str, Any]:
 
 def _sheets(tier: Tier) -> list[Picture]:
     """Atoms of models of different families, near a common FVU."""
-    assert tier.ground.shape is not None
 
     def atoms_of(row: Row) -> Tensor | None:
         return coder_of(tier.runs[row.name][0].model, tier.ground.train).atoms

@@ -11,34 +11,9 @@ from typing import Any, NamedTuple
 
 from sae.base.tables import number
 from sae.book.chapter.measure import Spread, over_seeds, plain
-from sae.book.comparison.measures import Measured
+from sae.book.comparison.measures import COLUMNS, Measured
 from sae.evaluation.bootstrap import Interval
 from sae.evaluation.stability import over_pairs
-
-COLUMNS = {
-    "fvu": "FVU",
-    "bits": "bits",
-    "fvu_low": "FVU at low rate",
-    "fvu_high": "FVU at high rate",
-    "native_bits": "native bits",
-    "l0": "L0",
-    "dead": "dead",
-    "active": "active",
-    "disentanglement": "DCI-D",
-    "modularity": "modularity",
-    "completeness": "DCI-C",
-    "informativeness": "DCI-I",
-    "mig": "MIG",
-    "mcc": "MCC",
-    "probe_1": "probe, 1",
-    "probe_5": "probe, 5",
-    "probe_16": "probe, 16",
-    "probe_full": "probe, all",
-    "stability": "seeds' cosine",
-    "parameters": "parameters",
-    "seconds": "s / epoch",
-}
-"""Measure -> heading; of the measures of disentanglement, the two that do not punish overcomplete codes come first."""
 
 
 class Row(NamedTuple):

@@ -19,7 +19,6 @@ from sae.book.comparison.members import Tour, control_path, control_rows, image_
 from sae.book.comparison.plan import (
     PLANTED_K,
     PLANTED_WIDTH,
-    Member,
     Scale,
     pixel_members,
     planted_members,
@@ -59,7 +58,7 @@ def run_tiers(setting: Setting, scale: Scale, language_run: str | None) -> tuple
     language = language_rows(language_run, tokens=scale.tokens, quick=quick, scratch=scratch)
     planted, pixels = planted_ground(scale), pixel_ground(setting.data, scale)
     readers = READ_BY_SAES[: 1 if quick else None]
-    count = len(planted_members(quick=quick)) + len(_pixel_members(pixels, quick=quick))
+    count = len(planted_members(quick=quick)) + len(pixel_members(pixels.shape, quick=quick))
     count += len(readers) * len(row_members(1, k=1, quick=quick))
     count += len(row_members(1, k=1, quick=quick)) * isinstance(language, LanguageRows)
     tour = Tour(setting, count * len(setting.seeds))
@@ -77,13 +76,8 @@ def _planted(tour: Tour, ground: Ground, scale: Scale) -> Tier:
     return Tier(ground, rows, runs, {})
 
 
-def _pixel_members(ground: Ground, *, quick: bool) -> list[Member]:
-    assert ground.shape is not None
-    return pixel_members(ground.shape, quick=quick)
-
-
 def _pixels(tour: Tour, ground: Ground, scale: Scale) -> Tier:
-    members = _pixel_members(ground, quick=tour.setting.quick)
+    members = pixel_members(ground.shape, quick=tour.setting.quick)
     epochs = scale.epochs(*ground.train.shape)
     rows, runs = image_rows(tour, ground, members, epochs=epochs, limit=scale.images)
     width = 64 if tour.setting.quick else 256
