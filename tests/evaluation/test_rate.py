@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from sae.book.measures.entropy_coding import SymbolModel, gamma_bits
 from sae.book.measures.rate import (
     RatePoint,
+    SymbolModel,
     bits_at,
     default_steps,
     fvu_at,
+    gamma_bits,
     hull,
     pca_rate_distortion,
     quantise,

@@ -32,9 +32,8 @@ from sae.book.comparison.figures import (
     training_picture,
 )
 from sae.book.comparison.grounds import MATCHED
-from sae.book.comparison.measures import SLACK
+from sae.book.comparison.measures import SLACK, Row, brief, record, table
 from sae.book.comparison.plan import FULL, QUICK, SMALLER
-from sae.book.comparison.table import Row, brief, record, table
 from sae.book.comparison.tiers import Tier, run_tiers
 from sae.book.pictures.page import Page
 from sae.config import check

@@ -14,7 +14,7 @@ from sae.book.comparison.controls import ceiling_and_floor, pca_controls, random
 from sae.book.comparison.courses import Moment, firing_over_time
 from sae.book.comparison.grounds import Ground, ground_of, pixel_ground, planted_ground
 from sae.book.comparison.language import LanguageRows, language_rows
-from sae.book.comparison.measures import measure
+from sae.book.comparison.measures import Row, measure
 from sae.book.comparison.members import Tour, control_path, control_rows, image_rows, kept_or_made, rows_on_rows
 from sae.book.comparison.plan import (
     PLANTED_K,
@@ -24,7 +24,6 @@ from sae.book.comparison.plan import (
     planted_members,
     row_members,
 )
-from sae.book.comparison.table import Row
 from sae.runs.images import ImageRun
 
 READ_BY_SAES = ("ae", "vae")  # variants whose stems the third tier reads
