@@ -74,10 +74,11 @@ def import_run(source: str | Path, config: ImportConfig) -> dict[str, Any]:
     if config.out.exists():
         raise ConfigError(f"--out {config.out}: exists already; choose another folder")
     with Progress() as progress:
-        path = fetch(source, progress.say)
-        format = recognised(path) if config.format == "auto" else config.format
-        imported = read(path, format)
-        origin = _overruled(imported.origin, config)
+        fetched = fetch(source, progress.say)
+        format = fetched.format if config.format == "auto" else config.format
+        format = recognised(fetched.path) if format == "auto" else format
+        imported = read(fetched.path, format)
+        origin = _overruled(fetched.completed(imported.origin), config)
         model = imported.model
         progress.say(_said(format, model, origin))
         if config.dataset is None:

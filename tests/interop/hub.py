@@ -1,8 +1,8 @@
 """A stand-in of the hub on 127.0.0.1: repositories are folders, served as huggingface_hub asks for them.
 
-    with stand_in(tmp_path / "hub", monkeypatch) as hub:
-        hub.put("user/sae", {"cfg.json": b"{}"})
-        huggingface_hub.snapshot_download("user/sae")
+with stand_in(tmp_path / "hub", monkeypatch) as hub:
+    hub.put("user/sae", {"cfg.json": b"{}"})
+    huggingface_hub.snapshot_download("user/sae")
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ class Hub:
 
     def downloads(self) -> list[str]:
         """Paths in repositories whose content was sent, each once."""
-        sent = (line.split("/resolve/", 1)[1] for line in self.requests if line.startswith("GET") and "/resolve/" in line)
+        sent = (
+            line.split("/resolve/", 1)[1] for line in self.requests if line.startswith("GET") and "/resolve/" in line
+        )
         return list(dict.fromkeys(path.split("/", 1)[1] for path in sent))
 
 
