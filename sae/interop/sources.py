@@ -77,8 +77,8 @@ def fetch(source: str | Path, tell: Callable[[str], None]) -> Fetched:
 def _refuse_what_cannot_be_held(published: Published) -> None:
     format = published.of.format
     module = importlib.import_module(READERS[format])
-    if hasattr(module, "REFUSED"):
-        raise ConfigError(f"{published.name}: {module.REFUSED}")
+    if hasattr(module, "CANNOT_BE_HELD"):
+        raise ConfigError(f"{published.name}: {module.CANNOT_BE_HELD}")
 
 
 def _downloaded(
