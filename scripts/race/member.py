@@ -28,9 +28,10 @@ ROWS_AT_ONCE = 4096
 
 
 class Clock:
-    """Wall and processor time between batches: a step with the gathering of its rows."""
+    """Wall and processor time between batches, a step with the gathering of its rows; the process's peak memory."""
 
     def __init__(self) -> None:
+        self._peak = 0
         self._wall: list[float] = []
         self._processor: list[float] = []
 
@@ -38,16 +39,22 @@ class Clock:
         """A batch is asked for, or the last step is done."""
         self._wall.append(time.perf_counter())
         self._processor.append(time.process_time())
+        self._peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> (20 if sys.platform == "darwin" else 10)
 
     def record(self) -> dict[str, float]:
-        """Medians in milliseconds; the first two steps compile and warm up."""
+        """Medians in milliseconds, without the first two steps, which compile and warm up; MiB up to the last step."""
 
         def median(ticks: list[float]) -> float:
             steps = [1e3 * (b - a) for a, b in itertools.pairwise(ticks)]
             return round(statistics.median(steps[2:] or steps), 1)
 
         seconds = round(self._wall[-1] - self._wall[0], 1)
-        return {"step_ms": median(self._wall), "step_processor_ms": median(self._processor), "seconds": seconds}
+        return {
+            "step_ms": median(self._wall),
+            "step_processor_ms": median(self._processor),
+            "seconds": seconds,
+            "peak_mib": self._peak,
+        }
 
 
 class Batches:
@@ -123,7 +130,6 @@ def leave(
     tensors |= {} if form.threshold is None else {"threshold": form.threshold}
     save_file({name: t.detach().float().contiguous().clone() for name, t in tensors.items()}, out / FORM)
     save_file({"test": reconstructed.contiguous()}, out / RECONSTRUCTED)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     record = {
         **member._asdict(),
         "tool": entry.tool,
@@ -133,7 +139,6 @@ def leave(
         "centred": form.centred,
         "code": "topk" if form.threshold is None else "jumprelu",
         **clock.record(),
-        "peak_mib": peak >> (20 if sys.platform == "darwin" else 10),
         "threads": torch.get_num_threads(),
         "settings": settings,
     }

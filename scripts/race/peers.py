@@ -48,7 +48,9 @@ def saelens(folder: Path, out: Path, race: Race, member: Member, entry: Entry) -
     else:
         shape["topk_threshold_lr"] = 1 / course.threshold_window
         model = BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(**shape))
+    rate = entry.rate(race.width, member.multiple)
     settings = {
+        "lr_end": rate / 10,  # asked for, and read by cosine schedules alone
         "lr_warm_up_steps": course.warmup,
         "lr_decay_steps": course.decay,
         "dead_feature_window": course.dead_after // race.batch,
@@ -57,7 +59,7 @@ def saelens(folder: Path, out: Path, race: Race, member: Member, entry: Entry) -
     config = SAETrainerConfig(
         total_training_samples=batches.steps * race.batch,
         train_batch_size_samples=race.batch,
-        lr=entry.rate(race.width, member.multiple),
+        lr=rate,
         **settings,
     )
     scale = itertools.islice(batches, settings["n_batches_for_norm_estimate"])

@@ -21,18 +21,18 @@ class Race:
     layer: int = 9
     context: int = 256
     """Tokens in one context of the harvest."""
-    width: int = 4608
+    width: int = 2304
     """Latents."""
     k: int = 32
-    batch: int = 2048
+    batch: int = 512
     """Tokens a step."""
-    tokens: int = 400_000
+    tokens: int = 200_000
     """Tokens harvested for training; a remainder that fills no batch is left out."""
     passes: int = 1
     """Passes over them."""
     validation: int = 16_384
     """Tokens of further training documents, on which the learning rate is chosen."""
-    test: int = 32_768
+    test: int = 16_384
     """Tokens of held-out documents, on which everything else is measured."""
     downstream: int = 4096
     """Tokens of held-out documents on which reconstructions are spliced into the model."""
