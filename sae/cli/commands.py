@@ -14,6 +14,7 @@ from sae.config import (
     Device,
     EvalConfig,
     ExplainConfig,
+    ImportConfig,
     RunConfig,
     SteerConfig,
     TensorTrainConfig,
@@ -249,6 +250,21 @@ class Verify:
         return {"run": self.run_folder, "verified": True, "tolerance": TOLERANCE, **distance._asdict()}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Import:
+    """Make a run of another tool's autoencoder, which every command then reads like one of ours."""
+
+    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
+    """File or folder, hub id, `hub_id:path`, or a short name of `sae list`."""
+    config: ImportConfig
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:
+        from sae.interop.importing import import_run
+
+        return import_run(self.source, self.config)
+
+
 BENCHED = (
     "topk",
     "batchtopk",
@@ -364,6 +380,7 @@ COMMANDS: dict[str, type] = {
     "steer": Steer,
     "features": Features,
     "browse": Browse,
+    "import": Import,
     "export": Export,
     "verify": Verify,
     "image": Image,

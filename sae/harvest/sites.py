@@ -67,6 +67,10 @@ class Site:
     scale: float
     """Factor between the hooked tensor and the activation (Granite's residual_multiplier), else 1."""
 
+    def describe(self) -> dict[str, str | int | None]:
+        """JSON values for the records of runs."""
+        return {"name": self.name, "path": self.path, "width": self.width}
+
 
 def resolve_sites(model: nn.Module, names: Sequence[str] | str, layer: int | Sequence[int] | None = None) -> list[Site]:
     """Turn names into sites: in the order given, a pattern's matches in the model's order, each site once.

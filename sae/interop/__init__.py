@@ -1,6 +1,6 @@
 """Other tools' formats, one file each: `read` opens an SAE that another tool saved, the exports write for other tools.
 
-    imported = read("their_sae.npz")             # the format is recognised; format="NAME" overrules
+    imported = read("their_sae")                 # the format is recognised; format="NAME" overrules
     codes = imported.model.encode(x)             # x [N, d]
 
 A format that can be read is a module with `recognises(path) -> bool` and `read(path) -> Imported`, and its line in
@@ -21,8 +21,38 @@ from sae.config import ConfigError
 from sae.models.autoencoder import Autoencoder
 from sae.modules.codes import Code
 
-READERS: dict[str, str] = {}
+READERS: dict[str, str] = {
+    "sparsify": "sae.interop.sparsify",
+}
 """Format -> the module that reads it, imported when it is needed."""
+
+
+class Origin(NamedTuple):
+    """What another tool's files say beside their weights; it is kept in the run's config.json under "imported"."""
+
+    tool: str
+    """The tool, or the set of published autoencoders."""
+    architecture: str = ""
+    """As the tool calls it."""
+    model: str | None = None
+    """Hub id of the language model."""
+    sites: tuple[str, ...] = ()
+    """Where it reads: names of sites in our spelling, or module paths."""
+    targets: tuple[str, ...] = ()
+    """Where its reconstruction belongs; empty for `sites` themselves."""
+    bos: bool | None = None
+    """Whether contexts began with BOS; None where nothing says so."""
+    context: int | None = None
+    """Tokens a context."""
+    dataset: str | None = None
+    """Text that it was trained on."""
+    normalisation: str | None = None
+    """What the tool does to its inputs, in its own word; it is part of the model that `read` returns."""
+    left_out: str | None = None
+    """Tokens that it was not trained on."""
+    licence: str | None = None
+    notes: tuple[str, ...] = ()
+    """What a reader of its numbers must know: a convention of its inputs, a threshold that was filled in."""
 
 
 class Imported(NamedTuple):
@@ -30,8 +60,7 @@ class Imported(NamedTuple):
 
     model: Autoencoder
     """In float32, ready for `encode` and `decode`."""
-    record: dict[str, Any]
-    """What the file says beside its weights (tool, model, site, ...), as JSON values."""
+    origin: Origin
 
 
 def read(path: str | Path, format: str = "auto") -> Imported:
@@ -46,24 +75,38 @@ def read(path: str | Path, format: str = "auto") -> Imported:
         CorruptError: the weights do not have the shapes of an autoencoder.
     """
     path = Path(path).expanduser()
-    known = ", ".join(sorted(READERS)) or "none"
     if not path.exists():
         raise ConfigError(f"{path}: no such file or folder")
-    if format == "auto":
-        matches = [name for name in READERS if _module(name).recognises(path)]
-        if len(matches) != 1:
-            reason = f"could be any of {', '.join(matches)}" if matches else "is in no format that can be read"
-            raise ConfigError(f"{path}: {reason}; name the format, one of: {known}")
-        format = matches[0]
-    if format not in READERS:
-        raise ConfigError(f"format {format!r} is unknown; known: {known}")
-    return _module(format).read(path)
+    return _module(recognised(path) if format == "auto" else format).read(path)
+
+
+def recognised(path: Path) -> str:
+    """The one format that recognises a path.
+
+    Raises:
+        ConfigError: none does, or several.
+    """
+    matches = [name for name in READERS if _module(name).recognises(path)]
+    if len(matches) != 1:
+        reason = f"could be any of {', '.join(matches)}" if matches else "is in no format that can be read"
+        raise ConfigError(f"{path}: {reason}; name the format, one of: {_known()}")
+    return matches[0]
 
 
 def assemble(
-    code: Code, *, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor, centred: bool, source: str
+    code: Code,
+    *,
+    W_enc: Tensor,
+    b_enc: Tensor,
+    W_dec: Tensor,
+    b_dec: Tensor,
+    centred: bool,
+    source: str,
+    W_skip: Tensor | None = None,
+    transcodes: bool = False,
+    per_token_norm: bool = False,
 ) -> Autoencoder:
-    """f = code(W_enc x + b_enc), or code(W_enc (x - b_dec) + b_enc) if `centred`; x̂ = Σ_j f_j w_j + b_dec.
+    """f = code(W_enc x + b_enc), or code(W_enc (x - b_dec) + b_enc) if `centred`; x̂ = Σ_j f_j w_j + b_dec (+ W_skip x).
 
     Atoms keep the norms that they have in the file, so that values equal the other tool's.
 
@@ -71,32 +114,58 @@ def assemble(
         code: with relu, top k, or thresholds of F latents.
         W_enc: [F, d], one row a latent.
         b_enc: [F].
-        W_dec: atoms [F, d].
-        b_dec: [d].
+        W_dec: atoms [F, d_out].
+        b_dec: [d_out].
         centred: whether the tool subtracts b_dec from its inputs before it encodes them.
         source: file or folder, for messages.
+        W_skip: [d_out, d].
+        transcodes: whether it reconstructs another site than it reads.
+        per_token_norm: whether each input is normalised, (x - mean) / (sd + 1e-5) with the unbiased sd, and this is
+            undone after decoding.
 
     Raises:
         CorruptError: a tensor of another shape, or with a number that is not finite; the message names it.
     """
-    width, dim = W_dec.shape if W_dec.ndim == 2 else (0, 0)
+    width, dim_out = W_dec.shape if W_dec.ndim == 2 else (0, 0)
+    dim = W_enc.shape[-1] if transcodes else dim_out
     tensors = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
-    shapes = {"W_enc": (width, dim), "b_enc": (width,), "W_dec": (width, dim), "b_dec": (dim,)}
+    shapes = {"W_enc": (width, dim), "b_enc": (width,), "W_dec": (width, dim_out), "b_dec": (dim_out,)}
+    if W_skip is not None:
+        tensors["W_skip"], shapes["W_skip"] = W_skip, (dim_out, dim)
     for name, tensor in tensors.items():
         if tuple(tensor.shape) != shapes[name]:
             expected = f"{shapes[name]}, by W_dec [F, d] {tuple(W_dec.shape)}"
             raise CorruptError(f"{source}: {name} has the shape {tuple(tensor.shape)}, expected {expected}")
         if not torch.isfinite(tensor).all():
             raise CorruptError(f"{source}: {name} has numbers that are not finite")
-    model = Autoencoder(dim, width, code, unit_atoms=False)
+    model = Autoencoder(
+        dim,
+        width,
+        code,
+        dim_out=dim_out,
+        transcodes=transcodes,
+        skip=W_skip is not None,
+        per_token_norm=per_token_norm,
+        unit_atoms=False,
+    )
     with torch.no_grad():
         model.W_enc.copy_(W_enc)
-        # the autoencoder subtracts b_dec from its inputs; for a tool that does not, the bias takes it back
-        model.b_enc.copy_(b_enc if centred else b_enc + W_enc.to(b_enc) @ b_dec.to(b_enc))
+        # without `transcodes` the model subtracts b_dec from its inputs; where the tool does not, the bias undoes it
+        differs = centred == transcodes
+        shift = W_enc.to(b_enc) @ b_dec.to(b_enc) if differs else 0
+        model.b_enc.copy_(b_enc - shift if centred else b_enc + shift)
         model.dictionary.W.copy_(W_dec)
         model.dictionary.b.copy_(b_dec)
+        if W_skip is not None and model.W_skip is not None:
+            model.W_skip.copy_(W_skip)
     return model.eval()
 
 
 def _module(format: str) -> Any:
+    if format not in READERS:
+        raise ConfigError(f"format {format!r} is unknown; known: {_known()}")
     return importlib.import_module(READERS[format])
+
+
+def _known() -> str:
+    return ", ".join(sorted(READERS)) or "none"
