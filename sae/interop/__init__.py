@@ -25,10 +25,23 @@ from sae.models.autoencoder import Autoencoder
 from sae.modules.codes import Code, Gated, JumpReLU
 
 READERS: dict[str, str] = {
+    "dictionary_learning": "sae.interop.dictionary_learning",
+    "openai": "sae.interop.openai",
     "saelens": "sae.interop.saelens",
     "sparsify": "sae.interop.sparsify",
 }
 """Format -> the module that reads it, imported when it is needed."""
+
+
+class TwoSided(NamedTuple):
+    """Twice as many latents, each with one sign; see `two_sided`."""
+
+    W_enc: Tensor
+    """[2 F, d]"""
+    b_enc: Tensor
+    """[2 F]"""
+    W_dec: Tensor
+    """[2 F, d_out]"""
 
 
 class Origin(NamedTuple):
@@ -246,6 +259,19 @@ def gated(r: Tensor, b_gate: Tensor, b_mag: Tensor) -> Gated:
     code = Gated(len(r))
     code.r.data, code.s.data = r.float().clone(), (b_mag - r.exp() * b_gate).float()
     return code
+
+
+def two_sided(W_enc: Tensor, b_enc: Tensor, W_dec: Tensor) -> TwoSided:
+    """For codes that keep the k largest |pre| with their signs: latents j (positive) and F + j (negative) in top k.
+
+    The k largest |pre| are the k largest of pre and -pre, so that relu(topk) of these keeps the same, and the negative
+    side of a latent has examples of its own. W_enc [F, d], b_enc [F], W_dec [F, d_out].
+    """
+    return TwoSided(*(torch.cat([tensor, -tensor]) for tensor in (W_enc, b_enc, W_dec)))
+
+
+TWO_SIDED = "latents of either sign: latent j here is the positive side of the tool's latent j, F + j its negative side"
+"""What an import with `two_sided` notes."""
 
 
 def _module(format: str) -> Any:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sae.base.files import CorruptError
 from sae.config import ConfigError
-from sae.interop import Imported, Origin, assemble, gated, jump_relu
+from sae.interop import TWO_SIDED, Imported, Origin, assemble, gated, jump_relu, two_sided
 from sae.interop.files import settings_in, shapes_in, take, tensors_in, text_of
 from sae.modules.codes import Code, ReLU, TopK
 
@@ -88,7 +88,7 @@ def read(path: Path) -> Imported:
     weights = _weights(folder, settings, kind)
     notes = _normalised(folder, settings, weights, kind)
     if architecture == "abstopk":
-        notes.append("its latents have a sign: latent j is the positive side of its latent j, F + j the negative one")
+        notes.append(TWO_SIDED)
     model = assemble(
         _code(folder, settings, weights),
         W_enc=weights["W_enc"].T,
@@ -234,9 +234,8 @@ def _code(folder: Path, settings: dict[str, Any], weights: dict[str, Tensor]) ->
     if (k := settings.get("k")) is None:
         raise CorruptError(f"{folder / SETTINGS}: k is missing")
     if architecture == "abstopk":
-        # the k largest |pre| are the k largest of pre and -pre, and each side writes with its own atom
-        for name, axis in (("W_enc", 1), ("b_enc", 0), ("W_dec", 0)):
-            weights[name] = torch.cat([weights[name], -weights[name]], dim=axis)
+        both = two_sided(weights["W_enc"].T, weights["b_enc"], weights["W_dec"])
+        weights |= {"W_enc": both.W_enc.T, "b_enc": both.b_enc, "W_dec": both.W_dec}
     return TopK(int(k))
 
 

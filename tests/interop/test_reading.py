@@ -85,7 +85,7 @@ def test_refusals_name_the_known_formats(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no weights")
     with pytest.raises(ConfigError, match=r"notes.txt: is in no format that can be read.*plainsae"):
         read(tmp_path / "notes.txt")
-    with pytest.raises(ConfigError, match="format 'gguf' is unknown; known: .*plainsae"):
+    with pytest.raises(ConfigError, match=r"format 'gguf' is unknown; known: .*plainsae"):
         read(tmp_path / "notes.txt", format="gguf")
     with pytest.raises(ConfigError, match="no such file or folder"):
         read(tmp_path / "missing.npz")
