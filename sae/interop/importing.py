@@ -77,10 +77,11 @@ def import_run(source: str | Path, config: ImportConfig) -> dict[str, Any]:
         raise ConfigError(f"--out {config.out}: exists already; choose another folder")
     with Progress() as progress:
         place, layer = split_layer(source)
-        path = fetch(place, progress.say)
-        format = recognised(path) if config.format == "auto" else config.format
-        imported = read(path if layer is None else f"{path}:{layer}", format)
-        origin = _overruled(imported.origin, config)
+        fetched = fetch(place, progress.say)
+        format = fetched.format if config.format == "auto" else config.format
+        format = recognised(fetched.path) if format == "auto" else format
+        imported = read(fetched.path if layer is None else f"{fetched.path}:{layer}", format)
+        origin = _overruled(fetched.completed(imported.origin), config)
         model = imported.model
         progress.say(_said(format, model, origin))
         if config.dataset is None:
