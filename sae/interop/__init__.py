@@ -26,6 +26,7 @@ from sae.modules.codes import Code, Gated, JumpReLU
 
 READERS: dict[str, str] = {
     "dictionary_learning": "sae.interop.dictionary_learning",
+    "llamascopium": "sae.interop.llamascopium",
     "openai": "sae.interop.openai",
     "saelens": "sae.interop.saelens",
     "sparsify": "sae.interop.sparsify",

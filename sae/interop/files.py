@@ -43,8 +43,12 @@ def shapes_in(path: Path) -> dict[str, Shape]:
     return {}
 
 
-def tensors_in(path: Path) -> dict[str, Tensor]:
+def tensors_in(path: Path, rows: Mapping[str, int | None] | None = None) -> dict[str, Tensor]:
     """Name -> tensor of a .safetensors, .npz or torch file; floating point in float32.
+
+    Args:
+        path: the file.
+        rows: only these tensors, as far as they are there: all of it, or one entry of its first axis.
 
     Raises:
         CorruptError: the file cannot be read, or holds anything but tensors, numbers and text.
@@ -52,7 +56,8 @@ def tensors_in(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                names = file.keys() if rows is None else [name for name in rows if name in file.keys()]  # noqa: SIM118
+                tensors = {name: _row(file.get_slice(name), (rows or {}).get(name)) for name in names}
         elif path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as file:
                 tensors = {name: torch.from_numpy(np.array(file[name])) for name in file.files}
@@ -64,7 +69,14 @@ def tensors_in(path: Path) -> dict[str, Tensor]:
         if isinstance(error, CorruptError):
             raise
         raise CorruptError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
+    if rows is not None and path.suffix != ".safetensors":
+        tensors = {name: _row(tensors[name], row) for name, row in rows.items() if name in tensors}
     return {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
+
+
+def _row(tensor: Any, row: int | None) -> Tensor:
+    """A whole tensor, or the entry `row` of its first axis, of a tensor or of a slice that reads from a file."""
+    return tensor[...] if row is None else tensor[row : row + 1][0]
 
 
 def values_in(path: Path) -> dict[str, Any]:
