@@ -29,6 +29,8 @@ TRAINING = ("wandb-config.yaml", "wanb-config.yaml")
 """Settings of the training; some sets spell the name the second way."""
 THRESHOLD, SKIP = "activation_function.threshold", "W_skip"
 NAMES = {"W_enc", "W_dec", "b_enc", "b_dec"}
+ENCODER = NAMES - {"W_dec"}
+"""Names in the one file of a layer of a cross-layer transcoder."""
 INPUTS = {
     "hook_resid_mid": ("resid_mid.{}", "reads the residual before the MLP's norm"),
     "mlp.hook_in": ("mlp_in.{}", "reads the norm's output with its gain"),
@@ -39,9 +41,10 @@ OUTPUTS = {"hook_mlp_out": "mlp_out.{}", "mlp.hook_out": "layers.{}.mlp"}
 
 
 def recognises(path: Path) -> bool:
-    names = set(shapes_in(_file(path)))
-    # Gemma Scope 2 spells the same names in lower case
-    return names >= NAMES or any(re.fullmatch(r"W_enc_\d+", name) for name in names)
+    where = _file(path)
+    match = re.fullmatch(r"(layer|W_enc)_(\d+)\.safetensors", where.name)
+    expected = () if match is None else NAMES if match[1] == "layer" else {f"{name}_{match[2]}" for name in ENCODER}
+    return bool(expected) and set(expected) <= set(shapes_in(where))
 
 
 def read(path: Path) -> Imported:
@@ -157,7 +160,6 @@ def _check(training: dict[str, Any], dim: int, width: int, where: Path) -> None:
 
 
 def _file(path: Path) -> Path:
-    """The file of weights; of a folder its first layer's."""
-    if not path.is_dir():
-        return path
-    return path / "layer_0.safetensors" if (path / "layer_0.safetensors").exists() else path / "W_enc_0.safetensors"
+    """The file of weights; of a folder the first by name."""
+    files = sorted([*path.glob("layer_*.safetensors"), *path.glob("W_enc_*.safetensors")]) if path.is_dir() else []
+    return files[0] if files else path
