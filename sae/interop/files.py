@@ -22,6 +22,8 @@ from torch import Tensor
 from sae.base.files import CorruptError, read_json
 
 TORCH = (".pt", ".pth", ".bin")
+UNREADABLE = (OSError, EOFError, SafetensorError, ValueError, KeyError, RuntimeError, TypeError, zipfile.BadZipFile)
+"""What the libraries raise for a file that is cut short, or is not what its name says."""
 Shape = tuple[int, ...]
 
 
@@ -31,16 +33,43 @@ def shapes_in(path: Path) -> dict[str, Shape]:
     A torch file's tensors are mapped and not read. A dict inside a dict gives names joined by a dot.
     """
     try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, "pt") as file:
-                return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        if path.suffix == ".npz":
-            return {name: _header(path, name) for name in _members(path)}
-        if path.suffix in TORCH:
-            return {name: tuple(tensor.shape) for name, tensor in _tensors_of(_torch(path)).items()}
-    except (OSError, SafetensorError, ValueError, RuntimeError, zipfile.BadZipFile):
+        return _shapes(path)
+    except UNREADABLE:
         return {}
+
+
+def check_readable(path: Path) -> None:
+    """Refuse a file, or a folder with one, that has the ending of weights or settings and cannot be read as such.
+
+    Raises:
+        CorruptError: names the first of them, and why.
+    """
+    for file in [path] if path.is_file() else sorted(path.iterdir()):
+        if not file.is_file():
+            continue
+        if file.suffix == ".json":
+            read_json(file)
+        try:
+            _shapes(file)
+        except CorruptError:
+            raise
+        except UNREADABLE as error:
+            raise CorruptError(f"{file}: cannot be read ({_reason(error)})") from error
+
+
+def _shapes(path: Path) -> dict[str, Shape]:
+    if path.suffix == ".safetensors":
+        with safe_open(path, "pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    if path.suffix == ".npz":
+        return {name: _header(path, name) for name in _members(path)}
+    if path.suffix in TORCH:
+        return {name: tuple(tensor.shape) for name, tensor in _tensors_of(_torch(path)).items()}
     return {}
+
+
+def _reason(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def tensors_in(path: Path, rows: Mapping[str, int | None] | None = None) -> dict[str, Tensor]:
@@ -65,10 +94,10 @@ def tensors_in(path: Path, rows: Mapping[str, int | None] | None = None) -> dict
             tensors = _tensors_of(_torch(path))
         else:
             raise CorruptError(f"{path}: expected a .safetensors, .npz, {', '.join(TORCH)} file")
-    except (OSError, SafetensorError, ValueError, RuntimeError, TypeError, zipfile.BadZipFile) as error:
-        if isinstance(error, CorruptError):
-            raise
-        raise CorruptError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
+    except CorruptError:
+        raise
+    except UNREADABLE as error:
+        raise CorruptError(f"{path}: cannot be read ({_reason(error)})") from error
     if rows is not None and path.suffix != ".safetensors":
         tensors = {name: _row(tensors[name], row) for name, row in rows.items() if name in tensors}
     return {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}

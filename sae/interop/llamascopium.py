@@ -67,7 +67,7 @@ def read_layer(path: Path, layer: int) -> Imported:
     if layer >= layers:
         raise ConfigError(f"{path}:{layer}: no such layer; expected 0 to {layers - 1}")
     targets = range(layer, layers)
-    rows = {"W_E": layer, "b_E": layer, **{f"W_D.{target}": layer for target in targets}}
+    rows: dict[str, int | None] = {"W_E": layer, "b_E": layer, **{f"W_D.{target}": layer for target in targets}}
     shapes: dict[str, tuple[int, ...]] = {"W_E": (dim, width), "b_E": (width,)}
     shapes |= {f"W_D.{target}": (width, dim) for target in targets}
     if settings.get("use_decoder_bias", True):
@@ -283,7 +283,9 @@ def _by_norm(theta: Tensor, norms: Tensor) -> Tensor:
     return (theta / norms).clamp_max(torch.finfo(torch.float32).max)
 
 
-def _origin(settings: Mapping[str, Any], sites: tuple[str, ...], targets: tuple[str, ...], notes: list[str]) -> Origin:
+def _origin(
+    settings: Mapping[str, Any], sites: tuple[str, ...], targets: tuple[str, ...], notes: tuple[str, ...]
+) -> Origin:
     return Origin(
         "llamascopium",
         architecture=settings["sae_type"],
