@@ -93,7 +93,12 @@ def difference(ours: torch.Tensor, theirs: torch.Tensor, *, up_to_units: bool = 
         ours: [N, F] or [N, d].
         theirs: likewise.
         up_to_units: whether each column of theirs is first multiplied by the factor that its largest value asks for.
+
+    Raises:
+        SystemExit: nearly all of theirs are zero: nothing would be compared.
     """
+    if not 0.005 < (share := (theirs != 0).float().mean().item()):
+        raise SystemExit(f"only {share:.3%} of the values are not zero: nothing to compare")
     if up_to_units:
         theirs = theirs * (ours.max(0).values / theirs.max(0).values).nan_to_num(1.0, 1.0)
     gap = ((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-30)).item()

@@ -39,14 +39,21 @@ def make(out: Path, dim: int, width: int) -> Iterator[Made]:
             d_model=dim, expansion_factor=width / dim, top_k=8, dtype=torch.float32, device="cpu", **given
         )
         coder = SparseAutoEncoder(config)
-        tensors = {"W_E": values["W_enc"].T, "b_E": values["b_enc"], "W_D": values["W_dec"], "b_D": values["b_dec"]}
+        # normalised inputs have a norm of sqrt(d), and so smaller pre-activations
+        unit = 1.0 if config.norm_activation == "inference" else 0.1
+        tensors = {
+            "W_E": values["W_enc"].T,
+            "b_E": unit * values["b_enc"],
+            "W_D": values["W_dec"],
+            "b_D": values["b_dec"],
+        }
         if not config.use_decoder_bias:
             del tensors["b_D"]
         if config.use_glu_encoder:
             tensors |= {"W_E_glu": 0.1 * values["W_dec"].T, "b_E_glu": values["s"]}
         assign(coder, **tensors)
         if config.act_fn == "jumprelu":
-            assign(coder, activation_function__log_jumprelu_threshold=values["threshold"].log())
+            assign(coder, activation_function__log_jumprelu_threshold=(unit * values["threshold"]).log())
         norm = float(inputs(dim).norm(dim=1).mean())
         hooks = dict.fromkeys(config.associated_hook_points, norm)
         if len(hooks) == 2:
