@@ -27,6 +27,8 @@ CASES: dict[str, dict[str, Any]] = {
     "topk-no_norm": {"act_fn": "topk", "sparsity_include_decoder_norm": False},
     "topk-inference": {"act_fn": "topk", "norm_activation": "inference"},
     "transcoder": {"act_fn": "jumprelu", "hook_point_in": MLP[0], "hook_point_out": MLP[1]},
+    "jumprelu-folded": {"act_fn": "jumprelu"},
+    "topk-folded": {"act_fn": "topk"},
     "glu": {"act_fn": "jumprelu", "use_glu_encoder": True},
 }
 
@@ -60,7 +62,7 @@ def make(out: Path, dim: int, width: int) -> Iterator[Made]:
             hooks[MLP[1]] = 0.6 * norm
         coder.set_dataset_average_activation_norm(hooks)
         folder = out / name
-        coder.save_pretrained(folder)
+        coder.save_pretrained(folder, fold_activation_scale=name.endswith("folded"))
         config.save_hyperparameters(folder)
         yield Made(name, load(folder))
 
