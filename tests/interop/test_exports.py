@@ -99,6 +99,18 @@ def test_a_transcoder_for_sparsify_reads_and_writes_one_module(tmp_path: Path) -
         export(run, "sparsify", tmp_path / "other")
 
 
+def test_a_run_on_a_file_of_activations_is_written_without_a_site(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run", "skip_transcoder-relu")
+    record = json.loads((run / "config.json").read_text())
+    del record["imported"]
+    (run / "config.json").write_text(json.dumps(record | {"kind": "tensors"}))
+    export(run, "saelens", tmp_path / "out")
+    metadata = json.loads((tmp_path / "out" / "cfg.json").read_text())["metadata"]
+    assert (metadata["hook_name"], metadata["model_name"], metadata["prepend_bos"]) == (None, None, None)
+    with pytest.raises(ConfigError, match="--to circuit-tracer: cannot hold a run without sites"):
+        export(run, "circuit-tracer", tmp_path / "other")
+
+
 @pytest.mark.parametrize("to", ["saelens", "dictionary_learning"])
 def test_a_threshold_below_zero_is_refused_where_a_relu_applies(to: str, tmp_path: Path) -> None:
     from sae.base.files import publish_json
