@@ -38,8 +38,7 @@ class _Rows:
             return
         for row in self.rows:
             first, *others = (number(value) for value in row.values())
-            # what a row is about can be copied from one line
-            yield Text(first, style="bold", no_wrap=True, overflow="ignore")
+            yield Text(first, style="bold", overflow="fold")
             yield Padding("  ".join(others), (0, 0, 0, 2))
 
 

@@ -48,13 +48,16 @@ def test_a_model_and_a_layer_list_short_names_that_can_be_fetched(model: str) ->
         assert entry.layer == 12
 
 
-@pytest.mark.parametrize("width", [60, 100, 300])
-def test_names_are_printed_whole_and_on_one_line(width: int) -> None:
+@pytest.mark.parametrize("width", [40, 100, 300])
+def test_names_and_sources_are_printed_whole_in_any_width(width: int) -> None:
     result = parse(["list", "--model", "gemma-2-2b", "--layer", "12"]).run()
     out = io.StringIO()
     Console(file=out, width=width).print(render(result))
+    lines = [line.strip() for line in out.getvalue().splitlines()]
     for row in result["published"]:
-        assert any(row["name"] in line for line in out.getvalue().splitlines())
+        assert row["name"] in "".join(lines)
+        assert row["source"] in "".join(lines)
+        assert width == 40 or any(row["name"] in line for line in lines)
 
 
 @pytest.mark.parametrize(
