@@ -21,7 +21,7 @@ keep_to_quota()
 __version__ = "0.1.0"
 
 _LAZY = {
-    "load": "sae.models.saved",
+    "load": "sae.interop.opening",
     "attach": "sae.harvest.attach",
     "Autoencoder": "sae.models.autoencoder",
     "SparseCodes": "sae_kernels",
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from sae.config import EvalConfig, TrainConfig
     from sae.evaluation.run import evaluate
     from sae.harvest.attach import attach
+    from sae.interop.opening import load
     from sae.models.autoencoder import Autoencoder
-    from sae.models.saved import load
     from sae.training.run import train
     from sae_kernels import SparseCodes
 
