@@ -266,7 +266,8 @@ def training(setting: Setting) -> Iterator[Row]:
         harvest = Harvest(lm, [site], documents, settings)
         ids = torch.randint(100, (contexts, context), device=device)
         with torch.no_grad():
-            bare = rate(partial(lm.model.get_decoder(), input_ids=ids), ids.numel(), setting)
+            model: Any = lm.model
+            bare = rate(partial(model.get_decoder(), input_ids=ids), ids.numel(), setting)
         yield {"what": "bare forward pass, all layers", "tokens/s": bare}
         batches = harvest.batches()
         next(batches)
