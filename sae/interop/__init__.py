@@ -21,11 +21,13 @@ from torch import Tensor
 
 from sae.base.files import CorruptError
 from sae.config import ConfigError
+from sae.interop.files import check_readable
 from sae.models.autoencoder import Autoencoder
 from sae.modules.codes import Code, Gated, JumpReLU
 
 READERS: dict[str, str] = {
     "dictionary_learning": "sae.interop.dictionary_learning",
+    "llamascopium": "sae.interop.llamascopium",
     "openai": "sae.interop.openai",
     "saelens": "sae.interop.saelens",
     "sparsify": "sae.interop.sparsify",
@@ -117,12 +119,20 @@ def recognised(path: Path) -> str:
 
     Raises:
         ConfigError: none does, or several.
+        CorruptError: none does, and a file there is damaged.
     """
-    matches = [name for name in READERS if _module(name).recognises(path)]
+    matches = matching(path)
+    if not matches:
+        check_readable(path)
     if len(matches) != 1:
         reason = f"could be any of {', '.join(matches)}" if matches else "is in no format that can be read"
         raise ConfigError(f"{path}: {reason}; name the format, one of: {_known()}")
     return matches[0]
+
+
+def matching(path: Path) -> list[str]:
+    """The formats that recognise a path."""
+    return [name for name in READERS if _module(name).recognises(path)]
 
 
 def assemble(
@@ -156,7 +166,8 @@ def assemble(
             undone after decoding.
 
     Raises:
-        CorruptError: a tensor of another shape, or with a number that is not finite; the message names it.
+        CorruptError: a tensor of another shape, with a number that is not finite, or square and transposed; the
+            message names it.
     """
     width, dim_out = W_dec.shape if W_dec.ndim == 2 else (0, 0)
     dim = W_enc.shape[-1] if transcodes else dim_out
@@ -170,6 +181,8 @@ def assemble(
             raise CorruptError(f"{source}: {name} has the shape {tuple(tensor.shape)}, expected {expected}")
         if not torch.isfinite(tensor).all():
             raise CorruptError(f"{source}: {name} has numbers that are not finite")
+    if not transcodes:
+        _check_orientation(W_enc, W_dec, source)
     model = Autoencoder(
         dim,
         width,
@@ -191,6 +204,32 @@ def assemble(
         if W_skip is not None and model.W_skip is not None:
             model.W_skip.copy_(W_skip)
     return model.eval()
+
+
+def _check_orientation(W_enc: Tensor, W_dec: Tensor, source: str) -> None:
+    """Refuse square weights that are transposed, as far as they show it by themselves.
+
+    Most tools keep atoms at one norm: columns of one norm and rows of many are atoms on their sides. And an encoder's
+    row resembles its atom: rows that resemble nothing until one of the two is turned were turned before.
+
+    Raises:
+        CorruptError: says which tensor.
+    """
+    if W_enc.shape[0] != W_enc.shape[1] or W_enc.shape != W_dec.shape or len(W_dec) < 8:
+        return
+    rows, columns = (W_dec.norm(dim=axis) for axis in (1, 0))
+    if columns.std() < 1e-3 * columns.mean() and rows.std() > 0.02 * rows.mean():
+        raise CorruptError(
+            f"{source}: W_dec {tuple(W_dec.shape)} is transposed: its columns have one norm, not its rows"
+        )
+    straight, turned = (
+        torch.nn.functional.cosine_similarity(encoder, W_dec, dim=1).mean().item() for encoder in (W_enc, W_enc.T)
+    )
+    if turned > 0.25 and straight < turned / 5:
+        raise CorruptError(
+            f"{source}: W_enc or W_dec {tuple(W_dec.shape)} is transposed: rows and atoms have the mean cosine "
+            f"{straight:.2f}, and {turned:.2f} once one is turned"
+        )
 
 
 def cross_layer(
