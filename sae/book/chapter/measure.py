@@ -90,15 +90,6 @@ def enumerated(words: Iterable[Any]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def plain(values: Any) -> Any:
-    """Findings as JSON values: intervals, mappings and sequences, at any depth."""
-    if isinstance(values, Interval):
-        return values.to_json()
-    if isinstance(values, Mapping):
-        return {str(name): plain(value) for name, value in values.items()}
-    return [plain(value) for value in values] if isinstance(values, list | tuple) else values
-
-
 def keyed(rows: Iterable[Mapping[str, Any]], name: str) -> dict[str, dict[str, Any]]:
     """Rows of a table by their value of the column `name`, which is left out of them."""
     return {row[name]: {column: value for column, value in row.items() if column != name} for row in rows}
