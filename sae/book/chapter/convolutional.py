@@ -15,13 +15,11 @@ from torch import Tensor
 
 from sae.book.chapter.base import Finding, Picture, Setting, experiment, trained
 from sae.book.chapter.latent_space import prior_draws
-from sae.book.chapter.measure import Spread, fvu, mean_of, over_seeds, reconstructed
-from sae.book.chapter.networks import ae, heldout, untrained, vae
+from sae.book.chapter.measure import Spread, ae, fvu, heldout, mean_of, over_seeds, reconstructed, untrained, vae
 from sae.book.measures.spectra import Checkerboard, power, radial_spectrum
 from sae.book.pictures.grids import draw_rows, draw_tiles
 from sae.book.pictures.latents import draw_interpolation
-from sae.book.pictures.lines import Curve, draw_lines
-from sae.book.pictures.spectra import checkerboards_of, draw_checkerboards, draw_spectra, spectra_of
+from sae.book.pictures.lines import Curve, checkerboards_of, draw_checkerboards, draw_lines, draw_spectra, spectra_of
 from sae.config import VisionConfig
 from sae.models.autoencoder import Autoencoder
 from sae.models.heads import ConvolutionalHead
