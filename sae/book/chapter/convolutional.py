@@ -29,6 +29,15 @@ from sae.runs.images import ImageRun, decode_dense, dense_codes
 CHAPTER_SHAPE = (3, 64, 64)
 LATENTS = 16
 SHOWN = 10
+STRIDE = 2  # of every stage of the decoders
+FLOOR = 1e-8  # share of the largest power at which the picture's colours end
+KINDS = {"transposed": False, "upsampled": True}
+"""Decoders by whether they double and convolve, in place of a transposed convolution."""
+SETS: tuple[str, ...] = ("samples", "reconstructions", "errors")
+MEASURES = {"phases": "variance in the 2 x 2 pattern", "lattice": "power on the lattice / off it"}
+"""Of a checkerboard, with their names in tables."""
+Boards = dict[str, Spread]
+"""Every measure over seeds."""
 
 
 def convolutional_vae(*, upsampling: bool) -> VisionConfig:
@@ -98,17 +107,6 @@ def convolutional(setting: Setting) -> Finding:
         f"{LATENTS} latents leave {error:.1%} of the variance of held-out images unexplained."
     )
     return Finding(text, {"stages": table, "fvu": error, "images": run.record["data"]["count"]}, [table], pictures)
-
-
-STRIDE = 2  # of every stage of the decoders
-FLOOR = 1e-8  # share of the largest power at which the picture's colours end
-KINDS = {"transposed": False, "upsampled": True}
-"""Decoders by whether they double and convolve, in place of a transposed convolution."""
-SETS: tuple[str, ...] = ("samples", "reconstructions", "errors")
-MEASURES = {"phases": "variance in the 2 x 2 pattern", "lattice": "power on the lattice / off it"}
-"""Of a checkerboard, with their names in tables."""
-Boards = dict[str, Spread]
-"""Every measure over seeds."""
 
 
 @experiment("checkerboards", rows=(18,), title="Checkerboards of transposed convolutions, before and after training")

@@ -41,6 +41,12 @@ from sae.training.logging import read_metrics
 
 SHOWN = 12  # images in a row of a picture
 LINEAR_K = 10
+SIZES = (2, 10, 32, 64)
+SCATTERED = 1000  # points in a scatter plot
+LABELS = (10, 100, 1000)
+FEATURES = 32
+Codes = Callable[[Tensor], Tensor]
+"""Images [n, D] -> codes [n, k]."""
 
 
 @experiment("undercomplete", rows=(1,), title="An autoencoder copies its input through a bottleneck")
@@ -111,15 +117,6 @@ def nearest_component(atoms: torch.Tensor, pca: PCA) -> float:
     """Mean absolute cosine of atoms [k, D] with their nearest of the first k components."""
     unit = torch.nn.functional.normalize(atoms.detach().double(), dim=1)
     return (unit @ pca.components[: len(atoms)].T).abs().amax(1).mean().item()
-
-
-SIZES = (2, 10, 32, 64)
-SCATTERED = 1000  # points in a scatter plot
-LABELS = (10, 100, 1000)
-FEATURES = 32
-
-Codes = Callable[[Tensor], Tensor]
-"""Images [n, D] -> codes [n, k]."""
 
 
 @experiment("reduction", rows=(3,), title="Like PCA, but not linear: the error that k numbers leave")

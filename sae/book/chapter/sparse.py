@@ -46,6 +46,12 @@ NOISE = 0.3
 SHOWN = 12
 FREE = "no penalty"
 COLUMN = "kept from copying by"
+TARGETS = (4, 8, 16, 32)
+"""Active latents an image, to which the penalty's weight is adapted."""
+RATE = 0.05
+RATE_WEIGHT = 0.01
+"""Of the divergence from the rate, for each pixel, since the squared error is a sum over pixels. With three times as
+much, half of the error is still there on digits after 40 epochs: latents near 0 move slowly."""
 
 
 def variants(width: int) -> dict[str, VisionConfig]:
@@ -130,14 +136,6 @@ def strongest_atoms(run: ImageRun, heldout: Images) -> torch.Tensor:
     with torch.no_grad():
         mean = run.model.encode(heldout.x).to_dense().abs().mean(0)
     return run.model.dictionary.W.detach()[mean.topk(SHOWN).indices]
-
-
-TARGETS = (4, 8, 16, 32)
-"""Active latents an image, to which the penalty's weight is adapted."""
-RATE = 0.05
-RATE_WEIGHT = 0.01
-"""Of the divergence from the rate, for each pixel, since the squared error is a sum over pixels. With three times as
-much, half of the error is still there on digits after 40 epochs: latents near 0 move slowly."""
 
 
 def latents_for(setting: Setting, pixels: int) -> int:

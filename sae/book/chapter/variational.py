@@ -28,6 +28,8 @@ from sae.training.logging import read_metrics
 from sae_kernels import SparseCodes
 
 KL_DRAWS, NOISE, GRADIENT = range(3)  # keys of the random streams
+DRAWS = (1, 5, 64, 512)
+RESAMPLES = 1000
 
 
 class KLCheck(NamedTuple):
@@ -188,10 +190,6 @@ def draw_running_means(estimates: dict[str, Tensor]) -> Figure:
         count = torch.arange(1, len(rows) + 1)
         curves[name] = Curve(count.tolist(), (rows[:, component].cumsum(0) / count).tolist(), "-")
     return draw_lines(curves, "draws", "mean gradient (nats a unit)", log_x=True)
-
-
-DRAWS = (1, 5, 64, 512)
-RESAMPLES = 1000
 
 
 @experiment("importance_weighted", rows=(11,), title="What more draws do to the bound on the likelihood")

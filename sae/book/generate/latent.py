@@ -25,6 +25,9 @@ from sae.modules.codes import Gaussian, Quantised
 from sae.runs.images import ImageRun, decode_dense, dense_codes
 from sae_kernels import SparseCodes
 
+CHUNK = 1024  # samples encoded at a time
+CLIP = 1.0  # norm to which gradients are cut: those of recurrent networks can explode
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class VAESampler(Sampler):
@@ -92,10 +95,6 @@ def decoder_parameters(model: Autoencoder) -> int:
 def seconds_of(run: ImageRun) -> float:
     """Wall time of the run's training in its last process."""
     return run.record["training"]["seconds"]
-
-
-CHUNK = 1024  # samples encoded at a time
-CLIP = 1.0  # norm to which gradients are cut: those of recurrent networks can explode
 
 
 @dataclass(frozen=True, kw_only=True)
