@@ -22,6 +22,7 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "load": "sae.models.saved",
+    "attach": "sae.harvest.attach",
     "Autoencoder": "sae.models.autoencoder",
     "SparseCodes": "sae_kernels",
     "train": "sae.training.run",
@@ -29,11 +30,12 @@ _LAZY = {
     "TrainConfig": "sae.config",
     "EvalConfig": "sae.config",
 }
-__all__ = ["Autoencoder", "EvalConfig", "SparseCodes", "TrainConfig", "evaluate", "load", "train"]
+__all__ = ["Autoencoder", "EvalConfig", "SparseCodes", "TrainConfig", "attach", "evaluate", "load", "train"]
 
 if TYPE_CHECKING:
     from sae.config import EvalConfig, TrainConfig
     from sae.evaluation.run import evaluate
+    from sae.harvest.attach import attach
     from sae.models.autoencoder import Autoencoder
     from sae.models.saved import load
     from sae.training.run import train

@@ -11,6 +11,7 @@ from sae.config.features import CollectConfig, ExplainConfig, SteerConfig
 from sae.config.fields import TYPED, ConfigError, built, check, from_json, refuse_ignored, to_json, unknown_choice
 from sae.config.image_variants import SPARSE, VisionConfig
 from sae.config.images import ImageDataConfig, ImageEvalConfig, ImageTrainConfig, usual_epochs
+from sae.config.imports import ImportConfig
 from sae.config.run import Device, OptimConfig, RunConfig
 from sae.config.tensors import TensorDataConfig, TensorTrainConfig, is_tensor_data
 from sae.config.text import EvalConfig, HarvestConfig, TrainConfig
@@ -28,6 +29,7 @@ __all__ = [
     "ImageDataConfig",
     "ImageEvalConfig",
     "ImageTrainConfig",
+    "ImportConfig",
     "OptimConfig",
     "RunConfig",
     "SAEConfig",

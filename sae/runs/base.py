@@ -32,6 +32,11 @@ KINDS = {
         "sae train --data",
         "sae eval and sae verify read it; no text or image belongs to it that could be shown",
     ),
+    "weights": Kind(
+        "another tool's autoencoder without text",
+        "sae import",
+        "sae verify, sae export and Python read it; import it again with --dataset for the other commands",
+    ),
     "rows": Kind(
         "a run on rows of numbers",
         "sae image compare",

@@ -223,8 +223,8 @@ class TextData:
         lm = self._harvest.lm
         return {
             "sites": {
-                "inputs": [_described(site) for site in self.inputs],
-                "targets": [_described(site) for site in self.targets],
+                "inputs": [site.describe() for site in self.inputs],
+                "targets": [site.describe() for site in self.targets],
             },
             "model": lm.provenance,
             "harvest": {"beginning": described(lm), "store_precision": self.precision},
@@ -370,7 +370,3 @@ def norm_report(harvest: Harvest) -> str:
         left_out = f"; tokens over {limit:.4g} are left out as sinks" if limit else ""
         lines.append(f"Activation norms at {site}: {shown}{left_out}.")
     return "\n".join(lines)
-
-
-def _described(site: Site) -> dict[str, Any]:
-    return {"name": site.name, "path": site.path, "width": site.width}

@@ -14,7 +14,7 @@ import torch
 import sae
 from sae.base.files import CorruptError, publish_json
 from sae.config import ConfigError
-from sae.interop import READERS, read
+from sae.interop import READERS, Origin, read
 from sae.models.saved import save_weights
 
 ROOT = Path(__file__).parents[2]
@@ -46,7 +46,7 @@ def test_an_autoencoder_of_another_tool_gives_that_tool_s_numbers(tmp_path: Path
     weights = arrays()
     np.savez(tmp_path / "theirs.npz", **weights)
     imported = read(tmp_path / "theirs.npz")
-    assert imported.record == {"tool": "plainsae", "site": "blocks.3.hook_resid_post"}
+    assert imported.origin == Origin("plainsae", sites=("blocks.3.hook_resid_post",))
     x = np.random.default_rng(1).standard_normal((7, 5)).astype(np.float32)
     f = np.maximum(x @ weights["W_enc"] + weights["b_enc"], 0)
     codes, reconstruction = imported.model(torch.from_numpy(x))
@@ -58,9 +58,11 @@ def test_an_autoencoder_of_another_tool_gives_that_tool_s_numbers(tmp_path: Path
 @pytest.mark.usefixtures("plainsae")
 def test_it_is_saved_as_ours_and_loads(tmp_path: Path) -> None:
     np.savez(tmp_path / "theirs.npz", **arrays())
-    model, record = read(tmp_path / "theirs.npz", format="plainsae")
+    model, origin = read(tmp_path / "theirs.npz", format="plainsae")
     x = torch.randn(32, 5, generator=torch.Generator().manual_seed(0))
-    publish_json(tmp_path / "config.json", {"autoencoder": save_weights(tmp_path, model, x), "imported": record})
+    publish_json(
+        tmp_path / "config.json", {"autoencoder": save_weights(tmp_path, model, x), "imported": origin._asdict()}
+    )
     assert sae.load(tmp_path).encode(x).to_dense().equal(model.encode(x).to_dense())
 
 
@@ -81,9 +83,9 @@ def test_wrong_weights_are_refused_with_the_tensor_s_name(changes: dict, message
 @pytest.mark.usefixtures("plainsae")
 def test_refusals_name_the_known_formats(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no weights")
-    with pytest.raises(ConfigError, match=r"notes.txt: is in no format that can be read.*: plainsae"):
+    with pytest.raises(ConfigError, match=r"notes.txt: is in no format that can be read.*plainsae"):
         read(tmp_path / "notes.txt")
-    with pytest.raises(ConfigError, match="format 'gguf' is unknown; known: plainsae"):
+    with pytest.raises(ConfigError, match=r"format 'gguf' is unknown; known: .*plainsae"):
         read(tmp_path / "notes.txt", format="gguf")
     with pytest.raises(ConfigError, match="no such file or folder"):
         read(tmp_path / "missing.npz")

@@ -1,0 +1,158 @@
+"""Other tools' files, read without executing anything: names and shapes first, then tensors.
+
+shapes_in(path)                              # {"W_enc": (768, 24576), ...}, from the header alone
+tensors_in(path)                             # {"W_enc": Tensor, ...}, float32
+take(tensors, {"W_enc": (768, 24576)}, source=path)
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zipfile
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from sae.base.files import CorruptError, read_json
+
+TORCH = (".pt", ".pth", ".bin")
+Shape = tuple[int, ...]
+
+
+def shapes_in(path: Path) -> dict[str, Shape]:
+    """Name -> shape of every tensor in a .safetensors, .npz or torch file; empty where it is none of them.
+
+    A torch file's tensors are mapped and not read. A dict inside a dict gives names joined by a dot.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        if path.suffix == ".npz":
+            return {name: _header(path, name) for name in _members(path)}
+        if path.suffix in TORCH:
+            return {name: tuple(tensor.shape) for name, tensor in _tensors_of(_torch(path)).items()}
+    except (OSError, SafetensorError, ValueError, RuntimeError, zipfile.BadZipFile):
+        return {}
+    return {}
+
+
+def tensors_in(path: Path) -> dict[str, Tensor]:
+    """Name -> tensor of a .safetensors, .npz or torch file; floating point in float32.
+
+    Raises:
+        CorruptError: the file cannot be read, or holds anything but tensors, numbers and text.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        elif path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as file:
+                tensors = {name: torch.from_numpy(np.array(file[name])) for name in file.files}
+        elif path.suffix in TORCH:
+            tensors = _tensors_of(_torch(path))
+        else:
+            raise CorruptError(f"{path}: expected a .safetensors, .npz, {', '.join(TORCH)} file")
+    except (OSError, SafetensorError, ValueError, RuntimeError, TypeError, zipfile.BadZipFile) as error:
+        if isinstance(error, CorruptError):
+            raise
+        raise CorruptError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
+    return {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
+
+
+def values_in(path: Path) -> dict[str, Any]:
+    """What a torch file holds beside its tensors: numbers, text, lists."""
+    loaded = _torch(path)
+    return {name: value for name, value in loaded.items() if not isinstance(value, Tensor)}
+
+
+def settings_in(path: Path) -> dict[str, Any]:
+    """A JSON or YAML file that holds one table; empty where there is no such file.
+
+    Raises:
+        CorruptError: it is something else.
+    """
+    if not path.is_file():
+        return {}
+    if path.suffix in (".yaml", ".yml"):
+        import yaml
+
+        try:
+            value = yaml.safe_load(path.read_text())
+        except yaml.YAMLError as error:
+            raise CorruptError(f"{path}: not YAML ({error})") from error
+    else:
+        value = read_json(path)
+    if not isinstance(value, dict):
+        raise CorruptError(f"{path}: expected a table of settings, got {type(value).__name__}")
+    return value
+
+
+def take(
+    tensors: Mapping[str, Tensor], shapes: Mapping[str, Shape], *, source: Path, ignore: Collection[str] = ()
+) -> dict[str, Tensor]:
+    """The tensors of these names, each of its expected shape; any other name is refused, but for those to ignore.
+
+    Raises:
+        CorruptError: names the key, its shape and the shape that is expected.
+    """
+    for name, shape in shapes.items():
+        if name not in tensors:
+            raise CorruptError(f"{source}: {name} {shape} is missing; it holds {', '.join(sorted(tensors))}")
+        if tuple(tensors[name].shape) != shape:
+            hint = "; it is transposed" if tuple(tensors[name].shape) == shape[::-1] else ""
+            raise CorruptError(f"{source}: {name} has the shape {tuple(tensors[name].shape)}, expected {shape}{hint}")
+        if not torch.isfinite(tensors[name]).all():
+            raise CorruptError(f"{source}: {name} has numbers that are not finite")
+    if unknown := sorted(set(tensors) - set(shapes) - set(ignore)):
+        raise CorruptError(f"{source}: {', '.join(unknown)}: not part of this format; expected {', '.join(shapes)}")
+    return {name: tensors[name] for name in shapes}
+
+
+def _torch(path: Path) -> dict[str, Any]:
+    """A torch file's dict, with nothing executed.
+
+    Raises:
+        CorruptError: it holds code, or no dict.
+    """
+    try:
+        loaded = torch.load(path, weights_only=True, map_location="cpu", mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        raise CorruptError(f"{path}: holds objects beside tensors, whose code is not executed") from error
+    if not isinstance(loaded, dict):
+        raise CorruptError(f"{path}: expected a dict of tensors, got {type(loaded).__name__}")
+    return loaded
+
+
+def _tensors_of(values: Mapping[str, Any], prefix: str = "") -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for name, value in values.items():
+        if isinstance(value, Tensor):
+            tensors[prefix + str(name)] = value
+        elif isinstance(value, Mapping):
+            tensors |= _tensors_of(value, f"{prefix}{name}.")
+    return tensors
+
+
+def _members(path: Path) -> list[str]:
+    with zipfile.ZipFile(path) as archive:
+        return [name.removesuffix(".npy") for name in archive.namelist()]
+
+
+def _header(path: Path, name: str) -> Shape:
+    with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as member:
+        version = np.lib.format.read_magic(member)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        return read(member)[0]
+
+
+def text_of(value: Any) -> str | None:
+    """A setting as text, None where it is missing."""
+    return None if value is None else value if isinstance(value, str) else json.dumps(value)
