@@ -142,7 +142,7 @@ class _Evaluation:
             }
             if losses is None and self.config.downstream_tokens:
                 report["downstream_missing"] = self.lm.traits.no_next_token
-            reports.append(bootstrap.to_json(report))
+            reports.append(bootstrap.plain(report))
         return reports
 
     def _harvest(self, split: Any, settings: HarvestConfig | None = None) -> Harvest:
