@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test check bench bench-peers families clean
+.PHONY: install demo test check bench bench-peers race families clean
 
 install: $(VENV)/.installed
 
@@ -34,6 +34,10 @@ bench: install
 # the same training step in other toolkits, which need an environment of their own
 bench-peers: .venv-peers/.installed
 	PYTHONPATH=kernels .venv-peers/bin/python scripts/bench/peers.py
+
+# trains ours and three other toolkits from the same stored activations, in hours; a stopped race continues
+race: install .venv-peers/.installed
+	nice -n 10 $(BIN)/python -m scripts.race --figure docs/race.svg $(RACE)
 
 .venv-peers/.installed:
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers

@@ -20,8 +20,7 @@ from sae.book.chapter import (  # noqa: F401  makes the experiments known
     variational_bounds,
 )
 from sae.book.chapter.base import EXPERIMENTS, Finding, Setting
-from sae.book.chapter.convolutional import CHAPTER_SHAPE, convolutional_vae, stages
-from sae.book.chapter.convolutional_spectra import blur_said, power_beyond, times
+from sae.book.chapter.convolutional import CHAPTER_SHAPE, blur_said, convolutional_vae, power_beyond, stages, times
 from sae.book.chapter.latent_space import (
     AE_REBUILT,
     GAUSSIAN,

@@ -2,14 +2,17 @@
 
     imported = read("their_sae")                 # the format is recognised; format="NAME" overrules
     codes = imported.model.encode(x)             # x [N, d]
+    imported = read("their_clt:3")               # what a cross-layer transcoder reads at layer 3
 
 A format that can be read is a module with `recognises(path) -> bool` and `read(path) -> Imported`, and its line in
-`READERS`. CONTRIBUTING.md shows a whole one.
+`READERS`. CONTRIBUTING.md shows a whole one. A format that holds several layers in one folder has, besides,
+`read_layer(path, layer) -> Imported`.
 """
 
 from __future__ import annotations
 
 import importlib
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,12 +22,26 @@ from torch import Tensor
 from sae.base.files import CorruptError
 from sae.config import ConfigError
 from sae.models.autoencoder import Autoencoder
-from sae.modules.codes import Code
+from sae.modules.codes import Code, Gated, JumpReLU
 
 READERS: dict[str, str] = {
+    "dictionary_learning": "sae.interop.dictionary_learning",
+    "openai": "sae.interop.openai",
+    "saelens": "sae.interop.saelens",
     "sparsify": "sae.interop.sparsify",
 }
 """Format -> the module that reads it, imported when it is needed."""
+
+
+class TwoSided(NamedTuple):
+    """Twice as many latents, each with one sign; see `two_sided`."""
+
+    W_enc: Tensor
+    """[2 F, d]"""
+    b_enc: Tensor
+    """[2 F]"""
+    W_dec: Tensor
+    """[2 F, d_out]"""
 
 
 class Origin(NamedTuple):
@@ -67,17 +84,32 @@ def read(path: str | Path, format: str = "auto") -> Imported:
     """The autoencoder in another tool's file or folder.
 
     Args:
-        path: file or folder.
+        path: file or folder; `folder:LAYER` where the format holds one autoencoder for each layer.
         format: a key of `READERS`; "auto" takes the one format that recognises the path.
 
     Raises:
         ConfigError: nothing is there, the format is unknown, or not exactly one format recognises the path.
         CorruptError: the weights do not have the shapes of an autoencoder.
     """
-    path = Path(path).expanduser()
+    place, layer = split_layer(path)
+    path = Path(place).expanduser()
     if not path.exists():
         raise ConfigError(f"{path}: no such file or folder")
-    return _module(recognised(path) if format == "auto" else format).read(path)
+    format = recognised(path) if format == "auto" else format
+    module = _module(format)
+    if layer is None:
+        return module.read(path)
+    if not hasattr(module, "read_layer"):
+        raise ConfigError(f"{path}:{layer}: {format} has no layers to select; expected {path}")
+    return module.read_layer(path, layer)
+
+
+def split_layer(source: str | Path) -> tuple[str, int | None]:
+    """A source's place and the layer that a colon and a number at its end select; None without them."""
+    match = re.fullmatch(r"(.+):(\d+)", str(source))
+    if match is None or Path(source).expanduser().exists():
+        return str(source), None
+    return match[1], int(match[2])
 
 
 def recognised(path: Path) -> str:
@@ -159,6 +191,87 @@ def assemble(
         if W_skip is not None and model.W_skip is not None:
             model.W_skip.copy_(W_skip)
     return model.eval()
+
+
+def cross_layer(
+    code: Code,
+    origin: Origin,
+    *,
+    W_enc: Tensor,
+    b_enc: Tensor,
+    W_dec: Tensor,
+    b_dec: Tensor,
+    source: str,
+    W_skip: Tensor | None = None,
+) -> Imported:
+    """What a cross-layer transcoder reads at one layer i: a transcoder that writes to the layers i ... L - 1.
+
+    f = code(W_enc x_i + b_enc); its part of the output of layer l is Σ_j f_j w_jl, and b_dec for l = i alone: the
+    biases of later layers belong to what is read there, so that the parts of all layers sum to the whole.
+
+    Args:
+        code: of F latents.
+        origin: with the one site it reads, and the L - i targets in order where they are known.
+        W_enc: [F, d].
+        b_enc: [F].
+        W_dec: [F, L - i, d_out], atoms at layer i first.
+        b_dec: [d_out], of layer i.
+        source: for messages.
+        W_skip: [d_out, d], to layer i.
+
+    Raises:
+        CorruptError: as `assemble`.
+    """
+    if W_dec.ndim != 3 or tuple(b_dec.shape) != tuple(W_dec.shape[2:]):
+        shapes = f"W_dec {tuple(W_dec.shape)} and b_dec {tuple(b_dec.shape)}"
+        raise CorruptError(f"{source}: {shapes}, expected [F, layers, d] and [d]")
+    layers, dim_out = W_dec.shape[1:]
+    bias = torch.zeros(layers * dim_out)
+    bias[:dim_out] = b_dec
+    if W_skip is not None:
+        whole = torch.zeros(layers * dim_out, W_skip.shape[-1])
+        whole[:dim_out] = W_skip
+        W_skip = whole
+    model = assemble(
+        code,
+        W_enc=W_enc,
+        b_enc=b_enc,
+        W_dec=W_dec.flatten(1),
+        b_dec=bias,
+        W_skip=W_skip,
+        centred=False,
+        transcodes=True,
+        source=source,
+    )
+    note = f"its part of the outputs of {layers} layers; the rest of those after the first is read at other layers"
+    return Imported(model, origin._replace(notes=(*origin.notes, note)))
+
+
+def jump_relu(theta: Tensor) -> JumpReLU:
+    """pre · 1[pre > θ], thresholds θ [F]; a tool that clamps pre at 0 first has max(θ, 0)."""
+    code = JumpReLU(len(theta))
+    code.theta.data = theta.detach().float().clone()
+    return code
+
+
+def gated(r: Tensor, b_gate: Tensor, b_mag: Tensor) -> Gated:
+    """1[π > 0] · relu(e^r Wx + b_mag), π = Wx + b_gate, all [F]: the file's b_enc is b_gate."""
+    code = Gated(len(r))
+    code.r.data, code.s.data = r.float().clone(), (b_mag - r.exp() * b_gate).float()
+    return code
+
+
+def two_sided(W_enc: Tensor, b_enc: Tensor, W_dec: Tensor) -> TwoSided:
+    """For codes that keep the k largest |pre| with their signs: latents j (positive) and F + j (negative) in top k.
+
+    The k largest |pre| are the k largest of pre and -pre, so that relu(topk) of these keeps the same, and the negative
+    side of a latent has examples of its own. W_enc [F, d], b_enc [F], W_dec [F, d_out].
+    """
+    return TwoSided(*(torch.cat([tensor, -tensor]) for tensor in (W_enc, b_enc, W_dec)))
+
+
+TWO_SIDED = "latents of either sign: latent j here is the positive side of the tool's latent j, F + j its negative side"
+"""What an import with `two_sided` notes."""
 
 
 def _module(format: str) -> Any:

@@ -8,6 +8,7 @@ and weights that reconstruct better transposed are refused. Without one, the run
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +33,7 @@ from sae.harvest.language_model import (
 from sae.harvest.opening import opening
 from sae.harvest.sites import Site, SiteError, resolve_sites
 from sae.harvest.stream import Harvest
-from sae.interop import Origin, read, recognised
+from sae.interop import Origin, read, recognised, split_layer
 from sae.interop.sources import fetch
 from sae.models.autoencoder import Autoencoder
 from sae.models.saved import CONFIG, save_weights
@@ -62,7 +63,8 @@ def import_run(source: str | Path, config: ImportConfig) -> dict[str, Any]:
     """Write the autoencoder of another tool as a run folder.
 
     Args:
-        source: a file or folder, `hub_id`, `hub_id:path`, or a short name of `sae list`.
+        source: a file or folder, `hub_id`, `hub_id:path`, or a short name of `sae list`; with `:LAYER` at its end
+            what a cross-layer transcoder reads at that layer.
         config: what the files do not say.
 
     Returns:
@@ -74,10 +76,12 @@ def import_run(source: str | Path, config: ImportConfig) -> dict[str, Any]:
     if config.out.exists():
         raise ConfigError(f"--out {config.out}: exists already; choose another folder")
     with Progress() as progress:
-        path = fetch(source, progress.say)
-        format = recognised(path) if config.format == "auto" else config.format
-        imported = read(path, format)
-        origin = _overruled(imported.origin, config)
+        place, layer = split_layer(source)
+        fetched = fetch(place, progress.say)
+        format = fetched.format if config.format == "auto" else config.format
+        format = recognised(fetched.path) if format == "auto" else format
+        imported = read(fetched.path if layer is None else f"{fetched.path}:{layer}", format)
+        origin = _overruled(fetched.completed(imported.origin), config)
         model = imported.model
         progress.say(_said(format, model, origin))
         if config.dataset is None:
@@ -165,6 +169,11 @@ def _subject(model: Autoencoder, origin: Origin, config: ImportConfig) -> Subjec
     targets = _sites(body, "--target-site", origin.targets, model.dim_out) if origin.targets else inputs
     if not origin.targets and model.dim_out != model.dim:
         raise ConfigError("--target-site: the files name none, and the reconstruction has another width than the input")
+    settings = dataclasses.replace(
+        settings,
+        site=_joined(inputs),
+        target_site=_joined(targets) if origin.targets else None,
+    )
     documents = open_documents(config.dataset, text_field=config.text_field, split="train", heldout=config.heldout)
     return Subject(source, inputs, targets, documents, settings)
 
@@ -178,6 +187,10 @@ def _sites(body: nn.Module, flag: str, names: tuple[str, ...], width: int) -> li
     if sum(widths) != width:
         raise ConfigError(f"{flag} {', '.join(names)}: has the width {sum(widths)}, the autoencoder {width}")
     return sites
+
+
+def _joined(sites: list[Site]) -> str:
+    return "+".join(site.name for site in sites)
 
 
 def _spelled(body: nn.Module, name: str) -> str:

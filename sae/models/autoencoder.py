@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import copy
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from sae.models.heads import Head
-from sae.models.stems import Stem
 from sae.modules.codes import Code
 from sae.modules.dictionary import Dictionary, start_linear
 from sae.modules.normalise import Affine, layer_norm
 from sae_kernels import SparseCodes
+
+if TYPE_CHECKING:
+    from sae.models.heads import Head
+    from sae.models.stems import Stem
 
 
 class Output(NamedTuple):

@@ -1,20 +1,28 @@
-"""What experiments share: held-out images, FVU of any reconstruction, means over seeds, and words for them."""
+"""What experiments share: held-out images, FVU of any reconstruction, means over seeds, words for them, and a judge.
+
+judge = judge_of("mnist5k")
+judge.classifier.classes(images), judge.nearest(images)
+"""
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from scipy import stats
 from torch import Tensor
 
+from sae.book.generate.classifier import CHUNK, Classifier, train_classifier
 from sae.config import ConfigError, ImageDataConfig
 from sae.data.images import ImageSet
 from sae.evaluation.baselines import PCA
 from sae.evaluation.bootstrap import Interval
 from sae.evaluation.reconstruction import fvu_of, fvu_sums
+from sae.models.stems import MLPStem
 from sae.runs.images import ImageRun, decode_dense, dense_codes, open_split
 
 Spread = Interval | float
@@ -114,3 +122,36 @@ def reconstructed(run: ImageRun, x: Tensor) -> Tensor:
 def fvu_of_runs(runs: Iterable[ImageRun], x: Tensor) -> Spread:
     """FVU of images [n, D], over runs of several seeds."""
     return over_seeds([fvu(x, reconstructed(run, x)) for run in runs])
+
+
+HIDDEN = (128,)
+
+
+class Judge(NamedTuple):
+    """A classifier trained on the training images alone; samples are compared in its features."""
+
+    classifier: Classifier
+    train: Images
+    heldout: Images
+
+    @property
+    def accuracy(self) -> float:
+        """On held-out images."""
+        return (self.classifier.classes(self.heldout.x) == self.heldout.labels).double().mean().item()
+
+    def nearest(self, x: Tensor) -> Tensor:
+        """Root mean squared difference a pixel between images [n, D] and their nearest training images, [n]."""
+        rows = [torch.cdist(part, self.train.x).amin(1) for part in x.split(CHUNK)]
+        return torch.cat(rows) / x.shape[1] ** 0.5
+
+
+@functools.lru_cache(maxsize=2)
+def judge_of(data: str) -> Judge:
+    """The judge of a labelled set, cached.
+
+    Raises:
+        ConfigError: the set has no labels.
+    """
+    train, heldout = split_images(data)
+    stem = MLPStem(train.x.shape[1], HIDDEN)
+    return Judge(train_classifier(train.x, train.labels, stem, classes=len(train.names), seed=0), train, heldout)

@@ -112,9 +112,9 @@ def measures(run: ImageRun, train: Images, heldout: Images) -> dict[str, float]:
         "FVU": fvu(heldout.x, clean_output),
         "L0": test.l0().float().mean().item(),
         "noise kept": ((noisy_output - clean_output).square().sum() / (noisy - heldout.x).square().sum()).item(),
-        "best latent": sparse_probe(task, 1).accuracy,
-        "best 5": sparse_probe(task, 5).accuracy,
-        "100 labels": few_label_probe(task, min(100, len(train.x))).mean,
+        "best latent": sparse_probe(task, 1),
+        "best 5": sparse_probe(task, 5),
+        "100 labels": few_label_probe(task, min(100, len(train.x))),
     }
 
 

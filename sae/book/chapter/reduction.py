@@ -134,7 +134,7 @@ def features(setting: Setting) -> Finding:
     rows: list[dict[str, Any]] = []
     for name, codes in features_of(setting, train).items():
         tasks = [probing_task(code(train.x), train.labels, code(heldout.x), heldout.labels) for code in codes]
-        few = {str(n): over_seeds([few_label_probe(task, n).mean for task in tasks]) for n in counts}
+        few = {str(n): over_seeds([few_label_probe(task, n) for task in tasks]) for n in counts}
         full = over_seeds([full_probe(task) for task in tasks])
         nearest = over_seeds([nearest_probe(task) for task in tasks])
         rows.append({"features": name, **few, "all": full, "5 neighbours": nearest})

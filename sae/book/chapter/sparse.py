@@ -11,8 +11,7 @@ from sae.base.colours import diverging
 from sae.book.chapter.base import Finding, Picture, Setting, experiment, trained_by_seed
 from sae.book.chapter.measure import fvu_of_runs, keyed, mean_of, over_seeds, split_images
 from sae.book.chapter.networks import OPTIM
-from sae.book.pictures.bars import draw_ranked
-from sae.book.pictures.charts import draw_histograms
+from sae.book.pictures.charts import draw_histograms, draw_ranked
 from sae.book.pictures.grids import draw_rows
 from sae.book.pictures.lines import Curve, draw_lines
 from sae.config import VisionConfig

@@ -11,8 +11,7 @@ from torch import Tensor
 from sae.base import draws
 from sae.book.chapter.base import Finding, Picture, Setting, experiment
 from sae.book.chapter.networks import heldout, vae
-from sae.book.pictures.bars import draw_bars
-from sae.book.pictures.charts import draw_scatter
+from sae.book.pictures.charts import draw_bars, draw_scatter
 from sae.book.pictures.lines import Curve, draw_lines
 from sae.config import VisionConfig
 from sae.evaluation.variational import gaussian_code, moments, nll_at

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from sae.book.pictures.style import GREY, MARKERS, SMALL, STYLES, chart, colour, legend, plain_numbers
+from sae.book.pictures.charts import GREY, MARKERS, SMALL, STYLES, chart, colour, legend, plain_numbers
 from sae.evaluation.bootstrap import Interval
 
 APART = 1.3  # least ratio of neighbours on a logarithmic axis for all of them to be labelled

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from sae.book.measures.spectra import Checkerboard, RadialSpectrum, checkerboard, radial_spectrum
-from sae.book.pictures.bars import draw_bars
+from sae.book.pictures.charts import draw_bars
 from sae.book.pictures.lines import Curve, draw_lines
 
 

@@ -7,8 +7,7 @@ import torch
 from sae.base import draws
 from sae.base.colours import diverging
 from sae.book.measures.anomaly import detect, detect_each
-from sae.book.pictures.bars import draw_bars
-from sae.book.pictures.charts import draw_histograms
+from sae.book.pictures.charts import draw_bars, draw_histograms
 from sae.book.pictures.grids import draw_rows
 from sae.book.pictures.lines import Curve, draw_lines
 from sae.book.pictures.page import Page
