@@ -77,6 +77,8 @@ COMMAND_LINES = [
     "import folder --out r --dataset demo",
     "export runs/x --to static --out page --latents 4",
     "export runs/x --to neuronpedia --out page",
+    "export runs/x --to saelens --out theirs",
+    "export runs/x --to hub --repo user/name --private",
     "verify runs/x",
     "bench kernels --width 64",
     "bench step --device cpu",

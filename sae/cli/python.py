@@ -45,11 +45,14 @@ def _train(command: Any) -> Call:
 
 
 def _export(command: commands.Export) -> Call:
+    run, out = command.run_folder, command.out
+    if command.to == "hub":
+        return Call("sae.interop.export.hub:push", run, command.repo, private=command.private, licence=command.licence)
     if command.to == "static":
-        return Call(
-            "sae.browser.export:export_static", command.run_folder, command.out, latents=command.latents or None
-        )
-    return Call("sae.interop.neuronpedia:export", command.run_folder, command.out)
+        return Call("sae.browser.export:export_static", run, out, latents=command.latents or None)
+    if command.to == "neuronpedia":
+        return Call("sae.interop.neuronpedia:export", run, out)
+    return Call("sae.interop.export:export", run, command.to, out)
 
 
 def _sweep(command: commands.Sweep) -> Call:
