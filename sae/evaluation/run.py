@@ -43,6 +43,13 @@ def evaluate(run: str | Path, config: EvalConfig | None = None) -> dict[str, Any
 
     Raises:
         ConfigError, CorruptError, ModelError, DataError: the run, its model or the data cannot be used.
+
+    Example:
+        >>> import sae
+        >>> config = sae.EvalConfig(tokens=1_024, downstream_tokens=512, pca_tokens=1_024, resamples=10)
+        >>> report = sae.evaluate("runs/demo", config)
+        >>> sorted(report["fvu"]), sae.Run("runs/demo").evaluation == report
+        (['high', 'low', 'value'], True)
     """
     config, kind = config or EvalConfig(), kind_of(run)
     if kind == "image":

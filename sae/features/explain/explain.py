@@ -66,6 +66,11 @@ def explain(run: str | Path, config: ExplainConfig | None = None) -> dict[str, A
     Raises:
         FeatureError: the features are not collected, or the run has no such latent.
         ConfigError, ModelError, ExplainerError: the run is on images, or the explainer cannot be used.
+
+    Example:
+        >>> import sae
+        >>> sae.explain("runs/demo")["method"]
+        'rules'
     """
     config = config or ExplainConfig()
     check_language(run, "naming latents from text")
