@@ -113,7 +113,7 @@ def test_a_folder_with_another_race_is_refused(race: Race, folder: Path) -> None
 def test_a_member_that_fails_says_why(race: Race, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "race.json").write_text(json.dumps(race.to_json()))
     with pytest.raises(RuntimeError, match=r"train\.safetensors"):
-        race_command.train(tmp_path, race, Member(OURS[0], 0, 7.0), Path(sys.executable))
+        race_command.train(tmp_path, race, [Member(OURS[0], 0, 7.0)], Path(sys.executable))
 
 
 def test_the_report_has_a_row_an_entry_and_losses(race: Race, folder: Path, lanes: list[Lane], tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
-"""One run of ours: what `sae train --data FILE` does, with a clock between the batches.
+"""Runs of ours: what `sae train --data FILE` does, with a clock between the batches.
 
-python -m scripts.race.ours FOLDER '["Sparsight topk", 0, 7.0]'
+python -m scripts.race.ours FOLDER '["Sparsight topk", 0, 7.0]' ...
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ def train_ours(folder: Path, out: Path, race: Race, member: Member, entry: Entry
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(Race.read(Path(sys.argv[1])).threads)
-    member = Member.read(sys.argv[2])
     folder = Path(sys.argv[1])
-    out = folder / member.name
-    train_ours(folder, out, Race.read(folder), member, ENTRIES[member.entry])
+    race = Race.read(folder)
+    torch.set_num_threads(race.threads)
+    for member in map(Member.read, sys.argv[2:]):
+        train_ours(folder, folder / member.name, race, member, ENTRIES[member.entry])

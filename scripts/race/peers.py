@@ -1,6 +1,6 @@
-"""One run of another tool, in its own environment, by its own trainer, from the shared activations.
+"""Runs of another tool, in its own environment, by its own trainer, from the shared activations.
 
-    PYTHONPATH=. .venv-peers/bin/python -m scripts.race.peers FOLDER '["SAELens topk", 0, 7.0]'
+    PYTHONPATH=. .venv-peers/bin/python -m scripts.race.peers FOLDER '["SAELens topk", 0, 7.0]' ...
 
 Every tool gets the same batches in the same order. What its documentation states in steps or tokens for runs of 10^5
 steps and more (warm-up, decay, the window of dead latents, the averaging of a threshold) is given as the same share of
@@ -206,8 +206,10 @@ RUNNERS = {"SAELens": saelens, "dictionary_learning": dictionary_learning, "spar
 
 if __name__ == "__main__":
     os.environ["WANDB_MODE"] = "disabled"
-    folder, member = Path(sys.argv[1]), Member.read(sys.argv[2])
-    race, entry = Race.read(folder), ENTRIES[member.entry]
+    folder = Path(sys.argv[1])
+    race = Race.read(folder)
     torch.set_num_threads(race.threads)
-    shutil.rmtree(folder / member.name / "saved", ignore_errors=True)  # of a member that was killed
-    RUNNERS[entry.tool](folder, folder / member.name, race, member, entry)
+    for member in map(Member.read, sys.argv[2:]):
+        entry, out = ENTRIES[member.entry], folder / member.name
+        shutil.rmtree(out / "saved", ignore_errors=True)  # of a member that was killed
+        RUNNERS[entry.tool](folder, out, race, member, entry)
