@@ -17,19 +17,23 @@ import sae
 from sae.base.progress import Progress, StopSignal
 from sae.config import OptimConfig, SAEConfig, TensorDataConfig, TensorTrainConfig
 from sae.data.batching import Batch
+from sae.data.tensors import LEAST_RUNS, RUN, open_tensors
 from sae.harvest.buffer import StoredBatches
 from sae.training.run import train
 from sae.training.tensors import TensorData
 from scripts.race.member import Clock, Form, in_pieces, leave, parts
 from scripts.race.settings import ENTRIES, Entry, Member, Race
 
-HELDOUT = 0.001
-"""Share of the training file that `sae train` sets aside; no tool trains on these rows."""
-
 
 def rows_of(folder: Path) -> TensorDataConfig:
-    """The training file, as `sae train --data FILE --heldout 0.001` reads it."""
-    return TensorDataConfig(data=str(folder / "train.safetensors"), heldout=HELDOUT)
+    """The training file, as `sae train --data FILE` reads it.
+
+    It sets some runs of neighbouring rows aside, here the one run that it must; no tool trains on these rows.
+    """
+    path = folder / "train.safetensors"
+    rows = open_tensors(path).count
+    run = max(1, min(RUN, rows // LEAST_RUNS))
+    return TensorDataConfig(data=str(path), heldout=1 / (rows // run))
 
 
 class ClockedBatches(StoredBatches):
