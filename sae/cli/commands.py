@@ -115,10 +115,13 @@ class Sweep:
         from sae.cli.sweep import run_sweep
 
         refuse_ignored(self.config, {"resume": "sae sweep always resumes what is there"})
-        evaluation = EvalConfig(
+        return run_sweep(self.config.out, self.members, self.evaluation())
+
+    def evaluation(self) -> EvalConfig:
+        """How the members are evaluated."""
+        return EvalConfig(
             tokens=self.evaluate_tokens, downstream_tokens=self.downstream_tokens, device=self.config.device
         )
-        return run_sweep(self.config.out, self.members, evaluation)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,11 +26,18 @@ from sae.models.autoencoder import Autoencoder
 from sae.modules.codes import Code, Gated, JumpReLU
 
 READERS: dict[str, str] = {
+    "circuit_tracer": "sae.interop.circuit_tracer",
     "dictionary_learning": "sae.interop.dictionary_learning",
+    "gemma_scope": "sae.interop.gemma_scope",
+    "gemma_scope_2": "sae.interop.gemma_scope_2",
+    "goodfire": "sae.interop.goodfire",
+    "llama_scope": "sae.interop.llama_scope",
     "llamascopium": "sae.interop.llamascopium",
     "openai": "sae.interop.openai",
+    "qwen_scope": "sae.interop.qwen_scope",
     "saelens": "sae.interop.saelens",
     "sparsify": "sae.interop.sparsify",
+    "temporal": "sae.interop.temporal",
 }
 """Format -> the module that reads it, imported when it is needed."""
 
@@ -70,6 +77,10 @@ class Origin(NamedTuple):
     left_out: str | None = None
     """Tokens that it was not trained on."""
     licence: str | None = None
+    before_gain: bool = False
+    """Whether it reads the output of the norm before the MLP without the norm's gain, while the site has the gain.
+
+    An import with a language model divides the weights by the gain (`sae.interop.gain`), after which this is false."""
     notes: tuple[str, ...] = ()
     """What a reader of its numbers must know: a convention of its inputs, a threshold that was filled in."""
 
