@@ -311,6 +311,10 @@ def gated(r: Tensor, b_gate: Tensor, b_mag: Tensor) -> Gated:
     return code
 
 
+BEFORE_GAIN = re.compile(r"blocks\.(\d+)\.ln2\.hook_normalized")
+"""TransformerLens' hook between the division and the gain of the norm before the MLP: `Origin.before_gain` at mlp_in."""
+
+
 def two_sided(W_enc: Tensor, b_enc: Tensor, W_dec: Tensor) -> TwoSided:
     """For codes that keep the k largest |pre| with their signs: latents j (positive) and F + j (negative) in top k.
 
