@@ -82,6 +82,7 @@ def assign(module: torch.nn.Module, **tensors: Tensor) -> None:
 def main(make: Callable[[Path, int, int], Iterator[Made]], load: Callable[[Path], Forward]) -> None:
     """The command line of one tool's script."""
     torch.set_num_threads(1)
+    torch.manual_seed(0)
     command, folder = sys.argv[1], Path(sys.argv[2])
     if command == "make":
         dim, width, count = (int(value) for value in sys.argv[3:] or (64, 256, 256))

@@ -1,6 +1,6 @@
-"""llamascopium's side of the interop check: `SparseDictionary.from_pretrained`, `encode`, `decode` as its trainer has them.
+"""llamascopium's side of the interop check: `SparseDictionary.from_pretrained`, `encode`, `decode`.
 
-It normalises inputs before and scales reconstructions back after.
+As in its trainer, inputs are normalised before and reconstructions scaled back after.
 """
 
 from __future__ import annotations

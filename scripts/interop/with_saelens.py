@@ -40,7 +40,7 @@ INFERENCE: dict[str, tuple[type, type, dict[str, Any]]] = {
     "jumprelu_transcoder": (saes.JumpReLUTranscoder, saes.JumpReLUTranscoderConfig, {}),
     "jumprelu_skip_transcoder": (saes.JumpReLUSkipTranscoder, saes.JumpReLUSkipTranscoderConfig, {}),
     "matching_pursuit": (saes.MatchingPursuitSAE, saes.MatchingPursuitSAEConfig, {"max_iterations": K}),
-    "temporal": (saes.TemporalSAE, saes.TemporalSAEConfig, {"kval_topk": K, "n_heads": 4, "bottleneck_factor": 4}),
+    "temporal": (saes.TemporalSAE, saes.TemporalSAEConfig, {"kval_topk": K, "n_heads": 4, "bottleneck_factor": 2}),
 }
 """Case -> class, its configuration's class, settings; all that SAELens saves for inference."""
 

@@ -119,6 +119,12 @@ def steer_run(run: str | Path, config: SteerConfig) -> dict[str, Any]:
 
     Raises:
         ConfigError, CorruptError, ModelError: the run or its model cannot be used; and what `steer` raises.
+
+    Example:
+        >>> import sae
+        >>> config = sae.SteerConfig(latent=(3,), mode="ablate", prompt="the river", tokens=4)
+        >>> sorted(sae.steer("runs/demo", config))[:3]
+        ['interventions', 'kl', 'mean_kl']
     """
     check_language(run, "steering")
     device = pick_device(config.device)
