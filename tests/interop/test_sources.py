@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import layouts
 import pytest
+import torch
 from hub import COMMIT, Hub, stand_in
 
+import sae
+from conftest import save_tiny_model
 from sae.cli.main import parse
 from sae.config import ConfigError
 from sae.interop import read
@@ -59,6 +63,28 @@ def test_an_import_by_short_name_records_what_is_known_of_the_set(hub: Hub, tmp_
     shown = parse(["import", NAME, "--out", str(tmp_path / "out")]).run()
     assert (shown["model"], shown["site"], shown["format"]) == ("google/gemma-2-2b", "resid_post.12", "gemma_scope")
     assert parse(["verify", str(tmp_path / "out")]).run()["verified"]
+    recorded = json.loads((tmp_path / "out" / "config.json").read_text())["imported"]
+    assert (recorded["bos"], recorded["left_out"], recorded["context"]) == (True, "BOS, EOS and padding", 1024)
+    assert (recorded["licence"], recorded["source"]) == ("cc-by-4.0", NAME)
+
+
+def test_an_import_by_short_name_is_measured_on_its_language_model(hub: Hub, tmp_path: Path, corpus: Path) -> None:
+    name = "gemma-scope-2b-pt-att/layer_1/width_16k/canonical"
+    published(hub, name)
+    gemma = save_tiny_model("gemma2", tmp_path / "gemma")
+    arguments = ["--model", gemma, "--dataset", corpus, "--context", 32, "--out", tmp_path / "out"]
+    shown = parse([str(a) for a in ("import", name, *arguments)]).run()
+    assert shown["site"] == "layers.1.self_attn.o_proj:in"
+    record = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert record["sites"]["inputs"][0]["path"] == "model.layers.1.self_attn.o_proj"
+    assert record["harvest"]["beginning"]["tokens"] == ["<s>"]
+
+
+def test_load_takes_a_short_name(hub: Hub) -> None:
+    entry = published(hub)
+    # nothing was subtracted from the inputs of Gemma Scope, so that only the encoder's matrix is the file's
+    torch.testing.assert_close(sae.load(NAME).W_enc, layouts.row_vectors()["W_enc"].T)
+    assert hub.downloads() == [f"{entry.path}/params.npz"]
 
 
 def test_the_licence_of_an_unlisted_repository_is_that_of_its_card(hub: Hub, tmp_path: Path) -> None:
