@@ -63,6 +63,20 @@ def _adam(
     tl.store(v + o, b_v, mask=mask)
 
 
+def adam_constants(adam: Adam) -> dict[str, float]:
+    """The last arguments of `adam_update`, by name."""
+    step, lr, beta1, beta2, eps = adam
+    return {
+        "beta1": float(beta1),
+        "rest1": 1.0 - beta1,
+        "beta2": float(beta2),
+        "rest2": 1.0 - beta2,
+        "rate": lr / (1 - beta1**step),
+        "root": 1 / math.sqrt(1 - beta2**step),
+        "eps": float(eps),
+    }
+
+
 def adam_step(
     param: Tensor, grad: Tensor, m: Tensor, v: Tensor, adam: Adam, scale: Tensor | None, unit_rows: bool
 ) -> None:
@@ -84,7 +98,6 @@ def adam_step(
     rows = triton.cdiv(param.numel(), d)
     height = max(1, 1024 // block)
     arrays = {"param": param, "grad": grad.contiguous(), "m": m, "v": v}
-    step, lr, beta1, beta2, eps = adam
     lanes = 64 if device_of(param).name.startswith("gfx") else 32
     # normalised rows keep twice as many values in registers, which spill with eight a lane
     per_lane = 4 if unit_rows or lanes == 64 else 8
@@ -93,8 +106,7 @@ def adam_step(
         (triton.cdiv(rows, height),),
         arrays
         | {"scale": param if scale is None else scale.to(param.device), "size": param.numel(), "d": d}
-        | {"beta1": float(beta1), "rest1": 1.0 - beta1, "beta2": float(beta2), "rest2": 1.0 - beta2}
-        | {"rate": lr / (1 - beta1**step), "root": 1 / math.sqrt(1 - beta2**step), "eps": float(eps)},
+        | adam_constants(adam),
         {"HAS_SCALE": scale is not None, "UNIT": unit_rows, "ROWS": height, "BLOCK_D": block},
         warps=max(1, min(16, block * height // (lanes * per_lane))),
     )

@@ -28,23 +28,22 @@ from sae_kernels.sparse_decode.cpu import as_numpy, token_starts
 _LARGE = 1e18
 
 
-def forward(params: Any, codes: SparseCodes, target: Tensor, workspace: Workspace) -> tuple[Tensor, Tensor, Tensor]:
-    """residual = target - f W_dec - b_dec; squared_error = Σ_d residual²; dots = residual_n · w_j of every entry."""
-    residual, error, dots, _ = _forward(params, codes, target, token_starts(codes), 1, workspace)
-    return residual, error, dots
-
-
-def forward_nested(
-    params: Any, codes: SparseCodes, target: Tensor, starts: Tensor, workspace: Workspace
+def forward(
+    params: Any,
+    codes: SparseCodes,
+    target: Tensor,
+    starts: Tensor | None,
+    needs_dots: bool,
+    workspace: Workspace,
+    copies: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """residual, squared_error, dots, spread of nested prefixes, as the fields of `StepForward`."""
-    groups = (starts.shape[0] - 1) // max(codes.tokens, 1)
-    return _forward(params, codes, target, starts.numpy(), groups, workspace)
+    """residual, squared_error, dots and spread, as the fields of `StepForward`.
 
-
-def _forward(
-    params: Any, codes: SparseCodes, target: Tensor, starts: Any, groups: int, workspace: Workspace
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    The dots cost little while the atoms are in the cache, so they are always computed.
+    """
+    del needs_dots, copies
+    groups = 1 if starts is None else (starts.shape[0] - 1) // max(codes.tokens, 1)
+    begins = token_starts(codes) if starts is None else starts.numpy()
     sync_threads(codes.values.numel() * target.shape[1])
     N, d = target.shape
     spread = workspace.get("spread", (N * groups, d))
@@ -54,7 +53,7 @@ def _forward(
     _decode_and_compare(
         as_numpy(codes.values).reshape(-1),
         codes.indices.contiguous().numpy().reshape(-1),
-        starts,
+        begins,
         groups,
         as_numpy(params.W_dec),
         as_numpy(params.b_dec),
@@ -68,8 +67,10 @@ def _forward(
 
 
 def update(params: Any, m: Any, v: Any, forward: Any, options: Options) -> tuple[Tensor, Tensor]:
-    """params, m, v <- one step of Adam with the gradients of the loss; returns grad_norm and applied."""
-    adam, max_norm, extra, through, more = options
+    """params, m, v <- one step of Adam with the gradients of the loss; returns grad_norm and scale."""
+    adam, max_norm, extra, through, more, allowed = options
+    if allowed is not None and not allowed:
+        return torch.zeros(()), torch.tensor(math.nan)
     sync_threads(params.W_enc.numel())
     codes, spread, groups, factor = forward.codes, forward.spread, forward.groups, forward.factor
     width, d = params.W_enc.shape
@@ -108,15 +109,15 @@ def update(params: Any, m: Any, v: Any, forward: Any, options: Options) -> tuple
         norm = _finish_bias(grad_b_dec, sums, squares, forward.tied, more)
         scale = float(clip_scale(norm, max_norm))
         if not np.isfinite(scale):
-            return norm, torch.tensor(False)
+            return norm, torch.tensor(math.nan)
         _sweep(*fixed, constants, np.float32(scale), True)
     sync_threads(spread.shape[1])
     b_dec = [t.detach().numpy() for t in (params.b_dec, grad_b_dec, m.b_dec, v.b_dec)]
     adam_flat(*b_dec, constants, np.float32(scale))
-    return norm, torch.tensor(True)
+    return norm, torch.tensor(scale)
 
 
-def _finish_bias(grad_b_dec: Tensor, sums: Tensor, squares: Tensor, tied: bool, more: float) -> Tensor:
+def _finish_bias(grad_b_dec: Tensor, sums: Tensor, squares: Tensor, tied: bool, more: Tensor) -> Tensor:
     """Complete grad_b_dec in place; returns the global norm, fp32."""
     if tied:
         _add_parts(sums.numpy(), np.float32(-1), grad_b_dec.numpy())
