@@ -16,6 +16,7 @@ from sae_kernels.fused_step.op import (
     StepForward,
     StepResult,
     copies_of,
+    fused_backend,
     fused_forward,
     fused_update,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "batch_topk_encode",
     "clip_scale",
     "copies_of",
+    "fused_backend",
     "fused_forward",
     "fused_update",
     "last_backend",

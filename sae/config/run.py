@@ -33,8 +33,9 @@ class OptimConfig(Limited):
     """Adam's epsilon."""
     clip: NonNegative = 4.0
     """Largest global gradient norm, in units of the activations' width; 0 turns clipping off."""
-    compute: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of the autoencoder's products; master weights stay float32. Auto is float32 on CPU, bfloat16 on GPU."""
+    compute: Literal["auto", "float32", "tf32", "bfloat16"] = "auto"
+    """Precision of the autoencoder's products; master weights stay float32. Auto is float32 on CPU, bfloat16 on GPU,
+    which alone has tf32."""
 
     def ignored(self) -> dict[str, str]:
         """Settings that the optimizer does not read, each with the reason; for `refuse_ignored`."""

@@ -6,17 +6,15 @@ tests/kernel_process.py runs them in a process of their own, under Triton's inte
 from __future__ import annotations
 
 import contextlib
-import os
 
-import numpy as np
 import pytest
 import torch
-import triton.language as tl
 from gpu_buffers import guarded, guarded_allocations
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from gpu_device import DEVICE
 from sae_kernels.adam_step import gpu as adam
 from sae_kernels.adam_step import naive as adam_naive
 from sae_kernels.batch_topk_encode import gpu as batch
@@ -33,23 +31,6 @@ from sae_kernels.threshold_encode import naive as threshold_naive
 from sae_kernels.topk_encode import gpu as topk
 from sae_kernels.topk_encode import naive as topk_naive
 from sae_kernels.tuning import EncodeConfig
-
-DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
-
-if DEVICE == "cpu":
-    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
-
-    def _numbers(handle: TensorHandle) -> np.ndarray:
-        if handle.dtype.scalar != tl.bfloat16:
-            return handle.data
-        return (handle.data.astype(np.uint32) << 16).view(np.float32)
-
-    def _dot(self: object, a: TensorHandle, b: TensorHandle, d: TensorHandle, *_: object) -> TensorHandle:
-        return TensorHandle(np.matmul(_numbers(a), _numbers(b), dtype=d.data.dtype) + d.data, d.dtype.scalar)
-
-    # the interpreter of Triton 3.9 keeps bf16 as uint16, and its dot multiplies those
-    InterpreterBuilder.create_dot = _dot
-
 
 def config(**changes: int) -> EncodeConfig:
     """Tiles small enough for the interpreter and for several of them at small sizes."""

@@ -74,6 +74,7 @@ def trainer_of(
     dead_after: int = 10**9,
     optim: dict[str, Any] | None = None,
     terms: list[Term] | None = None,
+    device: str = "cpu",
 ) -> Trainer:
     """A trainer for batches of `planted`; `settings` are of `SAEConfig`, `terms` replace the variant's loss."""
     sae = SAEConfig(**{"width": 131, "k": 2, **settings})
@@ -85,7 +86,7 @@ def trainer_of(
         steps=steps,
         dead_after=dead_after,
         auxk=5,
-        device=torch.device("cpu"),
+        device=torch.device(device),
         seed=0,
     )
 

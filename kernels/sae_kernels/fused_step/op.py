@@ -21,7 +21,7 @@ from torch import Tensor
 from sae_kernels.adam_step.naive import Adam
 from sae_kernels.buffers import Workspace
 from sae_kernels.codes import SparseCodes
-from sae_kernels.dispatch import choose, last_backend, no_autocast
+from sae_kernels.dispatch import backend_for, choose, no_autocast
 from sae_kernels.fused_step import naive
 from sae_kernels.topk_encode.op import topk_encode
 from sae_kernels.tuning import chunk_of
@@ -32,6 +32,11 @@ FORWARD = {
     "gpu": "sae_kernels.fused_step.gpu:forward",
 }
 UPDATE = {"naive": naive.update, "cpu": "sae_kernels.fused_step.cpu:update", "gpu": "sae_kernels.fused_step.gpu:update"}
+
+
+def fused_backend(tensor: Tensor) -> str:
+    """The backend that takes a step on parameters like this one: "gpu", "cpu" or "naive"."""
+    return backend_for("fused_update", tensor, UPDATE)
 
 
 class Parameters(NamedTuple):
@@ -263,7 +268,7 @@ def fused_update(
         more = more if isinstance(more, Tensor) else params.W_enc.new_full((), more, dtype=torch.float64)
         options = naive.Options(Adam(step, lr, beta1, beta2, eps), max_norm, extra, through, more, allowed)
         norm, scale = choose("fused_update", params.W_enc, UPDATE)(params, m, v, forward, options)
-        if forward.copies is not None and last_backend("fused_update") != "gpu":
+        if forward.copies is not None and fused_backend(params.W_enc) != "gpu":
             for copy, renewed in zip(forward.copies, copies_of(params, forward.copies.W_enc.dtype), strict=True):
                 copy.copy_(renewed)
     return StepResult(norm, torch.isfinite(scale), scale)
