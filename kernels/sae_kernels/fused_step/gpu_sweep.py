@@ -141,11 +141,11 @@ def _step(
                     g_bias += tl.load(part_bias + j)
                     g_dec += tl.load(part_dec + j * d_out + o_d, mask=o_d < d_out, other=0.0)
             if HAS_EXTRA:
-                o_extra = tl.maximum(extra, 0).to(tl.int64)
-                m_extra = extra >= 0
-                g_enc += tl.load(extra_enc + o_extra * d_in + o_x, mask=m_extra & (o_x < d_in), other=0.0)
-                g_bias += tl.load(extra_bias + o_extra, mask=m_extra, other=0.0)
-                g_dec += tl.load(extra_dec + o_extra * d_out + o_d, mask=m_extra & (o_d < d_out), other=0.0)
+                if extra >= 0:
+                    o_extra = extra.to(tl.int64)
+                    g_enc += tl.load(extra_enc + o_extra * d_in + o_x, mask=o_x < d_in, other=0.0)
+                    g_bias += tl.load(extra_bias + o_extra)
+                    g_dec += tl.load(extra_dec + o_extra * d_out + o_d, mask=o_d < d_out, other=0.0)
             b_row = tl.load(W_enc + i_f * d_in + o_x, mask=m_x, other=0.0)
             if TIED:
                 b_sum += g_bias * b_row
