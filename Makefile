@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test check bench bench-peers families clean
+.PHONY: install demo test check bench bench-peers race families interop clean
 
 install: $(VENV)/.installed
 
@@ -35,6 +35,10 @@ bench: install
 bench-peers: .venv-peers/.installed
 	PYTHONPATH=kernels .venv-peers/bin/python scripts/bench/peers.py
 
+# trains ours and three other toolkits from the same stored activations, in hours; a stopped race continues
+race: install .venv-peers/.installed
+	nice -n 10 $(BIN)/python -m scripts.race --figure docs/race.svg $(RACE)
+
 .venv-peers/.installed:
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python -m pip install --quiet --upgrade pip
@@ -46,5 +50,20 @@ bench-peers: .venv-peers/.installed
 families: install
 	$(BIN)/python scripts/families.py
 
+# other tools' files in our code and ours in theirs, in an environment of theirs each; docs/interop.md has the table
+INTEROP := $(foreach name,tools circuit llamascopium,.venv-interop-$(name)/.installed)
+PACKAGES_tools := sae-lens==6.54.12 eai-sparsify==1.3.3 dictionary-learning==0.1.0
+PACKAGES_circuit := circuit-tracer==0.5.0
+PACKAGES_llamascopium := llamascopium==2.0.0b34 "transformer-lens<4"
+
+interop: install $(INTEROP)
+	$(BIN)/python scripts/interop/run.py
+
+.venv-interop-%/.installed:
+	test -x .venv-interop-$*/bin/python || $(PYTHON) -m venv .venv-interop-$*
+	.venv-interop-$*/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 $(PACKAGES_$*)
+	.venv-interop-$*/bin/python -m pip uninstall --quiet --yes torchvision
+	touch $@
+
 clean:
-	rm -rf $(VENV) .venv-peers build *.egg-info
+	rm -rf $(VENV) .venv-peers .venv-interop-* build *.egg-info

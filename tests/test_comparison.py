@@ -16,10 +16,9 @@ from sae.book.comparison.coders import Coder, changes
 from sae.book.comparison.controls import pca_controls
 from sae.book.comparison.grounds import Ground, pixel_ground
 from sae.book.comparison.language import language_rows
-from sae.book.comparison.measures import measure
+from sae.book.comparison.measures import COLUMNS, measure
 from sae.book.comparison.plan import QUICK
 from sae.book.comparison.report import compare
-from sae.book.comparison.table import COLUMNS
 from sae.book.measures.rate import RatePoint
 from sae.cli.main import parse
 from sae.config import ConfigError

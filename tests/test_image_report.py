@@ -18,10 +18,11 @@ import torch
 from conftest import run_sae
 from sae.base.colours import diverging
 from sae.base.tables import number
-from sae.book.pictures.atoms import codebook_images, contributions
 from sae.book.pictures.grids import draw_rows, tiled
 from sae.book.pictures.latents import (
     arithmetic,
+    codebook_images,
+    contributions,
     linear,
     normal_quantiles,
     plane,

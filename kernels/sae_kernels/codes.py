@@ -6,6 +6,7 @@ codes.to_dense()                                     # [N, 4608]
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +25,14 @@ class SparseCodes:
     - CSR (`offsets` [N+1]): `values` and `indices` are [nnz]; the entries of token n are offsets[n]:offsets[n+1].
 
     No latent is listed twice for one token. Only shapes are checked at construction; `validate` checks the rest.
+
+    Example:
+        >>> import torch
+        >>> codes = SparseCodes(torch.tensor([[2.0, 1.0]]), torch.tensor([[4, 0]]), width=5)
+        >>> codes.to_dense()
+        tensor([[1., 0., 0., 0., 2.]])
+        >>> codes.tokens, codes.l0()
+        (1, tensor([2]))
     """
 
     values: Tensor
@@ -53,6 +62,25 @@ class SparseCodes:
         """Codes that list every latent, from a dense [N, width]."""
         indices = torch.arange(values.shape[1], device=values.device).expand_as(values)
         return cls(values, indices, values.shape[1], in_order=True)
+
+    @classmethod
+    def cat(cls, parts: Sequence[SparseCodes]) -> SparseCodes:
+        """The tokens of several codes behind each other; differentiable. One part is returned as it is.
+
+        Raises:
+            ValueError: no part, or parts of different widths.
+        """
+        widths = sorted({part.width for part in parts})
+        if len(widths) != 1:
+            raise ValueError(f"expected parts of one width, got the widths {widths}")
+        if len(parts) == 1:
+            return parts[0]
+        if len({part.offsets is None and part.values.shape[1] for part in parts}) > 1:
+            parts = [part.csr() for part in parts]
+        values, indices = (torch.cat([getattr(part, name) for part in parts]) for name in ("values", "indices"))
+        if parts[0].offsets is None:
+            return cls(values, indices, widths[0], in_order=all(part.in_order for part in parts))
+        return cls(values, indices, widths[0], _ends(torch.cat([part.counts() for part in parts])))
 
     @property
     def tokens(self) -> int:
@@ -108,6 +136,34 @@ class SparseCodes:
             return torch.arange(self.tokens, device=self.values.device).unsqueeze(1).expand_as(self.indices)
         return torch.repeat_interleave(self.offsets.diff(), output_size=self.values.shape[0])
 
+    def counts(self) -> Tensor:
+        """Number of entries that every token lists, int64 [N]."""
+        if self.offsets is not None:
+            return self.offsets.diff()
+        return torch.full((self.tokens,), self.values.shape[1], device=self.values.device)
+
+    def csr(self) -> SparseCodes:
+        """The same entries in the CSR layout."""
+        if self.offsets is not None:
+            return self
+        return SparseCodes(self.values.flatten(), self.indices.flatten(), self.width, _ends(self.counts()))
+
+    def kept(self, tokens: Tensor) -> SparseCodes:
+        """The codes of some tokens, bool [N]; differentiable."""
+        if self.offsets is None:
+            return SparseCodes(self.values[tokens], self.indices[tokens], self.width, in_order=self.in_order)
+        entries = tokens[self.rows()]
+        return SparseCodes(self.values[entries], self.indices[entries], self.width, _ends(self.counts()[tokens]))
+
+    def at(self, latents: Tensor) -> Tensor:
+        """Activations [N, n] of n latents, int64 [n], each at most once, without the dense codes; differentiable."""
+        column = torch.full((self.width,), -1, device=self.indices.device)
+        column[latents] = torch.arange(len(latents), device=column.device)
+        columns = column[self.indices.flatten()]
+        wanted = columns >= 0
+        places = (self.rows().flatten()[wanted], columns[wanted])
+        return self.values.new_zeros(self.tokens, len(latents)).index_put(places, self.values.flatten()[wanted])
+
     def to_dense(self) -> Tensor:
         """The same codes as a dense [N, width] tensor of the values' dtype; differentiable."""
         if self.in_order:
@@ -131,3 +187,8 @@ class SparseCodes:
     def with_values(self, values: Tensor) -> SparseCodes:
         """The same entries with other values."""
         return SparseCodes(values, self.indices, self.width, self.offsets, self.in_order)
+
+
+def _ends(counts: Tensor) -> Tensor:
+    """CSR row starts of tokens with these numbers of entries."""
+    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])

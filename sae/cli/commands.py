@@ -11,6 +11,7 @@ import tyro
 
 from sae.config import (
     CollectConfig,
+    ConfigError,
     Device,
     EvalConfig,
     ExplainConfig,
@@ -114,10 +115,13 @@ class Sweep:
         from sae.cli.sweep import run_sweep
 
         refuse_ignored(self.config, {"resume": "sae sweep always resumes what is there"})
-        evaluation = EvalConfig(
+        return run_sweep(self.config.out, self.members, self.evaluation())
+
+    def evaluation(self) -> EvalConfig:
+        """How the members are evaluated."""
+        return EvalConfig(
             tokens=self.evaluate_tokens, downstream_tokens=self.downstream_tokens, device=self.config.device
         )
-        return run_sweep(self.config.out, self.members, evaluation)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,27 +216,53 @@ class Browse:
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """Write a run's features as a static page, or as JSON for Neuronpedia."""
+    """Write a run for another tool, its features as a static page or for Neuronpedia, or push it to the hub.
+
+    Weights are written exactly, or refused with what the other format cannot hold.
+    """
 
     run_folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
-    """Run folder with collected features."""
-    to: Literal["static", "neuronpedia"]
-    """static (a page that opens from the disk or any web host) or neuronpedia."""
-    out: Path
-    """New folder to write."""
+    """Run folder; static and neuronpedia need collected features."""
+    to: Literal["saelens", "sparsify", "dictionary_learning", "circuit-tracer", "neuronpedia", "static", "hub"]
+    """A tool, whose own loader then reads --out; neuronpedia (JSON of the features); static (a page that opens from the
+    disk or any web host); or hub (uploads to --repo)."""
+    out: Path | None = None
+    """New folder to write; all but hub need it."""
+    repo: str | None = None
+    """hub: the repository, user/name, which is made if there is none."""
+    private: bool = False
+    """hub: make a new repository private."""
+    licence: str | None = None
+    """hub: the licence that the model card names, as the hub spells it, such as mit."""
     latents: tuple[int, ...] = ()
-    """Latents of a static page; by default all."""
+    """static: latents of the page; by default all."""
     json: Json = False
 
     def run(self) -> dict[str, Any]:
+        readers = {"latents": "static", "repo": "hub", "private": "hub", "licence": "hub"}
+        unread = {flag: f"applies to --to {to}; --to {self.to} does not read it" for flag, to in readers.items()}
+        unread["out"] = "--to hub writes no folder"
+        kept = [flag for flag in unread if readers.get(flag) == self.to or (flag == "out" and self.to != "hub")]
+        refuse_ignored(self, {flag: why for flag, why in unread.items() if flag not in kept})
+        if self.to == "hub":
+            if self.repo is None:
+                raise ConfigError("--repo: missing; --to hub uploads to a repository, user/name")
+            from sae.interop.export.hub import push
+
+            return push(self.run_folder, self.repo, private=self.private, licence=self.licence)
+        if self.out is None:
+            raise ConfigError(f"--out: missing; --to {self.to} writes a new folder")
         if self.to == "static":
             from sae.browser.export import export_static
 
             return export_static(self.run_folder, self.out, latents=self.latents or None)
-        refuse_ignored(self, {"latents": "applies to --to static; --to neuronpedia writes all latents"})
-        from sae.interop.neuronpedia import export
+        if self.to == "neuronpedia":
+            from sae.interop.neuronpedia import export as export_features
 
-        return export(self.run_folder, self.out)
+            return export_features(self.run_folder, self.out)
+        from sae.interop.export import export
+
+        return export(self.run_folder, self.to, self.out)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,14 +28,7 @@ class SavedTable:
     labels: tuple[str, ...] = ()
 
     def __init__(self, path: Path) -> None:
-        from datasets import DatasetDict, load_from_disk
-
-        try:
-            dataset = load_from_disk(str(path))
-        except Exception as error:  # `datasets` raises many types for a damaged folder; the user must learn which one
-            raise DataError(f"{path}: `datasets` cannot load this folder ({type(error).__name__}: {error})") from error
-        if isinstance(dataset, DatasetDict):
-            dataset = dataset[choose_split([str(split) for split in dataset], path)]
+        dataset = load_saved(path)
         self._dataset = dataset.with_format(None)
         first = self._dataset.select_columns(_plain_columns(dataset.features)).select(
             range(min(PEEKED_ROWS, len(dataset)))
@@ -75,13 +68,7 @@ class HubTable:
         return read_on(open_at, start, self._name)
 
     def _open(self):
-        from datasets import load_dataset
-
-        try:
-            return load_dataset(self._name, self._config, split="train", streaming=True, revision=self._revision)
-        except ValueError as error:  # no such configuration or split; the message lists them
-            hint = "" if self._config else f" A configuration is given as {self._name}:NAME."
-            raise DataError(f"{self._name}: {error}.{hint}") from error
+        return load(self._name, self._config, split="train", streaming=True, revision=self._revision)
 
 
 def read_on(
@@ -143,12 +130,46 @@ def resolve_revision(name: str, revision: str | None) -> str:
         ) from error
 
 
-def choose_split(splits: list[str], path: Path) -> str:
-    if "train" in splits:
-        return "train"
-    if len(splits) == 1:
-        return splits[0]
-    raise DataError(f"{path}: has no split `train` but {', '.join(splits)}; name the folder of one: {path / splits[0]}")
+def load(name: str, config: str | None, **options: Any) -> Any:
+    """`datasets.load_dataset` of a data set on the hub.
+
+    Raises:
+        DataError: it has no such configuration or split.
+    """
+    from datasets import load_dataset
+
+    try:
+        return load_dataset(name, config, **options)
+    except ValueError as error:  # no such configuration or split; the message lists them
+        hint = "" if config else f" A configuration is given as {name}:NAME."
+        raise DataError(f"{name}: {error}.{hint}") from error
+
+
+def load_saved(path: Path, part: str | None = None) -> Any:
+    """The `datasets.Dataset` in a folder; of a DatasetDict the split `part`, default `train`, or the only one.
+
+    Raises:
+        DataError: a damaged folder, or no such split.
+    """
+    from datasets import DatasetDict, load_from_disk
+
+    try:
+        dataset = load_from_disk(str(path))
+    except Exception as error:  # `datasets` raises many types for a damaged folder; the user must learn which one
+        raise DataError(f"{path}: `datasets` cannot load this folder ({type(error).__name__}: {error})") from error
+    if not isinstance(dataset, DatasetDict):
+        if part is not None:
+            raise DataError(f"{path}: holds one data set without splits, so part={part!r} cannot be chosen")
+        return dataset
+    splits = [str(split) for split in dataset]
+    part = part or ("train" if "train" in splits else splits[0] if len(splits) == 1 else None)
+    if part is None:
+        raise DataError(
+            f"{path}: has no split `train` but {', '.join(splits)}; name the folder of one: {path / splits[0]}"
+        )
+    if part not in splits:
+        raise DataError(f"{path}: has no split {part!r} but {', '.join(splits)}")
+    return dataset[part]
 
 
 def _plain_columns(features) -> list[str]:

@@ -26,7 +26,6 @@ from sae.config.tensors import SUFFIXES
 from sae.data.batching import permutation
 from sae.data.rows import DataError
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 RUN = 256  # neighbouring rows that are held out, or trained on, together
 LEAST_RUNS = 100  # runs into which a small file is cut at least
 CHUNK = 8192  # rows of a Parquet file decoded at a time

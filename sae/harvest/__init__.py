@@ -9,5 +9,6 @@ The life of a token, continued from `sae.data`:
 5. `store`            rows kept for several epochs, in memory or on disk, in the precision that `precision` chooses
 6. `buffer`           rows, live or stored -> shuffled training batches
 
-`beginning` settles what begins every segment; `opening` shows the data before a run.
+`beginning` settles what begins every segment; `opening` shows the data before a run. `attach` puts autoencoders into a
+running model, to read their codes or, by `intervene`, to change activations.
 """

@@ -24,6 +24,8 @@ from sae.harvest.sites import Site, SiteError
 
 Replacement = Callable[[Tensor], Tensor]
 """Maps an activation [B, S, d] to its replacement of the same shape."""
+Visit = Callable[[Tensor], Tensor | None]
+"""Gets an activation [B, S, d]; returns its replacement of the same shape, or None to leave it."""
 
 
 class _Stopped(Exception):  # noqa: N818 - it reports no error
@@ -128,16 +130,34 @@ def splice(model: nn.Module, replacements: Mapping[Site, Replacement]) -> Iterat
     Raises SiteError at once for `resid_mid`, and inside the forward for a result of another shape.
     """
     for site in replacements:
-        if site.kind == "resid_mid":
-            raise SiteError(f"{site.name} can be read but not replaced: the block holds that tensor outside any module")
-    with ExitStack() as hooks:
-        for site, replace in replacements.items():
-            _attach(hooks, model, _SiteHook(site, partial(_replaced, site, replace)))
+        check_replaceable(site)
+    with visit(model, replacements):
         yield
 
 
-def _replaced(site: Site, replace: Replacement, activation: Tensor) -> Tensor:
-    new = replace(activation if site.scale == 1.0 else activation * site.scale)
+def check_replaceable(site: Site) -> None:
+    """Refuse a site that can only be read (SiteError)."""
+    if site.kind == "resid_mid":
+        raise SiteError(f"{site.name} can be read but not replaced: the block holds that tensor outside any module")
+
+
+@contextmanager
+def visit(model: nn.Module, visits: Mapping[Site, Visit]) -> Iterator[None]:
+    """`splice`, in which a callable may also return None to leave the activation as it is.
+
+    Unlike `capture` it gives activations with their gradients, and in the model's own memory: what is kept must be
+    copied, since the model may write there later. Raises SiteError inside the forward for a result of another shape.
+    """
+    with ExitStack() as hooks:
+        for site, one in visits.items():
+            _attach(hooks, model, _SiteHook(site, partial(_visited, site, one)))
+        yield
+
+
+def _visited(site: Site, one: Visit, activation: Tensor) -> Tensor | None:
+    new = one(activation if site.scale == 1.0 else activation * site.scale)
+    if new is None:
+        return None
     if new.shape != activation.shape:
         raise SiteError(
             f"the replacement at {site.name} must have shape {tuple(activation.shape)}, got {tuple(new.shape)}"

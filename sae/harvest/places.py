@@ -20,6 +20,9 @@ KINDS = ("resid_pre", "resid_post", "mlp_in", "mlp_out", "attn_out", "resid_mid"
 ATTENTION = ("self_attn", "self_attention", "attn", "attention", "linear_attn", "multi_head_attention")
 """Names under which blocks keep the attention (softmax or linear)."""
 
+PROJECTIONS = ("o_proj", "out_proj", "c_proj", "dense", "wo", "attention.out_proj")
+"""Names of the linear layer behind the heads, in the attention."""
+
 MIXERS = ("mixer", "mamba", "conv", "temporal_block", "short_conv")
 """Names under which blocks keep something that moves information between tokens and isn't attention."""
 
@@ -122,6 +125,30 @@ def _branches(block: nn.Module, names: tuple[str, ...]) -> list[str]:
         if isinstance(getattr(block, name), nn.ModuleList):
             raise SiteError(f"{type(block).__name__} has a list of modules under `{name}`, which have module paths")
     return branches
+
+
+def heads_in_block(block: nn.Module) -> str:
+    """Path of the attention's output projection, whose input is what the heads put out.
+
+    Raises:
+        SiteError: the block has no attention, or none whose projection has a known name.
+    """
+    for attention in _branches(block, ATTENTION):
+        for projection in PROJECTIONS:
+            if _has(block, f"{attention}.{projection}"):
+                return f"{attention}.{projection}"
+    raise SiteError(f"{type(block).__name__} has no attention with one of {', '.join(PROJECTIONS)}")
+
+
+def norm_before_mlp(block: nn.Module) -> str:
+    """Path of the norm whose output the MLP reads.
+
+    Raises:
+        SiteError: the block has none by a known name.
+    """
+    if norms := children_named(block, PRE_MLP):
+        return norms[0]
+    raise SiteError(f"{type(block).__name__} has no norm before the MLP, one of {', '.join(PRE_MLP)}")
 
 
 def _normalises_sums(block: nn.Module) -> bool:

@@ -23,7 +23,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from sae.harvest.blocks import Blocks, SiteError, find_blocks
-from sae.harvest.places import BRANCHES, KINDS, place_in_block
+from sae.harvest.places import BRANCHES, KINDS, heads_in_block, place_in_block
 
 __all__ = ["KINDS", "Blocks", "Site", "SiteError", "find_blocks", "resolve_sites"]
 
@@ -40,6 +40,9 @@ LENS_HOOKS = {
 }
 """TransformerLens hook -> kind. `ln2.hook_normalized` is left out: whether it comes before or after the norm's gain
 depends on the norm and on weight folding, so it isn't one place."""
+
+HEADS = re.compile(r"blocks\.(\d+)\.attn\.hook_z")
+"""TransformerLens' name for what the heads put out, side by side: the input of the attention's output projection."""
 
 WILDCARDS = re.compile(r"[*?\[]")
 
@@ -132,6 +135,8 @@ class _Resolver:
         )
 
     def resolve(self, name: str, layers: Sequence[int] | None) -> list[Site]:
+        if heads := HEADS.fullmatch(name):
+            return [self._heads_site(name, int(heads[1]))]
         spelling = _from_lens(name)
         if spelling in KINDS:
             if not layers:
@@ -159,6 +164,12 @@ class _Resolver:
         # Negative layers are refused too: in tools that count the embedding as a layer, -1 means another one.
         of_kind = [site for site in self.sites if site.startswith(f"{kind}.")] or list(self.sites)
         raise SiteError(f"site {given!r}: no layer {layer!r}; {self._exists()}; nearest: {_nearest(name, of_kind)}")
+
+    def _heads_site(self, name: str, layer: int) -> Site:
+        if self.blocks is None or layer >= self.blocks.n_layers:
+            raise SiteError(f"site {name!r}: no layer {layer}; {self._exists()}")
+        block, _ = self.blocks.block(layer)
+        return self._path_site(f"{block}.{heads_in_block(self.modules[block])}", "input")
 
     def _path_site(self, path: str, side: Literal["output", "input"]) -> Site:
         if site := self.by_place.get((path, side)):

@@ -1,41 +1,163 @@
-"""Where another tool's files come from: this machine, or a repository of the hub.
+"""Where another tool's files come from: this machine, a repository of the hub, or a short name of a published one.
 
-path = fetch("google/gemma-scope-2b-pt-res:layer_12/width_16k/average_l0_82", print)
+fetched = fetch("gemma-scope-2b-pt-res/layer_12/width_16k/canonical", print)
+imported = read(fetched.path, fetched.format)
+origin = fetched.completed(imported.origin)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+import difflib
+import importlib
+from collections.abc import Callable, Iterable
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
 from sae.config import ConfigError
+from sae.interop import READERS, Origin
+from sae.interop.files import TORCH
+from sae.interop.registry import Published, at, named, near
+
+WEIGHTS = (".safetensors", ".npz", *TORCH)
+SETTINGS = ("config.json", "cfg.json", "config.yaml", "hyperparams.json", "wandb-config.yaml", "wanb-config.yaml")
+"""Files above an autoencoder that say more of it. The last name is misspelt so in some repositories."""
+MOST = 2
+"""Files of weights of one autoencoder in a folder: itself and, in SAELens' folders, how often latents fire."""
 
 
-def fetch(source: str | Path, tell: Callable[[str], None]) -> Path:
-    """The local file or folder of a source; a hub id is downloaded, after its size was told.
+class Fetched(NamedTuple):
+    """Files on this machine, and what is known of them beside what they say."""
+
+    path: Path
+    format: str = "auto"
+    """The format that the table of published sets gives; "auto" for other files."""
+    published: Published | None = None
+    licence: str | None = None
+    """As the model card says."""
+
+    def completed(self, origin: Origin) -> Origin:
+        """What the files say, with what is known of the published set in its place."""
+        if self.published is not None:
+            origin = self.published.completed(origin)
+        return origin if origin.licence else origin._replace(licence=self.licence)
+
+
+def fetch(source: str | Path, tell: Callable[[str], None]) -> Fetched:
+    """The local file or folder of a source; what is on the hub is downloaded, after its size was told.
 
     Args:
-        source: a path, `hub_id` or `hub_id:path`.
+        source: a path, `hub_id`, `hub_id:path`, or a short name of `sae list`.
         tell: receives one line before a download.
 
     Raises:
-        ConfigError: no such file, repository or path in it.
+        ConfigError: no such file, short name, repository or path in it; several autoencoders are there; the download
+            fails; or the published set is in a format that cannot be held.
     """
     path = Path(source).expanduser()
     if path.exists():
-        return path
-    name, _, inside = str(source).partition(":")
-    if name.count("/") != 1 or name.startswith((".", "~", "/")):
-        raise ConfigError(f"{source}: no such file or folder, and no hub id")
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+        return Fetched(path)
+    text = str(source)
+    if text.startswith((".", "~", "/")):
+        raise ConfigError(f"{source}: no such file or folder")
+    published = None if ":" in text else named(text)
+    if published is not None:
+        repository, inside = published.repository, published.path
+    else:
+        repository, _, inside = text.partition(":")
+        if repository.count("/") != 1:
+            raise ConfigError(f"{source}: no such file or folder, and no hub id")
+        inside = inside.strip("/")
+        published = at(repository, inside)
+    if published is not None:
+        _refuse_what_cannot_be_held(published)
+    folder, licence = _downloaded(repository, inside, published, tell)
+    return Fetched(folder / inside, "auto" if published is None else published.of.format, published, licence)
+
+
+def _refuse_what_cannot_be_held(published: Published) -> None:
+    format = published.of.format
+    module = importlib.import_module(READERS[format])
+    if hasattr(module, "CANNOT_BE_HELD"):
+        raise ConfigError(f"{published.name}: {module.CANNOT_BE_HELD}")
+
+
+def _downloaded(
+    repository: str, inside: str, published: Published | None, tell: Callable[[str], None]
+) -> tuple[Path, str | None]:
+    """The folder of a repository's snapshot with the files at a path, and the licence of its model card."""
+    from huggingface_hub import HfApi, constants, hf_hub_download
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+
+    shown = f"{repository}:{inside}" if inside else repository
+    try:
+        info = HfApi().model_info(repository)
+        files = [sibling.rfilename for sibling in info.siblings or []]
+        wanted = _wanted(shown, files, inside, () if published is None else published.also)
+        sizes = {file.path: file.size for file in HfApi().get_paths_info(repository, wanted, revision=info.sha)}
+        total = sum(sizes.values()) / 2**20
+        tell(f"{shown}: {len(wanted)} files, {total:,.1f} MiB, from {constants.ENDPOINT}/{repository}.")
+        local = [Path(hf_hub_download(repository, name, revision=info.sha)) for name in wanted]
+    except ConfigError:
+        raise
+    except GatedRepoError as error:
+        raise ConfigError(
+            f"{shown}: the hub asks to accept its terms first, then to log in (`hf auth login`)"
+        ) from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        hint = "" if published else f"; near short names: {', '.join(near(repository))}"
+        raise ConfigError(
+            f"{shown}: no such file or folder, and the hub has no such repository (a private one needs `hf auth "
+            f"login`){hint}"
+        ) from error
+    except Exception as error:  # network libraries share no base class
+        if (snapshot := _cached(repository, inside)) is not None:
+            tell(f"{shown}: the hub cannot be reached; what was downloaded before is read.")
+            return snapshot, None
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConfigError(f"{shown}: cannot be read from the hub ({reason})") from error
+    depth = len(PurePosixPath(wanted[0]).parts)
+    return local[0].parents[depth - 1], _licence(info)
+
+
+def _wanted(shown: str, files: list[str], inside: str, also: Iterable[str]) -> list[str]:
+    """The files of one autoencoder: those at the path, those that belong to it, and settings above it.
+
+    Raises:
+        ConfigError: nothing is at the path, or several autoencoders; names what is there.
+    """
+    here = [name for name in files if name == inside or not inside or name.startswith(f"{inside}/")]
+    if not here:
+        places = sorted({*files, *(str(parent) for name in files for parent in PurePosixPath(name).parents)} - {"."})
+        raise ConfigError(f"{shown}: nothing is there; nearest: {_nearest(inside, places)}")
+    weights = [name for name in here if name.endswith(WEIGHTS)]
+    folders = sorted({str(PurePosixPath(name).parent) for name in weights})
+    if len(folders) > 1 or len(weights) > MOST:
+        places = folders if len(folders) > 1 else weights
+        some = ", ".join(places[:5]) + (" ..." if len(places) > 5 else "")
+        raise ConfigError(
+            f"{shown}: holds {len(places)} autoencoders; name one, {shown.partition(':')[0]}:PATH: {some}"
+        )
+    above = {str(parent / name) for parent in PurePosixPath(inside).parents for name in SETTINGS}
+    return list(dict.fromkeys([*here, *also, *(name for name in files if name in above)]))
+
+
+def _nearest(name: str, places: list[str]) -> str:
+    return ", ".join(difflib.get_close_matches(name, places, n=3, cutoff=0.0))
+
+
+def _cached(repository: str, inside: str) -> Path | None:
+    """The snapshot of an earlier download, if it has the path."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        files = HfApi().list_repo_tree(name, path_in_repo=inside or None, recursive=True)
-        sizes = {file.path: file.size for file in files if hasattr(file, "size")}
-        tell(f"{name}: {len(sizes)} files, {sum(sizes.values()) / 2**20:,.0f} MiB, are downloaded.")
-        folder = snapshot_download(name, allow_patterns=list(sizes))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(f"{source}: cannot be read from the hub ({reason})") from error
-    return Path(folder) / inside
+        folder = Path(snapshot_download(repository, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+    return folder if (folder / inside).exists() else None
+
+
+def _licence(info: Any) -> str | None:
+    """The licence in a repository's model card."""
+    licence = getattr(info.card_data, "license", None)
+    return licence if isinstance(licence, str) else None

@@ -21,9 +21,7 @@ from torch import Tensor
 from sae.base.files import CorruptError, publish_file, read_json, sha256_of
 from sae.config import ConfigError, built
 from sae.models.autoencoder import Autoencoder
-from sae.models.heads import HEADS
 from sae.models.language import VARIANTS
-from sae.models.stems import STEMS
 from sae.modules.codes import make_code
 
 assert VARIANTS  # the table's import makes every variant's code known by its name
@@ -84,6 +82,13 @@ def load(path: str | Path, *, device: str | torch.device = "cpu") -> Autoencoder
     Raises:
         ConfigError: no such folder, or a run that is not finished.
         CorruptError: the file is damaged, or the self-test fails.
+
+    Example:
+        >>> import sae, torch
+        >>> model = sae.load("runs/demo")
+        >>> codes = model.encode(torch.randn(5, model.dim))
+        >>> model.decode(codes).shape == (5, model.dim), codes.to_dense().shape == (5, model.width)
+        (True, True)
     """
     folder = locate_run(path)
     return _load(folder, read_description(folder))[0].to(device)
@@ -94,6 +99,11 @@ def verify(path: str | Path) -> SelfTest:
 
     Raises:
         ConfigError, CorruptError: as `load`.
+
+    Example:
+        >>> import sae
+        >>> max(sae.verify("runs/demo")) < 1e-3
+        True
     """
     folder = locate_run(path)
     description = read_description(folder)
@@ -217,20 +227,30 @@ def _described(folder: Path, description: dict[str, Any]) -> Autoencoder:
         if int(description["code"].get("width", width)) != width:
             raise ValueError(f"the code has another width than {width}")
         with torch.device("meta"):
-            stem, head = description.get("stem"), description.get("head")
             model = Autoencoder(
                 dim,
                 width,
                 make_code(description["code"]),
                 dim_out=dim_out,
-                stem=None if stem is None else built("--stem", STEMS, stem),
-                head=None if head is None else built("--head", HEADS, head),
+                **_image_parts(description),
                 unit_atoms=bool(description.get("unit_atoms", True)),
                 **switches,
             )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CorruptError(f"{folder / CONFIG}: autoencoder: cannot be read ({error!r})") from error
     return model
+
+
+def _image_parts(description: dict[str, Any]) -> dict[str, Any]:
+    """Stem and head, where there are any; only then their packages are needed."""
+    if description.get("stem") is None and description.get("head") is None:
+        return {}
+    from sae.models.heads import HEADS
+    from sae.models.stems import STEMS
+
+    tables = {"stem": STEMS, "head": HEADS}
+    described = {part: description.get(part) for part in tables}
+    return {part: built(f"--{part}", tables[part], d) for part, d in described.items() if d is not None}
 
 
 def _parts(model: Autoencoder) -> dict[str, Tensor]:

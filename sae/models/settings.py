@@ -14,7 +14,6 @@ from typing import Any
 from sae.config import ConfigError, OptimConfig, SAEConfig, VisionConfig, refuse_ignored
 from sae.models.language import VARIANTS, revival_of
 from sae.models.variants.base import Variant
-from sae.models.vision import OWN, completed
 
 Ignored = dict[str, str]
 """Name of a setting -> why it would have no effect."""
@@ -40,6 +39,8 @@ def _other_revivals(config: SAEConfig, revival: str) -> Ignored:
 
 def ignored_by_images(config: VisionConfig, shape: tuple[int, ...]) -> Ignored:
     """Settings that an image variant ignores, for images of shape [C, H, W]."""
+    from sae.models.vision import OWN, completed  # brings what images alone need
+
     whole = completed(config, shape)
     here = f"here --stem is {whole.stem} and --head {whole.head}"
     reasons: Ignored = {}

@@ -91,16 +91,17 @@ def _rounding(part: Tensor, whole: Tensor) -> bool:
 
 
 class TokenStatistics(NamedTuple):
-    """Mean and deviation that layer norm removed from every token [N, 1]."""
+    """What undoes layer norm for every token: x' · deviation + mean (Gao et al. 2024, their code) [N, 1]."""
 
     mean: Tensor
     deviation: Tensor
+    """Unbiased, without the 1e-5 that keeps the division safe."""
 
 
 def layer_norm(x: Tensor) -> tuple[Tensor, TokenStatistics]:
     """Every row of x [N, d], minus its mean, divided by its standard deviation (unbiased, plus 1e-5)."""
-    mean, deviation = x.mean(1, keepdim=True), x.std(1, keepdim=True) + LAYER_NORM_EPS
-    return (x - mean) / deviation, TokenStatistics(mean, deviation)
+    mean, deviation = x.mean(1, keepdim=True), x.std(1, keepdim=True)
+    return (x - mean) / (deviation + LAYER_NORM_EPS), TokenStatistics(mean, deviation)
 
 
 def _times(x: Tensor, matrix: Tensor) -> Tensor:

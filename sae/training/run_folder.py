@@ -33,6 +33,8 @@ MAY_CHANGE_ON_RESUME = {
     "out",
     "store",
 }
+PACKAGES = ("sparsight", "torch", "transformers", "datasets", "numpy", "safetensors")
+"""Packages whose versions a run records, those of them that are installed."""
 DEFAULTS_OF_DATA = {"harvest.store_precision": "auto", "epochs": None}
 """Settings whose default depends on the data: a resumed run keeps what was chosen."""
 
@@ -169,8 +171,7 @@ def read_record(out: Path) -> dict[str, Any]:
 
 def new_record(config: RunConfig, *, kind: str, data: dict[str, Any]) -> dict[str, Any]:
     """What config.json of every run holds from the start: settings, versions, where the data came from."""
-    packages = ("sparsight", "torch", "transformers", "datasets", "numpy", "safetensors")
-    versions = {name: importlib.metadata.version(name) for name in packages}
+    versions = {name: version for name in PACKAGES if (version := _version(name)) is not None}
     return {
         "format": CONFIG_FORMAT,
         "kind": kind,
@@ -179,6 +180,13 @@ def new_record(config: RunConfig, *, kind: str, data: dict[str, Any]) -> dict[st
         "versions": {"python": platform.python_version(), **versions},
         "autoencoder": None,
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def finish_record(config: RunConfig, trainer: Trainer, *, batch: int, **more: Any) -> None:

@@ -1,4 +1,4 @@
-"""One TopK training step: ours beside sparsify's and SAELens', in one process, rounds interleaved.
+"""One TopK training step: ours beside that of sparsify, SAELens and dictionary_learning, rounds interleaved.
 
     make bench-peers
 
@@ -72,6 +72,25 @@ def saelens_step(x: torch.Tensor, width: int, k: int) -> Callable[[], Any]:
     return step
 
 
+def dictionary_learning_step(x: torch.Tensor, width: int, k: int) -> Callable[[], Any]:
+    """dictionary_learning's own `TopKTrainer.update`: decoder rules, clipping at norm 1, Adam, schedule."""
+    from dictionary_learning.trainers.top_k import TopKTrainer
+
+    trainer = TopKTrainer(
+        steps=10**6,
+        activation_dim=x.shape[1],
+        dict_size=width,
+        k=k,
+        layer=0,
+        lm_name="-",
+        lr=2e-4,
+        device="cpu",
+        seed=0,
+    )
+    # step 0 would set the bias; those after the 1000th keep a running threshold
+    return lambda: trainer.update(2000, x)
+
+
 def main() -> None:
     """Print a table and one JSON line."""
     parser = argparse.ArgumentParser()
@@ -87,6 +106,7 @@ def main() -> None:
         "ours": problem.fused,
         "sparsify": sparsify_step(problem.x, shape.width, shape.k),
         "SAELens": saelens_step(problem.x, shape.width, shape.k),
+        "dictionary_learning": dictionary_learning_step(problem.x, shape.width, shape.k),
     }
     timings = interleaved(steps, shape.rounds)
     ours = timings["ours"]
@@ -101,7 +121,7 @@ def main() -> None:
         for name, t in timings.items()
     ]
     for row in rows:
-        print("  ".join(f"{value!s:>16}" for value in row.values()))
+        print("  ".join(f"{value!s:>20}" for value in row.values()))
     print(json.dumps({"bench": "peers", "shape": vars(shape), "rows": rows, "machine": machine("cpu")}))
 
 

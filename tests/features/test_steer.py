@@ -15,15 +15,18 @@ from sae.config import CollectConfig, EvalConfig
 from sae.evaluation.run import evaluate
 from sae.evaluation.words import described
 from sae.features.collect.collect import collect
-from sae.features.steer.inject import Steering, steered_tokens
+from sae.features.steer.inject import steered_tokens, steering
 from sae.features.steer.prompt import examine, prompt_ids
 from sae.features.steer.steer import Intervention, SteerError, steer
 from sae.features.store.keys import FeatureError
 from sae.features.store.lens import Lens, UndefinedError
 from sae.features.store.store import FeatureStore
 from sae.harvest.hooks import capture, harvest_forward
+from sae.harvest.intervene import Effect
 from sae.harvest.language_model import LanguageModel
 from sae.harvest.sites import resolve_sites
+from sae.models.autoencoder import Autoencoder
+from sae.modules.codes import TopK
 from sae.runs.text import Run
 
 PROMPT = "the river ran past a mill"
@@ -52,7 +55,7 @@ def before_and_after(
     ids = prompt_ids(lm, PROMPT)[None]
     site = run.targets[0]
     plain = harvest_forward(lm.model, {"input_ids": ids}, [site])[site.name][0]
-    with Steering(run, lm.model, effects, places).applied(), capture(lm.model, [site]) as captured:
+    with steering(run, lm.model, [Effect(*e) for e in effects], places), capture(lm.model, [site]) as captured:
         steered = captured.run({"input_ids": ids})[site.name][0]
     return plain, steered
 
@@ -160,8 +163,9 @@ def test_a_transcoder_is_steered_where_it_writes(run: Run, lm: LanguageModel) ->
 
 def test_several_sites_are_written_but_not_read_in_time(run: Run, lm: LanguageModel) -> None:
     sites = resolve_sites(lm.model, ["resid_post.1", "resid_post.2"])
-    several = run._replace(inputs=sites, targets=sites)
-    with pytest.raises(SteerError, match="reads several"):
+    crosscoder = Autoencoder(64, 128, TopK(8))
+    several = run._replace(model=crosscoder, inputs=sites, targets=sites)
+    with pytest.raises(SteerError, match=r"resid_post\.2, which the model computes after resid_post\.1"):
         steer(several, lm, PROMPT, [Intervention(3, "ablate")], tokens=4)
 
 

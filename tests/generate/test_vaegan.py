@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sae.book.generate.gan import VAEGANConfig, train_vaegan
 from sae.book.generate.latent import VAESampler
-from sae.book.generate.vaegan import VAEGANConfig, train_vaegan
 from sae.config import ConfigError, VisionConfig
 from sae.data.images import open_images
 from sae.models.autoencoder import Autoencoder

@@ -226,13 +226,14 @@ def test_steering_a_conversation_replies_and_leaves_other_roles_alone(run: Run, 
     touched = []
     from sae.features.steer import steer as module
 
-    class Noted(module.Steering):
-        def __init__(self, run, model, effects, places):
-            touched.append(places)
-            super().__init__(run, model, effects, places)
+    plain = module.steering
+
+    def noted(run, model, effects, places):
+        touched.append(places)
+        return plain(run, model, effects, places)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "Steering", Noted)
+        patch.setattr(module, "steering", noted)
         module.steer(run, lm, json.dumps(TALK[:1]), push, tokens=4)
     (places,) = touched
     header = len(lm.tokenizer("a:", add_special_tokens=False)["input_ids"])

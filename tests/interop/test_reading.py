@@ -83,9 +83,9 @@ def test_wrong_weights_are_refused_with_the_tensor_s_name(changes: dict, message
 @pytest.mark.usefixtures("plainsae")
 def test_refusals_name_the_known_formats(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no weights")
-    with pytest.raises(ConfigError, match=r"notes.txt: is in no format that can be read.*: plainsae"):
+    with pytest.raises(ConfigError, match=r"notes.txt: is in no format that can be read.*plainsae"):
         read(tmp_path / "notes.txt")
-    with pytest.raises(ConfigError, match="format 'gguf' is unknown; known: plainsae"):
+    with pytest.raises(ConfigError, match=r"format 'gguf' is unknown; known: .*plainsae"):
         read(tmp_path / "notes.txt", format="gguf")
     with pytest.raises(ConfigError, match="no such file or folder"):
         read(tmp_path / "missing.npz")

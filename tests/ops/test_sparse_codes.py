@@ -54,3 +54,27 @@ def test_codes_in_every_layout_are_valid(codes: SparseCodes) -> None:
 def test_broken_codes_are_refused_by_name(codes: SparseCodes, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         codes.validate()
+
+
+def layouts() -> list[SparseCodes]:
+    """Rectangular, dense and CSR codes of three tokens over five latents."""
+    dense = torch.tensor([[0.0, 2, 0, 1, 0], [0, 0, 3, 0, 0], [0, 0, 0, 0, 0]])
+    rectangular = SparseCodes(torch.tensor([[2.0, 1], [3, 0], [0, 0]]), torch.tensor([[1, 3], [2, 0], [4, 1]]), 5)
+    csr = SparseCodes(torch.tensor([2.0, 1, 3]), torch.tensor([1, 3, 2]), 5, torch.tensor([0, 2, 3, 3]))
+    return [rectangular, SparseCodes.dense(dense), csr]
+
+
+@pytest.mark.parametrize("codes", layouts(), ids=["rectangular", "dense", "csr"])
+def test_codes_of_some_tokens_and_some_latents_are_those_of_the_dense_table(codes: SparseCodes) -> None:
+    dense, tokens = codes.to_dense(), torch.tensor([True, False, True])
+    assert codes.csr().validate().to_dense().equal(dense)
+    assert codes.kept(tokens).validate().to_dense().equal(dense[tokens])
+    assert codes.at(torch.tensor([2, 0, 1])).equal(dense[:, [2, 0, 1]])
+    for other in layouts():
+        assert SparseCodes.cat([codes, other]).validate().to_dense().equal(torch.cat([dense, other.to_dense()]))
+    assert SparseCodes.cat([codes]) is codes
+
+
+def test_codes_of_other_widths_are_not_joined() -> None:
+    with pytest.raises(ValueError, match=r"widths \[5, 6\]"):
+        SparseCodes.cat([layouts()[0], SparseCodes.dense(torch.zeros(1, 6))])

@@ -48,9 +48,11 @@ def update(params: Any, m: Any, v: Any, forward: Any, options: Options) -> tuple
     """params, m, v <- one step of Adam with the gradients of the loss; returns grad_norm and scale."""
     adam, max_norm, extra, through, more, allowed = options
     codes: SparseCodes = forward.codes
-    if through is None:
-        through = torch.where(codes.values <= 0, 0, forward.dots * forward.factor)
     grouped = codes if forward.starts is None else SparseCodes(codes.values, codes.indices, codes.width, forward.starts)
+    if through is None:
+        # a GPU's forward pass leaves the dots to the update
+        dots = forward.dots if forward.dots.numel() else _dots(grouped, forward.spread, params.W_dec)
+        through = torch.where(codes.values <= 0, 0, dots * forward.factor)
     grad_out = forward.spread * forward.factor
     W_dec = torch.zeros_like(params.W_dec).index_add_(
         0, grouped.indices.flatten(), grouped.values.flatten().unsqueeze(1) * grad_out[grouped.rows().flatten()]

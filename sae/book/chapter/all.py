@@ -1,21 +1,9 @@
-"""Imports every module of experiments, which registers them; a new module needs a name here."""
+"""Imports every module of this folder, which registers the experiments in it."""
 
-from sae.book.chapter import (  # noqa: F401
-    anomaly,
-    collapse,
-    convolutional,
-    convolutional_spectra,
-    denoising,
-    family_tree,
-    generative,
-    latent_space,
-    latent_space_arithmetic,
-    overcomplete,
-    quantised,
-    reduction,
-    sparse,
-    undercomplete,
-    variational,
-    variational_beta,
-    variational_bounds,
-)
+import importlib
+import pkgutil
+
+from sae.book import chapter
+
+for module in pkgutil.iter_modules(chapter.__path__):
+    importlib.import_module(f"{chapter.__name__}.{module.name}")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sae.book.comparison.coders import Coder
 from sae.book.comparison.grounds import Ground
-from sae.book.comparison.measures import COLUMNS_OF_CODES, DISENTANGLEMENT, Measured, sparse_probes
+from sae.book.comparison.measures import DISENTANGLEMENT, NOTHING, Measured, sparse_probes
 from sae.book.measures.disentanglement import controls, disentanglement
 from sae.evaluation.baselines import PCA
 from sae.evaluation.probing import full_probe, probing_task, shuffled_probe
@@ -95,12 +95,11 @@ def ceiling_and_floor(codes: Tensor, train: Tensor, ground: Ground, *, seed: int
         one_hot = [torch.nn.functional.one_hot(part, int(y.max()) + 1).float() for part in (y, y_heldout)]
         order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
         perfect = probing_task(one_hot[0], y, one_hot[1], y_heldout)
-        shuffled = shuffled_probe(probing_task(train, y, codes, y_heldout), seed=seed).mean
+        shuffled = shuffled_probe(probing_task(train, y, codes, y_heldout), seed=seed)
         truth |= {"probe_full": full_probe(perfect), **sparse_probes(perfect, one_hot[0].shape[1])}
         chance |= {
             "probe_full": shuffled,
             **sparse_probes(probing_task(train, y[order], codes, y_heldout), codes.shape[1]),
         }
-    empty: dict[str, float | None] = dict.fromkeys(COLUMNS_OF_CODES)
     both = {"true factors": truth, "shuffled labels": chance}
-    return {name: Measured(empty | values, [], [], []) for name, values in both.items() if values}
+    return {name: Measured(NOTHING | values, [], [], []) for name, values in both.items() if values}

@@ -58,7 +58,6 @@ def firing_over_time(setting: Setting, ground: Ground, member: Member, *, epochs
 
 def _restored(folder: Path, config: ImageTrainConfig, ground: Ground) -> Autoencoder:
     """The autoencoder of a checkpoint, as it would have been saved then."""
-    assert ground.shape is not None
     trainer = Trainer(
         recipe_of(config.vision, ground.shape, len(ground.train)),
         OptimConfig(),

@@ -12,11 +12,10 @@ from sae.book.chapter.base import Picture
 from sae.book.chapter.measure import mean_of
 from sae.book.comparison.courses import Moment
 from sae.book.comparison.grounds import Ground, Known
-from sae.book.comparison.measures import PROBED
-from sae.book.comparison.table import Row
+from sae.book.comparison.measures import PROBED, Row
 from sae.book.measures.rate import RatePoint, hull
-from sae.book.pictures.atoms import draw_atoms
 from sae.book.pictures.charts import draw_heatmap
+from sae.book.pictures.latents import draw_atoms
 from sae.book.pictures.lines import Curve, draw_lines
 from sae.models.vision import SPARSE
 

@@ -50,8 +50,8 @@ class Ground(NamedTuple):
     """SHA-256 of both, with which saved measures are checked."""
     budgets: tuple[float, ...]
     """Bits a sample at which PCA's FVU is each of `MATCHED`; NaN if it is never that low."""
-    shape: tuple[int, int, int] | None = None
-    """Of an image; None for activations."""
+    shape: tuple[int, ...] = ()
+    """Channels, rows and columns of an image; empty for activations."""
     labels: tuple[Tensor, Tensor] | None = None
     """Classes of the training and of the held-out rows, int64 [n] and [m]."""
     known: Known | None = None

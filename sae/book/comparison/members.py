@@ -5,11 +5,13 @@ rows = image_rows(tour, ground, members, epochs=..., limit=...)
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,16 +20,87 @@ from sae.base.files import publish_json, read_json
 from sae.book.chapter.base import Setting, safe_name, trained_by_seed
 from sae.book.comparison.coders import Coder, coder_of
 from sae.book.comparison.grounds import Ground
-from sae.book.comparison.measures import Measured, measure
+from sae.book.comparison.measures import Measured, Row, measure
 from sae.book.comparison.plan import Member, RowMember
-from sae.book.comparison.rows import RowsConfig, trained_rows
-from sae.book.comparison.table import Row
-from sae.config import OptimConfig, to_json
+from sae.config import OptimConfig, RunConfig, SAEConfig, to_json
+from sae.data.images import ImageSet
 from sae.evaluation.stability import pair_cosines
+from sae.models.autoencoder import Autoencoder
+from sae.models.language import recipe_of
+from sae.models.recipe import Recipe
+from sae.models.saved import CONFIG, load
 from sae.runs.images import ImageRun
+from sae.training.images import SampleData
+from sae.training.run import train
+from sae.training.run_folder import check_kept_run
 
 MEASURES = "comparison.json"
 FORMAT = 3  # of saved measures; raise it when a measure changes
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowsConfig(RunConfig):
+    """One training run on rows of activations held in memory."""
+
+    source: str
+    """What gave the rows."""
+    sae: SAEConfig
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    epochs: int = 20
+    """Passes over the rows."""
+
+
+class RowsRun(NamedTuple):
+    """A finished run."""
+
+    model: Autoencoder
+    """In its saved form."""
+    seconds: float
+    """Of an epoch."""
+
+
+def trained_rows(
+    config: RowsConfig, rows: Tensor, provenance: dict[str, Any], *, tell: Callable[[str], None]
+) -> RowsRun:
+    """The run in `config.out`, trained or resumed unless it is finished.
+
+    Args:
+        config: where, and with which settings.
+        rows: activations float32 [n, d].
+        provenance: JSON values that say where they come from.
+        tell: told what is trained.
+
+    Raises:
+        ConfigError: the run that is there has other settings, or learns from other rows.
+    """
+    begun = (config.out / CONFIG).is_file()
+    if begun:
+        check_kept_run(config, provenance)
+    if not begun or not read_json(config.out / CONFIG)["autoencoder"]:
+        tell(f"{'resuming' if begun else 'training'} {config.out.name}")
+        config = dataclasses.replace(config, resume=begun, device="cpu")
+        train(config, RowsData(config, rows, provenance))
+    record = read_json(config.out / CONFIG)
+    return RowsRun(load(config.out), record["training"]["seconds"] / config.epochs)
+
+
+class RowsData(SampleData):
+    """Rows in memory as training data.
+
+    Args:
+        config: settings of the run.
+        rows: float32 [n, d].
+        provenance: JSON values that say where they come from.
+    """
+
+    kind, unit, command, advice = "rows", "rows", "sae image compare", ""
+
+    def __init__(self, config: RowsConfig, rows: Tensor, provenance: dict[str, Any]) -> None:
+        images = ImageSet(config.source, (1, 1, rows.shape[1]), len(rows), lambda places: rows[places], provenance)
+        super().__init__(config, images, config.sae, config.optim, config.epochs)
+
+    def recipe(self) -> Recipe:
+        return recipe_of(self.sae, [self.images.dim])
 
 
 class Tour:

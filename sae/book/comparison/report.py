@@ -32,9 +32,8 @@ from sae.book.comparison.figures import (
     training_picture,
 )
 from sae.book.comparison.grounds import MATCHED
-from sae.book.comparison.measures import SLACK
+from sae.book.comparison.measures import SLACK, Row, brief, record, table
 from sae.book.comparison.plan import FULL, QUICK, SMALLER
-from sae.book.comparison.table import Row, brief, record, table
 from sae.book.comparison.tiers import Tier, run_tiers
 from sae.book.pictures.page import Page
 from sae.config import check
@@ -192,7 +191,6 @@ def _described(tier: Tier) -> dict[str, Any]:
 
 def _sheets(tier: Tier) -> list[Picture]:
     """Atoms of models of different families, near a common FVU."""
-    assert tier.ground.shape is not None
 
     def atoms_of(row: Row) -> Tensor | None:
         return coder_of(tier.runs[row.name][0].model, tier.ground.train).atoms

@@ -14,18 +14,16 @@ from sae.book.comparison.controls import ceiling_and_floor, pca_controls, random
 from sae.book.comparison.courses import Moment, firing_over_time
 from sae.book.comparison.grounds import Ground, ground_of, pixel_ground, planted_ground
 from sae.book.comparison.language import LanguageRows, language_rows
-from sae.book.comparison.measures import measure
+from sae.book.comparison.measures import Row, measure
 from sae.book.comparison.members import Tour, control_path, control_rows, image_rows, kept_or_made, rows_on_rows
 from sae.book.comparison.plan import (
     PLANTED_K,
     PLANTED_WIDTH,
-    Member,
     Scale,
     pixel_members,
     planted_members,
     row_members,
 )
-from sae.book.comparison.table import Row
 from sae.runs.images import ImageRun
 
 READ_BY_SAES = ("ae", "vae")  # variants whose stems the third tier reads
@@ -59,7 +57,7 @@ def run_tiers(setting: Setting, scale: Scale, language_run: str | None) -> tuple
     language = language_rows(language_run, tokens=scale.tokens, quick=quick, scratch=scratch)
     planted, pixels = planted_ground(scale), pixel_ground(setting.data, scale)
     readers = READ_BY_SAES[: 1 if quick else None]
-    count = len(planted_members(quick=quick)) + len(_pixel_members(pixels, quick=quick))
+    count = len(planted_members(quick=quick)) + len(pixel_members(pixels.shape, quick=quick))
     count += len(readers) * len(row_members(1, k=1, quick=quick))
     count += len(row_members(1, k=1, quick=quick)) * isinstance(language, LanguageRows)
     tour = Tour(setting, count * len(setting.seeds))
@@ -77,13 +75,8 @@ def _planted(tour: Tour, ground: Ground, scale: Scale) -> Tier:
     return Tier(ground, rows, runs, {})
 
 
-def _pixel_members(ground: Ground, *, quick: bool) -> list[Member]:
-    assert ground.shape is not None
-    return pixel_members(ground.shape, quick=quick)
-
-
 def _pixels(tour: Tour, ground: Ground, scale: Scale) -> Tier:
-    members = _pixel_members(ground, quick=tour.setting.quick)
+    members = pixel_members(ground.shape, quick=tour.setting.quick)
     epochs = scale.epochs(*ground.train.shape)
     rows, runs = image_rows(tour, ground, members, epochs=epochs, limit=scale.images)
     width = 64 if tour.setting.quick else 256

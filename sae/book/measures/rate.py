@@ -1,6 +1,6 @@
 """Rate and distortion of any code by one procedure: quantise, count bits, decode the quantised code, measure FVU.
 
-    curve = rate_distortion(stack(train_codes), stack(heldout_codes), x, decode)
+    curve = rate_distortion(train_codes, heldout_codes, x, decode)
     fvu_at(curve, bits=40.0), bits_at(curve, fvu=0.2)
 
 The same three steps for every family, sparse or dense, linear or not:
@@ -14,26 +14,22 @@ The same three steps for every family, sparse or dense, linear or not:
 2. A latent's symbols are entropy-coded under its training histogram: -log2 p(symbol) bits on held-out samples, for an
    ideal coder that knows the histograms (their own size is not counted). See `SymbolModel`.
 3. FVU of the decoded codes is measured on the same held-out samples.
-
-Codes are stored as their non-zeros, and dense for a block of rows at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sae.book.measures.entropy_coding import SymbolModel
 from sae.evaluation.baselines import PCA
 from sae.evaluation.reconstruction import fvu_of, fvu_sums
-from sae_kernels import SparseCodes
 
 Decode: TypeAlias = Callable[[Tensor], Tensor]
-BLOCK = 4_000_000  # numbers in a dense block
+BLOCK = 4_000_000  # codes decoded at a time
 PROBES = 1024  # samples from which gains are measured, each to about 2%
 
 
@@ -52,32 +48,14 @@ class RatePoint(NamedTuple):
     """Mean number of those that the latent never had in training: if there are many, train on more samples."""
 
 
-def stack(batches: Iterable[Tensor | SparseCodes]) -> SparseCodes:
-    """Batches of codes, dense [n, F] or sparse, as one table of their non-zeros: CSR, float32, on the CPU.
-
-    Raises:
-        ValueError: no batch, batches of different widths, or codes that aren't finite.
-    """
-    parts = [_listed(batch) for batch in batches]
-    widths = {part.width for part in parts}
-    if len(widths) != 1:
-        raise ValueError(f"codes: expected batches [n, F] of one width F, got the widths {sorted(widths)}")
-    values = torch.cat([part.values for part in parts])
-    if not values.isfinite().all():
-        raise ValueError(f"codes: expected finite numbers, got {(~values.isfinite()).sum()} that are not")
-    counts = torch.cat([_offsets(part).diff() for part in parts])
-    offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    return SparseCodes(values, torch.cat([part.indices for part in parts]), widths.pop(), offsets)
-
-
-def sensitivity(decode: Decode, codes: SparseCodes, *, probes: int = PROBES, seed: int = 0) -> Tensor:
+def sensitivity(decode: Decode, codes: Tensor, *, probes: int = PROBES, seed: int = 0) -> Tensor:
     """How far the output moves for a unit of every latent: root mean square over samples of ||∂decode/∂z_j||, [F].
 
     For u standard normal, (Jᵀu)_j² has the mean ||J_j||², so the Jacobian J isn't formed (Hutchinson 1989).
 
     Args:
         decode: dense codes [b, F] -> outputs [b, D], differentiable.
-        codes: of training samples (`stack`).
+        codes: of training samples [n, F].
         probes: number of rows, at most; the first ones.
         seed: of the u.
 
@@ -86,9 +64,9 @@ def sensitivity(decode: Decode, codes: SparseCodes, *, probes: int = PROBES, see
     """
     # not torch's generator: a network of the same seed drew its weights from it
     rng = np.random.default_rng(seed)
-    total, rows = torch.zeros(codes.width, dtype=torch.float64), min(probes, codes.tokens)
-    for z in _blocks(_rows(codes, 0, rows)):
-        z.requires_grad_(True)
+    total, rows = torch.zeros(codes.shape[1], dtype=torch.float64), codes[:probes]
+    for block in _blocks(rows):
+        z = block.clone().requires_grad_(True)
         with torch.enable_grad():
             out = decode(z)
         if not out.requires_grad:
@@ -96,12 +74,12 @@ def sensitivity(decode: Decode, codes: SparseCodes, *, probes: int = PROBES, see
         u = torch.from_numpy(rng.standard_normal(tuple(out.shape))).to(out.device, out.dtype)
         (pulled,) = torch.autograd.grad(out, z, u)
         total += pulled.double().square().sum(0)
-    return (total / rows).sqrt()
+    return (total / len(rows)).sqrt()
 
 
 def rate_distortion(
-    train: SparseCodes,
-    heldout: SparseCodes,
+    train: Tensor,
+    heldout: Tensor,
     x: Tensor,
     decode: Decode,
     *,
@@ -111,8 +89,8 @@ def rate_distortion(
     """Bits and FVU of one code, for every step of its quantiser.
 
     Args:
-        train: codes of training samples [n, F] (`stack`), for the medians, gains and histograms.
-        heldout: codes of held-out samples [m, F] (`stack`).
+        train: codes of training samples [n, F], float32 on the CPU, for the medians, gains and histograms.
+        heldout: codes of held-out samples [m, F].
         x: the held-out samples [m, D].
         decode: dense float32 codes [b, F], on the CPU -> reconstructions [b, D], row by row.
         gain: of every latent [F], if it is known, as an atom's norm is; None measures it by `sensitivity`.
@@ -122,48 +100,40 @@ def rate_distortion(
         A point a step, in the order of the steps.
 
     Raises:
-        ValueError: shapes that don't fit, a step that is not above 0, or one too fine for the codes' range.
+        ValueError: shapes that don't fit, codes that aren't finite, a step that is not above 0, or one too fine for the
+            codes' range.
     """
-    if train.width != heldout.width or x.ndim != 2 or heldout.tokens != len(x) or 0 in (train.tokens, len(x)):
-        shapes = f"[{train.tokens}, {train.width}], [{heldout.tokens}, {heldout.width}] and {list(x.shape)}"
+    fit = {train.ndim, heldout.ndim, x.ndim} == {2} and heldout.shape == (len(x), train.shape[1])
+    if not fit or 0 in (len(train), len(x)):
+        shapes = f"{list(train.shape)}, {list(heldout.shape)} and {list(x.shape)}"
         raise ValueError(f"expected codes train [n, F] and heldout [m, F] and outputs x [m, D], got {shapes}")
+    for codes in (train, heldout):
+        if not codes.isfinite().all():
+            raise ValueError(f"codes: expected finite numbers, got {(~codes.isfinite()).sum()} that are not")
     gain = sensitivity(decode, train) if gain is None else gain.detach().cpu().double()
-    if gain.shape != (train.width,) or not (gain.isfinite() & (gain >= 0)).all():
-        raise ValueError(f"gain: expected {train.width} finite numbers >= 0, one a latent, got {tuple(gain.shape)}")
-    centre = medians(train)
-    centred, heldout, sums = _shifted(train, centre), _shifted(heldout, centre), fvu_sums(x.cpu())
+    if gain.shape != train.shape[1:] or not (gain.isfinite() & (gain >= 0)).all():
+        raise ValueError(f"gain: expected {train.shape[1]} finite numbers >= 0, one a latent, got {tuple(gain.shape)}")
+    centre = train.median(0).values
+    centred, offset, sums = (train - centre).to_sparse(), (heldout - centre).to_sparse(), fvu_sums(x.cpu())
     points = []
     for step in default_steps(x) if steps is None else steps:
-        model = SymbolModel(quantise(centred, gain, step), centred.values)
-        symbols = _without_zeros(quantise(heldout, gain, step))
+        model, symbols = SymbolModel(quantise(centred, gain, step), centred), quantise(offset, gain, step)
         bits, unseen = model.bits(symbols)
-        silent = model.zero_levels
-        levels = model.levels(symbols, torch.where(gain > 0, step / gain, 0.0))
-        decoded = symbols.with_values(levels - silent[symbols.indices])
-        fvu = fvu_of("error", sums | {"error": _error(decoded, centre + silent, x, decode)}).item()
-        per_sample = (len(symbols.values) / len(x), unseen / len(x))
+        decoded = centre + model.levels(symbols, torch.where(gain > 0, step / gain, 0.0))
+        fvu = fvu_of("error", sums | {"error": _error(decoded, x, decode)}).item()
+        per_sample = ((symbols.values() != 0).sum().item() / len(x), unseen / len(x))
         points.append(RatePoint(float(step), bits.mean().item(), fvu, *per_sample))
     return points
 
 
-def pca_rate_distortion(
-    train: Tensor, x: Tensor, *, components: int | None = None, steps: Sequence[float] | None = None
-) -> list[RatePoint]:
-    """The same procedure on the principal components of training rows [n, D], for held-out rows x [m, D].
+def pca_rate_distortion(train: Tensor, x: Tensor) -> list[RatePoint]:
+    """The same procedure on all principal components of training rows [n, D], for held-out rows x [m, D].
 
-    Args:
-        train: rows to fit the components to, too.
-        x: held-out rows.
-        components: how many are coded; None means all D. The step decides how many of them cost anything.
-        steps: see `rate_distortion`.
+    The step decides how many of them cost anything.
     """
     pca = PCA.fit([train])
-
-    def codes(rows: Tensor) -> SparseCodes:
-        return stack(pca.codes(part, components) for part in rows.split(max(1, BLOCK // rows.shape[1])))
-
-    fitted = codes(train)
-    return rate_distortion(fitted, codes(x), x, pca.decode, gain=torch.ones(fitted.width), steps=steps)
+    fitted, codes = pca.codes(train).float(), pca.codes(x).float()
+    return rate_distortion(fitted, codes, x, pca.decode, gain=torch.ones(fitted.shape[1]))
 
 
 def default_steps(x: Tensor) -> list[float]:
@@ -172,31 +142,18 @@ def default_steps(x: Tensor) -> list[float]:
     return [deviation * 2 ** (1 - half / 2) for half in range(19)]
 
 
-def medians(codes: SparseCodes) -> Tensor:
-    """Median of every latent (of an even number the lower), [F]: 0 unless it is on in half of the samples."""
-    centre, rows = torch.zeros(codes.width), codes.rows()
-    busy = (2 * torch.bincount(codes.indices, minlength=codes.width) >= codes.tokens).nonzero()[:, 0]
-    for some in busy.split(max(1, BLOCK // codes.tokens)):
-        column = torch.full((codes.width,), -1).index_put((some,), torch.arange(len(some)))
-        place = column[codes.indices]
-        dense = torch.zeros(codes.tokens, len(some))
-        dense[rows[place >= 0], place[place >= 0]] = codes.values[place >= 0]
-        centre[some] = dense.median(0).values
-    return centre
-
-
-def quantise(codes: SparseCodes, gain: Tensor, step: float) -> SparseCodes:
-    """Symbols round(z gain / step) of the listed codes, whole numbers in float64.
+def quantise(codes: Tensor, gain: Tensor, step: float) -> Tensor:
+    """Symbols round(z gain / step) of sparse codes [n, F], whole numbers in float64.
 
     Raises:
         ValueError: the step isn't above 0, or a symbol is beyond 2^31, too wide for a histogram.
     """
     if not step > 0:
         raise ValueError(f"step {step}: expected a number above 0")
-    scaled = (codes.values.double() * (gain / step)[codes.indices]).round()
+    scaled = (codes.values().double() * (gain / step)[codes.indices()[1]]).round()
     if len(scaled) and scaled.abs().max() > 2**31:
         raise ValueError(f"step {step}: the codes span more than 2^31 of it; take a coarser one")
-    return codes.with_values(scaled)
+    return torch.sparse_coo_tensor(codes.indices(), scaled, codes.shape, is_coalesced=True, check_invariants=False)
 
 
 def hull(curve: Iterable[RatePoint]) -> list[RatePoint]:
@@ -227,54 +184,81 @@ def _slope(start: RatePoint, end: RatePoint) -> float:
     return (end.fvu - start.fvu) / (end.bits - start.bits)
 
 
-def _listed(batch: Tensor | SparseCodes) -> SparseCodes:
-    """A batch as CSR without zeros, on the CPU."""
-    if isinstance(batch, SparseCodes):
-        counts = torch.bincount(batch.rows().flatten(), minlength=batch.tokens).cpu()
-        values, indices, width = batch.values.flatten(), batch.indices.flatten(), batch.width
-    else:
-        rows, indices = batch.nonzero(as_tuple=True)
-        counts = torch.bincount(rows, minlength=len(batch)).cpu()
-        values, width = batch[rows, indices], batch.shape[1]
-    offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    return _without_zeros(SparseCodes(values.detach().cpu().float(), indices.cpu(), width, offsets))
-
-
-def _without_zeros(codes: SparseCodes) -> SparseCodes:
-    keep = codes.values != 0
-    before = torch.cat([torch.zeros(1, dtype=torch.int64), keep.cumsum(0)])
-    return SparseCodes(codes.values[keep], codes.indices[keep], codes.width, before[_offsets(codes)])
-
-
-def _offsets(codes: SparseCodes) -> Tensor:
-    assert codes.offsets is not None
-    return codes.offsets
-
-
-def _rows(codes: SparseCodes, start: int, end: int) -> SparseCodes:
-    offsets = _offsets(codes)[start : end + 1]
-    entries = slice(int(offsets[0]), int(offsets[-1]))
-    return SparseCodes(codes.values[entries], codes.indices[entries], codes.width, offsets - offsets[0])
-
-
-def _blocks(codes: SparseCodes) -> Iterator[Tensor]:
-    """Rows as dense tensors, a block at a time."""
-    rows = max(1, BLOCK // codes.width)
-    for start in range(0, codes.tokens, rows):
-        yield _rows(codes, start, min(start + rows, codes.tokens)).to_dense()
-
-
-def _shifted(codes: SparseCodes, centre: Tensor) -> SparseCodes:
-    """Codes less `centre` [F]; a latent of centre 0 stays sparse."""
-    return stack(block - centre for block in _blocks(codes)) if centre.any() else codes
+def _blocks(codes: Tensor) -> tuple[Tensor, ...]:
+    return codes.split(max(1, BLOCK // codes.shape[1]))
 
 
 @torch.no_grad()
-def _error(codes: SparseCodes, centre: Tensor, x: Tensor, decode: Decode) -> Tensor:
-    """Σ||x - decode(codes + centre)||²."""
-    done, error = 0, torch.zeros((), dtype=torch.float64)
-    for block in _blocks(codes):
-        out = decode((block + centre).float()).cpu().double()
-        error += (x[done : done + len(block)].cpu().double() - out).square().sum()
-        done += len(block)
-    return error
+def _error(codes: Tensor, x: Tensor, decode: Decode) -> Tensor:
+    """Σ||x - decode(codes)||²."""
+    out = torch.cat([decode(block.float()).cpu().double() for block in _blocks(codes)])
+    return (x.cpu().double() - out).square().sum()
+
+
+class SymbolModel:
+    """p(s) = c_s / (n + d), c_s of the latent's n training symbols being s, and d the number of different ones.
+
+    The rest, d / (n + d), is the probability of an escape, after which the symbol follows in a universal code
+    (`gamma_bits`): every integer has a finite length, and the lengths are those of a prefix code. This is method C of
+    Moffat 1990 ("Witten-Bell"); unlike adding one to each of thousands of possible bins, it costs a latent that rarely
+    fires next to nothing.
+
+    Args:
+        symbols: of training samples [n, F]; zeros may be listed.
+        codes: theirs before quantisation [n, F], of the same indices.
+    """
+
+    def __init__(self, symbols: Tensor, codes: Tensor) -> None:
+        numbers, (_, latents), values = symbols.values().long(), symbols.indices(), codes.values().double()
+        on, (samples, width) = numbers != 0, symbols.shape
+        small = torch.bincount(latents[~on], values[~on], minlength=width)
+        numbers, latents = numbers[on], latents[on]
+        self.low = int(numbers.min()) if len(numbers) else 0
+        self.span = int(numbers.max()) - self.low + 1 if len(numbers) else 1
+        self.keys, inverse, self.counts = torch.unique(
+            latents * self.span + (numbers - self.low), return_inverse=True, return_counts=True
+        )
+        owner = self.keys // self.span
+        self.sums = torch.zeros(len(self.keys), dtype=torch.float64).index_add_(0, inverse, values[on])
+        zeros = samples - torch.bincount(latents, minlength=width)
+        self.zero_levels = small.double() / (zeros + 1)
+        different = torch.bincount(owner, minlength=width) + (zeros > 0)
+        total = (samples + different).double()
+        self.lengths = (total[owner] / self.counts).log2()
+        self.escape = (total / different).log2()
+        zero = (total / zeros.clamp_min(1)).log2()
+        self.zero = torch.where(zeros > 0, zero, self.escape + gamma_bits(torch.zeros(1)))
+
+    def bits(self, symbols: Tensor) -> tuple[Tensor, int]:
+        """Bits of every sample, float64 [m], and the number of symbols that training samples didn't have."""
+        rows, latents, numbers, place, known = self._find(symbols)
+        cost = self.escape[latents] + gamma_bits(numbers)
+        cost[known] = self.lengths[place]
+        whole = self.zero.sum().repeat(len(symbols))
+        return whole.index_add_(0, rows, cost - self.zero[latents]), int((~known).sum())
+
+    def levels(self, symbols: Tensor, width: Tensor) -> Tensor:
+        """The values that symbols decode to, dense float64 [m, F]; a latent's bins are `width` [F] wide.
+
+        A value is the mean of the training codes in the bin with the bin's middle counted as one more, so that a single
+        code isn't taken for the mean.
+        """
+        rows, latents, numbers, place, known = self._find(symbols)
+        levels = numbers * width[latents].double()
+        levels[known] = (self.sums[place] + levels[known]) / (self.counts[place] + 1)
+        return self.zero_levels.repeat(len(symbols), 1).index_put_((rows, latents), levels)
+
+    def _find(self, symbols: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Rows, latents and numbers of the symbols other than 0; places of those that training had, and a mask."""
+        on = symbols.values() != 0
+        (rows, latents), numbers = symbols.indices()[:, on], symbols.values()[on].long()
+        keys = latents * self.span + (numbers - self.low)
+        # within the range no key is another latent's
+        known = (numbers >= self.low) & (numbers < self.low + self.span) & torch.isin(keys, self.keys)
+        return rows, latents, numbers, torch.searchsorted(self.keys, keys[known]), known
+
+
+def gamma_bits(symbols: Tensor) -> Tensor:
+    """Bits of whole numbers in Elias' gamma code (1975), float64: 2 floor(log2 i) + 1, the i-th of 0, 1, -1, 2 ..."""
+    number = torch.where(symbols == 0, 1, 2 * symbols.abs() + (symbols < 0)).double()
+    return 2.0 * (torch.frexp(number).exponent - 1) + 1

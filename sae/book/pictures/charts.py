@@ -1,5 +1,9 @@
-"""Histograms, scatter plots by label, and heat maps.
+"""Histograms, scatter plots by label, heat maps and bars, and the style of all charts.
 
+Colours can be told apart by colour-blind readers, axes are light, and legends stand outside the data.
+
+draw_bars({"AE": .3, "PCA": .35}, label="FVU")
+draw_ranked(kl, label="KL (nats)", rank="Latent, by its KL")
 draw_histograms({"normal": scores[usual], "anomalous": scores[~usual]}, x="NLL (nats)")
 draw_scatter(codes, labels, names, x="z 0", y="z 1")
 draw_heatmap(information, rows=["z 3", "z 0"], columns=factor_names, label="I / H")
@@ -7,14 +11,67 @@ draw_heatmap(information, rows=["z 3", "z 0"], columns=factor_names, label="I / 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-from sae.book.pictures.style import GREY, MARKERS, SMALL, chart, colour, legend
+from sae.base.tables import number
+from sae.evaluation.variational import ACTIVE_VARIANCE, Activity
 
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito's (2008), without the yellow, which is too pale on white."""
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
+STYLES = ("-", "--", "-.", ":")
+GREY = "#666666"
+SMALL = 9.0  # points, of all text in charts
 ANNOTATED = 200  # cells of a heat map up to which numbers are written
+
+
+def colour(place: int) -> str:
+    """The colour of the series at this place; colours repeat after the seventh."""
+    return COLOURS[place % len(COLOURS)]
+
+
+def chart(width: float, height: float, *, x: str = "", y: str = "", title: str = "") -> tuple[Figure, Axes]:
+    """A figure of `width` x `height` inches with one axis, named with its units."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axis = figure.subplots()
+    quiet(axis, x=x, y=y, title=title)
+    return figure, axis
+
+
+def quiet(axis: Axes, *, x: str = "", y: str = "", title: str = "") -> None:
+    """Name an axis, and remove its top and right border."""
+    axis.set_xlabel(x, fontsize=SMALL)
+    axis.set_ylabel(y, fontsize=SMALL)
+    axis.set_title(title, fontsize=SMALL + 0.5, loc="left")
+    axis.tick_params(labelsize=SMALL - 0.5)
+    for side in ("top", "right"):
+        axis.spines[side].set_visible(False)
+    axis.grid(True, color="#dddddd", linewidth=0.6)
+    axis.set_axisbelow(True)
+
+
+def plain_numbers(axis: Axis, values: Sequence[float]) -> None:
+    """Label a logarithmic axis for these positive values with plain numbers, few enough to read."""
+    narrow = math.log10(max(values) / min(values)) < 2
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow else (1,)))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def legend(figure: Figure, axis: Axes, *, title: str = "") -> None:
+    """The legend of an axis' named series, to its right; none for fewer than two."""
+    handles, names = axis.get_legend_handles_labels()
+    if len(names) > 1:
+        options: dict[str, Any] = {"title": title, "title_fontsize": SMALL} if title else {}
+        figure.legend(handles, names, loc="outside right upper", fontsize=SMALL, frameon=False, **options)
 
 
 def draw_histograms(
@@ -109,3 +166,76 @@ def draw_heatmap(
             axis.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=SMALL - 1.5,
                       color="white" if dark else "black")  # fmt: skip
     return figure
+
+
+def draw_bars(
+    values: Mapping[str, float], *, label: str, log: bool = False, reference: tuple[str, float] | None = None
+) -> Figure:
+    """A horizontal bar for every name, with its number beside it.
+
+    Args:
+        values: by name.
+        label: what the numbers are, with the unit.
+        log: logarithmic axis, for positive numbers.
+        reference: a name and a number, drawn as a vertical line.
+    """
+    figure, axis = chart(7.0, 0.42 * len(values) + 1.1, x=label)
+    numbers = [float(value) for value in values.values()]
+    bars = axis.barh(range(len(values)), numbers, color=colour(0), height=0.62)
+    axis.bar_label(bars, [number(value) for value in numbers], padding=5, fontsize=SMALL - 0.5)
+    axis.set_yticks(range(len(values)), list(values), fontsize=SMALL)
+    axis.invert_yaxis()
+    axis.grid(False, axis="y")
+    if log:
+        axis.set_xscale("log")
+        plain_numbers(axis.xaxis, numbers)
+    axis.margins(x=0.14)  # room for the numbers
+    if reference is not None:
+        axis.axvline(reference[1], color=GREY, linestyle="--", linewidth=1.2, label=reference[0])
+        figure.legend(loc="outside lower right", fontsize=SMALL - 0.5, frameon=False)
+    return figure
+
+
+def draw_ranked(
+    values: Sequence[float] | np.ndarray,
+    *,
+    label: str,
+    rank: str,
+    marked: np.ndarray | None = None,
+    names: tuple[str, str] = ("", ""),
+    title: str = "",
+) -> Figure:
+    """Bars in falling order, thin ones if there are many.
+
+    Args:
+        values: [n].
+        label: what they are, with the unit.
+        rank: what the bars are.
+        marked: bool [n], which bars have the first colour; all by default.
+        names: of the marked and of the others, for the legend.
+        title: over the chart.
+    """
+    numbers = np.asarray(values, dtype=np.float64)
+    order = np.argsort(-numbers, kind="stable")
+    first = np.ones(len(numbers), dtype=bool) if marked is None else marked[order]
+    figure, axis = chart(7.0, 2.8, x=rank, y=label, title=title)
+    places = np.arange(1, len(numbers) + 1)
+    for kind, (bars, name) in enumerate(zip((first, ~first), names, strict=True)):
+        if bars.any():
+            share = 0.8 if len(numbers) <= 100 else 1.0
+            axis.bar(places[bars], numbers[order][bars], width=share, color=colour(kind), label=name or None)
+    if len(numbers) <= 16:
+        axis.set_xticks(places, [str(i) for i in order])
+    else:
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.set_xlim(0.4, len(numbers) + 0.6)
+    axis.grid(False, axis="x")
+    legend(figure, axis)
+    return figure
+
+
+def draw_activity(latents: Activity, *, title: str = "") -> Figure:
+    """Mean KL of every latent of a Gaussian code, active and collapsed ones in different colours."""
+    active = (latents.variance > ACTIVE_VARIANCE).numpy()
+    names, rank = ("active", "collapsed"), "Latent, by its KL"
+    return draw_ranked(latents.kl.numpy(), label="KL (nats)", rank=rank, marked=active, names=names, title=title)

@@ -1,6 +1,7 @@
-"""Paths through the space of codes, decoded: traversals, the plane of two latents, interpolation, arithmetic.
+"""Latents as images: paths through the space of codes, decoded, and the contribution of single atoms.
 
-All of them start from the means of codes (`sae.runs.images.dense_codes`), not from draws.
+Traversals, the plane of two latents, interpolation and arithmetic start from the means of codes
+(`sae.runs.images.dense_codes`), not from draws.
 
 draw_traversals(model, shape, codes[typical(codes)], latents=[3, 0], values=torch.linspace(-3, 3, 9).repeat(2, 1))
 """
@@ -14,6 +15,7 @@ from matplotlib.figure import Figure
 from scipy.stats import norm
 from torch import Tensor
 
+from sae.base.colours import diverging
 from sae.book.pictures.grids import draw_rows, draw_tiles
 from sae.models.autoencoder import Autoencoder
 from sae.runs.images import decode_dense
@@ -23,6 +25,7 @@ PARALLEL = 1e-4  # sine of an angle below which the arc is a line
 
 Look = Callable[[Tensor], Tensor]
 """Decoded images [n, C·H·W] as they are shown (see `sae.base.colours.diverging`)."""
+CHUNK = 1024  # atoms decoded at a time
 
 
 def as_they_are(images: Tensor) -> Tensor:
@@ -159,3 +162,36 @@ def arithmetic(codes: Tensor, kinds: Tensor, code: Tensor, minus: int, plus: int
         if not (kinds == kind).any():
             raise ValueError(f"kinds: expected samples of kind {kind}, got none")
     return codes[kinds == plus].mean(0) - codes[kinds == minus].mean(0) + code
+
+
+@torch.no_grad()
+def contributions(model: Autoencoder, strengths: Tensor) -> Tensor:
+    """show(b + s_j w_j) - show(b) for every atom: [F, C·H·W], signed; without a head, s_j w_j.
+
+    Args:
+        model: with one row a sample (no codebook).
+        strengths: s [F], the code's value for each atom.
+
+    Raises:
+        ValueError: the model has several rows a sample.
+    """
+    if model.positions != 1:
+        raise ValueError(f"expected one row a sample, got {model.positions}; see `codebook_images`")
+    b = model.dictionary.b
+    atoms = torch.cat([model.show(b + part) for part in (strengths.unsqueeze(1) * model.dictionary.W).split(CHUNK)])
+    return atoms - model.show(b.unsqueeze(0))
+
+
+@torch.no_grad()
+def codebook_images(model: Autoencoder) -> Tensor:
+    """Every atom of a codebook, in all places at once, decoded: [F, C·H·W]."""
+    rows = model.dictionary.W.repeat_interleave(model.positions, dim=0)
+    return torch.cat([model.show(part) for part in rows.split(CHUNK * model.positions)])
+
+
+def draw_atoms(images: Tensor, shape: Sequence[int], *, columns: int = 16) -> Figure:
+    """Signed images [n, C·H·W], purple above zero and orange below, each on its own scale."""
+    columns = min(columns, len(images))
+    return draw_tiles(
+        diverging(images, shape, limit=images.abs().amax(1)), shape, columns, inches=min(7.5, 0.7 * columns)
+    )

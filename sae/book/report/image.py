@@ -13,11 +13,8 @@ from typing import Any
 from sae.base.progress import Progress
 from sae.book.pictures.lines import Curve, draw_lines
 from sae.book.pictures.page import Page
-from sae.book.report.codes import write_activity, write_information, write_plane, write_scatter, write_traversals
-from sae.book.report.dictionary import write_atoms, write_codebook, write_firing, write_planted, write_rates
+from sae.book.report import codes, dictionary, reconstructions
 from sae.book.report.material import Material
-from sae.book.report.reconstructions import write_anomalies, write_denoising, write_reconstructions, write_spectra
-from sae.book.report.walks import write_arithmetic, write_interpolation, write_samples
 from sae.evaluation.words import described, value_at
 from sae.runs.images import open_image_run
 from sae.training.logging import read_metrics
@@ -74,23 +71,23 @@ def _draw(page: Page, curves: dict[str, Curve], y: str, caption: str) -> None:
 SECTIONS: tuple[Callable[[Material, Page], None], ...] = (
     write_numbers,
     write_loss,
-    write_reconstructions,
-    write_denoising,
-    write_anomalies,
-    write_activity,
-    write_traversals,
-    write_plane,
-    write_scatter,
-    write_information,
-    write_interpolation,
-    write_arithmetic,
-    write_samples,
-    write_atoms,
-    write_firing,
-    write_rates,
-    write_codebook,
-    write_planted,
-    write_spectra,
+    reconstructions.write_reconstructions,
+    reconstructions.write_denoising,
+    reconstructions.write_anomalies,
+    codes.write_activity,
+    codes.write_traversals,
+    codes.write_plane,
+    codes.write_scatter,
+    codes.write_information,
+    codes.write_interpolation,
+    codes.write_arithmetic,
+    codes.write_samples,
+    dictionary.write_atoms,
+    dictionary.write_firing,
+    dictionary.write_rates,
+    dictionary.write_codebook,
+    dictionary.write_planted,
+    reconstructions.write_spectra,
 )
 """Each writes its section, or nothing if it does not apply to the run."""
 

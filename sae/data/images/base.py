@@ -16,6 +16,7 @@ from sae.data.rows import DataError
 # largest tensor that a set is turned into as a whole, in bytes
 WHOLE_LIMIT = 2 << 30
 CHUNK = 1024  # images rendered at a time where all are asked for
+Draw = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,6 @@ class ImageSet:
     """Positions int64 [n] -> values int64 [n, K]."""
     atoms: Tensor | None = None
     """True directions [G, C·H·W] (`planted`)."""
-    grid: bool = False
-    """The set holds every combination of its factors, in order."""
 
     @property
     def dim(self) -> int:
@@ -91,7 +90,6 @@ class ImageSet:
             render=lambda positions: render(indices[checked(positions, len(indices))]),
             labels=None if self.labels is None else self.labels[indices],
             factor_values=values and (lambda positions: values(indices[checked(positions, len(indices))])),
-            grid=False,
         )
 
     def all(self) -> Tensor:
@@ -111,17 +109,6 @@ class ImageSet:
             images[positions] = self.render(positions)
         return images
 
-    def index_of(self, values: Tensor) -> Tensor:
-        """Positions int64 [n] of the images with factor values int64 [n, K].
-
-        Raises:
-            DataError: the set has no factors, or holds only a part of their combinations.
-            ValueError: values out of range.
-        """
-        if self.factors is None or not self.grid:
-            raise DataError(f"{self.name}: only a full grid of factors has an image for all values; use split='all'")
-        return self.factors.index_of(values)
-
 
 def checked(indices: Tensor, count: int) -> Tensor:
     """`indices`, if they are positions in a set of `count` images (a negative one would wrap around quietly).
@@ -140,6 +127,36 @@ def check_option(good: bool, name: str, value: Any, expected: str) -> None:
     """Raise ConfigError, naming the option of an image set (`?name=value`), unless `good`."""
     if not good:
         raise ConfigError(f"option {name}={value}: expected {expected}")
+
+
+def every_combination(
+    name: str, like: str, shape: tuple[int, int, int], factors: Factors, names: tuple[str, ...], draw: Draw
+) -> ImageSet:
+    """An image for every combination of the factors, in order, drawn when asked for; labels are the factor "shape".
+
+    Args:
+        name: of the set.
+        like: what the images are like.
+        shape: channels, rows, columns.
+        factors: with one called "shape".
+        names: of the shapes.
+        draw: factor values int64 [n, K] -> images float32 [n, C·H·W].
+    """
+
+    def values(positions: Tensor) -> Tensor:
+        return factors.values(checked(positions, factors.count))
+
+    return ImageSet(
+        name=name,
+        shape=shape,
+        count=factors.count,
+        render=lambda positions: draw(values(positions)),
+        provenance={"name": name, "source": f"{like}-like, drawn by sparsight", "size": shape[1]},
+        labels=values(torch.arange(factors.count))[:, factors.names.index("shape")],
+        label_names=names,
+        factors=factors,
+        factor_values=values,
+    )
 
 
 def stored(pixels: Tensor, scale: float) -> Callable[[Tensor], Tensor]:

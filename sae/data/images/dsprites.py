@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sae.data.images.base import Factors, ImageSet, check_option, checked
+from sae.data.images.base import Factors, ImageSet, check_option, every_combination
 
 CANVAS = 64
 FACTORS = Factors(("shape", "scale", "orientation", "x", "y"), (3, 6, 40, 32, 32))
@@ -33,22 +33,7 @@ CHUNK = 256  # images drawn at a time, so that the boxes stay in the processor's
 def dsprites(size: int = CANVAS) -> ImageSet:
     """All 737,280 images of 1 x size x size, pixels 0 or 1; labels are the shapes."""
     check_option(8 <= size <= 256, "size", size, "8 to 256 pixels")
-
-    def render(positions: Tensor) -> Tensor:
-        return draw(FACTORS.values(checked(positions, FACTORS.count)), size)
-
-    return ImageSet(
-        name="dsprites",
-        shape=(1, size, size),
-        count=FACTORS.count,
-        render=render,
-        provenance={"name": "dsprites", "source": "dSprites-like, drawn by sparsight", "size": size},
-        labels=FACTORS.values(torch.arange(FACTORS.count))[:, 0],
-        label_names=SHAPES,
-        factors=FACTORS,
-        factor_values=lambda positions: FACTORS.values(checked(positions, FACTORS.count)),
-        grid=True,
-    )
+    return every_combination("dsprites", "dSprites", (1, size, size), FACTORS, SHAPES, lambda v: draw(v, size))
 
 
 def draw(values: Tensor, size: int = CANVAS) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae.data.hub import choose_split, resolve_revision
+from sae.data.hub import load, load_saved, resolve_revision
 from sae.data.images.base import ImageSet
 from sae.data.images.pictures import Picture, Pictures, choose_form, renderer
 from sae.data.rows import DataError, stamp
@@ -31,14 +31,8 @@ def from_hub(name: str, config: str | None, *, part: str | None = None, **option
     Raises:
         DataError: no such data set, configuration or split, no network, or as `from_dataset`.
     """
-    from datasets import load_dataset
-
     revision = resolve_revision(name, None)
-    try:
-        dataset = load_dataset(name, config, split=part or "train", revision=revision)
-    except ValueError as error:  # no such configuration or split; the message lists them
-        hint = "" if config else f" A configuration is given as {name}:NAME."
-        raise DataError(f"{name}: {error}.{hint}") from error
+    dataset = load(name, config, split=part or "train", revision=revision)
     origin = {"hub": name, "config": config, "part": part or "train", "revision": revision}
     return from_dataset(f"{name}:{config}" if config else name, dataset, origin, **options)
 
@@ -54,19 +48,7 @@ def from_saved(path: Path, *, part: str | None = None, **options: Any) -> ImageS
     Raises:
         DataError: a damaged folder, no such split, or as `from_dataset`.
     """
-    from datasets import DatasetDict, load_from_disk
-
-    try:
-        dataset = load_from_disk(str(path))
-    except Exception as error:  # `datasets` raises many types for a damaged folder; the user must learn which one
-        raise DataError(f"{path}: `datasets` cannot load this folder ({type(error).__name__}: {error})") from error
-    if isinstance(dataset, DatasetDict):
-        splits = [str(split) for split in dataset]
-        if part is not None and part not in splits:
-            raise DataError(f"{path}: has no split {part!r} but {', '.join(splits)}")
-        dataset = dataset[part or choose_split(splits, path)]
-    elif part is not None:
-        raise DataError(f"{path}: holds one data set without splits, so part={part!r} cannot be chosen")
+    dataset = load_saved(path, part)
     files = sorted(file for file in path.rglob("*") if file.is_file())
     origin = {"path": str(path.absolute()), "part": part, "files": [stamp(file, path) for file in files]}
     return from_dataset(str(path), dataset, origin, **options)

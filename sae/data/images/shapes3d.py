@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sae.data.images.base import Factors, ImageSet, check_option, checked
+from sae.data.images.base import Factors, ImageSet, check_option, every_combination
 
 FACTORS = Factors(("floor_hue", "wall_hue", "object_hue", "scale", "shape", "orientation"), (10, 10, 10, 8, 4, 15))
 VIEWS = Factors(FACTORS.names[3:], FACTORS.sizes[3:])
@@ -49,22 +49,7 @@ class Span(NamedTuple):
 def shapes3d(size: int = 64) -> ImageSet:
     """All 480,000 images of 3 x size x size; labels are the shapes."""
     check_option(8 <= size <= 128, "size", size, "8 to 128 pixels")
-
-    def render(positions: Tensor) -> Tensor:
-        return draw(FACTORS.values(checked(positions, FACTORS.count)), size)
-
-    return ImageSet(
-        name="shapes3d",
-        shape=(3, size, size),
-        count=FACTORS.count,
-        render=render,
-        provenance={"name": "shapes3d", "source": "3D-Shapes-like, drawn by sparsight", "size": size},
-        labels=FACTORS.values(torch.arange(FACTORS.count))[:, 4],
-        label_names=SHAPES,
-        factors=FACTORS,
-        factor_values=lambda positions: FACTORS.values(checked(positions, FACTORS.count)),
-        grid=True,
-    )
+    return every_combination("shapes3d", "3D-Shapes", (3, size, size), FACTORS, SHAPES, lambda v: draw(v, size))
 
 
 def draw(values: Tensor, size: int = 64) -> Tensor:

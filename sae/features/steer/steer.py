@@ -2,13 +2,8 @@
 
     steer(run, lm, "I went to", [Intervention(1203, "add", 1.0)], tokens=40)["steered"]
 
-At every steered token the activation x becomes x + Σ_j δ_j w_j, with atom w_j and, in units of the activation,
-
-    add     δ_j = s_j               (Turner et al. 2023; Templeton et al. 2024 scale by the latent's maximum, as here)
-    set     δ_j = s_j - f_j(x)      the latent gets the value s_j; the reconstruction error of x stays
-    ablate  δ_j = -f_j(x)
-
-where s_j is the given strength times the latent's largest activation in the collected data, or the strength itself.
+At every steered token latents are changed as `sae.harvest.intervene` says, by a strength s_j that is the given one
+times the latent's largest activation in the collected data (Templeton et al. 2024), or the given one itself.
 """
 
 from __future__ import annotations
@@ -24,23 +19,21 @@ from torch import Tensor
 from sae.base.device import pick_device
 from sae.config import SteerConfig
 from sae.data.packing import padding_token
-from sae.features.steer.inject import OVERFLOW, SteerError, Steering, steered_tokens
+from sae.features.steer.inject import OVERFLOW, SteerError, note_of, steered_tokens, steering
 from sae.features.steer.prompt import read_prompt, vocabulary_of, wanted_in
 from sae.features.store.keys import FeatureError
 from sae.features.store.store import FeatureStore
+from sae.harvest.intervene import CHANGES, Change, Effect, TooStrongError
 from sae.harvest.language_model import LanguageModel
 from sae.runs.base import check_language
 from sae.runs.text import Run, open_run
-
-Mode = Literal["add", "set", "ablate"]
-MODES = ("add", "set", "ablate")
 
 
 class Intervention(NamedTuple):
     """What is done to one latent."""
 
     latent: int
-    mode: Mode = "add"
+    mode: Change = "add"
     strength: float = 1.0
     """In units of the latent's maximum, or of the activation where `absolute` is set; not used by `ablate`."""
     absolute: bool = False
@@ -98,11 +91,11 @@ def steer(
     wanted = wanted_in(run, roles)
     if wanted is not None and where == "every":  # the latents were not trained on other roles' tokens
         touched[: len(ids)] &= wanted
-    steering = Steering(run, lm.model, [(e["latent"], e["mode"], e["value"]) for e in effects], touched)
+    session = steering(run, lm.model, [Effect(e["latent"], e["mode"], e["value"]) for e in effects], touched)
 
     sampling = {"tokens": tokens, "temperature": temperature, "seed": seed}
     plain, _ = _generate(lm, ids, **sampling)
-    with steering.applied():
+    with session:
         steered, scores = _generate(lm, ids, **sampling)
     kl = _divergence(lm, torch.cat([ids, steered]), scores)
     return {
@@ -117,7 +110,7 @@ def steer(
         },
         "kl": kl,
         "mean_kl": sum(kl) / len(kl) if kl else 0.0,
-        "note": steering.note,
+        "note": note_of(run),
     }
 
 
@@ -126,6 +119,12 @@ def steer_run(run: str | Path, config: SteerConfig) -> dict[str, Any]:
 
     Raises:
         ConfigError, CorruptError, ModelError: the run or its model cannot be used; and what `steer` raises.
+
+    Example:
+        >>> import sae
+        >>> config = sae.SteerConfig(latent=(3,), mode="ablate", prompt="the river", tokens=4)
+        >>> sorted(sae.steer("runs/demo", config))[:3]
+        ['interventions', 'kl', 'mean_kl']
     """
     check_language(run, "steering")
     device = pick_device(config.device)
@@ -171,8 +170,8 @@ def _check_call(
             raise SteerError(f"--latent {latent}: the run has latents 0 to {run.model.width - 1}")
         if latent in seen:
             raise SteerError(f"--latent {latent}: given twice")
-        if mode not in MODES:
-            raise SteerError(f"--mode {mode}: expected one of {', '.join(MODES)}")
+        if mode not in CHANGES:
+            raise SteerError(f"--mode {mode}: expected one of {', '.join(CHANGES)}")
         if not math.isfinite(strength):
             raise SteerError(f"--scale {strength}: expected a finite number")
         if mode == "set" and strength < 0:
@@ -232,6 +231,8 @@ def _generate(
                 return_dict_in_generate=True,
                 **settings,
             )
+        except TooStrongError as error:
+            raise SteerError(OVERFLOW) from error
         except RuntimeError as error:
             # the message of multinomial about invalid probabilities
             if "inf" not in str(error) and "nan" not in str(error):
