@@ -238,7 +238,7 @@ def step_config(d_in: int, d_out: int) -> StepConfig:
 
 
 def chunk_of(width: int) -> int:
-    """Latents a program of the fused step's sweep: a power of two that leaves about 2,048 programs or more, at least four."""
+    """Latents a program of the fused step's sweep: a power of two, at least four, so that there are some 2,048."""
     return max(4, 1 << max(0, (width // 2048).bit_length() - 1))
 
 

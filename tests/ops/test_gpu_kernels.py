@@ -32,6 +32,7 @@ from sae_kernels.topk_encode import gpu as topk
 from sae_kernels.topk_encode import naive as topk_naive
 from sae_kernels.tuning import EncodeConfig
 
+
 def config(**changes: int) -> EncodeConfig:
     """Tiles small enough for the interpreter and for several of them at small sizes."""
     small = {"block_n": 16, "block_f": 64, "block_d": 16, "bucket": 32, "kept": 4, "chunk": 64}

@@ -165,9 +165,7 @@ def counted_waits(counts: list[str]) -> Iterator[None]:
             setattr(torch.Tensor, name, method)
 
 
-@pytest.mark.parametrize(
-    ("name", "waits"), [("topk", 0), ("skip_transcoder, topk", 0), ("matryoshka", 1), ("relu", 2)]
-)
+@pytest.mark.parametrize(("name", "waits"), [("topk", 0), ("skip_transcoder, topk", 0), ("matryoshka", 1), ("relu", 2)])
 def test_host_waits_only_for_the_size_of_codes_that_vary_in_size(name: str, waits: int) -> None:
     batches = planted(2, rows=ROWS)
     trainer = stepped(RECIPES[name], batches[:1], compute="bfloat16")

@@ -1,8 +1,9 @@
 """The fused step on the GPU: a token-major forward pass; then a latent-major sweep that updates the weights.
 
 No F x d gradient is written and nothing is copied to the host. Whether the gradient must be clipped is decided on the
-device: if a bound by Cauchy and Schwarz shows that its norm is below the limit, the pass of the sweep that would measure
-the norm leaves at once, and the pass that writes has the scale 1. It writes nothing where the scale is not finite.
+device: if a bound by Cauchy and Schwarz shows that its norm is below the limit, the pass of the sweep that would
+measure the norm leaves at once, and the pass that writes has the scale 1. It writes nothing where the scale is not
+finite.
 """
 
 from __future__ import annotations

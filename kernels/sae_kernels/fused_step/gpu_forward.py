@@ -131,7 +131,13 @@ def _dot_squares(
 
 
 def forward(
-    params: Any, codes: SparseCodes, target: Tensor, starts: Tensor | None, needs_dots: bool, workspace: Any, copies: Any
+    params: Any,
+    codes: SparseCodes,
+    target: Tensor,
+    starts: Tensor | None,
+    needs_dots: bool,
+    workspace: Any,
+    copies: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """residual, squared_error, dots and spread, as the fields of `StepForward`; the dots are empty if not needed.
 

@@ -3,8 +3,9 @@
 A program takes a run of neighbouring latents, one after the other. It sums a latent's rows of residuals and inputs to
 the gradient rows of both matrices in registers, and applies Adam to them at once, so that no F x d gradient is written.
 What the whole step needs of all latents, the sum of squares and Σ_f grad_b_enc[f] W_enc[f], is kept in registers too
-and stored once a program. A latent of more than SEGMENT entries is divided into pieces, which other programs sum before;
-the sweep adds them in order. The runs depend on F alone, and the pieces on the codes, so two steps agree bit for bit.
+and stored once a program. A latent of more than SEGMENT entries is divided into pieces, which other programs sum
+before; the sweep adds them in order. The runs depend on F alone, and the pieces on the codes, so two steps agree bit
+for bit.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ def _step(
     """
     i = tl.program_id(0)
     scale = tl.load(decision)
-    if WRITE:
+    if WRITE:  # noqa: SIM108  a branch at compile time
         go = tl.abs(scale) <= _LARGEST
     else:
         go = tl.load(decision + 1) == 0
@@ -140,7 +141,7 @@ def _step(
                     g_enc += tl.load(part_enc + j * d_in + o_x, mask=o_x < d_in, other=0.0)
                     g_bias += tl.load(part_bias + j)
                     g_dec += tl.load(part_dec + j * d_out + o_d, mask=o_d < d_out, other=0.0)
-            if HAS_EXTRA:
+            if HAS_EXTRA:  # noqa: SIM102  a branch at compile time around one at run time
                 if extra >= 0:
                     o_extra = extra.to(tl.int64)
                     g_enc += tl.load(extra_enc + o_extra * d_in + o_x, mask=o_x < d_in, other=0.0)
@@ -254,7 +255,7 @@ def prepare(params: Any, forward: Any, through: Tensor | None, extra: Any) -> Pr
 def sweep(
     prepared: Prepared, params: Any, m: Any, v: Any, copies: Any, adam: dict[str, float], decision: Tensor, write: bool
 ) -> tuple[Tensor, Tensor]:
-    """sums [programs, d_in] and squares [programs] of a pass; zeros where it was not needed, or not allowed to write."""
+    """sums [programs, d_in] and squares [programs] of a pass; zeros where it was not needed or may not write."""
     programs, device = prepared.programs, params.W_enc.device
     sums = torch.zeros(programs if prepared.constants["TIED"] else 0, params.W_enc.shape[1], device=device)
     squares = torch.zeros(programs, device=device)

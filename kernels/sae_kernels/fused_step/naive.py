@@ -15,7 +15,13 @@ from sae_kernels.sparse_decode.op import sparse_decode
 
 
 def forward(
-    params: Any, codes: SparseCodes, target: Tensor, starts: Tensor | None, needs_dots: bool, workspace: Any, copies: Any
+    params: Any,
+    codes: SparseCodes,
+    target: Tensor,
+    starts: Tensor | None,
+    needs_dots: bool,
+    workspace: Any,
+    copies: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """residual, squared_error, dots and spread, as the fields of `StepForward`."""
     del workspace, needs_dots

@@ -96,7 +96,7 @@ class StepForward(NamedTuple):
     """The input of the encoder's product [N, d_in]."""
     dots: Tensor
     """spread_ng · w_j of every entry, of the shape of the codes' values: -N/2 times the gradient of the loss with
-    respect to the entry. Empty on a GPU if not asked for: its update reads every atom anyway, and computes them there."""
+    respect to the entry. Empty on a GPU if not asked for: its update, which reads every atom anyway, computes them."""
     tied: bool
     """Whether b_dec was subtracted from the encoder's input."""
     spread: Tensor
