@@ -412,7 +412,7 @@ class Step:
         self.moments = [Parameters(*(torch.rand_like(p) for p in self.params)) for _ in range(2)]
         rows = torch.tensor([2, 5], device=DEVICE)
         shapes = ((2, d_in), (2,), (2, d_out))
-        self.extra = RowGradients(rows, *(torch.randn(s, device=DEVICE) for s in shapes))
+        self.extra: RowGradients | None = RowGradients(rows, *(torch.randn(s, device=DEVICE) for s in shapes))
 
     def run(self, backend: str, *, dtype: torch.dtype | None = None, forward: dict | None = None, **update) -> list:
         group = [Parameters(*(guarded(t) for t in part)) for part in (self.params, *self.moments)]
@@ -467,6 +467,7 @@ def test_fused_step_passes_given_slopes_on_whatever_the_value():
 def test_fused_step_divides_latents_with_many_entries(monkeypatch, csr, slopes):
     monkeypatch.setattr(gpu_sweep, "SEGMENT", 4)
     step = Step(N=33, F=5, K=3, csr=csr)
+    assert step.extra is not None
     step.extra = step.extra._replace(rows=torch.tensor([4, 1], device=DEVICE))
     through = torch.randn(step.codes.values.shape, device=DEVICE) if slopes else None
     step.check(max_norm=0.1, through=through, rtol=2e-5)
@@ -533,6 +534,7 @@ def test_fused_step_writes_nothing_where_the_gradient_is_not_finite(where, max_n
     elif where == "atom":
         step.params.W_dec[step.codes.indices[0, 0], 0] = torch.nan
     elif where == "extra":
+        assert step.extra is not None
         step.extra.b_enc[1] = torch.nan
     elif where == "more":
         more = torch.nan
