@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_kernels.adam_step.gpu import adam_constants, adam_step
+from sae_kernels.adam_step.gpu import adam_constants, adam_step, seed_of
 from sae_kernels.adam_step.op import clip_scale
 from sae_kernels.fused_step.gpu_forward import dot_norm, forward
 from sae_kernels.fused_step.gpu_sweep import prepare, sweep
@@ -32,7 +32,7 @@ def update(params: Any, m: Any, v: Any, forward: Any, options: Options) -> tuple
     if through is None and forward.dots.numel():
         through = torch.where(forward.codes.values <= 0, 0, forward.dots * forward.factor)
     prepared = prepare(params, forward, through, extra)
-    constants = adam_constants(adam)
+    constants = adam_constants(adam) | {"seed": seed_of(adam)}
     token_sum = forward.spread[:: forward.groups].sum(0, dtype=torch.float32) * forward.factor
     enough = _is_bounded(params, forward, through, extra, token_sum, more, max_norm)
     one = torch.ones_like(enough, dtype=torch.float32)

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sae_kernels.adam_step.gpu import adam_update
+from sae_kernels.adam_step.gpu import adam_update, store_moments
 from sae_kernels.latent_sweep.gpu import SEGMENT, latent_order, pieces_of
 from sae_kernels.launch import launch
 from sae_kernels.tuning import chunk_of, step_config
@@ -85,11 +85,11 @@ def _step_pieces(
         tl.store(part_dec + i.to(tl.int64) * d_out + o_d, b_dec, mask=o_d < d_out)
 
 
-@triton.jit(do_not_specialize=["groups", "segment", "F", "chunk"])
+@triton.jit(do_not_specialize=["groups", "segment", "F", "chunk", "seed"])
 def _step(
     bounds, tokens, values, slopes, spread, centred, W_enc, b_enc, W_dec, m_enc, m_bias, m_dec, v_enc, v_bias, v_dec,
     copy_enc, copy_dec, place, extra_enc, extra_bias, extra_dec, part_enc, part_bias, part_dec, first_piece,
-    decision, sums, squares, row_norms, factor, d_in, d_out, stride_x, groups, segment, F, chunk,
+    decision, sums, squares, row_norms, factor, d_in, d_out, stride_x, groups, segment, F, chunk, seed,
     beta1, rest1, beta2, rest2, rate, root, eps,
     WRITE: tl.constexpr, TIED: tl.constexpr, HAS_SLOPES: tl.constexpr, HAS_EXTRA: tl.constexpr,
     HAS_PIECES: tl.constexpr, COPIES: tl.constexpr,
@@ -152,8 +152,8 @@ def _step(
                 b_sum += g_bias * b_row
             square += tl.sum(g_enc * g_enc, 0) + tl.sum(g_dec * g_dec, 0) + g_bias * g_bias
             if WRITE:
-                b_m = tl.load(m_enc + i_f * d_in + o_x, mask=m_x, other=0.0)
-                b_v = tl.load(v_enc + i_f * d_in + o_x, mask=m_x, other=0.0)
+                b_m = tl.load(m_enc + i_f * d_in + o_x, mask=m_x, other=0.0).to(tl.float32)
+                b_v = tl.load(v_enc + i_f * d_in + o_x, mask=m_x, other=0.0).to(tl.float32)
                 b_row, b_m, b_v = adam_update(
                     b_row, g_enc * scale, b_m, b_v, beta1, rest1, beta2, rest2, rate, root, eps
                 )  # fmt: skip
@@ -161,8 +161,8 @@ def _step(
                     # the narrower row may lie in several warps: all have read it before one writes it
                     tl.debug_barrier()
                 tl.store(W_enc + i_f * d_in + o_x, b_row, mask=m_x)
-                tl.store(m_enc + i_f * d_in + o_x, b_m, mask=m_x)
-                tl.store(v_enc + i_f * d_in + o_x, b_v, mask=m_x)
+                o_row = i_f * d_in + o_x
+                store_moments(m_enc + o_row, v_enc + o_row, b_m, b_v, (o_row + seed).to(tl.uint32), m_x)
                 longest = tl.maximum(longest, tl.sum(b_row * b_row, 0))
                 if COPIES:
                     tl.store(copy_enc + i_f * d_in + o_x, b_row.to(copy_enc.dtype.element_ty), mask=m_x)
@@ -174,13 +174,13 @@ def _step(
                 tl.store(m_bias + i_f, m)
                 tl.store(v_bias + i_f, v)
                 g_dec = (g_dec - tl.sum(g_dec * b_atom, 0) * b_atom) * scale
-                b_m = tl.load(m_dec + i_f * d_out + o_d, mask=m_d, other=0.0)
-                b_v = tl.load(v_dec + i_f * d_out + o_d, mask=m_d, other=0.0)
+                b_m = tl.load(m_dec + i_f * d_out + o_d, mask=m_d, other=0.0).to(tl.float32)
+                b_v = tl.load(v_dec + i_f * d_out + o_d, mask=m_d, other=0.0).to(tl.float32)
                 b_atom, b_m, b_v = adam_update(b_atom, g_dec, b_m, b_v, beta1, rest1, beta2, rest2, rate, root, eps)
                 b_atom = b_atom / tl.maximum(tl.sqrt_rn(tl.sum(b_atom * b_atom, 0)), _TINY)
                 tl.store(W_dec + i_f * d_out + o_d, b_atom, mask=m_d)
-                tl.store(m_dec + i_f * d_out + o_d, b_m, mask=m_d)
-                tl.store(v_dec + i_f * d_out + o_d, b_v, mask=m_d)
+                o_row = i_f * d_out + o_d
+                store_moments(m_dec + o_row, v_dec + o_row, b_m, b_v, (o_row + seed).to(tl.uint32), m_d)
                 if COPIES:
                     tl.store(copy_dec + i_f * d_out + o_d, b_atom.to(copy_dec.dtype.element_ty), mask=m_d)
         if TIED:

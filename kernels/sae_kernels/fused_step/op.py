@@ -241,7 +241,7 @@ def fused_update(
     max_norm, which holds at all but unusual steps with a generous max_norm. On a GPU nothing is copied to the host.
 
     Args:
-        params, m, v: weights and Adam's moments.
+        params, m, v: weights and Adam's moments; those of both matrices may be bf16 (see adam_step).
         forward: result of `fused_forward` with the same, unchanged params; its copies are renewed.
         step: t, counted from 1.
         lr, beta1, beta2, eps: see adam_step.
@@ -258,12 +258,15 @@ def fused_update(
         The norm, and whether the step was taken. If the gradient is not finite, nothing is written.
 
     Raises:
-        ValueError: weights or moments that are not contiguous fp32.
+        ValueError: weights or moments that are not contiguous fp32, or moments of both matrices all in bf16.
     """
+    short = m.W_enc.dtype == torch.bfloat16
     for kind, group in (("params", params), ("m", m), ("v", v)):
         for name, tensor in zip(Parameters._fields, group, strict=True):
-            if tensor.dtype != torch.float32 or not tensor.is_contiguous():
-                raise ValueError(f"{kind}.{name}: expected contiguous float32; got {tensor.dtype}")
+            matrix = kind != "params" and name in ("W_enc", "W_dec")
+            dtype = torch.bfloat16 if short and matrix else torch.float32
+            if tensor.dtype != dtype or not tensor.is_contiguous():
+                raise ValueError(f"{kind}.{name}: expected contiguous {dtype}; got {tensor.dtype}")
     with torch.no_grad(), no_autocast(params.W_enc.device.type):
         more = more if isinstance(more, Tensor) else params.W_enc.new_full((), more, dtype=torch.float64)
         options = naive.Options(Adam(step, lr, beta1, beta2, eps), max_norm, extra, through, more, allowed)
