@@ -4,6 +4,7 @@
     model = sae.load("runs/demo")
     codes = model.encode(x)          # x [N, d] -> SparseCodes
     x_hat = model.decode(codes)
+    with sae.attach(language_model, {"resid_post.9": model}, mode="splice"): ...
 
 Importing this package imports no torch; each name below is loaded when it is first used.
 """
@@ -21,23 +22,90 @@ keep_to_quota()
 __version__ = "0.1.0"
 
 _LAZY = {
-    "load": "sae.models.saved",
-    "attach": "sae.harvest.attach",
-    "Autoencoder": "sae.models.autoencoder",
-    "SparseCodes": "sae_kernels",
-    "train": "sae.training.run",
-    "evaluate": "sae.evaluation.run",
-    "TrainConfig": "sae.config",
-    "EvalConfig": "sae.config",
+    "load": "sae.interop.opening:load",
+    "verify": "sae.models.saved:verify",
+    "train": "sae.training.run:train",
+    "evaluate": "sae.evaluation.run:evaluate",
+    "collect": "sae.features.collect.collect:collect",
+    "explain": "sae.features.explain.explain:explain",
+    "steer": "sae.features.steer.steer:steer_run",
+    "attach": "sae.harvest.attach:attach",
+    "Run": "sae.run:Run",
+    "Autoencoder": "sae.models.autoencoder:Autoencoder",
+    "SparseCodes": "sae_kernels:SparseCodes",
+    "TrainConfig": "sae.config:TrainConfig",
+    "HarvestConfig": "sae.config:HarvestConfig",
+    "SAEConfig": "sae.config:SAEConfig",
+    "OptimConfig": "sae.config:OptimConfig",
+    "TensorTrainConfig": "sae.config:TensorTrainConfig",
+    "TensorDataConfig": "sae.config:TensorDataConfig",
+    "ImageTrainConfig": "sae.config:ImageTrainConfig",
+    "ImageDataConfig": "sae.config:ImageDataConfig",
+    "VisionConfig": "sae.config:VisionConfig",
+    "EvalConfig": "sae.config:EvalConfig",
+    "ImageEvalConfig": "sae.config:ImageEvalConfig",
+    "CollectConfig": "sae.config:CollectConfig",
+    "ExplainConfig": "sae.config:ExplainConfig",
+    "SteerConfig": "sae.config:SteerConfig",
+    "ImportConfig": "sae.config:ImportConfig",
 }
-__all__ = ["Autoencoder", "EvalConfig", "SparseCodes", "TrainConfig", "attach", "evaluate", "load", "train"]
+"""Name -> where it is."""
+__all__ = [
+    "Autoencoder",
+    "CollectConfig",
+    "EvalConfig",
+    "ExplainConfig",
+    "HarvestConfig",
+    "ImageDataConfig",
+    "ImageEvalConfig",
+    "ImageTrainConfig",
+    "ImportConfig",
+    "OptimConfig",
+    "Run",
+    "SAEConfig",
+    "SparseCodes",
+    "SteerConfig",
+    "TensorDataConfig",
+    "TensorTrainConfig",
+    "TrainConfig",
+    "VisionConfig",
+    "attach",
+    "collect",
+    "evaluate",
+    "explain",
+    "load",
+    "steer",
+    "train",
+    "verify",
+]
 
 if TYPE_CHECKING:
-    from sae.config import EvalConfig, TrainConfig
+    from sae.config import (
+        CollectConfig,
+        EvalConfig,
+        ExplainConfig,
+        HarvestConfig,
+        ImageDataConfig,
+        ImageEvalConfig,
+        ImageTrainConfig,
+        ImportConfig,
+        OptimConfig,
+        SAEConfig,
+        SteerConfig,
+        TensorDataConfig,
+        TensorTrainConfig,
+        TrainConfig,
+        VisionConfig,
+    )
     from sae.evaluation.run import evaluate
+    from sae.features.collect.collect import collect
+    from sae.features.explain.explain import explain
+    from sae.features.steer.steer import steer_run as steer
     from sae.harvest.attach import attach
+    from sae.interop.opening import load
     from sae.models.autoencoder import Autoencoder
-    from sae.models.saved import load
+    from sae.models.saved import verify
+    from sae.run import Run
     from sae.training.run import train
     from sae_kernels import SparseCodes
 
@@ -45,4 +113,9 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'sae' has no attribute {name!r}; it offers {', '.join(sorted(_LAZY))}")
-    return getattr(importlib.import_module(_LAZY[name]), name)
+    module, _, attribute = _LAZY[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

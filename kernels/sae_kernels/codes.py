@@ -25,6 +25,14 @@ class SparseCodes:
     - CSR (`offsets` [N+1]): `values` and `indices` are [nnz]; the entries of token n are offsets[n]:offsets[n+1].
 
     No latent is listed twice for one token. Only shapes are checked at construction; `validate` checks the rest.
+
+    Example:
+        >>> import torch
+        >>> codes = SparseCodes(torch.tensor([[2.0, 1.0]]), torch.tensor([[4, 0]]), width=5)
+        >>> codes.to_dense()
+        tensor([[1., 0., 0., 0., 2.]])
+        >>> codes.tokens, codes.l0()
+        (1, tensor([2]))
     """
 
     values: Tensor

@@ -81,12 +81,17 @@ class ImageChapter:
         from sae.book.chapter.base import Setting
         from sae.book.chapter.report import run_chapter
 
-        seeds = (1 if self.quick else 3) if self.seeds is None else self.seeds
         with Progress() as progress:
-            setting = Setting(
-                out=self.out, data=self.data, seeds=tuple(range(seeds)), quick=self.quick, tell=progress.say
-            )
-            return run_chapter(setting, [name for name in self.only.split(",") if name])
+            return run_chapter(Setting(**self.setting(), tell=progress.say), self.names())
+
+    def setting(self) -> dict[str, Any]:
+        """Where the experiments are run, and at which size."""
+        seeds = (1 if self.quick else 3) if self.seeds is None else self.seeds
+        return {"out": self.out, "data": self.data, "seeds": tuple(range(seeds)), "quick": self.quick}
+
+    def names(self) -> list[str]:
+        """The experiments asked for; none for all."""
+        return [name for name in self.only.split(",") if name]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,9 +116,12 @@ class ImageCompare:
     def run(self) -> dict[str, Any]:
         from sae.book.comparison.report import compare
 
+        return compare(self.out, **self.options(), tell=_tell)
+
+    def options(self) -> dict[str, Any]:
+        """What is compared, and at which size."""
         seeds = (2 if self.quick else 5) if self.seeds is None else self.seeds
-        options = {"seeds": seeds, "quick": self.quick, "language_run": self.language_run}
-        return compare(self.out, data=self.data, **options, tell=_tell)
+        return {"data": self.data, "seeds": seeds, "quick": self.quick, "language_run": self.language_run}
 
 
 def _tell(text: str) -> None:

@@ -43,6 +43,8 @@ def main(arguments: list[str] | None = None) -> None:
         command = parse_sweep(given) if given[:1] == ["sweep"] else parse(given)
         result = command.run()
         show(result, as_json=command.json)
+        if not command.json:
+            show_python(command)
     except BaseException as error:
         status = _status_of(error)
         if status is None:
@@ -155,6 +157,13 @@ def show(result: dict[str, Any], *, as_json: bool) -> None:
     Console(stderr=as_json, highlight=False).print(render(result))
     if as_json:
         print(json.dumps(result, allow_nan=False), flush=True)
+
+
+def show_python(command: Any) -> None:
+    """Print the Python that does the same, whole lines of it, to be copied."""
+    from sae.cli.python import python_of
+
+    print(f"\nThe same in Python:\n{python_of(command)}", flush=True)
 
 
 TRAIN_CONFIGS: dict[type, type] = {Train: TrainConfig, TensorTrain: TensorTrainConfig, ImageTrain: ImageTrainConfig}

@@ -71,13 +71,14 @@ def attach(
 
     Example:
         >>> import sae, torch
-        >>> from transformers import AutoModelForCausalLM
-        >>> model = AutoModelForCausalLM.from_pretrained(MODEL)
-        >>> autoencoder = sae.load(RUN)
-        >>> with torch.no_grad(), sae.attach(model, {"resid_post.1": autoencoder}) as session:
+        >>> run = sae.Run("runs/demo")
+        >>> model, autoencoder = run.language_model().model, run.model
+        >>> with torch.no_grad(), sae.attach(model, {"resid_post.1": autoencoder}, mode="splice") as session:
         ...     logits = model(input_ids=torch.tensor([[1, 40, 41, 42]])).logits
         >>> session.codes["resid_post.1"].tokens, session.dense("resid_post.1").shape
         (4, torch.Size([1, 4, 128]))
+        >>> with sae.attach(model, {"resid_post.1": autoencoder}, mode="steer", latents={3: 8.0}):
+        ...     text = model.generate(torch.tensor([[1, 40, 41, 42]]), max_new_tokens=8)
     """
     if mode not in get_args(Mode):
         raise unknown_choice("mode", str(mode), get_args(Mode))

@@ -66,6 +66,15 @@ class Autoencoder(nn.Module):
         stem: embeds the inputs before the encoder reads them.
         head: turns the dictionary's output into the reconstruction.
         unit_atoms: whether atoms are kept at unit norm.
+
+    Example:
+        >>> import sae, torch
+        >>> from sae.modules.codes import TopK
+        >>> model = sae.Autoencoder(dim=16, width=64, code=TopK(4))
+        >>> model.initialise(torch.Generator().manual_seed(0))
+        >>> codes, reconstruction = model(torch.randn(3, 16))
+        >>> codes.values.shape, reconstruction.shape
+        (torch.Size([3, 4]), torch.Size([3, 16]))
     """
 
     def __init__(

@@ -89,6 +89,15 @@ def train(config: RunConfig, data: TrainingData | None = None) -> TrainResult:
         ConfigError, ModelError, SiteError, DataError: a setting is wrong; nothing was written.
         DivergedError: a step was not finite; the state before it was kept as a checkpoint.
         Interrupted: SIGINT or SIGTERM; a checkpoint was written.
+
+    Example:
+        >>> import sae
+        >>> from pathlib import Path
+        >>> harvest = sae.HarvestConfig(model="model", dataset="texts.jsonl", layer=1, context=64, contexts=8)
+        >>> settings = sae.SAEConfig(variant="topk", width=128, k=8)
+        >>> result = sae.train(sae.TrainConfig(harvest=harvest, sae=settings, tokens=8_192, out=Path("runs/first")))
+        >>> result.variant, result.available
+        ('topk', None)
     """
     plan = make_plan(config, data)
     check_space(plan)

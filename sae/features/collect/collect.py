@@ -53,6 +53,14 @@ def collect(run: str | Path, config: CollectConfig | None = None) -> dict[str, A
     Raises:
         ConfigError, CorruptError, ModelError, DataError: the run, its model, the data or a setting cannot be used.
         Interrupted: SIGINT or SIGTERM; what was collected is written, and `--resume` continues.
+
+    Example:
+        >>> import sae
+        >>> sae.collect("runs/demo", sae.CollectConfig(tokens=2_048))["fired"] > 0
+        True
+        >>> record = sae.Run("runs/demo").features.record(3)
+        >>> record["count"] >= len(record["examples"])
+        True
     """
     config = config or CollectConfig()
     with Ranks.of_process() as ranks:

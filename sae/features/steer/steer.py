@@ -119,6 +119,13 @@ def steer_run(run: str | Path, config: SteerConfig) -> dict[str, Any]:
 
     Raises:
         ConfigError, CorruptError, ModelError: the run or its model cannot be used; and what `steer` raises.
+
+    Example:
+        >>> import sae
+        >>> config = sae.SteerConfig(latent=(3,), mode="ablate", prompt="the river", tokens=4)
+        >>> texts = sae.steer("runs/demo", config)
+        >>> {"plain", "steered", "kl"} <= set(texts)
+        True
     """
     check_language(run, "steering")
     device = pick_device(config.device)
