@@ -26,7 +26,11 @@ def hooked(model: nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """Input and output of the norm before the MLP of block 1, [B S, d] each."""
     seen: list[Tensor] = []
     norm = model.get_submodule("model.layers.1.pre_feedforward_layernorm")
-    handle = norm.register_forward_hook(lambda module, args, out: seen.extend((args[0], out)))
+
+    def keep(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        seen.extend((inputs[0], output))
+
+    handle = norm.register_forward_hook(keep)
     with torch.no_grad():
         model(tokens)
     handle.remove()
