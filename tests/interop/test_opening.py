@@ -65,7 +65,8 @@ def test_commands_import_what_names_its_model_and_keep_the_import(
     # without --dataset the import is found again, and the Python at the end reads it
     main(["features", str(theirs), "--tokens", "2048"])
     printed = capfd.readouterr().out
-    assert "sae.collect(" in printed and f'"{kept}"' in printed
+    assert "sae.collect(" in printed
+    assert f'"{kept}"' in printed
     features = kept / "features.sqlite"
     assert features.is_file()
     assert run("verify", theirs)["verified"]
