@@ -295,6 +295,22 @@ class Import:
         return import_run(self.source, self.config)
 
 
+@dataclass(frozen=True, kw_only=True)
+class List:
+    """List published autoencoders by the short names that `sae import` takes."""
+
+    model: str | None = None
+    """Only those on this language model: its hub id, or what stands behind the slash in it."""
+    layer: int | None = None
+    """Only those of this layer, one a line with its short name; without it, one line a set."""
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:
+        from sae.interop.listing import list_published
+
+        return list_published(self.model, self.layer)
+
+
 BENCHED = (
     "topk",
     "batchtopk",
@@ -410,6 +426,7 @@ COMMANDS: dict[str, type] = {
     "steer": Steer,
     "features": Features,
     "browse": Browse,
+    "list": List,
     "import": Import,
     "export": Export,
     "verify": Verify,
