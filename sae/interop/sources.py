@@ -109,7 +109,8 @@ def _downloaded(
         wanted = _wanted(shown, files, inside, () if published is None else published.also)
         entries = HfApi().get_paths_info(repository, wanted)
         total = sum(entry.size for entry in entries if isinstance(entry, RepoFile)) / 2**20
-        tell(f"{shown}: {len(wanted)} files, {total:,.1f} MiB, from {constants.ENDPOINT}/{repository}.")
+        files_told = f"{len(wanted)} file{'s' if len(wanted) > 1 else ''}"
+        tell(f"{shown}: {files_told}, {total:,.1f} MiB, from {constants.ENDPOINT}/{repository}.")
         local = [Path(hf_hub_download(repository, name)) for name in wanted]
     except ConfigError:
         raise

@@ -23,7 +23,11 @@ from tiny_models import FAMILIES
 
 FAMILY = {
     "google/gemma-2-": "gemma2",
-    "google/gemma-3-": "gemma3",
+    "google/gemma-3-270m": "gemma3",
+    "google/gemma-3-1b": "gemma3",
+    "google/gemma-3-4b": "gemma3_vision",
+    "google/gemma-3-12b": "gemma3_vision",
+    "google/gemma-3-27b": "gemma3_vision",
     "meta-llama/": "llama",
     "deepseek-ai/": "llama",
     "Qwen/Qwen2.5": "qwen2",
