@@ -308,7 +308,11 @@ class List:
     def run(self) -> dict[str, Any]:
         from sae.interop.listing import list_published
 
-        return list_published(self.model, self.layer)
+        return list_published(**self.given())
+
+    def given(self) -> dict[str, Any]:
+        """The flags that were given."""
+        return {name: value for name, value in (("model", self.model), ("layer", self.layer)) if value is not None}
 
 
 BENCHED = (

@@ -91,9 +91,9 @@ def test_names_are_unique_and_found_by_their_place() -> None:
     for key in SETS:
         entry = one_of(key)
         assert named(entry.name) == entry
-        found = at(entry.repository, entry.path)
-        assert found is not None
-        assert (found.path, found.of) == (entry.path, entry.of)
+        place = at(entry.repository, entry.path)
+        assert place is not None
+        assert (place.path, place.of) == (entry.path, entry.of)
 
 
 def test_every_format_of_the_table_has_a_reader() -> None:
