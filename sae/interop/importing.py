@@ -35,6 +35,7 @@ from sae.harvest.sites import Site, SiteError, resolve_sites
 from sae.harvest.stream import Harvest
 from sae.interop import Origin, read, recognised, split_layer
 from sae.interop.gain import divided_by_gain, gain_of
+from sae.interop.origin import WITHOUT_GAIN
 from sae.interop.sources import fetch
 from sae.models.autoencoder import Autoencoder
 from sae.models.saved import CONFIG, save_weights
@@ -116,6 +117,8 @@ def _overruled(origin: Origin, config: ImportConfig) -> Origin:
         changes["targets"] = _names(config.target_site)
     if config.context is not None:
         changes["context"] = config.context
+    if origin.before_gain:
+        changes["notes"] = (*origin.notes, WITHOUT_GAIN)
     return origin._replace(**changes)
 
 
@@ -140,8 +143,7 @@ def _shown(model: Autoencoder, origin: Origin) -> dict[str, Any]:
 def _said(format: str, model: Autoencoder, origin: Origin) -> str:
     shown = {name: value for name, value in _shown(model, origin).items() if value is not None and name != "tool"}
     listed = ", ".join(f"{name} {value}" for name, value in shown.items() if value != "")
-    before_gain = ("it reads the norm's output without its gain, which an import with --dataset folds in",)
-    notes = "".join(f"\nNote: {note}." for note in (*origin.notes, *(before_gain if origin.before_gain else ())))
+    notes = "".join(f"\nNote: {note}." for note in origin.notes)
     return f"Recognised as {format} ({origin.tool}): {listed}; --format overrules.{notes}"
 
 
@@ -225,7 +227,7 @@ def _with_gain(model: Autoencoder, origin: Origin, subject: Subject, lm: Languag
     (site,) = subject.inputs
     if site.block is None:
         raise ConfigError(f"--site {site.name}: the autoencoder reads a norm without its gain; expected mlp_in.LAYER")
-    note = f"trained on the output of the norm in {site.block} without its gain, by which W_enc is divided here"
+    note = f"W_enc is divided by the gain of the norm before the MLP in {site.block}"
     model = divided_by_gain(model, gain_of(lm.model, site.block))
     return model, origin._replace(before_gain=False, notes=(*origin.notes, note))
 
