@@ -44,6 +44,7 @@ from sae.runs.text import joined
 from sae.training.run_folder import CONFIG_FORMAT, new_record
 
 PROBE = 256  # rows from which the self-test's are picked
+TRIED = 1024  # rows on which an import is tried: dense codes of a million latents then take 4 GB
 
 
 class Subject(NamedTuple):
@@ -70,7 +71,7 @@ def import_run(source: str | Path, config: ImportConfig) -> dict[str, Any]:
         config: what the files do not say.
 
     Returns:
-        JSON values: what was recognised, and with a data set the FVU on its first batch.
+        JSON values: what was recognised, and with a data set the FVU on its first tokens.
 
     Raises:
         ConfigError, CorruptError, ModelError, SiteError: nothing is written then.
@@ -94,10 +95,11 @@ def import_run(source: str | Path, config: ImportConfig) -> dict[str, Any]:
             model, origin = _with_gain(model, origin, subject, lm)
             harvest = Harvest(lm, subject.sites, subject.documents, subject.settings)
             harvested = harvest.trained_on(next(harvest.batches()).rows)
-            rows, targets = (joined(harvested.activations, s).cpu() for s in (subject.inputs, subject.targets))
+            ends = (subject.inputs, subject.targets)
+            rows, targets = (joined(harvested.activations, sites)[:TRIED].cpu() for sites in ends)
             fvu = _checked_fvu(model, rows, targets)
             record = _record(model, config, subject, harvest, rows)
-            progress.say(f"FVU on the first batch of {config.dataset}: {fvu:.4f}.")
+            progress.say(f"FVU on {len(rows):,} tokens of {config.dataset}: {fvu:.4f}.")
         record["imported"] = {**origin._asdict(), "source": str(source), "format": format}
         with publish_folder(config.out) as folder:
             record["autoencoder"] = save_weights(folder, model, rows[:PROBE])

@@ -54,6 +54,8 @@ def load(source: str | Path, *, format: str = "auto", device: str | torch.device
 
     place, layer = split_layer(source)
     fetched = fetch(place, lambda line: print(line, file=sys.stderr))
+    if format == "auto" and _is_run(fetched.path):  # below a folder of a repository
+        return saved.load(fetched.path, device=device)
     path = fetched.path if layer is None else f"{fetched.path}:{layer}"
     return read(path, fetched.format if format == "auto" else format).model.to(device)
 
@@ -76,12 +78,12 @@ def own_run(source: str | Path) -> Path | None:
         return path
     if Path(split_layer(source)[0]).expanduser().exists():
         return None
-    if text.startswith((".", "~", "/")):
+    if text.startswith((".", "~", "/")) or not {"/", ":"} & set(text):
         return path
     from sae.interop.registry import named
 
-    if ":" in text or "/" not in text or named(text) is not None:
-        return path if "/" not in text and ":" not in text else None
+    if ":" in text or named(text) is not None:
+        return None
     try:
         folder = saved.locate_run(text)
     except ConfigError:  # the hub has no such repository; the search for another tool's says so
@@ -120,6 +122,8 @@ def as_run(
     place, layer = split_layer(source)
     with Progress() as progress:
         fetched = fetch(place, progress.say)
+        if _is_run(fetched.path):
+            return str(fetched.path)
         format = recognised(fetched.path) if fetched.format == "auto" else fetched.format
         kept = cache_dir() / "imported" / _key(fetched.path, format, layer)
         said = f"{source}: another tool's files, kept as the run"
