@@ -26,7 +26,7 @@ COLUMNS = {
     "lr": "rate",
     "fvu": "FVU",
     "over_ours": "FVU over our topk",
-    "delta_ce": "delta CE",
+    "delta_ce": "delta CE (seed 0)",
     "l0": "L0",
     "dead": "dead",
     "step_ms": "step, ms",
@@ -49,7 +49,8 @@ class Lane(NamedTuple):
 def report(race: Race, folder: Path, lanes: list[Lane]) -> tuple[str, dict[str, Any]]:
     """The table in Markdown, and everything as JSON values."""
     rows = Parts.read(folder)
-    losses = splice(folder, [out for lane in lanes for out in lane.folders], race, rows) if race.downstream else {}
+    # of the first seed alone: every forward pass of the language model costs as much as training on its tokens
+    losses = splice(folder, [lane.folders[0] for lane in lanes], race, rows) if race.downstream else {}
     reference = next((lane.folders for lane in lanes if lane.entry == "Sparsight topk"), None)
     values = [_values(lane, losses, reference) for lane in lanes]
     pca = baseline(folder, race, rows).to_json()
@@ -74,8 +75,8 @@ def _values(lane: Lane, losses: dict[str, dict[str, torch.Tensor]], reference: l
     def middle(name: str) -> float:
         return statistics.median(seed[name] for seed in lane.seeds)
 
-    spliced = [losses[out.name] for out in lane.folders if out.name in losses]
-    delta = over_seeds(spliced, lambda s: (s["spliced"] - s["clean"]) / s["count"]) if spliced else None
+    spliced = losses.get(lane.folders[0].name)
+    delta = over_seeds([spliced], lambda s: (s["spliced"] - s["clean"]) / s["count"]) if spliced else None
     compared = reference is not None and reference != lane.folders
     return {
         "entry": lane.entry,
