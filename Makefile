@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test check bench bench-peers race families interop clean
+.PHONY: install demo test check docs bench bench-peers race families interop clean
 
 install: $(VENV)/.installed
 
@@ -24,6 +24,11 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+	$(BIN)/mkdocs build --strict --quiet
+
+# the docs and the Python API as pages, in build/site; a warning is an error
+docs: install
+	$(BIN)/mkdocs build --strict
 
 bench: install
 	$(BIN)/python scripts/bench/harvest.py

@@ -276,7 +276,7 @@ def _record(
 ) -> dict[str, Any]:
     """config.json of an imported run, but for its weights and origin: what `sae train` would have recorded."""
     with torch.no_grad():
-        l0 = model.code.k if isinstance(model.code, TopK) else round(float(model.encode(rows).l0().float().mean()))
+        l0 = model.code.k if isinstance(model.code, TopK) else round(model.encode(rows).l0().float().mean().item())
     sae = SAEConfig(
         variant="transcoder" if model.transcodes else model.code.name,
         width=model.width,

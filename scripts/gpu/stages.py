@@ -372,7 +372,8 @@ def tested(before: list[str], what: str, chosen: str) -> Row:
         # as tests/kernel_process.py runs them: in this process's mode, a JSON line a report
         environment = os.environ | {"SPARSIGHT_TEST_REPORTS": str(reports.fileno())}
         command = [*before, sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-o", "addopts="]
-        command += [str(ROOT / "tests/ops/test_gpu_kernels.py"), *(["-k", chosen] if chosen else [])]
+        files = ["tests/ops/test_gpu_kernels.py", *([] if chosen else ["tests/training/test_gpu_route.py"])]
+        command += [*(str(ROOT / file) for file in files), *(["-k", chosen] if chosen else [])]
         process = subprocess.run(command, env=environment, pass_fds=[reports.fileno()], cwd=ROOT, check=False)
         reports.seek(0)
         outcomes = [json.loads(line) for line in reports]
