@@ -64,7 +64,7 @@ snippets: install .venv-saebench/.installed .venv-nnsight/.installed
 
 .venv-nnsight/.installed:
 	test -x .venv-nnsight/bin/python || $(PYTHON) -m venv .venv-nnsight
-	.venv-nnsight/bin/python -m pip install --quiet torch==2.13.0 nnsight 'transformers>=5.10.1' 'datasets>=4.0' numba scipy scikit-learn tyro rich einops
+	.venv-nnsight/bin/python -m pip install --quiet torch==2.13.0 nnsight==0.8.1 accelerate 'transformers>=5.10.1' 'datasets>=4.0' numba scipy scikit-learn tyro rich einops
 	.venv-nnsight/bin/python -m pip uninstall --quiet --yes torchvision
 	touch $@
 
