@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test check docs bench bench-peers race snippets families clean
+.PHONY: install demo test check docs bench bench-peers race snippets families interop clean
 
 install: $(VENV)/.installed
 
@@ -72,5 +72,20 @@ snippets: install .venv-saebench/.installed .venv-nnsight/.installed
 families: install
 	$(BIN)/python scripts/families.py
 
+# other tools' files in our code and ours in theirs, in an environment of theirs each; docs/interop.md has the table
+INTEROP := $(foreach name,tools circuit llamascopium,.venv-interop-$(name)/.installed)
+PACKAGES_tools := sae-lens==6.54.12 eai-sparsify==1.3.3 dictionary-learning==0.1.0
+PACKAGES_circuit := circuit-tracer==0.5.0
+PACKAGES_llamascopium := llamascopium==2.0.0b34 "transformer-lens<4"
+
+interop: install $(INTEROP)
+	$(BIN)/python scripts/interop/run.py
+
+.venv-interop-%/.installed:
+	test -x .venv-interop-$*/bin/python || $(PYTHON) -m venv .venv-interop-$*
+	.venv-interop-$*/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 $(PACKAGES_$*)
+	.venv-interop-$*/bin/python -m pip uninstall --quiet --yes torchvision
+	touch $@
+
 clean:
-	rm -rf $(VENV) .venv-peers .venv-saebench .venv-nnsight build *.egg-info
+	rm -rf $(VENV) .venv-peers .venv-saebench .venv-nnsight .venv-vllm .venv-interop-* build *.egg-info

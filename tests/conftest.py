@@ -20,7 +20,15 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 # seconds to minutes a test: begun first, so that no process of `make test` is left with one of them at the end
-SLOW_FILES = ("test_gpu_aot", "test_kill", "test_gpu_kernels", "test_comparison", "test_image_report", "test_collect")
+SLOW_FILES = (
+    "test_gpu_aot",
+    "test_kill",
+    "test_gpu_kernels",
+    "test_gpu_route",
+    "test_comparison",
+    "test_image_report",
+    "test_collect",
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:

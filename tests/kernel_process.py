@@ -1,4 +1,4 @@
-"""Runs the selected tests of ops/test_gpu_kernels.py in one process of their own, and reports each of them here.
+"""Runs the selected tests of the files in FILES in one process of their own, and reports each of them here.
 
 Triton decides when a kernel is decorated whether it will be interpreted, for the whole process, and ops/test_gpu_aot.py
 compiles the same kernels. Where there is a GPU, a second process runs the tests on it. conftest.py registers this
@@ -18,7 +18,7 @@ from collections.abc import Iterator
 
 import pytest
 
-FILE = "test_gpu_kernels"
+FILES = ("test_gpu_kernels", "test_gpu_route")
 REPORTS = "SPARSIGHT_TEST_REPORTS"
 """Environment variable of the other process: the file descriptor to which it writes its reports, a JSON line each."""
 
@@ -30,8 +30,8 @@ def modes() -> list[str]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """With a GPU every test of the file appears twice, `[interpreter]` and `[gpu]`."""
-    if metafunc.module.__name__ == FILE and len(modes()) > 1:
+    """With a GPU every test of the files appears twice, `[interpreter]` and `[gpu]`."""
+    if metafunc.module.__name__ in FILES and len(modes()) > 1:
         metafunc.fixturenames.append("mode")
         metafunc.parametrize("mode", modes())
 
@@ -83,11 +83,11 @@ _processes: dict[str, OtherProcess] = {}
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
-    if item.path.stem != FILE or REPORTS in os.environ:
+    if item.path.stem not in FILES or REPORTS in os.environ:
         return None
     mode = mode_of(item)
     if mode not in _processes:
-        items = [other for other in item.session.items if other.path == item.path and mode_of(other) == mode]
+        items = [i for i in item.session.items if i.path.stem in FILES and mode_of(i) == mode]
         _processes[mode] = OtherProcess(mode, items)
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     for report in _processes[mode].reports_of(item):

@@ -19,9 +19,8 @@ from sae.book.chapter.base import EXPERIMENTS, Experiment, Finding, Setting, exp
 from sae.book.chapter.collapse import LATENTS, collapse_said
 from sae.book.chapter.denoising import Gains, gains_said
 from sae.book.chapter.measure import Spread, fvu, mean_of, over_seeds, pca_reconstruction, side
-from sae.book.chapter.overcomplete import COPIES, copying_said
 from sae.book.chapter.reduction import less_said, reduced
-from sae.book.chapter.sparse import same_l0_said
+from sae.book.chapter.sparse import COPIES, copying_said, same_l0_said
 from sae.cli import main as cli
 from sae.config import ConfigError, VisionConfig
 from sae.evaluation.baselines import PCA

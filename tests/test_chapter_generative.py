@@ -13,9 +13,9 @@ from sae.book.chapter import family_tree
 from sae.book.chapter.base import EXPERIMENTS, Setting
 from sae.book.chapter.generative import generative_families, vqvae2_samples
 from sae.book.chapter.generative_verdicts import Numbers, verdicts
-from sae.book.chapter.measure import plain
 from sae.cli.image_commands import ImageChapter, ImageTrain
 from sae.cli.main import parse
+from sae.evaluation.bootstrap import plain
 from sae.models.vision import recipe_of
 
 PAGE = Path(__file__).parent.parent / "docs/family-tree.md"

@@ -9,16 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from sae.book.chapter import (  # noqa: F401  makes the experiments known
-    convolutional,
-    convolutional_spectra,
-    latent_space,
-    latent_space_arithmetic,
-    quantised,
-    variational,
-    variational_beta,
-    variational_bounds,
-)
+import sae.book.chapter.all  # noqa: F401  makes the experiments known
 from sae.book.chapter.base import EXPERIMENTS, Finding, Setting
 from sae.book.chapter.convolutional import CHAPTER_SHAPE, blur_said, convolutional_vae, power_beyond, stages, times
 from sae.book.chapter.latent_space import (
@@ -33,10 +24,9 @@ from sae.book.chapter.latent_space import (
     mixture_draws,
 )
 from sae.book.chapter.latent_space_arithmetic import BY_AE, BY_PIXELS, BY_VAE, RANDOM, Flips, arithmetic_said
-from sae.book.chapter.networks import untrained
+from sae.book.chapter.measure import untrained
 from sae.book.chapter.quantised import use_said
-from sae.book.chapter.variational import check_gradient, check_kl, gradient_estimates
-from sae.book.chapter.variational_bounds import rises_said
+from sae.book.chapter.variational import check_gradient, check_kl, gradient_estimates, rises_said
 from sae.config import VisionConfig
 from sae.evaluation.bootstrap import Interval
 from sae.evaluation.variational import bounds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -28,7 +29,7 @@ OURS = ["Sparsight topk", "Sparsight batchtopk"]
 def race(tiny_model: Path, corpus: Path) -> Race:
     return Race(
         model=str(tiny_model), dataset=str(corpus), layer=1, context=64, width=64, k=4, batch=256, tokens=8192,
-        passes=2, validation=1024, test=2048, downstream=512, seeds=2, multiples=(7.0, 14.0), extensions=1,
+        passes=2, validation=1024, test=2048, downstream=512, seeds=2, multiples=(7.0, 14.0), extensions=0,
     )  # fmt: skip
 
 
@@ -58,18 +59,29 @@ def test_other_tools_get_the_batches_that_ours_trains_on_in_the_same_order(race:
 
 def test_no_document_is_in_two_parts(folder: Path) -> None:
     parts = load_file(folder / "parts.safetensors")
-    assert not set(parts["validation.document"].tolist()) & set(parts["test.document"].tolist())
-    train = load_file(folder / "train.safetensors")["activations"]
-    for part in ("validation", "test"):
-        assert torch.cdist(parts[part].double()[:64], train.double()).min() > 0
+    train, validation, test = (set(parts[f"{name}.document"].tolist()) for name in ("train", "validation", "test"))
+    assert not train & validation
+    assert not train & test
+    assert not validation & test
+    assert len(parts["train.document"]) == len(load_file(folder / "train.safetensors")["activations"])
 
 
-def test_the_rate_is_the_best_on_validation_rows_and_the_grid_goes_on_at_its_edge(lanes: list[Lane]) -> None:
+def test_the_rate_is_the_best_on_validation_rows_at_the_first_seed(lanes: list[Lane]) -> None:
     for lane in lanes:
-        assert len(lane.grid) == 3
-        assert lane.grid[next(iter(lane.grid))] == min(lane.grid.values())
+        assert sorted(lane.grid) == [7.0, 14.0]
+        assert lane.grid[next(iter(lane.grid))] == min(lane.grid.values()) == lane.seeds[0]["validation_fvu"]
         assert [seed["seed"] for seed in lane.seeds] == [0, 1]
         assert {seed["multiple"] for seed in lane.seeds} == {next(iter(lane.grid))}
+
+
+@pytest.mark.parametrize(
+    ("optimum", "tried"),
+    [(7.0, {3.5, 7.0, 14.0}), (28.0, {3.5, 7.0, 14.0, 28.0, 56.0}), (1.0, {0.875, 1.75, 3.5, 7, 14})],
+)
+def test_a_grid_whose_best_rate_lies_at_its_edge_goes_on(optimum: float, tried: set[float]) -> None:
+    grid = race_command.best_rate(Race(), lambda multiples: {m: abs(math.log(m / optimum)) for m in multiples})
+    assert set(grid) == tried
+    assert next(iter(grid)) == min(tried, key=lambda m: abs(math.log(m / optimum)))
 
 
 def test_the_evaluators_numbers_are_those_of_plain_formulas(race: Race, folder: Path, lanes: list[Lane]) -> None:
@@ -113,7 +125,7 @@ def test_a_folder_with_another_race_is_refused(race: Race, folder: Path) -> None
 def test_a_member_that_fails_says_why(race: Race, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "race.json").write_text(json.dumps(race.to_json()))
     with pytest.raises(RuntimeError, match=r"train\.safetensors"):
-        race_command.train(tmp_path, race, Member(OURS[0], 0, 7.0), Path(sys.executable))
+        race_command.train(tmp_path, race, [Member(OURS[0], 0, 7.0)], Path(sys.executable))
 
 
 def test_the_report_has_a_row_an_entry_and_losses(race: Race, folder: Path, lanes: list[Lane], tmp_path: Path) -> None:

@@ -10,10 +10,13 @@ from sae_kernels.buffers import Workspace
 from sae_kernels.codes import SparseCodes
 from sae_kernels.dispatch import backends_used, last_backend, use_backend
 from sae_kernels.fused_step.op import (
+    Copies,
     Parameters,
     RowGradients,
     StepForward,
     StepResult,
+    copies_of,
+    fused_backend,
     fused_forward,
     fused_update,
 )
@@ -24,6 +27,7 @@ from sae_kernels.threshold_encode.op import threshold_encode
 from sae_kernels.topk_encode.op import topk_encode
 
 __all__ = [
+    "Copies",
     "Parameters",
     "RowGradients",
     "SparseCodes",
@@ -35,6 +39,8 @@ __all__ = [
     "backends_used",
     "batch_topk_encode",
     "clip_scale",
+    "copies_of",
+    "fused_backend",
     "fused_forward",
     "fused_update",
     "last_backend",

@@ -214,6 +214,34 @@ def sweep_config(d: int) -> RowsConfig:
     return RowsConfig(rows=4 if block <= 4096 else 2, block_d=block, warps=max(1, min(16, block // 128)))
 
 
+@dataclass(frozen=True, kw_only=True)
+class StepConfig:
+    """Launch parameters of the fused step's sweep."""
+
+    rows: int
+    """Rows of residuals and of inputs loaded together."""
+    block_x: int
+    """All columns of the encoder's input."""
+    block_d: int
+    """All columns of the reconstruction."""
+    warps: int
+
+
+@functools.cache
+def step_config(d_in: int, d_out: int) -> StepConfig:
+    """Of the fused step: as of latent_sweep, but fewer rows at a time, since Adam's state is in registers too."""
+    block_x, block_d = (max(16, 1 << (d - 1).bit_length()) for d in (d_in, d_out))
+    widest = max(block_x, block_d)
+    return StepConfig(
+        rows=4 if widest <= 2048 else 2, block_x=block_x, block_d=block_d, warps=max(1, min(16, widest // 128))
+    )
+
+
+def chunk_of(width: int) -> int:
+    """Latents a program of the fused step's sweep: a power of two, at least four, so that there are some 2,048."""
+    return max(4, 1 << max(0, (width // 2048).bit_length() - 1))
+
+
 def encode_alternatives(N: int, F: int, d: int, k: int, dtype: torch.dtype, device: Device) -> list[EncodeConfig]:
     """The rule's choice and variations of it that fit into shared memory: what is worth timing on a device."""
     base = encode_config(N, F, d, k, dtype, device)

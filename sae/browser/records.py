@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sae.browser.opened import BrowsedRun, View
+from sae.features.store.annotations import EMPTY
 from sae.features.store.keys import FeatureError
 from sae.features.store.related import coactive
 
@@ -13,18 +14,13 @@ MATCHES = 3  # nearest latents shown of another run
 
 def full_record(view: View, latent: int) -> dict[str, Any]:
     """A latent's record with its row of the table, its explanation and its annotation."""
-    note = view.marks.notes.get(latent, {})
     record = view.store.record(latent)
     return {
         **record,
         "examples": [_shown(example) for example in record["examples"]],
         "row": view.listing.row(latent, view.marks),
         "explanation": view.marks.names.get(latent),
-        "annotation": {
-            "label": note.get("label"),
-            "bookmark": bool(note.get("bookmark")),
-            "note": note.get("note"),
-        },
+        "annotation": EMPTY | view.marks.notes.get(latent, {}),
     }
 
 

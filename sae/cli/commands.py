@@ -129,14 +129,17 @@ class Eval:
     """Evaluate a saved autoencoder on held-out documents, images, or rows of a file of activations."""
 
     run_folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
-    """Run folder, or a hub repository that holds one."""
+    """Run folder, a hub repository that holds one, or what `sae import` reads; that needs --dataset."""
     config: EvalConfig = dataclasses.field(default_factory=EvalConfig)
     json: Json = False
 
     def run(self) -> dict[str, Any]:
         from sae.evaluation.run import evaluate
+        from sae.interop.opening import as_run
 
-        return evaluate(self.run_folder, self.config)
+        config = self.config
+        text = {"dataset": config.dataset, "text_field": config.text_field, "device": config.device}
+        return evaluate(as_run(self.run_folder, command="eval", **text), config)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,8 +153,9 @@ class Explain:
 
     def run(self) -> dict[str, Any]:
         from sae.features.explain.explain import explain
+        from sae.interop.opening import as_run
 
-        return explain(self.run_folder, self.config)
+        return explain(as_run(self.run_folder, command="explain"), self.config)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,8 +169,9 @@ class Steer:
 
     def run(self) -> dict[str, Any]:
         from sae.features.steer.steer import steer_run
+        from sae.interop.opening import as_run
 
-        result = steer_run(self.run_folder, self.config)
+        result = steer_run(as_run(self.run_folder, command="steer"), self.config)
         # values for each token are for programs, not for the table
         return result if self.json else {name: v for name, v in result.items() if name not in ("tokens", "kl")}
 
@@ -182,8 +187,11 @@ class Features:
 
     def run(self) -> dict[str, Any]:
         from sae.features.collect.collect import collect
+        from sae.interop.opening import as_run
 
-        return collect(self.run_folder, self.config)
+        config = self.config
+        text = {"dataset": config.dataset, "text_field": config.text_field, "device": config.device}
+        return collect(as_run(self.run_folder, command="features", **text), config)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,13 +213,15 @@ class Browse:
         import webbrowser
 
         from sae.browser.serve import serve
+        from sae.interop.opening import as_run
 
         def ready(address: str) -> None:
             print(address, file=sys.stderr if self.json else sys.stdout, flush=True)
             if self.open:
                 webbrowser.open(address)
 
-        return serve(self.run_folders, port=self.port, device=self.device, ready=ready)
+        folders = [as_run(run, command="browse") for run in self.run_folders]
+        return serve(folders, port=self.port, device=self.device, ready=ready)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,25 +254,29 @@ class Export:
         unread["out"] = "--to hub writes no folder"
         kept = [flag for flag in unread if readers.get(flag) == self.to or (flag == "out" and self.to != "hub")]
         refuse_ignored(self, {flag: why for flag, why in unread.items() if flag not in kept})
-        if self.to == "hub":
-            if self.repo is None:
-                raise ConfigError("--repo: missing; --to hub uploads to a repository, user/name")
+        if self.to == "hub" and self.repo is None:
+            raise ConfigError("--repo: missing; --to hub uploads to a repository, user/name")
+        if self.to != "hub" and self.out is None:
+            raise ConfigError(f"--out: missing; --to {self.to} writes a new folder")
+        from sae.interop.opening import as_run
+
+        run = Path(as_run(self.run_folder, command="export", with_text=self.to in ("static", "neuronpedia")))
+        if self.repo is not None:
             from sae.interop.export.hub import push
 
-            return push(self.run_folder, self.repo, private=self.private, licence=self.licence)
-        if self.out is None:
-            raise ConfigError(f"--out: missing; --to {self.to} writes a new folder")
+            return push(run, self.repo, private=self.private, licence=self.licence)
+        assert self.out is not None
         if self.to == "static":
             from sae.browser.export import export_static
 
-            return export_static(self.run_folder, self.out, latents=self.latents or None)
+            return export_static(run, self.out, latents=self.latents or None)
         if self.to == "neuronpedia":
             from sae.interop.neuronpedia import export as export_features
 
-            return export_features(self.run_folder, self.out)
+            return export_features(run, self.out)
         from sae.interop.export import export
 
-        return export(self.run_folder, self.to, self.out)
+        return export(run, self.to, self.out)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,9 +288,10 @@ class Verify:
     json: Json = False
 
     def run(self) -> dict[str, Any]:
+        from sae.interop.opening import as_run
         from sae.models.saved import TOLERANCE, verify
 
-        distance = verify(self.run_folder)
+        distance = verify(as_run(self.run_folder, command="verify", with_text=False))
         return {"run": self.run_folder, "verified": True, "tolerance": TOLERANCE, **distance._asdict()}
 
 
@@ -293,6 +308,22 @@ class Import:
         from sae.interop.importing import import_run
 
         return import_run(self.source, self.config)
+
+
+@dataclass(frozen=True, kw_only=True)
+class List:
+    """List published autoencoders by the short names that `sae import` takes."""
+
+    model: str | None = None
+    """Only those on this language model: its hub id, or what stands behind the slash in it."""
+    layer: int | None = None
+    """Only those of this layer, one a line with its short name; without it, one line a set."""
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:
+        from sae.interop.listing import list_published
+
+        return list_published(self.model, self.layer)
 
 
 BENCHED = (
@@ -410,6 +441,7 @@ COMMANDS: dict[str, type] = {
     "steer": Steer,
     "features": Features,
     "browse": Browse,
+    "list": List,
     "import": Import,
     "export": Export,
     "verify": Verify,

@@ -31,16 +31,22 @@ class OptimConfig(Limited):
     """Adam's decay of the second moment."""
     eps: Positive = 6.25e-10
     """Adam's epsilon."""
+    moments: Literal["float32", "bfloat16"] = "float32"
+    """Precision of Adam's two moments of every matrix; bfloat16 is rounded at random and halves their memory."""
     clip: NonNegative = 4.0
     """Largest global gradient norm, in units of the activations' width; 0 turns clipping off."""
-    compute: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of the autoencoder's products; master weights stay float32. Auto is float32 on CPU, bfloat16 on GPU."""
+    compute: Literal["auto", "float32", "tf32", "bfloat16"] = "auto"
+    """Precision of the autoencoder's products; master weights stay float32. Auto is float32 on CPU, bfloat16 on GPU,
+    which alone has tf32."""
 
     def ignored(self) -> dict[str, str]:
         """Settings that the optimizer does not read, each with the reason; for `refuse_ignored`."""
-        if self.optimizer != "signsgd":
+        if self.optimizer == "adam":
             return {}
+        if self.optimizer != "signsgd":
+            return {"moments": f"--optimizer {self.optimizer} has state of its own"}
         reasons = {
+            "moments": "has no moments",
             "beta2": "has no second moment",
             "eps": "has no second moment",
             "clip": "takes the gradient's sign, whatever its norm",

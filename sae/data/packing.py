@@ -63,6 +63,11 @@ class Contexts(NamedTuple):
     roles: tuple[str, ...] = ()
     """Names of the roles that occur in the batch."""
 
+    def part(self, first: int, last: int) -> Contexts:
+        """Contexts `first` to `last` of this batch, the last one not included; `next` stays that of the whole batch."""
+        names = ("tokens", "document", "position", "start", *(() if self.role is None else ("role",)))
+        return self._replace(**{name: getattr(self, name)[first:last] for name in names})
+
     def of_roles(self, wanted: Collection[str]) -> Tensor:
         """Whether each token belongs to a turn of one of these roles, bool [B, S]."""
         if self.role is None:

@@ -110,12 +110,13 @@ def ratio(numerator: str, denominator: str) -> Callable[[dict[str, Tensor]], Ten
     return lambda sums: sums[numerator] / sums[denominator]
 
 
-def to_json(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Metrics with their intervals as plain JSON values."""
-    return {
-        name: value.to_json() if isinstance(value, Interval) else to_json(value) if isinstance(value, dict) else value
-        for name, value in metrics.items()
-    }
+def plain(values: Any) -> Any:
+    """Intervals, and mappings and sequences of them at any depth, as JSON values."""
+    if isinstance(values, Interval):
+        return values.to_json()
+    if isinstance(values, Mapping):
+        return {str(name): plain(value) for name, value in values.items()}
+    return [plain(value) for value in values] if isinstance(values, list | tuple) else values
 
 
 def _merge_pairs(sums: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ def evaluate_images(run: str | Path, config: ImageEvalConfig | None = None) -> d
             config, {"samples": f"--variant {opened.vision.variant} draws nothing; it is of variational models"}
         )
     begun = time.perf_counter()
-    report = bootstrap.to_json(measure(opened, config))
+    report = bootstrap.plain(measure(opened, config))
     head = {"run": str(run), "variant": opened.vision.variant, "data": opened.config.images.data}
     done = {**head, **report, "seconds": round(time.perf_counter() - begun, 1)}
     publish_json(opened.folder / "eval.json", done)

@@ -67,7 +67,7 @@ def evaluate_tensors(run: str | Path, config: EvalConfig | None = None) -> dict[
         "baselines": None if pca is None else saved.baselines(k=min(opened.config.sae.k, opened.model.dim), **draws),
     }
     head = {"run": str(run), "variant": opened.config.sae.variant, "data": opened.config.rows.data}
-    done = {**head, **bootstrap.to_json(report), "seconds": round(time.perf_counter() - begun, 1)}
+    done = {**head, **bootstrap.plain(report), "seconds": round(time.perf_counter() - begun, 1)}
     publish_json(opened.folder / "eval.json", done)
     return done
 

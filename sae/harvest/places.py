@@ -140,6 +140,17 @@ def heads_in_block(block: nn.Module) -> str:
     raise SiteError(f"{type(block).__name__} has no attention with one of {', '.join(PROJECTIONS)}")
 
 
+def norm_before_mlp(block: nn.Module) -> str:
+    """Path of the norm whose output the MLP reads.
+
+    Raises:
+        SiteError: the block has none by a known name.
+    """
+    if norms := children_named(block, PRE_MLP):
+        return norms[0]
+    raise SiteError(f"{type(block).__name__} has no norm before the MLP, one of {', '.join(PRE_MLP)}")
+
+
 def _normalises_sums(block: nn.Module) -> bool:
     """Whether the norms named as in a sandwich stand after each sum instead: no other norm is there (GTE)."""
     names = ("post_attention_layernorm", "post_mlp_layernorm")

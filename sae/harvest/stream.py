@@ -11,9 +11,10 @@ The kinds of tokens, and which of them are left out of training, are decided her
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -83,6 +84,7 @@ class Harvest:
         norm_limits: site name -> the norm over which a token counts as a sink, as a finished run records them. By
             default `max_norm` times the median norm of the first forward pass from the beginning of the data, so that
             limits do not depend on where a stream starts.
+        tell: receives a line where memory is too small; by default it goes to stderr.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class Harvest:
         documents: Documents,
         config: HarvestConfig,
         norm_limits: Mapping[str, float] | None = None,
+        tell: Callable[[str], None] | None = None,
     ) -> None:
         self.lm, self.sites, self.config = lm, list(sites), config
         is_data_set = isinstance(documents, Documents)
@@ -100,6 +103,8 @@ class Harvest:
         self._first = torch.tensor(lm.beginning, dtype=torch.int64)
         self._special = torch.tensor(sorted(lm.traits.special), dtype=torch.int64)
         self._norm_limits = norm_limits
+        self._tell = tell or partial(print, file=sys.stderr)
+        self._at_once: int | None = None  # contexts in a forward pass, where a whole batch did not fit
         self._reads_context = False
         self.counts: Counter[str] = Counter()
         """Tokens harvested so far, by the name of their kind."""
@@ -203,8 +208,7 @@ class Harvest:
     def _forward(self, contexts: Contexts) -> Rows:
         """Rows of every token that is not padding, sinks not told apart yet."""
         real = (contexts.document >= 0).flatten().nonzero().squeeze(1)
-        captured = harvest_forward(self.lm.model, self.inputs(contexts), self.sites)
-        activations = {name: a.flatten(0, 1) for name, a in captured.items()}
+        activations = {name: a.flatten(0, 1) for name, a in self._captured(contexts).items()}
         if len(real) < contexts.document.numel():
             activations = {name: a[real.to(a.device)] for name, a in activations.items()}
         self.check_finite(contexts, real, activations)
@@ -213,6 +217,34 @@ class Harvest:
         columns = (contexts.tokens, contexts.document, contexts.position, contexts.start)
         token, document, position, start = (column.flatten()[real] for column in columns)
         return Rows(activations, token.int(), document, position.int(), start.int(), kind)
+
+    def _captured(self, contexts: Contexts) -> dict[str, Tensor]:
+        """Site name -> activations [B, S, d]; in several forward passes where the device's memory is too small for one.
+
+        The contexts of a batch do not see each other, so rows and their order stay the same.
+
+        Raises:
+            ActivationError: not even one context fits.
+        """
+        batch = len(contexts.tokens)
+        while True:
+            at_once = min(batch, self._at_once or batch)
+            try:
+                parts = [
+                    harvest_forward(self.lm.model, self.inputs(contexts.part(i, i + at_once)), self.sites)
+                    for i in range(0, batch, at_once)
+                ]
+                return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+            except torch.OutOfMemoryError as error:
+                if at_once == 1:
+                    raise ActivationError(
+                        f"out of memory in a forward pass over one context of {self.config.context} tokens; lower "
+                        "--context, or --precision"
+                    ) from error
+                self._at_once = at_once // 2
+                self._tell(f"Out of memory with {at_once} contexts in a forward pass: from now on {self._at_once}.")
+            # outside the handler, where the failed pass's tensors are no longer referred to
+            torch.cuda.empty_cache()
 
     def check_finite(self, contexts: Contexts, real: Tensor, activations: dict[str, Tensor]) -> None:
         """Refuse activations, site -> [n, d], that are not finite; `real` [n] are their tokens' indices in the batch.

@@ -52,29 +52,23 @@ def _thresholded(tensors: Mapping[str, Tensor]) -> Code:
     return jump_relu(tensors["threshold"].clamp_min(0).expand(width))
 
 
-LINEAR = {"encoder": "encoder.weight", "decoder": "decoder.weight", "b_enc": "encoder.bias"}
-MATRICES = {"encoder": "W_enc", "decoder": "W_dec", "b_enc": "b_enc", "b_dec": "b_dec"}
+LINEAR = Form("encoder.weight", "decoder.weight", "encoder.bias", "b_dec", lambda tensors: ReLU())
+MATRICES = Form("W_enc", "W_dec", "b_enc", "b_dec", _thresholded)
 FORMS = {
-    "AutoEncoder": Form(**LINEAR, b_dec="bias", code=lambda tensors: ReLU(), unit=True),
-    "AutoEncoderNew": Form(**LINEAR, b_dec="decoder.bias", code=lambda tensors: ReLU(), centred=False),
-    "GatedAutoEncoder": Form(
-        **{**LINEAR, "b_enc": "gate_bias"},
+    "AutoEncoder": LINEAR._replace(b_dec="bias", unit=True),
+    "AutoEncoderNew": LINEAR._replace(b_dec="decoder.bias", centred=False),
+    "GatedAutoEncoder": LINEAR._replace(
+        b_enc="gate_bias",
         b_dec="decoder_bias",
         code=lambda tensors: gated(tensors["r_mag"], tensors["gate_bias"], tensors["mag_bias"]),
         more={"r_mag": "F", "mag_bias": "F"},
     ),
-    "AutoEncoderTopK": Form(
-        **LINEAR,
-        b_dec="b_dec",
-        code=lambda tensors: TopK(int(tensors["k"])),
-        more={"k": ""},
-        unused=("threshold",),
+    "AutoEncoderTopK": LINEAR._replace(
+        code=lambda tensors: TopK(int(tensors["k"])), more={"k": ""}, unused=("threshold",)
     ),
-    "BatchTopKSAE": Form(**LINEAR, b_dec="b_dec", code=_thresholded, more={"k": "", "threshold": ""}),
-    "MatryoshkaBatchTopKSAE": Form(
-        **MATRICES, code=_thresholded, more={"k": "", "threshold": "", "group_sizes": "groups"}
-    ),
-    "JumpReluAutoEncoder": Form(**MATRICES, code=_thresholded, centred=False, more={"threshold": "F"}),
+    "BatchTopKSAE": LINEAR._replace(code=_thresholded, more={"k": "", "threshold": ""}),
+    "MatryoshkaBatchTopKSAE": MATRICES._replace(more={"k": "", "threshold": "", "group_sizes": "groups"}),
+    "JumpReluAutoEncoder": MATRICES._replace(centred=False, more={"threshold": "F"}),
 }
 """dict_class -> its form."""
 SCALED = ("bias", "encoder.bias", "decoder.bias", "gate_bias", "mag_bias", "decoder_bias", "b_dec", "b_enc")

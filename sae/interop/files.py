@@ -22,6 +22,8 @@ from torch import Tensor
 from sae.base.files import CorruptError, read_json
 
 TORCH = (".pt", ".pth", ".bin")
+UNREADABLE = (OSError, EOFError, SafetensorError, ValueError, KeyError, RuntimeError, TypeError, zipfile.BadZipFile)
+"""What the libraries raise for a file that is cut short, or is not what its name says."""
 Shape = tuple[int, ...]
 
 
@@ -31,20 +33,52 @@ def shapes_in(path: Path) -> dict[str, Shape]:
     A torch file's tensors are mapped and not read. A dict inside a dict gives names joined by a dot.
     """
     try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, "pt") as file:
-                return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        if path.suffix == ".npz":
-            return {name: _header(path, name) for name in _members(path)}
-        if path.suffix in TORCH:
-            return {name: tuple(tensor.shape) for name, tensor in _tensors_of(_torch(path)).items()}
-    except (OSError, SafetensorError, ValueError, RuntimeError, zipfile.BadZipFile):
+        return _shapes(path)
+    except UNREADABLE:
         return {}
+
+
+def check_readable(path: Path) -> None:
+    """Refuse a file, or a folder with one, that has the ending of weights or settings and cannot be read as such.
+
+    Raises:
+        CorruptError: names the first of them, and why.
+    """
+    inside = [path] if path.is_file() else sorted([*path.iterdir(), *(path / "checkpoints").glob("*")])
+    for file in inside:
+        if not file.is_file():
+            continue
+        if file.suffix == ".json":
+            read_json(file)
+        try:
+            _shapes(file)
+        except CorruptError:
+            raise
+        except UNREADABLE as error:
+            raise CorruptError(f"{file}: cannot be read ({_reason(error)})") from error
+
+
+def _shapes(path: Path) -> dict[str, Shape]:
+    if path.suffix == ".safetensors":
+        with safe_open(path, "pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    if path.suffix == ".npz":
+        return {name: _header(path, name) for name in _members(path)}
+    if path.suffix in TORCH:
+        return {name: tuple(tensor.shape) for name, tensor in _tensors_of(_torch(path)).items()}
     return {}
 
 
-def tensors_in(path: Path) -> dict[str, Tensor]:
+def _reason(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def tensors_in(path: Path, rows: Mapping[str, int | None] | None = None) -> dict[str, Tensor]:
     """Name -> tensor of a .safetensors, .npz or torch file; floating point in float32.
+
+    Args:
+        path: the file.
+        rows: only these tensors, as far as they are there: all of it, or one entry of its first axis.
 
     Raises:
         CorruptError: the file cannot be read, or holds anything but tensors, numbers and text.
@@ -52,7 +86,8 @@ def tensors_in(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                names = file.keys() if rows is None else [name for name in rows if name in file.keys()]  # noqa: SIM118
+                tensors = {name: _row(file.get_slice(name), (rows or {}).get(name)) for name in names}
         elif path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as file:
                 tensors = {name: torch.from_numpy(np.array(file[name])) for name in file.files}
@@ -60,11 +95,18 @@ def tensors_in(path: Path) -> dict[str, Tensor]:
             tensors = _tensors_of(_torch(path))
         else:
             raise CorruptError(f"{path}: expected a .safetensors, .npz, {', '.join(TORCH)} file")
-    except (OSError, SafetensorError, ValueError, RuntimeError, TypeError, zipfile.BadZipFile) as error:
-        if isinstance(error, CorruptError):
-            raise
-        raise CorruptError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
+    except CorruptError:
+        raise
+    except UNREADABLE as error:
+        raise CorruptError(f"{path}: cannot be read ({_reason(error)})") from error
+    if rows is not None and path.suffix != ".safetensors":
+        tensors = {name: _row(tensors[name], row) for name, row in rows.items() if name in tensors}
     return {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
+
+
+def _row(tensor: Any, row: int | None) -> Tensor:
+    """A whole tensor, or the entry `row` of its first axis, of a tensor or of a slice that reads from a file."""
+    return tensor[...] if row is None else tensor[row : row + 1][0]
 
 
 def values_in(path: Path) -> dict[str, Any]:

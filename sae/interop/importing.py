@@ -34,6 +34,7 @@ from sae.harvest.opening import opening
 from sae.harvest.sites import Site, SiteError, resolve_sites
 from sae.harvest.stream import Harvest
 from sae.interop import Origin, read, recognised, split_layer
+from sae.interop.gain import divided_by_gain, gain_of
 from sae.interop.sources import fetch
 from sae.models.autoencoder import Autoencoder
 from sae.models.saved import CONFIG, save_weights
@@ -89,6 +90,7 @@ def import_run(source: str | Path, config: ImportConfig) -> dict[str, Any]:
         else:
             subject = _subject(model, origin, config)
             lm = _language_model(subject, origin, pick_device(config.device), progress)
+            model, origin = _with_gain(model, origin, subject, lm)
             harvest = Harvest(lm, subject.sites, subject.documents, subject.settings)
             harvested = harvest.trained_on(next(harvest.batches()).rows)
             rows, targets = (joined(harvested.activations, s).cpu() for s in (subject.inputs, subject.targets))
@@ -138,7 +140,8 @@ def _shown(model: Autoencoder, origin: Origin) -> dict[str, Any]:
 def _said(format: str, model: Autoencoder, origin: Origin) -> str:
     shown = {name: value for name, value in _shown(model, origin).items() if value is not None and name != "tool"}
     listed = ", ".join(f"{name} {value}" for name, value in shown.items() if value != "")
-    notes = "".join(f"\nNote: {note}." for note in origin.notes)
+    before_gain = ("it reads the norm's output without its gain, which an import with --dataset folds in",)
+    notes = "".join(f"\nNote: {note}." for note in (*origin.notes, *(before_gain if origin.before_gain else ())))
     return f"Recognised as {format} ({origin.tool}): {listed}; --format overrules.{notes}"
 
 
@@ -215,6 +218,18 @@ def _language_model(subject: Subject, origin: Origin, device: torch.device, prog
     return lm
 
 
+def _with_gain(model: Autoencoder, origin: Origin, subject: Subject, lm: LanguageModel) -> tuple[Autoencoder, Origin]:
+    """The autoencoder at its site: weights that read a norm's output without its gain are divided by the gain."""
+    if not origin.before_gain:
+        return model, origin
+    (site,) = subject.inputs
+    if site.block is None:
+        raise ConfigError(f"--site {site.name}: the autoencoder reads a norm without its gain; expected mlp_in.LAYER")
+    note = f"trained on the output of the norm in {site.block} without its gain, by which W_enc is divided here"
+    model = divided_by_gain(model, gain_of(lm.model, site.block))
+    return model, origin._replace(before_gain=False, notes=(*origin.notes, note))
+
+
 def _checked_fvu(model: Autoencoder, x: Tensor, targets: Tensor) -> float:
     """FVU of the rows x [n, d] against their targets [n, d_out].
 
@@ -222,15 +237,19 @@ def _checked_fvu(model: Autoencoder, x: Tensor, targets: Tensor) -> float:
         CorruptError: square weights that reconstruct better transposed.
     """
     fvu = _fvu(model, x, targets)
-    if model.dim == model.width == model.dim_out:
+    if model.dim != model.width or model.dim != model.dim_out:
+        return fvu
+    for turns, names in ((("enc", "dec"), "W_enc and W_dec"), (("enc",), "W_enc"), (("dec",), "W_dec")):
         turned = model.like(model.code)
         with torch.no_grad():
-            turned.W_enc.copy_(model.W_enc.T)
-            turned.dictionary.W.copy_(model.dictionary.W.T)
-        if (other := _fvu(turned, x, targets)) < fvu:
+            turned.W_enc.copy_(model.W_enc.T if "enc" in turns else model.W_enc)
+            turned.dictionary.W.copy_(model.dictionary.W.T if "dec" in turns else model.dictionary.W)
+        other = _fvu(turned, x, targets)
+        # a broken autoencoder is a little better or worse by chance
+        if other < 0.9 * min(fvu, 1.0):
             raise CorruptError(
-                f"W_enc and W_dec reconstruct better transposed (FVU {other:.4g}, as they are {fvu:.4g}): they are not "
-                "in the order of this format"
+                f"{names} {tuple(model.W_enc.shape)}: reconstructs better transposed (FVU {other:.4g}, as they are "
+                f"{fvu:.4g}): not in the order of this format"
             )
     return fvu
 
@@ -257,7 +276,7 @@ def _record(
 ) -> dict[str, Any]:
     """config.json of an imported run, but for its weights and origin: what `sae train` would have recorded."""
     with torch.no_grad():
-        l0 = model.code.k if isinstance(model.code, TopK) else round(float(model.encode(rows).l0().mean()))
+        l0 = model.code.k if isinstance(model.code, TopK) else round(model.encode(rows).l0().float().mean().item())
     sae = SAEConfig(
         variant="transcoder" if model.transcodes else model.code.name,
         width=model.width,

@@ -55,7 +55,8 @@ def fetch(source: str | Path, tell: Callable[[str], None]) -> Fetched:
     """
     path = Path(source).expanduser()
     if path.exists():
-        return Fetched(path)
+        published = _at_path(path)
+        return Fetched(path, "auto" if published is None else published.of.format, published)
     text = str(source)
     if text.startswith((".", "~", "/")):
         raise ConfigError(f"{source}: no such file or folder")
@@ -72,6 +73,19 @@ def fetch(source: str | Path, tell: Callable[[str], None]) -> Fetched:
         _refuse_what_cannot_be_held(published)
     folder, licence = _downloaded(repository, inside, published, tell)
     return Fetched(folder / inside, "auto" if published is None else published.of.format, published, licence)
+
+
+def _at_path(path: Path) -> Published | None:
+    """The published autoencoder of a local path in a clone of its repository, or in the hub's cache."""
+    parts = path.absolute().parts
+    for depth, name in enumerate(parts):
+        inside = parts[depth + 1 :]
+        if name.startswith("models--"):
+            # models--ORGANISATION--NAME/snapshots/REVISION/...
+            name, inside = name.rpartition("--")[2], inside[2:]
+        if (published := at(name, "/".join(inside))) is not None:
+            return published
+    return None
 
 
 def _refuse_what_cannot_be_held(published: Published) -> None:
@@ -93,15 +107,14 @@ def _downloaded(
         info = HfApi().model_info(repository)
         files = [sibling.rfilename for sibling in info.siblings or []]
         wanted = _wanted(shown, files, inside, () if published is None else published.also)
-        sizes = {file.path: file.size for file in HfApi().get_paths_info(repository, wanted, revision=info.sha)}
-        total = sum(sizes.values()) / 2**20
+        total = sum(file.size for file in HfApi().get_paths_info(repository, wanted)) / 2**20
         tell(f"{shown}: {len(wanted)} files, {total:,.1f} MiB, from {constants.ENDPOINT}/{repository}.")
-        local = [Path(hf_hub_download(repository, name, revision=info.sha)) for name in wanted]
+        local = [Path(hf_hub_download(repository, name)) for name in wanted]
     except ConfigError:
         raise
     except GatedRepoError as error:
         raise ConfigError(
-            f"{shown}: the hub asks to accept its terms first, then to log in (`hf auth login`)"
+            f"{shown}: its terms must be accepted on the hub first, then log in (`hf auth login`)"
         ) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         hint = "" if published else f"; near short names: {', '.join(near(repository))}"
@@ -134,9 +147,7 @@ def _wanted(shown: str, files: list[str], inside: str, also: Iterable[str]) -> l
     if len(folders) > 1 or len(weights) > MOST:
         places = folders if len(folders) > 1 else weights
         some = ", ".join(places[:5]) + (" ..." if len(places) > 5 else "")
-        raise ConfigError(
-            f"{shown}: holds {len(places)} autoencoders; name one, {shown.partition(':')[0]}:PATH: {some}"
-        )
+        raise ConfigError(f"{shown}: holds {len(places)} autoencoders; name one as hub_id:path, path one of: {some}")
     above = {str(parent / name) for parent in PurePosixPath(inside).parents for name in SETTINGS}
     return list(dict.fromkeys([*here, *also, *(name for name in files if name in above)]))
 
@@ -146,7 +157,7 @@ def _nearest(name: str, places: list[str]) -> str:
 
 
 def _cached(repository: str, inside: str) -> Path | None:
-    """The snapshot of an earlier download, if it has the path."""
+    """The snapshot of an earlier download, if it has weights at the path."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -154,7 +165,9 @@ def _cached(repository: str, inside: str) -> Path | None:
         folder = Path(snapshot_download(repository, local_files_only=True))
     except LocalEntryNotFoundError:
         return None
-    return folder if (folder / inside).exists() else None
+    place = folder / inside
+    files = [place] if place.is_file() else place.rglob("*")
+    return folder if any(file.suffix in WEIGHTS and file.is_file() for file in files) else None
 
 
 def _licence(info: Any) -> str | None:

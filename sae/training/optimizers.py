@@ -34,12 +34,18 @@ def unit_atoms(model: Autoencoder) -> Tensor | None:
 
 
 class Adam:
-    """Adam through `sae_kernels.adam_step`; moments "m.<parameter>" and "v.<parameter>", float32."""
+    """Adam through `sae_kernels.adam_step`; moments "m.<parameter>" and "v.<parameter>".
+
+    Those of matrices are of the configured dtype, all others float32.
+    """
 
     def __init__(self, model: Autoencoder, config: OptimConfig, beta1: float) -> None:
         self.model, self.config, self.beta1 = model, config, beta1
         self.parameters = parameters_of(model)
-        self.tensors = {f"{kind}.{n}": torch.zeros_like(p) for kind in "mv" for n, p in self.parameters.items()}
+        dtypes = {n: getattr(torch, config.moments) if p.ndim == 2 else p.dtype for n, p in self.parameters.items()}
+        self.tensors = {
+            f"{kind}.{n}": torch.zeros_like(p, dtype=dtypes[n]) for kind in "mv" for n, p in self.parameters.items()
+        }
 
     @torch.no_grad()
     def step(self, gradients: Mapping[str, Tensor], *, step: int, lr: float, scale: Tensor) -> None:

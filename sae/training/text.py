@@ -178,7 +178,7 @@ class TextData:
     def prepare(self, progress: Progress) -> None:
         """Load the language model, look at its first forward pass, and settle the precision of activations."""
         lm = self._load_model(progress)
-        harvest = Harvest(lm, self.sites, self.documents, self.config.harvest)
+        harvest = Harvest(lm, self.sites, self.documents, self.config.harvest, tell=progress.say)
         progress.say(opening(harvest.documents, lm.tokenizer, self.config.harvest, beginning=lm.beginning))
         progress.say(norm_report(harvest))
         self.harvest = harvest

@@ -9,15 +9,16 @@ autoencoder = trainer.finished()
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sae.base import draws
-from sae.config import OptimConfig
+from sae.config import ConfigError, OptimConfig
 from sae.models.autoencoder import Autoencoder
 from sae.models.recipe import Recipe
 from sae.modules.corruption import corrupt
@@ -102,7 +103,11 @@ class Trainer:
         self.peak = optim.lr or default
         self.sparsity = None if recipe.penalty is None else self._sparsity(recipe.penalty, self.peak / default)
         compute = optim.compute if optim.compute != "auto" else ("bfloat16" if device.type == "cuda" else "float32")
-        self.compute = getattr(torch, compute)
+        if compute == "tf32" and device.type != "cuda":
+            raise ConfigError(f"--compute tf32: expected a GPU, whose products it is for; the device is {device}")
+        # tf32 is how a GPU may multiply float32
+        self.products = "high" if compute == "tf32" else torch.get_float32_matmul_precision()
+        self.compute = torch.float32 if compute == "tf32" else getattr(torch, compute)
         self.inputs = self.targets = identity(self.model.dim)
         self.taken = 0
         self.seconds = 0.0  # of training so far, in all processes; measured by the loop that takes the steps
@@ -196,13 +201,14 @@ class Trainer:
             dead=self.dead,
             allowed=torch.isfinite(self._checks).all(),
             power=1.0 if self.sparsity is None else self.sparsity.power,
-            adjacent=None if adjacent is None else adjacent.to(self.device),
+            adjacent=None if adjacent is None else adjacent.to(self.device, non_blocking=True),
             generator=self._draws(DRAWS) if self.model.code.stochastic else None,
             corrupted=corrupted,
             progress=self.taken / self.steps,
             running=self.running,
         )
-        taken = self.route.take(x, target, now)
+        with float32_products(self.products):
+            taken = self.route.take(x, target, now)
         self.model.code.constrain()
         if self.model.code.learns:
             self.model.code.learn(taken.embedded, taken.codes, self.model.dictionary, self._draws(BEGINNING, "cpu"))
@@ -350,6 +356,17 @@ class Trainer:
         self.taken, self.seconds = values["taken"], values["seconds"]
         if self.sparsity is not None:
             self.sparsity.restore(part("sparsity"), values["sparsity"])
+
+
+@contextlib.contextmanager
+def float32_products(precision: str) -> Iterator[None]:
+    """Multiply float32 matrices in a precision of `torch.set_float32_matmul_precision`, inside the block alone."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def geometric_median(points: Tensor, *, iterations: int = 100, tolerance: float = 1e-6) -> Tensor:

@@ -41,8 +41,6 @@ SHAPES = (
     Shape("Llama 3 8B, large batch", 16_384, 4096, 131_072, 64),
 )
 TOY_SHAPES = (Shape("toy", 33, 20, 131, 3),)
-ADAM_BYTES = 24
-"""A parameter and its two float32 moments, read and written."""
 
 
 class Setting(NamedTuple):
@@ -104,6 +102,7 @@ def steps(setting: Setting) -> Iterator[Row]:
     """A training step as `sae train` takes it, against its two floors, a dense PyTorch step and sparsify's."""
     import torch
 
+    from sae_kernels.bench.step import ADAM_BYTES
     from sae_kernels.bench.timing import copy_function, interleaved
 
     for shape in TOY_SHAPES if setting.toy else SHAPES:
@@ -266,9 +265,9 @@ def training(setting: Setting) -> Iterator[Row]:
         documents = open_documents(settings.dataset, text_field=None, split="train", heldout=0.1)
         harvest = Harvest(lm, [site], documents, settings)
         ids = torch.randint(100, (contexts, context), device=device)
-        body = lm.model.transformer if hasattr(lm.model, "transformer") else lm.model
         with torch.no_grad():
-            bare = rate(lambda: body(input_ids=ids) and None, ids.numel(), setting)
+            model: Any = lm.model
+            bare = rate(partial(model.get_decoder(), input_ids=ids), ids.numel(), setting)
         yield {"what": "bare forward pass, all layers", "tokens/s": bare}
         batches = harvest.batches()
         next(batches)
@@ -317,7 +316,7 @@ def random_model(folder: Path, *, toy: bool) -> Path:
     words = {f"w{number}": number + 2 for number in range(2000)}
     tokenizer = Tokenizer(models.WordLevel({"<s>": 0, "<unk>": 1, **words}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
-    sizes = {"n_embd": 32, "n_head": 2, "n_layer": 3, "vocab_size": 2002} if toy else {}
+    sizes: dict[str, Any] = {"n_embd": 32, "n_head": 2, "n_layer": 3, "vocab_size": 2002} if toy else {}
     transformers.set_seed(0)
     transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes)).save_pretrained(folder / "model")
     transformers.PreTrainedTokenizerFast(
@@ -373,7 +372,8 @@ def tested(before: list[str], what: str, chosen: str) -> Row:
         # as tests/kernel_process.py runs them: in this process's mode, a JSON line a report
         environment = os.environ | {"SPARSIGHT_TEST_REPORTS": str(reports.fileno())}
         command = [*before, sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-o", "addopts="]
-        command += [str(ROOT / "tests/ops/test_gpu_kernels.py"), *(["-k", chosen] if chosen else [])]
+        files = ["tests/ops/test_gpu_kernels.py", *([] if chosen else ["tests/training/test_gpu_route.py"])]
+        command += [*(str(ROOT / file) for file in files), *(["-k", chosen] if chosen else [])]
         process = subprocess.run(command, env=environment, pass_fds=[reports.fileno()], cwd=ROOT, check=False)
         reports.seek(0)
         outcomes = [json.loads(line) for line in reports]

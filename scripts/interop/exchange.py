@@ -39,6 +39,11 @@ def inputs(dim: int, count: int = 256, seed: int = 7) -> Tensor:
     return torch.randn(count, dim, generator=draw) * scales + 4 * torch.randn(dim, generator=draw)
 
 
+def of_layer(x: Tensor, layer: int) -> Tensor:
+    """What a cross-layer transcoder reads at a layer, of inputs x [N, d] at the first one."""
+    return x.roll(layer, 0)
+
+
 def weights(dim: int, width: int, seed: int = 0) -> dict[str, Tensor]:
     """Random weights: atoms of norms 0.5 to 2, encoder rows near their directions, biases and thresholds that matter.
 
@@ -82,6 +87,7 @@ def assign(module: torch.nn.Module, **tensors: Tensor) -> None:
 def main(make: Callable[[Path, int, int], Iterator[Made]], load: Callable[[Path], Forward]) -> None:
     """The command line of one tool's script."""
     torch.set_num_threads(1)
+    torch.manual_seed(0)
     command, folder = sys.argv[1], Path(sys.argv[2])
     if command == "make":
         dim, width, count = (int(value) for value in sys.argv[3:] or (64, 256, 256))

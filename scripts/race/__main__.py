@@ -15,7 +15,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,51 +24,48 @@ from sae.config import ConfigError
 from scripts.race.data import harvest
 from scripts.race.evaluate import Parts, measure
 from scripts.race.member import TRAINED
-from scripts.race.settings import ENTRIES, Entry, Member, Race
+from scripts.race.settings import ENTRIES, Member, Race
 from scripts.race.table import Lane, draw, report
 
 ROOT = Path(__file__).parents[2]
-Measure = Callable[[Member], dict[str, Any]]
+Measure = Callable[[Sequence[float]], dict[float, float]]
 
 
-def train(folder: Path, race: Race, member: Member, peers: Path) -> Path:
-    """Train a member in a process of its tool's environment, unless it is finished; returns its folder.
+def train(folder: Path, race: Race, members: list[Member], peers: Path) -> None:
+    """Train those of an entry's members that are not finished, in one process of the tool's environment.
 
     Raises:
         RuntimeError: the process failed; with the end of its log.
     """
-    out = folder / member.name
-    if (out / TRAINED).exists():
-        return out
-    out.mkdir(exist_ok=True)
-    ours = ENTRIES[member.entry].tool == "Sparsight"
+    missing = [member for member in members if not (folder / member.name / TRAINED).exists()]
+    if not missing:
+        return
+    for member in missing:
+        (folder / member.name).mkdir(exist_ok=True)
+    ours = ENTRIES[missing[0].entry].tool == "Sparsight"
     python, module = (Path(sys.executable), "ours") if ours else (peers, "peers")
     threads = {"OMP_NUM_THREADS": str(race.threads), "OMP_WAIT_POLICY": "passive"}
     path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")]) if ours else str(ROOT)
-    command = [str(python), "-m", f"scripts.race.{module}", str(folder), json.dumps(member)]
-    print(f"training {member.name}", file=sys.stderr, flush=True)
-    with open(out / "log.txt", "w") as log:
+    command = [str(python), "-m", f"scripts.race.{module}", str(folder), *map(json.dumps, missing)]
+    print(f"training {', '.join(member.name for member in missing)}", file=sys.stderr, flush=True)
+    log = folder / missing[0].name / "log.txt"
+    with open(log, "w") as stream:
         environment = {**os.environ, **threads, "PYTHONPATH": path}
-        done = subprocess.run(command, stdout=log, stderr=log, env=environment, cwd=ROOT, check=False)
-    if done.returncode or not (out / TRAINED).exists():
-        end = "\n".join((out / "log.txt").read_text().splitlines()[-15:])
-        raise RuntimeError(f"{member.name} failed with exit status {done.returncode}:\n{end}")
-    return out
+        done = subprocess.run(command, stdout=stream, stderr=stream, env=environment, cwd=ROOT, check=False)
+    if done.returncode:
+        end = "\n".join(log.read_text().splitlines()[-15:])
+        raise RuntimeError(f"{log} ends with exit status {done.returncode}:\n{end}")
 
 
-def best_rate(race: Race, entry: Entry, measured: Measure) -> dict[float, float]:
-    """Multiple -> FVU on the validation rows at seed 0, the best first."""
-
-    def fvu(multiple: float) -> float:
-        return measured(Member(entry.name, 0, multiple))["validation_fvu"]
-
-    grid = {multiple: fvu(multiple) for multiple in race.multiples}
+def best_rate(race: Race, measured: Measure) -> dict[float, float]:
+    """Multiple -> FVU on the validation rows at seed 0, the best first; `measured` takes multiples."""
+    grid = measured(race.multiples)
     for _ in range(race.extensions):
         best = min(grid, key=grid.__getitem__)
         if best == max(grid):
-            grid[best * 2] = fvu(best * 2)
+            grid |= measured([best * 2])
         elif best == min(grid):
-            grid[best / 2] = fvu(best / 2)
+            grid |= measured([best / 2])
         else:
             break
     return dict(sorted(grid.items(), key=lambda item: item[1]))
@@ -77,14 +75,19 @@ def run(race: Race, folder: Path, entries: list[str], peers: Path) -> list[Lane]
     """Train and measure; what every entry came to."""
     rows = Parts.read(folder)
 
-    def measured(member: Member) -> dict[str, Any]:
-        return measure(folder, train(folder, race, member, peers), race, rows)
+    def measured(members: list[Member]) -> list[dict[str, Any]]:
+        train(folder, race, members, peers)
+        return [measure(folder, folder / member.name, race, rows) for member in members]
+
+    def fvus(name: str, multiples: Sequence[float]) -> dict[float, float]:
+        reports = measured([Member(name, 0, multiple) for multiple in multiples])
+        return {multiple: report["validation_fvu"] for multiple, report in zip(multiples, reports, strict=True)}
 
     lanes = []
     for name in entries:
-        grid = best_rate(race, ENTRIES[name], measured)
+        grid = best_rate(race, partial(fvus, name))
         members = [Member(name, seed, next(iter(grid))) for seed in range(race.seeds)]
-        lanes.append(Lane(name, grid, [measured(m) for m in members], [folder / m.name for m in members]))
+        lanes.append(Lane(name, grid, measured(members), [folder / member.name for member in members]))
     return lanes
 
 

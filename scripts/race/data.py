@@ -3,8 +3,8 @@
     harvest(Race(), Path("runs/race"))
 
 `train.safetensors` holds the training rows in the precision in which they were stored; `parts.safetensors` the
-validation rows (documents behind the training ones), the test rows (held-out documents), their documents, and for every
-seed the numbers of the rows that `sae train` takes, batch after batch.
+validation rows (documents behind the training ones), the test rows (held-out documents), the documents of all, and for
+every seed the numbers of the rows that `sae train` takes, batch after batch.
 """
 
 from __future__ import annotations
@@ -85,6 +85,7 @@ def harvest(race: Race, folder: Path) -> None:
         test = first_rows(source.heldout(), race.test, name, store.dtype, progress)
         save_file({"activations": train.activations[name].contiguous()}, folder / "train.safetensors")
         parts = {
+            "train.document": train.document,
             "validation": validation.activations[name],
             "validation.document": validation.document,
             "test": test.activations[name],

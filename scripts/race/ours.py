@@ -1,6 +1,6 @@
-"""One run of ours: what `sae train --data FILE` does, with a clock between the batches.
+"""Runs of ours: what `sae train --data FILE` does, with a clock between the batches.
 
-python -m scripts.race.ours FOLDER '["Sparsight topk", 0, 7.0]'
+python -m scripts.race.ours FOLDER '["Sparsight topk", 0, 7.0]' ...
 """
 
 from __future__ import annotations
@@ -17,19 +17,23 @@ import sae
 from sae.base.progress import Progress, StopSignal
 from sae.config import OptimConfig, SAEConfig, TensorDataConfig, TensorTrainConfig
 from sae.data.batching import Batch
+from sae.data.tensors import LEAST_RUNS, RUN, open_tensors
 from sae.harvest.buffer import StoredBatches
 from sae.training.run import train
 from sae.training.tensors import TensorData
 from scripts.race.member import Clock, Form, in_pieces, leave, parts
 from scripts.race.settings import ENTRIES, Entry, Member, Race
 
-HELDOUT = 0.001
-"""Share of the training file that `sae train` sets aside; no tool trains on these rows."""
-
 
 def rows_of(folder: Path) -> TensorDataConfig:
-    """The training file, as `sae train --data FILE --heldout 0.001` reads it."""
-    return TensorDataConfig(data=str(folder / "train.safetensors"), heldout=HELDOUT)
+    """The training file, as `sae train --data FILE` reads it.
+
+    It sets some runs of neighbouring rows aside, here the one run that it must; no tool trains on these rows.
+    """
+    path = folder / "train.safetensors"
+    rows = open_tensors(path).count
+    run = max(1, min(RUN, rows // LEAST_RUNS))
+    return TensorDataConfig(data=str(path), heldout=1 / (rows // run))
 
 
 class ClockedBatches(StoredBatches):
@@ -86,8 +90,8 @@ def train_ours(folder: Path, out: Path, race: Race, member: Member, entry: Entry
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(Race.read(Path(sys.argv[1])).threads)
-    member = Member.read(sys.argv[2])
     folder = Path(sys.argv[1])
-    out = folder / member.name
-    train_ours(folder, out, Race.read(folder), member, ENTRIES[member.entry])
+    race = Race.read(folder)
+    torch.set_num_threads(race.threads)
+    for member in map(Member.read, sys.argv[2:]):
+        train_ours(folder, folder / member.name, race, member, ENTRIES[member.entry])

@@ -1,6 +1,6 @@
-"""One run of another tool, in its own environment, by its own trainer, from the shared activations.
+"""Runs of another tool, in its own environment, by its own trainer, from the shared activations.
 
-    PYTHONPATH=. .venv-peers/bin/python -m scripts.race.peers FOLDER '["SAELens topk", 0, 7.0]'
+    PYTHONPATH=. .venv-peers/bin/python -m scripts.race.peers FOLDER '["SAELens topk", 0, 7.0]' ...
 
 Every tool gets the same batches in the same order. What its documentation states in steps or tokens for runs of 10^5
 steps and more (warm-up, decay, the window of dead latents, the averaging of a threshold) is given as the same share of
@@ -68,8 +68,8 @@ def saelens(folder: Path, out: Path, race: Race, member: Member, entry: Entry) -
     model.save_inference_model(out / "saved")
 
     loaded: Any = SAE.load_from_disk(out / "saved", device="cpu")
-    if getattr(loaded.cfg, "rescale_acts_by_decoder_norm", False):
-        raise NotImplementedError("the saved form still divides by the atoms' norms, which Form does not hold")
+    # topk may still be told to divide by the atoms' norms, which saving has made 1
+    torch.testing.assert_close(loaded.W_dec.norm(dim=1), torch.ones(race.width), rtol=1e-5, atol=1e-5)
     threshold = getattr(loaded, "threshold", None)
     form = Form(loaded.W_enc.T, loaded.b_enc, loaded.W_dec, loaded.b_dec, loaded.cfg.apply_b_dec_to_input, threshold)
     reconstructed = in_pieces(lambda x: loaded.decode(loaded.encode(x)), parts(folder, "test"))
@@ -206,8 +206,10 @@ RUNNERS = {"SAELens": saelens, "dictionary_learning": dictionary_learning, "spar
 
 if __name__ == "__main__":
     os.environ["WANDB_MODE"] = "disabled"
-    folder, member = Path(sys.argv[1]), Member.read(sys.argv[2])
-    race, entry = Race.read(folder), ENTRIES[member.entry]
+    folder = Path(sys.argv[1])
+    race = Race.read(folder)
     torch.set_num_threads(race.threads)
-    shutil.rmtree(folder / member.name / "saved", ignore_errors=True)  # of a member that was killed
-    RUNNERS[entry.tool](folder, folder / member.name, race, member, entry)
+    for member in map(Member.read, sys.argv[2:]):
+        entry, out = ENTRIES[member.entry], folder / member.name
+        shutil.rmtree(out / "saved", ignore_errors=True)  # of a member that was killed
+        RUNNERS[entry.tool](folder, out, race, member, entry)

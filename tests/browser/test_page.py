@@ -232,7 +232,7 @@ def test_labels_survive_collecting_again_and_are_found(opened: Opened, address: 
     expect(hit).to_contain_text("label")
     show(page, "#/latents?mark=bookmarked")
     expect(page.get_by_test_id("live-count")).to_have_text("1 of 128 latents")
-    assert Annotations(run).get([latent])[latent] == {
+    assert Annotations(run).all()[latent] == {
         "label": "rivers & <i>mills</i>",
         "note": "seen in spring",
         "bookmark": True,

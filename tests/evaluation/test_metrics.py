@@ -239,9 +239,9 @@ def test_one_group_has_no_bounds_and_they_are_null_in_json() -> None:
     for name in ("fvu", "l0", "dead", "cosine"):
         assert math.isnan(metrics[name].low), name
         assert math.isnan(metrics[name].high), name
-        found = bootstrap.to_json(metrics)[name]
+        found = bootstrap.plain(metrics)[name]
         assert found == {"value": metrics[name].value, "low": None, "high": None}
-    json.dumps(bootstrap.to_json(metrics), allow_nan=False)
+    json.dumps(bootstrap.plain(metrics), allow_nan=False)
 
 
 @pytest.mark.parametrize(("groups", "bounded"), [(2, False), (3, False), (5, True)])

@@ -29,9 +29,8 @@ def test_what_is_set_is_read_and_can_be_taken_away(tmp_path: Path) -> None:
     annotations.set(3, label="days <b>", bookmark=True)
     annotations.set(3, note="‮ note\x00 🎉")
     again = Annotations(tmp_path, "w")
-    assert again.get([3, 4]) == {
+    assert again.all() == {
         3: {"label": "days <b>", "bookmark": True, "note": "‮ note\x00 🎉"},
-        4: NOTHING,
     }
     assert annotations.set(3, label="", bookmark=False) == {**NOTHING, "note": "‮ note\x00 🎉"}
     annotations.set(3, note=None)
@@ -51,7 +50,7 @@ def test_collecting_again_leaves_labels_and_other_weights_hide_them(tmp_path: Pa
     store = synthetic_store(tmp_path, 20, tokens=500)
     store.annotations.set(7, label="kept")
     again = synthetic_store(tmp_path, 20, seed=1, tokens=500)
-    assert again.annotations.get([7])[7]["label"] == "kept"
+    assert again.annotations.all()[7]["label"] == "kept"
     assert Annotations(tmp_path, "retrained").all() == {}
     assert FeatureStore(tmp_path).annotations.all() == {7: {**NOTHING, "label": "kept"}}
 

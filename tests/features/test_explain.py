@@ -18,8 +18,7 @@ from sae.features.collect.text_chunks import live_chunks
 from sae.features.explain.examples import Pool
 from sae.features.explain.explain import explain, nearest_atoms, open_pool
 from sae.features.explain.induction import Background, LabelledTokens, induce
-from sae.features.explain.likeness import token_groups
-from sae.features.explain.naming import name_of
+from sae.features.explain.naming import name_of, token_groups
 from sae.features.explain.predicates import FAMILIES, DocumentText, Terms, gather
 from sae.features.explain.scoring import auroc, judge, mean_interval
 from sae.features.store import keys

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sae.book.generate.base import seeded as started
-from sae.book.generate.prior import CodePrior, PriorConfig, code_indices, decode_indices, earlier, train_prior
+from sae.book.generate.latent import CodePrior, PriorConfig, code_indices, decode_indices, earlier, train_prior
 from sae.config import ConfigError
 from sae.models.stems import ConvolutionalStem, MLPStem, TwoLevelStem
 from sae.runs.images import ImageRun

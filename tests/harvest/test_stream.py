@@ -298,3 +298,45 @@ def test_select_keeps_columns_together(cases: dict[str, Case], texts: Path) -> N
         assert column.equal(whole[chosen])
     for name, activations in picked.activations.items():
         assert activations.equal(rows.activations[name][chosen])
+
+
+@contextmanager
+def memory_for(model: torch.nn.Module, contexts: int) -> Iterator[None]:
+    """A model that runs out of memory, as on a device, with more contexts than these in a forward pass."""
+
+    def check(module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
+        if len(kwargs["input_ids"]) > contexts:
+            raise torch.OutOfMemoryError("out of memory")
+
+    hook = model.register_forward_pre_hook(check, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@pytest.mark.parametrize("family", ["llama", "bloom"])
+def test_too_little_memory_halves_the_forward_pass_and_changes_no_row(
+    family: str, cases: dict[str, Case], texts: Path
+) -> None:
+    whole = all_rows(harvest(cases[family], texts, contexts=7))
+    lines: list[str] = []
+    with memory_for(cases[family].lm.model, 3):
+        stream = harvest(cases[family], texts, contexts=7)
+        stream._tell = lines.append
+        parts = all_rows(stream)
+    assert lines == ["Out of memory with 7 contexts in a forward pass: from now on 3."]
+    for name, activations in whole.activations.items():
+        torch.testing.assert_close(parts.activations[name], activations, rtol=1e-5, atol=1e-5)
+    for column, other in zip(whole[1:], parts[1:], strict=True):
+        assert torch.equal(column, other)
+
+
+def test_one_context_that_does_not_fit_is_refused_with_what_helps(cases: dict[str, Case], texts: Path) -> None:
+    batches = harvest(cases["llama"], texts).batches()
+    next(batches)
+    with (
+        memory_for(cases["llama"].lm.model, 0),
+        pytest.raises(ActivationError, match=f"one context of {CONTEXT} tokens; lower --context"),
+    ):
+        next(batches)

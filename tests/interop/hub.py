@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
+import yaml
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -68,7 +69,7 @@ def stand_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     hub.folder.mkdir(parents=True)
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
     hub.address = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     for name, value in {
         "ENDPOINT": hub.address,
@@ -132,7 +133,12 @@ class _Handler(BaseHTTPRequestHandler):
             return self._json([self._entry(folder, folder / path) for path in asked if (folder / path).exists()])
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         siblings = [{"rfilename": str(path.relative_to(folder))} for path in files]
-        return self._json({"id": name, "modelId": name, "sha": COMMIT, "siblings": siblings, "private": False})
+        info = {"id": name, "modelId": name, "sha": COMMIT, "siblings": siblings, "private": False}
+        card = folder / "README.md"
+        front = card.read_text().split("---") if card.is_file() else []
+        if len(front) > 2:
+            info["cardData"] = yaml.safe_load(front[1])
+        return self._json(info)
 
     def _entry(self, folder: Path, path: Path) -> dict[str, Any]:
         kind = {"path": str(path.relative_to(folder)), "oid": COMMIT}

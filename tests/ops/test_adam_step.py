@@ -93,3 +93,45 @@ def test_the_same_bits_with_one_thread():
         results.append(given)
     for a, b in zip(*results, strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("unit_rows", [False, True])
+@pytest.mark.parametrize("shape", [(13, 7), (5, 300)])
+def test_moments_in_bf16_are_rounded_as_the_reference_rounds_them(shape, unit_rows):
+    results = []
+    for backend in ("cpu", "naive"):
+        param, grad, m, v = tensors(shape)
+        param = torch.nn.functional.normalize(param, dim=1)
+        m, v = m.bfloat16(), v.bfloat16()
+        with use_backend(backend):
+            for step in range(1, 5):
+                adam_step(param, grad.sin() * step, m, v, step=step, lr=1e-2, eps=1e-3, unit_rows=unit_rows)
+        assert m.dtype == v.dtype == torch.bfloat16
+        results.append((param, m, v))
+    (param, *moments), (peer, *peers) = results
+    assert_close(param, peer, rtol=1e-4, atol=1e-5)
+    for ours, theirs in zip(moments, peers, strict=True):
+        # sums that differ in their last bit may round to the other neighbour
+        assert (ours == theirs).float().mean() > 0.98
+
+
+def test_a_second_moment_in_bf16_follows_gradients_that_change():
+    # a step changes it by a thousandth, less than half the distance of two bf16 numbers
+    param, _, m, v = tensors((64, 64))
+    m, v = m.bfloat16(), v.bfloat16()
+    for step in range(1, 401):
+        adam_step(param, torch.full_like(param, 2.0), m, v, step=step, lr=0.0)
+    expected = 4 * (1 - 0.999**400)
+    assert v.float().mean().item() == pytest.approx(expected, rel=2e-3)
+    assert v.unique().numel() > 1
+    nearest = torch.zeros(()).bfloat16()
+    for _ in range(400):
+        nearest = (0.999 * nearest.float() + 0.001 * 4).bfloat16()
+    assert nearest.item() < 0.9 * expected
+
+
+def test_moments_of_two_dtypes_are_refused():
+    param, grad, m, v = tensors((3, 4))
+    for pair in ((m.bfloat16(), v), (m.half(), v.half())):
+        with pytest.raises(ValueError, match="m and v"):
+            adam_step(param, grad, *pair, step=1, lr=1e-3)

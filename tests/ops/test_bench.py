@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from sae_kernels.bench.kernels import measure_kernels
 from sae_kernels.bench.step import measure_curve, measure_step
 
 SMALL = dict(tokens=64, d=16, width=512, k=4, rounds=2)
 
 
-def test_step_is_compared_with_the_encode_product():
+def test_step_is_compared_with_the_encode_product_and_with_the_bytes_of_its_state():
     result = measure_step(**SMALL)
     assert result["shape"] == {"N": 64, "d": 16, "F": 512, "k": 4}
     assert result["backends"] == {"topk_encode": "cpu", "fused_forward": "cpu", "fused_update": "cpu"}
-    names = [row["what"] for row in result["rows"]]
-    assert names[:2] == ["encode product", "fused step"]
-    assert result["ratio"] == result["rows"][1]["x product"] > 0
+    rows = {row["what"]: row for row in result["rows"]}
+    product, state, floor = list(rows)[:3]
+    assert (product, floor) == ("encode product", "floor, the sum of both")
+    assert result["ratio"] == rows["fused step"]["x product"] > 0
+    assert result["x floor"] == rows["fused step"]["x floor"] > 0
+    assert rows[floor]["median ms"] == rows[product]["median ms"] + rows[state]["median ms"]
+    # two matrices, their biases, and both moments of each: read and written
+    moved = 24 * (2 * 512 * 16 + 512 + 16)
+    assert rows[state]["median ms"] == pytest.approx(moved / result["copy GB/s"] / 1e6)
     assert result["extra_megabytes"] < 64
     assert json.loads(json.dumps(result, allow_nan=False)) == result
 

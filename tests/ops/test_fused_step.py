@@ -248,6 +248,24 @@ def test_a_second_pass_is_made_only_where_the_bound_on_the_norm_asks_for_it(tied
     assert len(sweeps) > 10
 
 
+@pytest.mark.parametrize("max_norm", [None, 0.5])
+def test_steps_with_moments_in_bf16_equal_the_reference(max_norm):
+    results = []
+    for backend in ("cpu", "naive"):
+        params, *moments = fresh()
+        m, v = (Parameters(*(t.bfloat16() if t.ndim == 2 else t for t in part)) for part in moments)
+        with use_backend(backend):
+            for step in range(1, 4):
+                forward = fused_forward(params, batch(step)[0], K)
+                # Adam's epsilon is large here, as a moment rounded to its other neighbour moves a weight
+                assert fused_update(params, m, v, forward, step=step, lr=LR, eps=1e-2, max_norm=max_norm).applied
+        assert m.W_dec.dtype == v.W_enc.dtype == torch.bfloat16
+        results.append((*params, *m, *v))
+    for a, b in zip(*results, strict=True):
+        assert_close(a.float(), b.float(), rtol=1e-4 if a.dtype == torch.float32 else 2**-7, atol=2e-5)
+        assert (a == b).float().mean() > 0.9 or a.dtype == torch.float32
+
+
 def test_composed_reference_agrees():
     with use_backend("naive"):
         peer, norms = run_fused(3, 1.0, True, True)
@@ -389,5 +407,6 @@ def test_wrong_arguments_are_named():
         with pytest.raises(ValueError, match=f"prefixes .*: expected CSR codes, and F = {F} at the end"):
             fused_forward(params, x, codes=given, prefixes=prefixes)
     forward = fused_forward(params, x, K)
-    with pytest.raises(ValueError, match=r"m\.W_dec"):
-        fused_update(params, m._replace(W_dec=m.W_dec.double()), v, forward, step=1, lr=LR)
+    for dtype in (torch.float64, torch.bfloat16):
+        with pytest.raises(ValueError, match=r"m\.W_dec"):
+            fused_update(params, m._replace(W_dec=m.W_dec.to(dtype)), v, forward, step=1, lr=LR)

@@ -6,25 +6,23 @@ tests/kernel_process.py runs them in a process of their own, under Triton's inte
 from __future__ import annotations
 
 import contextlib
-import os
 
-import numpy as np
 import pytest
 import torch
-import triton.language as tl
 from gpu_buffers import guarded, guarded_allocations
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from gpu_device import DEVICE
 from sae_kernels.adam_step import gpu as adam
 from sae_kernels.adam_step import naive as adam_naive
 from sae_kernels.batch_topk_encode import gpu as batch
 from sae_kernels.batch_topk_encode import naive as batch_naive
 from sae_kernels.codes import SparseCodes
 from sae_kernels.dispatch import use_backend
-from sae_kernels.fused_step import op as fused
-from sae_kernels.fused_step.op import Parameters, RowGradients, fused_forward, fused_update
+from sae_kernels.fused_step import gpu_forward, gpu_sweep
+from sae_kernels.fused_step.op import Copies, Parameters, RowGradients, copies_of, fused_forward, fused_update
 from sae_kernels.latent_sweep import gpu as sweep
 from sae_kernels.latent_sweep import naive as sweep_naive
 from sae_kernels.sparse_decode import gpu as decode
@@ -33,22 +31,6 @@ from sae_kernels.threshold_encode import naive as threshold_naive
 from sae_kernels.topk_encode import gpu as topk
 from sae_kernels.topk_encode import naive as topk_naive
 from sae_kernels.tuning import EncodeConfig
-
-DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
-
-if DEVICE == "cpu":
-    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
-
-    def _numbers(handle: TensorHandle) -> np.ndarray:
-        if handle.dtype.scalar != tl.bfloat16:
-            return handle.data
-        return (handle.data.astype(np.uint32) << 16).view(np.float32)
-
-    def _dot(self: object, a: TensorHandle, b: TensorHandle, d: TensorHandle, *_: object) -> TensorHandle:
-        return TensorHandle(np.matmul(_numbers(a), _numbers(b), dtype=d.data.dtype) + d.data, d.dtype.scalar)
-
-    # the interpreter of Triton 3.9 keeps bf16 as uint16, and its dot multiplies those
-    InterpreterBuilder.create_dot = _dot
 
 
 def config(**changes: int) -> EncodeConfig:
@@ -417,48 +399,191 @@ def test_adam_takes_bf16_gradients_and_refuses_what_it_cannot_write():
         adam.adam_step(param.T, grad.T, m, v, *options)
 
 
-@pytest.fixture
-def _fused(monkeypatch):
-    monkeypatch.setitem(fused.FORWARD, "gpu", "sae_kernels.fused_step.gpu:forward")
-    monkeypatch.setitem(fused.UPDATE, "gpu", "sae_kernels.fused_step.gpu:update")
+class Step:
+    """A step on random weights with every option: results of the forward pass, of the update, and what it wrote."""
+
+    def __init__(self, N: int = 10, F: int = 13, d_in: int = 19, d_out: int = 19, K: int = 4, csr: bool = False):
+        values, indices, offsets = make_codes(N, F, K, csr)
+        self.codes = SparseCodes(values, indices, F, offsets)
+        self.x, self.target = torch.randn(N, d_in, device=DEVICE), torch.randn(N, d_out, device=DEVICE)
+        atoms = torch.nn.functional.normalize(torch.randn(F, d_out), dim=1).to(DEVICE)
+        bias = torch.randn(F, device=DEVICE)
+        self.params = Parameters(torch.randn(F, d_in, device=DEVICE), bias, atoms, whole(d_out))
+        self.moments = [Parameters(*(torch.rand_like(p) for p in self.params)) for _ in range(2)]
+        rows = torch.tensor([2, 5], device=DEVICE)
+        shapes = ((2, d_in), (2,), (2, d_out))
+        self.extra: RowGradients | None = RowGradients(rows, *(torch.randn(s, device=DEVICE) for s in shapes))
+
+    def run(self, backend: str, *, dtype: torch.dtype | None = None, forward: dict | None = None, **update) -> list:
+        group = [Parameters(*(guarded(t) for t in part)) for part in (self.params, *self.moments)]
+        copies = None if dtype is None else Copies(*(guarded(t) for t in copies_of(group[0], dtype)))
+        with use_backend(backend), guarded_allocations() if backend == "gpu" else contextlib.nullcontext():
+            step = fused_forward(
+                group[0], self.x, codes=self.codes, target=self.target, copies=copies, **(forward or {})
+            )
+            update = {"step": 3, "lr": 1e-2, "extra": self.extra} | update
+            result = fused_update(*group, step, **update)
+        self.applied = bool(result.applied)
+        written = [t for part in group for t in part]
+        # the dots are made in forward by some backends, in update by others
+        return [step.residual, step.squared_error, step.spread, result.grad_norm, *written, *(copies or ())]
+
+    def check(self, rtol: float = 1e-5, **options) -> None:
+        for actual, expected in zip(self.run("gpu", **options), self.run("naive", **options), strict=True):
+            # the distance of two bf16 numbers, to one of which a moment was rounded
+            bound = max(rtol, 2**-7) if actual.dtype == torch.bfloat16 else rtol
+            torch.testing.assert_close(actual.float(), expected.float(), rtol=bound, atol=2 * rtol)
+        assert self.applied
+
+    def shorten(self) -> None:
+        """Moments of both matrices in bf16."""
+        short = [Parameters(*(t.bfloat16() if t.ndim == 2 else t for t in part)) for part in self.moments]
+        self.moments = short
 
 
-@pytest.mark.usefixtures("_fused")
-@pytest.mark.parametrize("max_norm", [None, 0.1])
+@pytest.mark.parametrize("max_norm", [None, 1e6, 0.1])
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("csr", [False, True])
 def test_fused_step_equals_the_reference(csr, tied, max_norm):
-    N, F, d, K = 10, 13, 19, 4
-    values, indices, offsets = make_codes(N, F, K, csr)
-    codes = SparseCodes(values, indices, F, offsets)
-    x, target = torch.randn(N, d, device=DEVICE), torch.randn(N, d, device=DEVICE)
-    atoms = torch.nn.functional.normalize(torch.randn(F, d), dim=1).to(DEVICE)
-    params = Parameters(torch.randn(F, d, device=DEVICE), torch.randn(F, device=DEVICE), atoms, whole(d))
-    moments = [Parameters(*(torch.rand_like(p) for p in params)) for _ in range(2)]
-    rows = torch.tensor([2, 5], device=DEVICE)
-    extra = RowGradients(rows, *(torch.randn(s, device=DEVICE) for s in ((2, d), (2,), (2, d))))
+    Step(csr=csr).check(forward={"tied": tied, "dots": csr}, max_norm=max_norm)
+
+
+@pytest.mark.parametrize("max_norm", [1e6, 0.1])
+@pytest.mark.parametrize("dots", [True, False])
+@pytest.mark.parametrize("prefixes", [[5, 13], [1, 2, 3, 13]])
+def test_fused_step_of_nested_prefixes_equals_the_reference(prefixes, dots, max_norm):
+    step = Step(csr=True)
+    step.check(forward={"prefixes": prefixes, "dots": dots}, max_norm=max_norm)
+
+
+@pytest.mark.parametrize(("d_in", "d_out"), [(5, 40), (300, 17)])
+def test_fused_step_of_two_widths_equals_the_reference(d_in, d_out):
+    Step(d_in=d_in, d_out=d_out, csr=True).check(forward={"tied": False, "prefixes": [4, 13]}, max_norm=0.1)
+
+
+def test_fused_step_passes_given_slopes_on_whatever_the_value():
+    step = Step(csr=True)
+    through = torch.randn(step.codes.values.shape, device=DEVICE)
+    more = torch.tensor(4.0, dtype=torch.float64, device=DEVICE)
+    for max_norm in (1e6, 0.1):
+        step.check(through=through, more=more, max_norm=max_norm, extra=None)
+
+
+@pytest.mark.parametrize("csr", [False, True])
+@pytest.mark.parametrize("slopes", [False, True])
+def test_fused_step_divides_latents_with_many_entries(monkeypatch, csr, slopes):
+    monkeypatch.setattr(gpu_sweep, "SEGMENT", 4)
+    step = Step(N=33, F=5, K=3, csr=csr)
+    assert step.extra is not None
+    step.extra = step.extra._replace(rows=torch.tensor([4, 1], device=DEVICE))
+    through = torch.randn(step.codes.values.shape, device=DEVICE) if slopes else None
+    step.check(max_norm=0.1, through=through, rtol=2e-5)
+
+
+def test_fused_step_of_several_programs_equals_the_reference():
+    Step(N=7, F=35).check(max_norm=0.1)
+
+
+@pytest.mark.parametrize("prefixes", [None, [3, 13]])
+def test_fused_step_in_bf16_reads_and_renews_the_copies(prefixes):
+    step = Step(csr=prefixes is not None)
+    options = {"dtype": torch.bfloat16, "forward": {"prefixes": prefixes}, "max_norm": 0.1, "extra": None}
+    step.check(rtol=1e-2, **options)
+    *_, W_enc, W_dec, norms = results = step.run("gpu", **options)
+    assert results[0].dtype == W_enc.dtype == torch.bfloat16
+    # the interpreter cuts the mantissa off where a GPU rounds it
+    torch.testing.assert_close(W_enc.float(), results[4], rtol=2**-7, atol=0)
+    torch.testing.assert_close(W_dec.float(), results[6], rtol=2**-7, atol=0)
+    torch.testing.assert_close(norms.max(), results[4].norm(dim=1).max())
+
+
+@pytest.mark.parametrize("max_norm", [1e6, 0.1])
+def test_fused_step_with_moments_in_bf16_equals_the_reference(max_norm):
+    step = Step(csr=True)
+    step.shorten()
+    step.check(max_norm=max_norm)
+
+
+def test_adam_with_moments_in_bf16_draws_the_reference_s_bits():
+    param = torch.nn.functional.normalize(torch.randn(5, 17, device=DEVICE), dim=1)
+    # differences of two bf16 numbers are exact in fp32, so that both sums are: only what is drawn decides
+    m, v = (torch.rand_like(param).bfloat16() for _ in range(2))
+    grad = torch.zeros_like(param)
+    for unit_rows in (False, True):
+        options = adam_naive.Adam(step=7, lr=1e-2, beta1=0.75, beta2=0.875, eps=1e-8), None, unit_rows
+        actual, expected = [guarded(t) for t in (param, grad, m, v)], [t.clone() for t in (param, grad, m, v)]
+        adam.adam_step(*actual, *options)
+        adam_naive.adam_step(*expected, *options)
+        assert_same(tuple(actual[2:]), tuple(expected[2:]))
+        assert not torch.equal(actual[2], (m.float() * 0.75).bfloat16())
+        torch.testing.assert_close(actual[0], expected[0], rtol=1e-6, atol=1e-7)
+
+
+def test_fused_step_twice_is_bit_identical(monkeypatch):
+    monkeypatch.setattr(gpu_sweep, "SEGMENT", 4)
+    step = Step(N=40, F=21, csr=True)
+    assert_same(*(tuple(step.run("gpu", max_norm=0.1)) for _ in range(2)))
+
+
+@pytest.mark.parametrize(("N", "K"), [(0, 3), (1, 1)])
+def test_fused_step_of_tiny_batches(N, K):
+    Step(N=N, K=K).check(max_norm=1.0)
+
+
+def test_norm_is_measured_only_where_the_bound_asks_for_it(monkeypatch):
+    step, squares = Step(), []
+    plain = gpu_sweep.sweep
+    monkeypatch.setattr("sae_kernels.fused_step.gpu.sweep", lambda *a: squares.append(plain(*a)) or squares[-1])
+    norm = step.run("gpu", max_norm=1e6)[3]
+    assert [bool(s.any()) for _, s in squares] == [False, True]
+    step.run("gpu", max_norm=1.01 * norm.item())
+    assert [bool(s.any()) for _, s in squares[2:]] == [True, True]
+
+
+def test_dots_are_made_for_the_bound_only_where_residuals_are_too_coarse(monkeypatch):
+    step, norms = Step(csr=True), []
+    plain = gpu_forward.dot_norm
+    monkeypatch.setattr("sae_kernels.fused_step.gpu.dot_norm", lambda *a: norms.append(plain(*a)) or norms[-1])
+    with use_backend("naive"):
+        forward = fused_forward(step.params, step.x, codes=step.codes, target=step.target, prefixes=[4, 13])
+    for max_norm in (1e6, 1.0):
+        step.run("gpu", max_norm=max_norm, forward={"dots": False, "prefixes": [4, 13]})
+    assert norms[0] == 0
+    torch.testing.assert_close(norms[1], forward.dots[step.codes.values > 0].norm())
+
+
+@pytest.mark.parametrize("where", ["x", "target", "atom", "extra", "more", "forbidden"])
+@pytest.mark.parametrize("max_norm", [None, 1.0])
+def test_fused_step_writes_nothing_where_the_gradient_is_not_finite(where, max_norm):
+    step, more, allowed = Step(), 0.0, None
+    if where == "x":
+        step.x[3, 2] = torch.nan
+    elif where == "target":
+        step.target[3, 2] = torch.inf
+    elif where == "atom":
+        step.params.W_dec[step.codes.indices[0, 0], 0] = torch.nan
+    elif where == "extra":
+        assert step.extra is not None
+        step.extra.b_enc[1] = torch.nan
+    elif where == "more":
+        more = torch.nan
+    else:
+        allowed = torch.tensor(False, device=DEVICE)
+    written = step.run("gpu", max_norm=max_norm, more=more, allowed=allowed)[4:]
+    assert not step.applied
+    before = [*step.params, *(t for part in step.moments for t in part)]
+    assert_same(tuple(written), tuple(before))
+
+
+def test_fused_step_addresses_rows_beyond_two_to_the_31(monkeypatch):
+    if DEVICE == "cuda" and torch.cuda.mem_get_info()[0] < 40 << 30:
+        pytest.skip("the GPU has less than 40 GB free")
+    # the row stride of the inputs is all that can be so large here: memory is reserved, not touched, but for two rows
+    step, stride = Step(N=3, F=5, K=2), 2**30 + 64
+    centred = torch.empty(2 * stride + 64, dtype=torch.bfloat16, device=DEVICE).as_strided((3, 19), (stride, 1))
+    centred.copy_(step.x)
     results = []
-    for backend in ("gpu", "naive"):
-        group = [Parameters(*(guarded(t) for t in part)) for part in (params, *moments)]
-        with use_backend(backend), guarded_allocations() if backend == "gpu" else contextlib.nullcontext():
-            step = fused_forward(group[0], x, codes=codes, target=target, tied=tied)
-            norm, applied = fused_update(*group, step, step=3, lr=1e-2, max_norm=max_norm, extra=extra)
-        assert bool(applied)
-        # the dots are made in forward by some backends, in update by others
-        results.append([step.residual, step.squared_error, norm, *(t for part in group for t in part)])
-    for actual, expected in zip(*results, strict=True):
-        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=2e-5)
-
-
-@pytest.mark.usefixtures("_fused")
-def test_fused_step_leaves_everything_where_the_gradient_is_not_finite():
-    values, indices, _ = make_codes(3, 7, 2, False)
-    codes = SparseCodes(values, indices, 7)
-    x = torch.full((3, 5), torch.inf, device=DEVICE)
-    params, m, v = (Parameters(*(torch.rand(s, device=DEVICE) for s in ((7, 5), (7,), (7, 5), (5,)))) for _ in range(3))
-    before = [t.clone() for part in (params, m, v) for t in part]
-    with use_backend("gpu"):
-        step = fused_forward(params, x, codes=codes)
-        _, applied = fused_update(params, m, v, step, step=1, lr=1e-2, max_norm=1.0)
-    assert not bool(applied)
-    assert_same(tuple(t for part in (params, m, v) for t in part), tuple(before))
+    for rows in (centred, centred.contiguous()):
+        step.extra = None
+        results.append(tuple(step.run("gpu", dtype=torch.bfloat16, forward={"centred": rows}, max_norm=1e6)))
+    assert_same(*results)

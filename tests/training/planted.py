@@ -10,7 +10,7 @@ from torch import Tensor
 from sae.config import OptimConfig, SAEConfig
 from sae.models.language import VARIANTS, build, find_variant, recipe_of
 from sae.modules.losses import Term
-from sae.training.routes import AutogradRoute
+from sae.training.routes import AutogradRoute, FusedRoute, StepContext, StepOutcome
 from sae.training.trainer import Trainer
 
 DIM, DIM_OUT, FEATURES, ACTIVE, BATCH = 23, 17, 48, 4, 128
@@ -74,6 +74,7 @@ def trainer_of(
     dead_after: int = 10**9,
     optim: dict[str, Any] | None = None,
     terms: list[Term] | None = None,
+    device: str = "cpu",
 ) -> Trainer:
     """A trainer for batches of `planted`; `settings` are of `SAEConfig`, `terms` replace the variant's loss."""
     sae = SAEConfig(**{"width": 131, "k": 2, **settings})
@@ -85,15 +86,15 @@ def trainer_of(
         steps=steps,
         dead_after=dead_after,
         auxk=5,
-        device=torch.device("cpu"),
+        device=torch.device(device),
         seed=0,
     )
 
 
-def initialise(trainer: Trainer, batches: list[Pair]) -> None:
+def initialise(trainer: Trainer, batches: list[Pair], **more: Any) -> None:
     """From the first four batches."""
     inputs = [batch.x for batch in batches[:4]]
-    trainer.initialise(inputs, [batch.y for batch in batches[:4]] if trainer.model.transcodes else inputs)
+    trainer.initialise(inputs, [batch.y for batch in batches[:4]] if trainer.model.transcodes else inputs, **more)
 
 
 def run(trainer: Trainer, batches: list[Pair]) -> Trainer:
@@ -121,6 +122,17 @@ def use_autograd(trainer: Trainer) -> None:
         torch.float32,
         trainer.recipe.target_widths,
     )
+
+
+def note_dense_steps(route: FusedRoute, steps: list[int]) -> None:
+    """Add to `steps` each step that the route leaves to autograd."""
+    take = route.autograd.take
+
+    def taking(x: Tensor, target: Tensor, now: StepContext) -> StepOutcome:
+        steps.append(now.step)
+        return take(x, target, now)
+
+    route.autograd.take = taking  # type: ignore[method-assign]
 
 
 def relative(a: Tensor, b: Tensor) -> float:

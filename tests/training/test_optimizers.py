@@ -181,3 +181,29 @@ def test_errors_that_say_nothing_draw_evenly_and_no_dead_latent_changes_nothing(
         resample(model, torch.arange(30), x, x, error, torch.Generator().manual_seed(0))
         assert torch.isfinite(model.dictionary.W).all()
         assert len(model.dictionary.W[:30].unique(dim=0)) > 15
+
+
+@pytest.mark.parametrize("name", ["topk", "skip_transcoder", "relu"])
+def test_moments_in_bf16_train_as_well_and_resume_bit_identically(name: str) -> None:
+    batches = planted(60)
+    settings = {**RECIPES[name], "width": 96, "k": 4}
+    whole, exact = (trainer_of(settings, steps=60, optim={"moments": m}) for m in ("bfloat16", "float32"))
+    for trainer in (whole, exact):
+        initialise(trainer, batches)
+        run(trainer, batches[:50])
+        trainer.window()
+    short = {name for name, t in whole.optimizer.tensors.items() if t.dtype == torch.bfloat16}
+    assert short == {name for name, t in whole.optimizer.tensors.items() if t.ndim == 2}
+    again = trainer_of(settings, steps=60, optim={"moments": "bfloat16"})
+    again.restore(*whole.state())
+    for trainer in (whole, exact, again):
+        run(trainer, batches[50:])
+    assert whole.window().fvu == pytest.approx(exact.window().fvu, rel=0.03)
+    tensors, others = whole.state()[0], again.state()[0]
+    assert all(tensor.equal(others[key]) for key, tensor in tensors.items())
+
+
+def test_only_adam_takes_moments_in_bf16() -> None:
+    for optimizer in ("signsgd", "muon", "adam8bit"):
+        assert "moments" in OptimConfig(optimizer=optimizer).ignored()
+    assert not OptimConfig().ignored()

@@ -6,7 +6,18 @@ from typing import Any
 
 import pytest
 import torch
-from planted import BASES, RECIPES, Pair, initialise, planted, relative, run, trainer_of, use_autograd
+from planted import (
+    BASES,
+    RECIPES,
+    Pair,
+    initialise,
+    note_dense_steps,
+    planted,
+    relative,
+    run,
+    trainer_of,
+    use_autograd,
+)
 from torch import Tensor
 
 from sae.models.language import VARIANTS
@@ -14,7 +25,7 @@ from sae.modules import divergences, likelihoods  # noqa: F401  registers their 
 from sae.modules.losses import TERMS, Term
 from sae.modules.losses import term as register
 from sae.modules.views import DeadRows, Entries, Reconstructions
-from sae.training.routes import FusedRoute, StepContext, StepOutcome
+from sae.training.routes import FusedRoute
 from sae.training.trainer import Trainer
 
 STEPS = 5
@@ -43,17 +54,6 @@ def fused_and_autograd(
             trainer.model.b_enc[::7] -= 0.5
         trainers.append(run(trainer, batches))
     return trainers[0], trainers[1], dense
-
-
-def note_dense_steps(route: FusedRoute, steps: list[int]) -> None:
-    """Add to `steps` each step that the route leaves to autograd."""
-    take = route.autograd.take
-
-    def taking(x: Tensor, target: Tensor, now: StepContext) -> StepOutcome:
-        steps.append(now.step)
-        return take(x, target, now)
-
-    route.autograd.take = taking  # type: ignore[method-assign]
 
 
 def assert_same_steps(fused: Trainer, autograd: Trainer) -> float:

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sae_kernels.adam_step.naive import Adam
+from sae_kernels.adam_step.naive import STRIDE, Adam
 from sae_kernels.launch import device_of, launch
 
 # the largest finite fp32: abs(x) <= it is false for NaN and infinity
@@ -26,6 +26,23 @@ def adam_update(b_param, b_grad, b_m, b_v, beta1, rest1, beta2, rest2, rate, roo
 
 
 @triton.jit
+def store_moments(p_m, p_v, b_m, b_v, place, mask):
+    """Store both moments; in bf16 rounded at random, as `rounded` in naive.py. `place` is that of the element, uint32."""
+    if p_m.dtype.element_ty == tl.bfloat16:
+        b_h = place
+        b_h = (b_h ^ (b_h >> 16)) * 0x7FEB352D
+        b_h = (b_h ^ (b_h >> 15)) * 0x846CA68B
+        b_h = b_h ^ (b_h >> 16)
+        b_m = (b_m.to(tl.uint32, bitcast=True) + (b_h & 0xFFFF)) >> 16
+        b_v = (b_v.to(tl.uint32, bitcast=True) + (b_h >> 16)) >> 16
+        tl.store(p_m, b_m.to(tl.uint16).to(tl.bfloat16, bitcast=True), mask=mask)
+        tl.store(p_v, b_v.to(tl.uint16).to(tl.bfloat16, bitcast=True), mask=mask)
+    else:
+        tl.store(p_m, b_m, mask=mask)
+        tl.store(p_v, b_v, mask=mask)
+
+
+@triton.jit
 def adam_unit_rows(b_param, b_grad, b_m, b_v, beta1, rest1, beta2, rest2, rate, root, eps):
     """The same on rows [R, d] of unit norm: the gradient is projected orthogonally to the row, the norm restored."""
     b_grad = b_grad - tl.sum(b_grad * b_param, 1)[:, None] * b_param
@@ -34,9 +51,9 @@ def adam_unit_rows(b_param, b_grad, b_m, b_v, beta1, rest1, beta2, rest2, rate, 
     return b_param / b_norm[:, None], b_m, b_v
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["seed"])
 def _adam(
-    param, grad, m, v, scale, size, d, beta1, rest1, beta2, rest2, rate, root, eps,
+    param, grad, m, v, scale, size, d, seed, beta1, rest1, beta2, rest2, rate, root, eps,
     HAS_SCALE: tl.constexpr, UNIT: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """One step on ROWS rows of arrays of `size` elements, d a row; writes nothing if the scale is not finite."""
@@ -52,15 +69,33 @@ def _adam(
     b_grad = tl.load(grad + o, mask=mask, other=0.0).to(tl.float32)
     if HAS_SCALE:
         b_grad *= factor
-    b_m = tl.load(m + o, mask=mask, other=0.0)
-    b_v = tl.load(v + o, mask=mask, other=0.0)
+    b_m = tl.load(m + o, mask=mask, other=0.0).to(tl.float32)
+    b_v = tl.load(v + o, mask=mask, other=0.0).to(tl.float32)
     if UNIT:
         b_param, b_m, b_v = adam_unit_rows(b_param, b_grad, b_m, b_v, beta1, rest1, beta2, rest2, rate, root, eps)
     else:
         b_param, b_m, b_v = adam_update(b_param, b_grad, b_m, b_v, beta1, rest1, beta2, rest2, rate, root, eps)
     tl.store(param + o, b_param, mask=mask)
-    tl.store(m + o, b_m, mask=mask)
-    tl.store(v + o, b_v, mask=mask)
+    store_moments(m + o, v + o, b_m, b_v, (o + seed).to(tl.uint32), mask)
+
+
+def adam_constants(adam: Adam) -> dict[str, float]:
+    """The last arguments of `adam_update`, by name."""
+    step, lr, beta1, beta2, eps = adam
+    return {
+        "beta1": float(beta1),
+        "rest1": 1.0 - beta1,
+        "beta2": float(beta2),
+        "rest2": 1.0 - beta2,
+        "rate": lr / (1 - beta1**step),
+        "root": 1 / math.sqrt(1 - beta2**step),
+        "eps": float(eps),
+    }
+
+
+def seed_of(adam: Adam) -> int:
+    """Where the places of this step start, in `noise` of naive.py."""
+    return adam.step * STRIDE & 0xFFFFFFFF
 
 
 def adam_step(
@@ -74,7 +109,8 @@ def adam_step(
         ValueError: param, m or v is not contiguous fp32.
     """
     for name, tensor in (("param", param), ("m", m), ("v", v)):
-        if tensor.dtype != torch.float32 or not tensor.is_contiguous():
+        exact = tensor.dtype == torch.float32 or (tensor.dtype == torch.bfloat16 and tensor is not param)
+        if not exact or not tensor.is_contiguous():
             raise ValueError(f"{name}: expected contiguous float32; got {tensor.dtype}, strides {tensor.stride()}")
     if param.numel() == 0:
         return
@@ -84,7 +120,6 @@ def adam_step(
     rows = triton.cdiv(param.numel(), d)
     height = max(1, 1024 // block)
     arrays = {"param": param, "grad": grad.contiguous(), "m": m, "v": v}
-    step, lr, beta1, beta2, eps = adam
     lanes = 64 if device_of(param).name.startswith("gfx") else 32
     # normalised rows keep twice as many values in registers, which spill with eight a lane
     per_lane = 4 if unit_rows or lanes == 64 else 8
@@ -93,8 +128,8 @@ def adam_step(
         (triton.cdiv(rows, height),),
         arrays
         | {"scale": param if scale is None else scale.to(param.device), "size": param.numel(), "d": d}
-        | {"beta1": float(beta1), "rest1": 1.0 - beta1, "beta2": float(beta2), "rest2": 1.0 - beta2}
-        | {"rate": lr / (1 - beta1**step), "root": 1 / math.sqrt(1 - beta2**step), "eps": float(eps)},
+        | {"seed": seed_of(adam)}
+        | adam_constants(adam),
         {"HAS_SCALE": scale is not None, "UNIT": unit_rows, "ROWS": height, "BLOCK_D": block},
         warps=max(1, min(16, block * height // (lanes * per_lane))),
     )

@@ -36,7 +36,8 @@ def adam_step(
     Args:
         param: fp32, any shape; [F, d] with `unit_rows`.
         grad: of param's shape.
-        m, v: first and second moment, fp32, of param's shape.
+        m, v: first and second moment, of param's shape; both fp32, or both bf16, which are rounded at random (see
+            naive.py).
         step: t, counted from 1.
         lr: learning rate of this step.
         scale: multiplies the gradient (clipping), a 0-dim tensor, so that it need not be copied to the host. If it is
@@ -45,12 +46,19 @@ def adam_step(
             before the step, and the row is scaled back to unit norm after it.
 
     Raises:
-        ValueError: param, m or v is not contiguous.
+        ValueError: param, m or v is not contiguous, or the moments' dtype is neither fp32 nor bf16.
     """
+    check_moments("adam_step: ", m, v, param.dtype)
     if not all(t.is_contiguous() for t in (param, m, v)):
         raise ValueError("adam_step: param, m and v are written in place and must be contiguous")
     adam = naive.Adam(step, lr, beta1, beta2, eps)
     choose("adam_step", param, IMPLEMENTATIONS)(param, grad, m, v, adam, scale, unit_rows)
+
+
+def check_moments(where: str, m: Tensor, v: Tensor, exact: torch.dtype = torch.float32) -> None:
+    """Raise ValueError unless both moments are of the `exact` dtype or both bf16."""
+    if m.dtype != v.dtype or m.dtype not in (exact, torch.bfloat16):
+        raise ValueError(f"{where}expected m and v in {exact}, or both in torch.bfloat16; got {m.dtype} and {v.dtype}")
 
 
 def clip_scale(norm: Tensor, max_norm: float | None) -> Tensor:

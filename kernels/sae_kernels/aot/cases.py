@@ -17,8 +17,9 @@ from torch import Tensor
 from sae_kernels.adam_step.gpu import adam_step
 from sae_kernels.adam_step.naive import Adam
 from sae_kernels.codes import SparseCodes
-from sae_kernels.fused_step.gpu import forward
-from sae_kernels.fused_step.op import Parameters
+from sae_kernels.fused_step.gpu import forward, update
+from sae_kernels.fused_step.naive import Options
+from sae_kernels.fused_step.op import Copies, Parameters, RowGradients, StepForward, copies_of
 from sae_kernels.gpu_product import operands
 from sae_kernels.latent_sweep.gpu import latent_sweep
 from sae_kernels.launch import Launch, device_of, recording
@@ -30,7 +31,7 @@ from sae_kernels.tuning import Device, threshold_config
 TOKENS = 8192
 WIDTHS = {16_384: 32, 131_072: 64}
 """F -> k."""
-MODELS = {"GPT-2 small": 768, "SmolLM2": 576, "Llama-3-8B": 4096}
+MODELS = {"GPT-2 small": 768, "SmolLM2": 576, "Gemma-2-2B": 2304, "Llama-3-8B": 4096}
 """d of the models."""
 
 
@@ -116,11 +117,40 @@ def _adam(unit_rows: bool, c: Case) -> None:
     adam_step(param, c.tensor(c.F, c.d), m, v, adam, c.tensor(dtype=torch.float32), unit_rows)
 
 
-def _forward(c: Case) -> None:
-    W_dec, b_dec = c.tensor(c.F, c.d, dtype=torch.float32), c.tensor(c.d, dtype=torch.float32)
-    params = Parameters(W_dec, c.tensor(c.F, dtype=torch.float32), W_dec, b_dec)
-    x = c.tensor(TOKENS, c.d)
-    forward(params, SparseCodes(*c.codes()[:2], c.F), x, None)
+def _parameters(c: Case) -> Parameters:
+    shapes = ((c.F, c.d), (c.F,), (c.F, c.d), (c.d,))
+    return Parameters(*(c.tensor(*shape, dtype=torch.float32) for shape in shapes))
+
+
+def _copies(c: Case, params: Parameters) -> Copies:
+    return copies_of(params, c.dtype)
+
+
+GROUPS = 6
+"""Nested prefixes."""
+
+
+def _forward(c: Case, *, nested: bool = False, dots: bool = False) -> StepForward:
+    """The forward pass of a step, recorded, and what it returns."""
+    params, (values, indices, offsets) = _parameters(c), c.codes(csr=nested)
+    codes = SparseCodes(values, indices, c.F, offsets)
+    starts = c.tensor(TOKENS * GROUPS + 1, dtype=torch.int64) if nested else None
+    copies = _copies(c, params)
+    results = forward(params, codes, c.tensor(TOKENS, c.d, dtype=torch.float32), starts, dots, None, copies)
+    residual, error, products, spread = results
+    return StepForward(codes, residual, error, c.tensor(TOKENS, c.d), products, True, spread, starts, copies)
+
+
+def _update(c: Case, *, nested: bool = False) -> None:
+    """The update of a step whose gradient is not clipped, with extra rows where the prefixes are nested."""
+    with recording(device_of(c.tensor(0))):
+        step = _forward(c, nested=nested, dots=nested)
+    params, m, v = (_parameters(c) for _ in range(3))
+    rows = c.tensor(1024, dtype=torch.int64)
+    extra = RowGradients(rows, *(c.tensor(1024, *shape, dtype=torch.float32) for shape in ((c.d,), (), (c.d,))))
+    adam = Adam(step=1, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8)
+    more = c.tensor(dtype=torch.float64)
+    update(params, m, v, step, Options(adam, 1.0, extra if nested else None, None, more, None))
 
 
 def _product(c: Case) -> int:
@@ -138,6 +168,11 @@ def _sort(c: Case) -> int:
 
 def _rows(tensors: int, c: Case) -> int:
     return tensors * c.entries * c.d * c.size
+
+
+def _state(c: Case) -> int:
+    copies = 2 * c.size if c.size < 4 else 0
+    return c.F * c.d * (48 + copies) + _rows(2, c) + c.entries * (c.size + _ENTRY + 4)
 
 
 _ENTRY = 8  # bytes of an index
@@ -171,10 +206,21 @@ OPS = {
         floor=lambda c: _rows(1, c) + c.F * c.d * 4 + c.entries * (2 * c.size + _ENTRY),
         torch_bytes=_sort,
     ),
-    # fp32 atoms
     "fused_forward": Op(
         run=_forward,
-        floor=lambda c: c.entries * (c.d * 4 + c.size + _ENTRY) + TOKENS * c.d * (c.size + 4),
+        floor=lambda c: _rows(1, c) + c.entries * (c.size + _ENTRY) + TOKENS * c.d * (4 + c.size),
+    ),
+    "fused_forward nested": Op(
+        run=partial(_forward, nested=True, dots=True),
+        # every group's row is written, read and written again; the atoms are read twice
+        floor=lambda c: (
+            _rows(2, c) + c.entries * (c.size + 2 * _ENTRY + 4) + TOKENS * c.d * (4 + (1 + 3 * GROUPS) * c.size)
+        ),
+    ),
+    # Adam's state is read and written, the copies are written, and two rows an entry are read
+    "fused_update": Op(run=_update, floor=_state, torch_bytes=_sort),
+    "fused_update nested": Op(
+        run=partial(_update, nested=True), floor=lambda c: _state(c) + 1024 * c.d * 8, torch_bytes=_sort
     ),
     "adam_step": Op(run=partial(_adam, False), floor=lambda c: c.F * c.d * (24 + c.size)),
     "adam_step unit_rows": Op(run=partial(_adam, True), floor=lambda c: c.F * c.d * (24 + c.size)),

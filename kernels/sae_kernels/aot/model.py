@@ -96,6 +96,26 @@ def _sweep(launch: Launch, entries: int) -> Work:
     return Work(moved, 0)
 
 
+def _compare_nested(launch: Launch, entries: int) -> Work:
+    rows = 3 * _nbytes(launch, "spread") + entries * (8 if launch.constants["DOTS"] else 0)
+    again = entries * launch.arguments["d"] * _size(launch, "W_dec") if launch.constants["DOTS"] else 0
+    names = ("values", "indices", "starts", "target", "b_dec", "residual", "squared_error", "dots")
+    return Work(_rows(launch, entries, *names).bytes + rows + again, 0)
+
+
+def _step(launch: Launch, entries: int) -> Work:
+    a, c = launch.arguments, launch.constants
+    if not c["WRITE"]:
+        # the bound suffices: every program leaves at once
+        return Work(_nbytes(launch, "decision"), 0)
+    weights = ("W_enc", "b_enc", "W_dec", "m_enc", "m_bias", "m_dec", "v_enc", "v_bias", "v_dec")
+    moved = 2 * _nbytes(launch, *weights) + (_nbytes(launch, "copy_enc", "copy_dec") if c["COPIES"] else 0)
+    moved += entries * (a["d_out"] * _size(launch, "spread") + a["d_in"] * _size(launch, "centred"))
+    moved += _nbytes(launch, "bounds", "tokens", "values") + (_nbytes(launch, "slopes") if c["HAS_SLOPES"] else 0)
+    moved += _nbytes(launch, "place", "extra_enc", "extra_bias", "extra_dec") if c["HAS_EXTRA"] else 0
+    return Work(moved + 2 * _nbytes(launch, "sums"), 0)
+
+
 _MODELS: dict[str, Callable[[Launch, int], Work]] = {
     "_candidates": lambda launch, entries: _product(launch, _nbytes(launch, "keys", "places")),
     "_survivors": lambda launch, entries: _product(launch, _nbytes(launch, "counts", "bars") + entries * SECTOR),
@@ -109,6 +129,10 @@ _MODELS: dict[str, Callable[[Launch, int], Work]] = {
     "_compare": lambda launch, entries: _rows(
         launch, entries, "values", "indices", "target", "b_dec", "residual", "squared_error"
     ),
+    "_compare_nested": _compare_nested,
+    "_dot_squares": lambda launch, entries: Work(_nbytes(launch, "squares"), 0),
+    "_step": _step,
+    "_step_pieces": lambda launch, entries: Work(_nbytes(launch, "owner"), 0),
     "_sweep": _sweep,
     "_sweep_pieces": lambda launch, entries: Work(_nbytes(launch, "owner"), 0),
     "_merge": lambda launch, entries: Work(_nbytes(launch, "owner"), 0),

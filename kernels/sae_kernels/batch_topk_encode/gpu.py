@@ -8,8 +8,6 @@ survivors; its time is small beside the product's.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -46,21 +44,20 @@ def batch_topk_encode(
     if N > 4 * SAMPLE_TOKENS:
         bars.append(None)
     for bar in bars:
-        bar = _sampled_bar(x, W_enc, b_enc, k) if bar is None else bar
-        if math.isfinite(bar):
-            # fp32, so that the largest are selected before the sums are rounded
-            codes = above_bars(x, W_enc, b_enc, torch.full((F,), bar, device=x.device), config, torch.float32)
-            if codes[0].shape[0] >= wanted:
-                return _cut(*codes, wanted, x.dtype)
+        bar = _sampled_bar(x, W_enc, b_enc, k) if bar is None else torch.full((), bar, device=x.device)
+        # fp32, so that the largest are selected before the sums are rounded
+        codes = above_bars(x, W_enc, b_enc, bar.expand(F).contiguous(), config, torch.float32)
+        if codes[0].shape[0] >= wanted:
+            return _cut(*codes, wanted, x.dtype)
     return _dense(x, W_enc, b_enc, wanted, config)
 
 
-def _sampled_bar(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> float:
-    """A bar that 1.5 k entries a token exceed in a sample of the tokens."""
+def _sampled_bar(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> Tensor:
+    """A bar that 1.5 k entries a token exceed in a sample of the tokens, 0-dim; it stays on the device."""
     sample = x[:: x.shape[0] // SAMPLE_TOKENS][:SAMPLE_TOKENS]
     pre = (sample @ W_enc.T).float() + b_enc
     rank = min(pre.numel(), 3 * k * sample.shape[0] // 2 + 64)
-    return float(pre.flatten().topk(rank).values[-1])
+    return pre.flatten().topk(rank).values[-1]
 
 
 def _cut(

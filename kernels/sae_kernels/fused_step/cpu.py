@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sae_kernels.adam_step.cpu import adam_constants, adam_flat
+from sae_kernels.adam_step.cpu import adam_constants, adam_flat, seed_of, short_view
 from sae_kernels.adam_step.op import clip_scale
 from sae_kernels.buffers import Workspace, scratch
 from sae_kernels.codes import SparseCodes
@@ -28,23 +28,22 @@ from sae_kernels.sparse_decode.cpu import as_numpy, token_starts
 _LARGE = 1e18
 
 
-def forward(params: Any, codes: SparseCodes, target: Tensor, workspace: Workspace) -> tuple[Tensor, Tensor, Tensor]:
-    """residual = target - f W_dec - b_dec; squared_error = Σ_d residual²; dots = residual_n · w_j of every entry."""
-    residual, error, dots, _ = _forward(params, codes, target, token_starts(codes), 1, workspace)
-    return residual, error, dots
-
-
-def forward_nested(
-    params: Any, codes: SparseCodes, target: Tensor, starts: Tensor, workspace: Workspace
+def forward(
+    params: Any,
+    codes: SparseCodes,
+    target: Tensor,
+    starts: Tensor | None,
+    needs_dots: bool,
+    workspace: Workspace,
+    copies: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """residual, squared_error, dots, spread of nested prefixes, as the fields of `StepForward`."""
-    groups = (starts.shape[0] - 1) // max(codes.tokens, 1)
-    return _forward(params, codes, target, starts.numpy(), groups, workspace)
+    """residual, squared_error, dots and spread, as the fields of `StepForward`.
 
-
-def _forward(
-    params: Any, codes: SparseCodes, target: Tensor, starts: Any, groups: int, workspace: Workspace
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    The dots cost little while the atoms are in the cache, so they are always computed.
+    """
+    del needs_dots, copies
+    groups = 1 if starts is None else (starts.shape[0] - 1) // max(codes.tokens, 1)
+    begins = token_starts(codes) if starts is None else starts.numpy()
     sync_threads(codes.values.numel() * target.shape[1])
     N, d = target.shape
     spread = workspace.get("spread", (N * groups, d))
@@ -54,7 +53,7 @@ def _forward(
     _decode_and_compare(
         as_numpy(codes.values).reshape(-1),
         codes.indices.contiguous().numpy().reshape(-1),
-        starts,
+        begins,
         groups,
         as_numpy(params.W_dec),
         as_numpy(params.b_dec),
@@ -68,8 +67,10 @@ def _forward(
 
 
 def update(params: Any, m: Any, v: Any, forward: Any, options: Options) -> tuple[Tensor, Tensor]:
-    """params, m, v <- one step of Adam with the gradients of the loss; returns grad_norm and applied."""
-    adam, max_norm, extra, through, more = options
+    """params, m, v <- one step of Adam with the gradients of the loss; returns grad_norm and scale."""
+    adam, max_norm, extra, through, more, allowed = options
+    if allowed is not None and not allowed:
+        return torch.zeros(()), torch.tensor(math.nan)
     sync_threads(params.W_enc.numel())
     codes, spread, groups, factor = forward.codes, forward.spread, forward.groups, forward.factor
     width, d = params.W_enc.shape
@@ -88,8 +89,8 @@ def update(params: Any, m: Any, v: Any, forward: Any, options: Options) -> tuple
         groups,
         *_extra_arrays(extra, width, d, spread.shape[1]),
         tuple(t.detach().numpy() for t in params[:3]),
-        tuple(t.detach().numpy() for t in m[:3]),
-        tuple(t.detach().numpy() for t in v[:3]),
+        *_moment_arrays(m, v),
+        seed_of(adam),
         np.float32(factor),
         forward.tied,
         sums.numpy(),
@@ -108,15 +109,15 @@ def update(params: Any, m: Any, v: Any, forward: Any, options: Options) -> tuple
         norm = _finish_bias(grad_b_dec, sums, squares, forward.tied, more)
         scale = float(clip_scale(norm, max_norm))
         if not np.isfinite(scale):
-            return norm, torch.tensor(False)
+            return norm, torch.tensor(math.nan)
         _sweep(*fixed, constants, np.float32(scale), True)
     sync_threads(spread.shape[1])
     b_dec = [t.detach().numpy() for t in (params.b_dec, grad_b_dec, m.b_dec, v.b_dec)]
     adam_flat(*b_dec, constants, np.float32(scale))
-    return norm, torch.tensor(True)
+    return norm, torch.tensor(scale)
 
 
-def _finish_bias(grad_b_dec: Tensor, sums: Tensor, squares: Tensor, tied: bool, more: float) -> Tensor:
+def _finish_bias(grad_b_dec: Tensor, sums: Tensor, squares: Tensor, tied: bool, more: Tensor) -> Tensor:
     """Complete grad_b_dec in place; returns the global norm, fp32."""
     if tied:
         _add_parts(sums.numpy(), np.float32(-1), grad_b_dec.numpy())
@@ -154,6 +155,16 @@ def _norm_bound(params: Any, forward: Any, through: Tensor, grad_b_dec: Tensor, 
         grad_b_dec = grad_b_dec - grad_b_enc @ params.W_enc
     bound = math.hypot(decoder, encoder, norm(grad_b_enc), norm(grad_b_dec))
     return 1.001 * bound  # these sums round differently from the sweep's
+
+
+def _moment_arrays(m: Any, v: Any) -> tuple[Any, Any, Any]:
+    """m and v of the first three parameters in fp32, and the bf16 bits of those of both matrices; without rows if not
+    of that dtype."""
+    short = m.W_enc.dtype == torch.bfloat16
+    matrices = [t if not short else torch.empty(0, t.shape[1]) for t in (m.W_enc, m.W_dec, v.W_enc, v.W_dec)]
+    m_enc, m_dec, v_enc, v_dec = (t.detach().numpy() for t in matrices)
+    bits = [short_view(t) if short else np.empty((0, t.shape[1]), np.uint16) for t in (m[0], v[0], m[2], v[2])]
+    return (m_enc, m.b_enc.numpy(), m_dec), (v_enc, v.b_enc.numpy(), v_dec), tuple(bits)
 
 
 def _extra_arrays(extra: Any, width: int, d: int, d_out: int) -> tuple[Any, ...]:
@@ -313,6 +324,25 @@ def _adam_unit_row(p, g, m, v, constants, scale):
         p[j] *= shrink
 
 
+@jit()
+def _expand(short, bits):
+    """The fp32 bits of bf16 numbers."""
+    for j in range(bits.shape[0]):
+        bits[j] = np.uint32(short[j]) << np.uint32(16)
+
+
+@jit()
+def _round(m_bits, v_bits, m_short, v_short, place):
+    """fp32 bits of both moments to bf16 at random, as `rounded` in adam_step/naive.py; `place` of the first, uint32."""
+    for j in range(m_bits.shape[0]):
+        h = np.uint32(place + np.uint32(j))
+        h = np.uint32((h ^ (h >> np.uint32(16))) * np.uint32(0x7FEB352D))
+        h = np.uint32((h ^ (h >> np.uint32(15))) * np.uint32(0x846CA68B))
+        h = h ^ (h >> np.uint32(16))
+        m_short[j] = np.uint16(np.uint32(m_bits[j] + (h & np.uint32(0xFFFF))) >> np.uint32(16))
+        v_short[j] = np.uint16(np.uint32(v_bits[j] + (h >> np.uint32(16))) >> np.uint32(16))
+
+
 @jit(parallel=True)
 def _sweep(
     order,
@@ -326,6 +356,8 @@ def _sweep(
     params,
     m,
     v,
+    short,
+    seed,
     factor,
     tied,
     sums,
@@ -344,6 +376,8 @@ def _sweep(
     for p in prange(parts.shape[0] - 1):
         g_dec, g_enc = np.empty(W_dec.shape[1], np.float32), np.empty(width, np.float32)
         g_bias = np.empty(1, np.float32)
+        longest = max(g_dec.shape[0], width) if short[0].shape[0] > 0 else 0
+        m_row, v_row = np.empty(longest, np.float32), np.empty(longest, np.float32)
         total = 0.0
         sums[p, :] = 0
         for f in range(parts[p], parts[p + 1]):
@@ -361,7 +395,20 @@ def _sweep(
             if write:
                 g_bias[0] = bias
                 entry = slice(f, f + 1)
-                _adam_row(W_enc[f], g_enc, m[0][f], v[0][f], constants, scale)
                 _adam_row(b_enc[entry], g_bias, m[1][entry], v[1][entry], constants, scale)
-                _adam_unit_row(W_dec[f], g_dec, m[2][f], v[2][f], constants, scale)
+                if longest == 0:
+                    _adam_row(W_enc[f], g_enc, m[0][f], v[0][f], constants, scale)
+                    _adam_unit_row(W_dec[f], g_dec, m[2][f], v[2][f], constants, scale)
+                else:
+                    for i in range(0, 4, 2):
+                        size = width if i == 0 else g_dec.shape[0]
+                        first, second = m_row[:size], v_row[:size]
+                        m_bits, v_bits = first.view(np.uint32), second.view(np.uint32)
+                        _expand(short[i][f], m_bits)
+                        _expand(short[i + 1][f], v_bits)
+                        if i == 0:
+                            _adam_row(W_enc[f], g_enc, first, second, constants, scale)
+                        else:
+                            _adam_unit_row(W_dec[f], g_dec, first, second, constants, scale)
+                        _round(m_bits, v_bits, short[i][f], short[i + 1][f], np.uint32(seed + np.uint32(f * size)))
         squares[p] = total

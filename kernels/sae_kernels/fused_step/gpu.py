@@ -1,106 +1,103 @@
-"""The fused step on the GPU: a token-major forward pass; then one sweep for all gradients, and Adam.
+"""The fused step on the GPU: a token-major forward pass; then a latent-major sweep that updates the weights.
 
-The norm of the whole gradient decides whether the step is taken and how far it is clipped. Until it is known nothing
-may be written, which takes either a second sweep over the gathered rows (N k d) or the gradients in memory (F d). The
-latter is less, so the gradients are stored. Nothing is copied to the host.
+No F x d gradient is written and nothing is copied to the host. Whether the gradient must be clipped is decided on the
+device: if a bound by Cauchy and Schwarz shows that its norm is below the limit, the pass of the sweep that would
+measure the norm leaves at once, and the pass that writes has the scale 1. It writes nothing where the scale is not
+finite.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
-from sae_kernels.adam_step.gpu import adam_step
+from sae_kernels.adam_step.gpu import adam_constants, adam_step, seed_of
 from sae_kernels.adam_step.op import clip_scale
-from sae_kernels.codes import SparseCodes
+from sae_kernels.fused_step.gpu_forward import dot_norm, forward
+from sae_kernels.fused_step.gpu_sweep import prepare, sweep
 from sae_kernels.fused_step.naive import Options
-from sae_kernels.gpu_product import rows_contiguous
-from sae_kernels.latent_sweep.gpu import latent_sweep
-from sae_kernels.launch import launch
-from sae_kernels.tuning import sweep_config
 
+__all__ = ["forward", "update"]
 
-@triton.jit(do_not_specialize=["K"])
-def _compare(
-    values, indices, offsets, W_dec, b_dec, target, residual, squared_error, d, stride_w, stride_t, K,
-    CSR: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """Token i_n: residual = target - f W_dec - b_dec [d] and the sum of its squares."""
-    i_n = tl.program_id(0).to(tl.int64)
-    o_d = tl.arange(0, BLOCK_D)
-    m_d = o_d < d
-    if CSR:
-        start = tl.load(offsets + i_n)
-        stop = tl.load(offsets + i_n + 1)
-    else:
-        start = i_n * K
-        stop = start + K
-    b_row = tl.load(target + i_n * stride_t + o_d, mask=m_d, other=0.0).to(tl.float32)
-    b_row -= tl.load(b_dec + o_d, mask=m_d, other=0.0).to(tl.float32)
-    for i_e in range(start, stop, BLOCK_E):
-        o_e = i_e + tl.arange(0, BLOCK_E)
-        b_value = tl.load(values + o_e, mask=o_e < stop, other=0.0).to(tl.float32)
-        b_index = tl.load(indices + o_e, mask=o_e < stop, other=0)
-        m_w = (o_e < stop)[:, None] & m_d[None, :]
-        b_w = tl.load(W_dec + b_index[:, None] * stride_w + o_d[None, :], mask=m_w, other=0.0).to(tl.float32)
-        b_row -= tl.sum(b_value[:, None] * b_w, 0)
-    tl.store(residual + i_n * d + o_d, b_row, mask=m_d)
-    tl.store(squared_error + i_n, tl.sum(b_row * b_row, 0))
-
-
-def forward(params: Any, codes: SparseCodes, target: Tensor, workspace: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """residual = target - f W_dec - b_dec [N, d] and squared_error = Σ_d residual² [N], fp32; the dots stay empty.
-
-    `update` computes the dots, in a sweep that reads every atom once; here N k atoms would be gathered a second time.
-    `workspace` is for the CPU; on a GPU torch's allocator reuses memory.
-    """
-    del workspace
-    target = rows_contiguous(target)
-    N, d = target.shape
-    residual, squared_error = torch.empty(N, d, device=target.device), torch.empty(N, device=target.device)
-    config = sweep_config(d)
-    indices = codes.indices.contiguous()
-    launch(
-        _compare,
-        (N,),
-        {"values": codes.values.contiguous(), "indices": indices, "W_dec": params.W_dec, "b_dec": params.b_dec}
-        | {"offsets": indices if codes.offsets is None else codes.offsets.contiguous(), "target": target}
-        | {"residual": residual, "squared_error": squared_error, "d": d}
-        | {"stride_w": params.W_dec.stride(0), "stride_t": target.stride(0)}
-        | {"K": codes.values.shape[1] if codes.offsets is None else 0},
-        {"CSR": codes.offsets is not None, "BLOCK_E": config.rows, "BLOCK_D": config.block_d},
-        warps=config.warps,
-    )
-    return residual, squared_error, residual.new_empty(0)
+# a norm whose square is well inside the range of fp32
+_LARGE = 1e18
 
 
 def update(params: Any, m: Any, v: Any, forward: Any, options: Options) -> tuple[Tensor, Tensor]:
-    """params, m, v <- one step of Adam with the gradients of the loss; returns grad_norm and applied.
+    """params, m, v <- one step of Adam with the gradients of the loss; returns grad_norm and scale."""
+    adam, max_norm, extra, through, more, allowed = options
+    if through is None and forward.dots.numel():
+        through = torch.where(forward.codes.values <= 0, 0, forward.dots * forward.factor)
+    prepared = prepare(params, forward, through, extra)
+    constants = adam_constants(adam) | {"seed": seed_of(adam)}
+    token_sum = forward.spread[:: forward.groups].sum(0, dtype=torch.float32) * forward.factor
+    enough = _is_bounded(params, forward, through, extra, token_sum, more, max_norm)
+    one = torch.ones_like(enough, dtype=torch.float32)
 
-    op.py never passes `through` or `more` to this backend.
+    def measured(sums: Tensor, squares: Tensor) -> tuple[Tensor, Tensor]:
+        b_dec = token_sum - sums.sum(0) if forward.tied else token_sum
+        return b_dec, (squares.double().sum() + b_dec.double().square().sum() + more).sqrt().float()
+
+    decision = torch.stack([one, enough.float()])
+    _, norm = measured(*sweep(prepared, params, m, v, forward.copies, constants, decision, False))
+    scale = torch.where(enough, one, clip_scale(norm, max_norm))
+    if allowed is not None:
+        scale = torch.where(allowed, scale, math.nan)
+    decision = torch.stack([scale, enough.float()])
+    b_dec, bounded = measured(*sweep(prepared, params, m, v, forward.copies, constants, decision, True))
+    adam_step(params.b_dec, b_dec, m.b_dec, v.b_dec, adam, scale, False)
+    norm = torch.where(enough, bounded, norm)
+    return norm if allowed is None else torch.where(allowed, norm, 0), scale
+
+
+def _is_bounded(
+    params: Any,
+    forward: Any,
+    through: Tensor | None,
+    extra: Any,
+    token_sum: Tensor,
+    more: Tensor,
+    max_norm: float | None,
+) -> Tensor:
+    """Whether an upper bound shows that the gradient is finite and within max_norm, 0-dim bool; no synchronisation.
+
+    By Cauchy and Schwarz ||f^T g|| <= ||f|| ||g|| for both matrices, b_enc being one more column of W_enc whose input
+    is 1. With `tied` b_dec's gradient has the part Σ_f grad_b_enc[f] W_enc[f], of at most Σ |δ| max_f ||W_enc[f]||. If
+    the slopes δ are not known yet, |dot| <= ||residual|| bounds them, since atoms have unit norm; where that is not
+    enough, the dots' norm is computed.
     """
-    adam, max_norm, extra, through, more = options
-    assert through is None
-    assert not more
-    codes, grad_out = forward.codes, forward.residual * forward.factor
-    W_dec, _, W_enc, b_enc = latent_sweep(codes, grad_out, params.W_dec, forward.centred, None)
-    assert W_dec is not None
-    assert W_enc is not None
-    assert b_enc is not None
+    codes, factor = forward.codes, abs(forward.factor)
+    entries, R = codes.values.numel(), 0 if extra is None else extra.rows.shape[0]
+    error, zero = _norm(forward.spread), torch.zeros((), device=params.W_enc.device)
+    inputs = torch.hypot(_norm(forward.centred), zero + math.sqrt(codes.tokens))
+    decoder = _norm(codes.values) * error * factor
+    more_enc = more_dec = zero
     if extra is not None:
-        W_enc.index_add_(0, extra.rows, extra.W_enc.float())
-        b_enc.index_add_(0, extra.rows, extra.b_enc.float())
-        W_dec.index_add_(0, extra.rows, extra.W_dec.float())
-    b_dec = grad_out.sum(0)
+        more_dec, more_enc = _norm(extra.W_dec), torch.hypot(_norm(extra.W_enc), _norm(extra.b_enc))
+    longest = zero
     if forward.tied:
-        b_dec -= b_enc @ params.W_enc
-    grads = (W_enc, b_enc, W_dec, b_dec)
-    norm = torch.stack([torch.linalg.vector_norm(grad) for grad in grads]).norm()
-    scale = clip_scale(norm, max_norm)
-    for param, grad, first, second in zip(params, grads, m, v, strict=True):
-        adam_step(param, grad, first, second, adam, scale, param is params.W_dec)
-    return norm, torch.isfinite(scale)
+        known = forward.copies is not None
+        longest = (forward.copies.row_norms if known else torch.linalg.vector_norm(params.W_enc, dim=1)).max()
+    limit = _LARGE if max_norm is None else min(max_norm, _LARGE)
+
+    def within(slopes: Tensor) -> Tensor:
+        encoder = slopes * inputs + more_enc
+        b_dec = _norm(token_sum) + (math.sqrt(entries) * slopes + math.sqrt(R) * more_enc) * longest
+        parts = torch.stack([decoder + more_dec, encoder, b_dec, more.sqrt().float()])
+        # these sums round differently from the sweep's
+        return 1.001 * _norm(parts) <= limit
+
+    if through is not None:
+        return within(_norm(through))
+    rows = torch.linalg.vector_norm(forward.spread, dim=1, dtype=torch.float32)
+    starts = codes.offsets if forward.starts is None else forward.starts
+    listed = codes.values.shape[1] if starts is None else starts.diff()
+    enough = within(factor * (rows.square() * listed).sum().sqrt())
+    return enough | within(factor * dot_norm(params, forward, enough))
+
+
+def _norm(tensor: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(tensor, dtype=torch.float32)

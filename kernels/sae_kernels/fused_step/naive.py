@@ -14,25 +14,29 @@ from sae_kernels.latent_sweep.op import encode_weight_backward, latent_sweep
 from sae_kernels.sparse_decode.op import sparse_decode
 
 
-def forward(params: Any, codes: SparseCodes, target: Tensor, workspace: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """residual = target - f W_dec - b_dec; squared_error = Σ_d residual²; dots = residual_n · w_j of every entry."""
-    del workspace
-    residual = target.float() - sparse_decode(codes, params.W_dec, params.b_dec).float()
-    return residual, residual.square().sum(1), _dots(codes, residual, params.W_dec)
-
-
-def forward_nested(
-    params: Any, codes: SparseCodes, target: Tensor, starts: Tensor, workspace: Any
+def forward(
+    params: Any,
+    codes: SparseCodes,
+    target: Tensor,
+    starts: Tensor | None,
+    needs_dots: bool,
+    workspace: Any,
+    copies: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """residual, squared_error, dots, spread of nested prefixes, as the fields of `StepForward`."""
-    del workspace
+    """residual, squared_error, dots and spread, as the fields of `StepForward`."""
+    del workspace, needs_dots
+    W_dec = params.W_dec if copies is None else copies.W_dec.float()
+    codes = codes.with_values(codes.values.float())
+    if starts is None:
+        residual = target.float() - sparse_decode(codes, W_dec, params.b_dec)
+        return residual, residual.square().sum(1), _dots(codes, residual, W_dec), residual
     N, G = codes.tokens, (starts.shape[0] - 1) // max(codes.tokens, 1)
     grouped = SparseCodes(codes.values, codes.indices, codes.width, starts)
-    parts = sparse_decode(grouped, params.W_dec, torch.zeros_like(params.b_dec)).float().view(N, G, -1)
+    parts = sparse_decode(grouped, W_dec, torch.zeros_like(params.b_dec)).view(N, G, -1)
     residuals = (target.float() - params.b_dec).unsqueeze(1) - parts.cumsum(1)
     spread = (residuals.flip(1).cumsum(1).flip(1) / G).flatten(0, 1)
     error = residuals.square().sum(2).mean(1)
-    return residuals[:, -1].contiguous(), error, _dots(grouped, spread, params.W_dec), spread
+    return residuals[:, -1].contiguous(), error, _dots(grouped, spread, W_dec), spread
 
 
 class Options(NamedTuple):
@@ -42,12 +46,13 @@ class Options(NamedTuple):
     max_norm: float | None
     extra: Any
     through: Tensor | None
-    more: float
+    more: Tensor
+    allowed: Tensor | None
 
 
 def update(params: Any, m: Any, v: Any, forward: Any, options: Options) -> tuple[Tensor, Tensor]:
-    """params, m, v <- one step of Adam with the gradients of the loss; returns grad_norm and applied."""
-    adam, max_norm, extra, through, more = options
+    """params, m, v <- one step of Adam with the gradients of the loss; returns grad_norm and scale."""
+    adam, max_norm, extra, through, more, allowed = options
     codes: SparseCodes = forward.codes
     grouped = codes if forward.starts is None else SparseCodes(codes.values, codes.indices, codes.width, forward.starts)
     if through is None:
@@ -70,11 +75,13 @@ def update(params: Any, m: Any, v: Any, forward: Any, options: Options) -> tuple
     if forward.tied:
         b_dec = b_dec - b_enc @ params.W_enc
     grads = (W_enc, b_enc, W_dec, b_dec)
-    norm = (torch.stack([grad.square().sum() for grad in grads]).sum() + more).sqrt()
+    norm = (torch.stack([grad.square().sum() for grad in grads]).sum() + more).sqrt().float()
     scale = clip_scale(norm, max_norm)
+    if allowed is not None:
+        norm, scale = torch.where(allowed, norm, 0), torch.where(allowed, scale, torch.nan)
     for place, (param, grad) in enumerate(zip(params, grads, strict=True)):
         adam_step(param, grad, m[place], v[place], **adam._asdict(), scale=scale, unit_rows=place == 2)
-    return norm, torch.isfinite(scale)
+    return norm, scale
 
 
 def _dots(codes: SparseCodes, rows: Tensor, W_dec: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ before the update.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -20,19 +21,22 @@ from torch import Tensor
 from sae_kernels.adam_step.naive import Adam
 from sae_kernels.buffers import Workspace
 from sae_kernels.codes import SparseCodes
-from sae_kernels.dispatch import choose, no_autocast
+from sae_kernels.dispatch import backend_for, choose, no_autocast
 from sae_kernels.fused_step import naive
 from sae_kernels.topk_encode.op import topk_encode
+from sae_kernels.tuning import chunk_of
 
 FORWARD = {
     "naive": naive.forward,
     "cpu": "sae_kernels.fused_step.cpu:forward",
     "gpu": "sae_kernels.fused_step.gpu:forward",
 }
-NESTED = {"naive": naive.forward_nested, "cpu": "sae_kernels.fused_step.cpu:forward_nested"}
 UPDATE = {"naive": naive.update, "cpu": "sae_kernels.fused_step.cpu:update", "gpu": "sae_kernels.fused_step.gpu:update"}
 
-UPDATE_ANY = {name: UPDATE[name] for name in ("naive", "cpu")}  # the GPU's update knows only relu and one group
+
+def fused_backend(tensor: Tensor) -> str:
+    """The backend that takes a step on parameters like this one: "gpu", "cpu" or "naive"."""
+    return backend_for("fused_update", tensor, UPDATE)
 
 
 class Parameters(NamedTuple):
@@ -65,20 +69,34 @@ class RowGradients(NamedTuple):
     """[R, d]."""
 
 
+class Copies(NamedTuple):
+    """What an update leaves for the next step, in a GPU's 16-bit mode; stale once weights change in another way.
+
+    Products, gathers and stored rows are of the matrices' dtype; sums, and the parameters themselves, are fp32.
+    """
+
+    W_enc: Tensor
+    """[F, d]; the parameter itself where the dtype is fp32."""
+    W_dec: Tensor
+    """[F, d_out]."""
+    row_norms: Tensor
+    """The largest norm of a row of W_enc in every run of `chunk_of(F)` rows, fp32."""
+
+
 class StepForward(NamedTuple):
     """The results of a forward pass; valid until the next `fused_forward` with the same workspace."""
 
     codes: SparseCodes
     """Codes of N tokens."""
     residual: Tensor
-    """target - x̂ [N, d]."""
+    """target - x̂ [N, d]; of the dtype of the copies, as `spread` is."""
     squared_error: Tensor
     """Σ_d residual² of every token [N], averaged over the prefixes; the loss is its mean."""
     centred: Tensor
     """The input of the encoder's product [N, d_in]."""
     dots: Tensor
     """spread_ng · w_j of every entry, of the shape of the codes' values: -N/2 times the gradient of the loss with
-    respect to the entry. Empty on a GPU, where the update computes them."""
+    respect to the entry. Empty on a GPU if not asked for: its update, which reads every atom anyway, computes them."""
     tied: bool
     """Whether b_dec was subtracted from the encoder's input."""
     spread: Tensor
@@ -86,6 +104,8 @@ class StepForward(NamedTuple):
     one group the residual itself."""
     starts: Tensor | None
     """With more than one group: the first entry of token n and group g at n G + g, int64 [N G + 1]."""
+    copies: Copies | None = None
+    """The copies that were read, which the update renews."""
 
     @property
     def groups(self) -> int:
@@ -104,7 +124,9 @@ class StepResult(NamedTuple):
     grad_norm: Tensor
     """Global norm of the gradients of all four parameters and of `more`, before clipping and projection; 0-dim fp32."""
     applied: Tensor
-    """0-dim bool: False if the gradient was not finite, so that nothing was written."""
+    """0-dim bool: False if the gradient was not finite or the step not allowed, so that nothing was written."""
+    scale: Tensor
+    """What clipping multiplied all gradients with, 0-dim; NaN where nothing was written."""
 
 
 def fused_forward(
@@ -116,6 +138,9 @@ def fused_forward(
     target: Tensor | None = None,
     tied: bool = True,
     prefixes: Sequence[int] | None = None,
+    centred: Tensor | None = None,
+    dots: bool = True,
+    copies: Copies | None = None,
     workspace: Workspace | None = None,
 ) -> StepForward:
     """Encode, decode, residual and squared error, without an autograd graph.
@@ -131,6 +156,9 @@ def fused_forward(
         target: the reconstruction's target [N, d]; None for x itself.
         tied: whether the encoder subtracts b_dec from x (an autoencoder) or not (a transcoder).
         prefixes: ascending numbers of latents, the last of them F; `codes` must then be CSR, with ascending latents.
+        centred: the encoder's input, x - b_dec with `tied`, if the caller has it.
+        dots: whether the caller reads the dots.
+        copies: of the present weights; None to read the parameters themselves.
         workspace: memory for the results, reused at every step; None allocates it anew.
 
     Raises:
@@ -145,30 +173,46 @@ def fused_forward(
         raise ValueError(f"expected target [{x.shape[0]}, {params.b_dec.shape[0]}]; got {tuple(target.shape)}")
     workspace = workspace or Workspace()
     with torch.no_grad(), no_autocast(x.device.type):
-        centred = x.float()
-        if tied:
-            out = workspace.get("centred", tuple(x.shape)) if x.device.type == "cpu" else None
-            centred = torch.sub(centred, params.b_dec, out=out)
+        if centred is None:
+            centred = _centred(params, x, tied, workspace, copies)
         if codes is None:
             assert k is not None
-            codes = topk_encode(centred, params.W_enc, params.b_enc, k)
-        if prefixes is None or len(prefixes) == 1:
-            forward = choose("fused_forward", params.W_enc, FORWARD)
-            residual, error, dots = forward(params, codes, target, workspace)
-            return StepForward(codes, residual, error, centred, dots, tied, residual, None)
-        starts = group_starts(codes, prefixes)
-        nested = choose("fused_forward_nested", params.W_enc, NESTED)
-        residual, error, dots, spread = nested(params, codes, target, starts, workspace)
-    return StepForward(codes, residual, error, centred, dots, tied, spread, starts)
+            codes = topk_encode(centred, params.W_enc if copies is None else copies.W_enc, params.b_enc, k)
+        starts = None if prefixes is None or len(prefixes) == 1 else group_starts(codes, tuple(prefixes))
+        forward = choose("fused_forward", params.W_enc, FORWARD)
+        residual, error, products, spread = forward(params, codes, target, starts, dots, workspace, copies)
+    return StepForward(codes, residual, error, centred, products, tied, spread, starts, copies)
 
 
-def group_starts(codes: SparseCodes, prefixes: Sequence[int]) -> Tensor:
+def _centred(params: Parameters, x: Tensor, tied: bool, workspace: Workspace, copies: Copies | None) -> Tensor:
+    centred = x.float()
+    if tied:
+        out = workspace.get("centred", tuple(x.shape)) if x.device.type == "cpu" and copies is None else None
+        centred = torch.sub(centred, params.b_dec, out=out)
+    return centred if copies is None else centred.to(copies.W_enc.dtype)
+
+
+@torch.no_grad()
+def copies_of(params: Parameters, dtype: torch.dtype) -> Copies:
+    """Copies of these weights for products in `dtype`."""
+    chunk = chunk_of(params.W_enc.shape[0])
+    norms = torch.linalg.vector_norm(params.W_enc, dim=1)
+    norms = torch.nn.functional.pad(norms, (0, -norms.shape[0] % chunk)).view(-1, chunk).amax(1)
+    return Copies(params.W_enc.to(dtype), params.W_dec.to(dtype), norms)
+
+
+@functools.cache
+def _begins(prefixes: tuple[int, ...], device: torch.device) -> Tensor:
+    # a copy from the host makes it wait for the device: once is enough
+    return torch.tensor([0, *prefixes[:-1]], device=device)
+
+
+def group_starts(codes: SparseCodes, prefixes: tuple[int, ...]) -> Tensor:
     """The first entry of every token and group of CSR codes with ascending latents, int64 [N G + 1]."""
     assert codes.offsets is not None
     places = codes.rows() * codes.width + codes.indices
-    begins = torch.tensor([0, *prefixes[:-1]], device=places.device)
     tokens = torch.arange(codes.tokens, device=places.device) * codes.width
-    wanted = (tokens.unsqueeze(1) + begins).flatten()
+    wanted = (tokens.unsqueeze(1) + _begins(prefixes, places.device)).flatten()
     return torch.cat([torch.searchsorted(places, wanted), codes.offsets[-1:]])
 
 
@@ -186,18 +230,19 @@ def fused_update(
     max_norm: float | None = None,
     extra: RowGradients | None = None,
     through: Tensor | None = None,
-    more: float = 0.0,
+    more: Tensor | float = 0.0,
+    allowed: Tensor | None = None,
 ) -> StepResult:
     """One Adam step on the mean squared error (and `extra`), in place on params, m and v.
 
     Gradients are scaled by min(1, max_norm / norm), with the norm over all four parameters. Then each atom's gradient
     is projected orthogonally to the atom, Adam updates all parameters (see adam_step), and the atoms are scaled back to
-    unit norm. On the CPU an extra pass computes the norm first, unless a bound by Cauchy and Schwarz shows that it is
-    below max_norm, which holds at all but unusual steps with a generous max_norm.
+    unit norm. An extra pass computes the norm first, unless a bound by Cauchy and Schwarz shows that it is below
+    max_norm, which holds at all but unusual steps with a generous max_norm. On a GPU nothing is copied to the host.
 
     Args:
-        params, m, v: weights and Adam's moments.
-        forward: result of `fused_forward` with the same, unchanged params.
+        params, m, v: weights and Adam's moments; those of both matrices may be bf16 (see adam_step).
+        forward: result of `fused_forward` with the same, unchanged params; its copies are renewed.
         step: t, counted from 1.
         lr, beta1, beta2, eps: see adam_step.
         max_norm: clip the global norm to this; None for no clipping.
@@ -205,20 +250,28 @@ def fused_update(
         through: gradient of the loss with respect to every entry's pre-activation, of the shape of the codes' values,
             for codes and loss terms beyond relu and squared error; None for `forward.factor * forward.dots` where the
             value is positive.
-        more: squared norm of other gradients that the caller clips together with these; included in the norm.
+        more: squared norm of other gradients that the caller clips together with these; included in the norm. A
+            0-dim float64 tensor on the parameters' device need not be copied.
+        allowed: 0-dim bool; where it is False nothing is written, and the norm is 0.
 
     Returns:
         The norm, and whether the step was taken. If the gradient is not finite, nothing is written.
 
     Raises:
-        ValueError: weights or moments that are not contiguous fp32.
+        ValueError: weights or moments that are not contiguous fp32, or moments of both matrices all in bf16.
     """
+    short = m.W_enc.dtype == torch.bfloat16
     for kind, group in (("params", params), ("m", m), ("v", v)):
         for name, tensor in zip(Parameters._fields, group, strict=True):
-            if tensor.dtype != torch.float32 or not tensor.is_contiguous():
-                raise ValueError(f"{kind}.{name}: expected contiguous float32; got {tensor.dtype}")
+            matrix = kind != "params" and name in ("W_enc", "W_dec")
+            dtype = torch.bfloat16 if short and matrix else torch.float32
+            if tensor.dtype != dtype or not tensor.is_contiguous():
+                raise ValueError(f"{kind}.{name}: expected contiguous {dtype}; got {tensor.dtype}")
     with torch.no_grad(), no_autocast(params.W_enc.device.type):
-        special = through is not None or forward.starts is not None or more > 0
-        update = choose("fused_update", params.W_enc, UPDATE_ANY if special else UPDATE)
-        options = naive.Options(Adam(step, lr, beta1, beta2, eps), max_norm, extra, through, more)
-        return StepResult(*update(params, m, v, forward, options))
+        more = more if isinstance(more, Tensor) else params.W_enc.new_full((), more, dtype=torch.float64)
+        options = naive.Options(Adam(step, lr, beta1, beta2, eps), max_norm, extra, through, more, allowed)
+        norm, scale = choose("fused_update", params.W_enc, UPDATE)(params, m, v, forward, options)
+        if forward.copies is not None and fused_backend(params.W_enc) != "gpu":
+            for copy, renewed in zip(forward.copies, copies_of(params, forward.copies.W_enc.dtype), strict=True):
+                copy.copy_(renewed)
+    return StepResult(norm, torch.isfinite(scale), scale)

@@ -119,9 +119,9 @@ def _sweep_pieces(
             tl.store(part_bias + i, bias)
 
 
-@triton.jit(do_not_specialize=["F"])
+@triton.jit(do_not_specialize=["segment", "F"])
 def _merge(
-    part_dec, part_enc, part_bias, owner, first_piece, pieces, grad_W_dec, grad_W_enc, grad_b_enc, d, F,
+    part_dec, part_enc, part_bias, owner, first_piece, bounds, grad_W_dec, grad_W_enc, grad_b_enc, d, segment, F,
     HAS_G: tl.constexpr, HAS_X: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Gradient rows of a divided latent: the program of its first piece adds up the pieces in order."""
@@ -133,7 +133,8 @@ def _merge(
         b_dec = tl.zeros((BLOCK_D,), tl.float32)
         b_enc = tl.zeros((BLOCK_D,), tl.float32)
         bias = 0.0
-        for j in range(first, first + tl.load(pieces + i_f)):
+        entries = tl.load(bounds + i_f + 1) - tl.load(bounds + i_f)
+        for j in range(first, first + (entries + segment - 1) // segment):
             # j is int64, as first_piece is
             o_part = j * d + o_d
             if HAS_G:
@@ -170,6 +171,17 @@ def latent_order(indices: Tensor, offsets: Tensor | None, width: int) -> LatentO
         rows = torch.arange(offsets.shape[0] - 1, device=keys.device)
         tokens = torch.repeat_interleave(rows, offsets.diff(), output_size=keys.shape[0])
     return LatentOrder(order, bounds, tokens)
+
+
+def pieces_of(bounds: Tensor, segment: int, most: int) -> tuple[Tensor, Tensor]:
+    """The latent of each of `most` pieces (F beyond the last one), and the first piece of every latent, int64 [F].
+
+    Only latents with more than `segment` entries have pieces, of at most that many entries each.
+    """
+    counts = bounds.diff()
+    pieces = torch.where(counts > segment, (counts + segment - 1) // segment, 0)
+    ends = pieces.cumsum(0)
+    return torch.searchsorted(ends, torch.arange(most, device=bounds.device), right=True), ends - pieces
 
 
 def latent_sweep(
@@ -231,16 +243,13 @@ def latent_sweep(
 def _sweep_dense_latents(arguments, flags, config, outputs, most, width):
     """Fill the gradient rows of latents with more than `segment` entries, from at most `most` pieces."""
     bounds, d, segment = arguments["bounds"], arguments["d"], arguments["segment"]
-    counts = bounds.diff()
-    pieces = torch.where(counts > segment, (counts + segment - 1) // segment, 0)
-    ends = pieces.cumsum(0)
-    owner = torch.searchsorted(ends, torch.arange(most, device=bounds.device), right=True)
+    owner, first_piece = pieces_of(bounds, segment, most)
     parts = {
         "part_dec": torch.empty(most if flags["HAS_G"] else 0, d, device=bounds.device),
         "part_enc": torch.empty(most if flags["HAS_X"] else 0, d, device=bounds.device),
         "part_bias": torch.empty(most, device=bounds.device),
         "owner": owner,
-        "first_piece": ends - pieces,
+        "first_piece": first_piece,
         "F": width,
     }
     blocks = {"BLOCK_E": config.rows, "BLOCK_D": config.block_d}
@@ -248,7 +257,7 @@ def _sweep_dense_latents(arguments, flags, config, outputs, most, width):
     launch(
         _merge,
         (most, triton.cdiv(d, 256)),
-        parts | outputs | {"pieces": pieces, "d": d},
+        parts | outputs | {"bounds": bounds, "segment": segment, "d": d},
         {"HAS_G": flags["HAS_G"], "HAS_X": flags["HAS_X"], "BLOCK_D": 256},
         warps=2,
     )

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sae.book.chapter.base import Finding, Picture, Setting, experiment, trained_by_seed
-from sae.book.chapter.measure import fvu_of_runs, keyed, mean_of, over_seeds, split_images
-from sae.book.chapter.networks import HIDDEN, OPTIM
+from sae.book.chapter.measure import HIDDEN, OPTIM, fvu_of_runs, keyed, mean_of, over_seeds, split_images
 from sae.book.pictures.charts import draw_activity
 from sae.config import VisionConfig
 from sae.evaluation.variational import ACTIVE_VARIANCE, activity, moments

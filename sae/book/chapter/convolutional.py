@@ -15,13 +15,11 @@ from torch import Tensor
 
 from sae.book.chapter.base import Finding, Picture, Setting, experiment, trained
 from sae.book.chapter.latent_space import prior_draws
-from sae.book.chapter.measure import Spread, fvu, mean_of, over_seeds, reconstructed
-from sae.book.chapter.networks import ae, heldout, untrained, vae
+from sae.book.chapter.measure import Spread, ae, fvu, heldout, mean_of, over_seeds, reconstructed, untrained, vae
 from sae.book.measures.spectra import Checkerboard, power, radial_spectrum
 from sae.book.pictures.grids import draw_rows, draw_tiles
 from sae.book.pictures.latents import draw_interpolation
-from sae.book.pictures.lines import Curve, draw_lines
-from sae.book.pictures.spectra import checkerboards_of, draw_checkerboards, draw_spectra, spectra_of
+from sae.book.pictures.lines import Curve, checkerboards_of, draw_checkerboards, draw_lines, draw_spectra, spectra_of
 from sae.config import VisionConfig
 from sae.models.autoencoder import Autoencoder
 from sae.models.heads import ConvolutionalHead
@@ -31,6 +29,15 @@ from sae.runs.images import ImageRun, decode_dense, dense_codes
 CHAPTER_SHAPE = (3, 64, 64)
 LATENTS = 16
 SHOWN = 10
+STRIDE = 2  # of every stage of the decoders
+FLOOR = 1e-8  # share of the largest power at which the picture's colours end
+KINDS = {"transposed": False, "upsampled": True}
+"""Decoders by whether they double and convolve, in place of a transposed convolution."""
+SETS: tuple[str, ...] = ("samples", "reconstructions", "errors")
+MEASURES = {"phases": "variance in the 2 x 2 pattern", "lattice": "power on the lattice / off it"}
+"""Of a checkerboard, with their names in tables."""
+Boards = dict[str, Spread]
+"""Every measure over seeds."""
 
 
 def convolutional_vae(*, upsampling: bool) -> VisionConfig:
@@ -100,17 +107,6 @@ def convolutional(setting: Setting) -> Finding:
         f"{LATENTS} latents leave {error:.1%} of the variance of held-out images unexplained."
     )
     return Finding(text, {"stages": table, "fvu": error, "images": run.record["data"]["count"]}, [table], pictures)
-
-
-STRIDE = 2  # of every stage of the decoders
-FLOOR = 1e-8  # share of the largest power at which the picture's colours end
-KINDS = {"transposed": False, "upsampled": True}
-"""Decoders by whether they double and convolve, in place of a transposed convolution."""
-SETS: tuple[str, ...] = ("samples", "reconstructions", "errors")
-MEASURES = {"phases": "variance in the 2 x 2 pattern", "lattice": "power on the lattice / off it"}
-"""Of a checkerboard, with their names in tables."""
-Boards = dict[str, Spread]
-"""Every measure over seeds."""
 
 
 @experiment("checkerboards", rows=(18,), title="Checkerboards of transposed convolutions, before and after training")

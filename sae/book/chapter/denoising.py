@@ -9,8 +9,17 @@ from torch import Tensor
 
 from sae.base import draws
 from sae.book.chapter.base import Finding, Picture, Setting, experiment, trained_by_seed
-from sae.book.chapter.measure import Images, Spread, enumerated, mean_of, over_seeds, reconstructed, split_images
-from sae.book.chapter.networks import HIDDEN, OPTIM
+from sae.book.chapter.measure import (
+    HIDDEN,
+    OPTIM,
+    Images,
+    Spread,
+    enumerated,
+    mean_of,
+    over_seeds,
+    reconstructed,
+    split_images,
+)
 from sae.book.pictures.grids import draw_rows
 from sae.book.pictures.lines import Curve, draw_lines
 from sae.config import VisionConfig

@@ -17,8 +17,7 @@ from sae.book.chapter.generative_verdicts import Numbers, summary, verdicts
 from sae.book.chapter.measure import Judge, judge_of
 from sae.book.generate.base import Sampler
 from sae.book.generate.diffusion import Diffusion
-from sae.book.generate.latent import VAESampler
-from sae.book.generate.prior import code_indices, decode_indices, train_prior
+from sae.book.generate.latent import VAESampler, code_indices, decode_indices, train_prior
 from sae.book.pictures.grids import draw_rows
 from sae.book.pictures.lines import Curve, draw_lines
 

@@ -16,8 +16,7 @@ from sae.book.generate.base import Sampler
 from sae.book.generate.denoisers import ConvolutionalDenoiser, MLPDenoiser
 from sae.book.generate.diffusion import DiffusionConfig, train_diffusion
 from sae.book.generate.gan import GANConfig, VAEGANConfig, train_gan, train_vaegan
-from sae.book.generate.latent import from_prior, train_latent_diffusion
-from sae.book.generate.prior import PriorConfig, train_prior
+from sae.book.generate.latent import PriorConfig, from_prior, train_latent_diffusion, train_prior
 from sae.book.measures.generation import GeneratorScore, score_generator
 from sae.book.measures.spectra import radial_spectrum
 from sae.config import VisionConfig

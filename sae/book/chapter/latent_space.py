@@ -12,8 +12,7 @@ from torch import Tensor
 
 from sae.base import draws
 from sae.book.chapter.base import Finding, Picture, Setting, experiment
-from sae.book.chapter.measure import Judge, difference, judge_of, mean_of, over_seeds, reconstructed, side
-from sae.book.chapter.networks import ae, vae
+from sae.book.chapter.measure import Judge, ae, difference, judge_of, mean_of, over_seeds, reconstructed, side, vae
 from sae.book.measures.generation import frechet, manifolds
 from sae.book.pictures.grids import draw_rows
 from sae.book.pictures.latents import (

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from sae.base import draws
 from sae.book.chapter.base import Finding, Picture, Setting, experiment
-from sae.book.chapter.measure import Judge, judge_of
-from sae.book.chapter.networks import ae, vae
+from sae.book.chapter.measure import Judge, ae, judge_of, vae
 from sae.book.pictures.charts import draw_heatmap
 from sae.book.pictures.grids import draw_rows
 from sae.book.pictures.latents import arithmetic

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from sae.book.chapter.base import Finding, Picture, Setting, experiment, trained
-from sae.book.chapter.measure import fvu_of_runs, over_seeds, reconstructed, side
-from sae.book.chapter.networks import heldout
+from sae.book.chapter.measure import fvu_of_runs, heldout, over_seeds, reconstructed, side
 from sae.book.pictures.charts import draw_ranked
 from sae.book.pictures.grids import draw_rows
 from sae.config import OptimConfig, VisionConfig

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from sae.base.tables import number
-from sae.book.chapter.measure import Spread, fvu, over_seeds, plain
+from sae.book.chapter.measure import Spread, fvu, over_seeds
 from sae.book.comparison.coders import Coder
 from sae.book.comparison.grounds import Ground
 from sae.book.measures.disentanglement import disentanglement, live_latents
 from sae.book.measures.rate import bits_at, fvu_at, rate_distortion
-from sae.evaluation.bootstrap import Interval
+from sae.evaluation.bootstrap import Interval, plain
 from sae.evaluation.probing import ProbingTask, full_probe, probing_task, sparse_probe
 from sae.evaluation.stability import over_pairs
 from sae.evaluation.synthetic.metrics import match

@@ -34,6 +34,9 @@ from sae.training.images import SampleData
 from sae.training.run import train
 from sae.training.run_folder import check_kept_run
 
+MEASURES = "comparison.json"
+FORMAT = 3  # of saved measures; raise it when a measure changes
+
 
 @dataclass(frozen=True, kw_only=True)
 class RowsConfig(RunConfig):
@@ -98,10 +101,6 @@ class RowsData(SampleData):
 
     def recipe(self) -> Recipe:
         return recipe_of(self.sae, [self.images.dim])
-
-
-MEASURES = "comparison.json"
-FORMAT = 3  # of saved measures; raise it when a measure changes
 
 
 class Tour:

@@ -30,6 +30,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 STYLES = ("-", "--", "-.", ":")
 GREY = "#666666"
 SMALL = 9.0  # points, of all text in charts
+ANNOTATED = 200  # cells of a heat map up to which numbers are written
 
 
 def colour(place: int) -> str:
@@ -71,9 +72,6 @@ def legend(figure: Figure, axis: Axes, *, title: str = "") -> None:
     if len(names) > 1:
         options: dict[str, Any] = {"title": title, "title_fontsize": SMALL} if title else {}
         figure.legend(handles, names, loc="outside right upper", fontsize=SMALL, frameon=False, **options)
-
-
-ANNOTATED = 200  # cells of a heat map up to which numbers are written
 
 
 def draw_histograms(

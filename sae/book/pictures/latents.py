@@ -25,6 +25,7 @@ PARALLEL = 1e-4  # sine of an angle below which the arc is a line
 
 Look = Callable[[Tensor], Tensor]
 """Decoded images [n, C·H·W] as they are shown (see `sae.base.colours.diverging`)."""
+CHUNK = 1024  # atoms decoded at a time
 
 
 def as_they_are(images: Tensor) -> Tensor:
@@ -161,9 +162,6 @@ def arithmetic(codes: Tensor, kinds: Tensor, code: Tensor, minus: int, plus: int
         if not (kinds == kind).any():
             raise ValueError(f"kinds: expected samples of kind {kind}, got none")
     return codes[kinds == plus].mean(0) - codes[kinds == minus].mean(0) + code
-
-
-CHUNK = 1024  # atoms decoded at a time
 
 
 @torch.no_grad()

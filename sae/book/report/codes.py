@@ -33,6 +33,11 @@ ROWS = 12  # latents shown
 STEPS = 9  # images a traversal
 SIDE = 20  # of the plane of two latents
 SPREAD = 3.0  # standard deviations of the prior, to both sides
+PAIRS = 2
+EXAMPLES = 3  # of arithmetic
+SAMPLES = 60
+COMPONENTS = 10  # of the mixture fitted to an autoencoder's codes
+PRIOR, MIXTURE = range(2)  # keys of the random streams
 
 
 def write_activity(material: Material, page: Page) -> None:
@@ -160,13 +165,6 @@ def write_information(material: Material, page: Page) -> None:
         limits=(0.0, max(0.5, float(share.max()))),
     )
     page.figure(figure, "Rows by their largest share; the last is a mean latent against factors of other images.")
-
-
-PAIRS = 2
-EXAMPLES = 3  # of arithmetic
-SAMPLES = 60
-COMPONENTS = 10  # of the mixture fitted to an autoencoder's codes
-PRIOR, MIXTURE = range(2)  # keys of the random streams
 
 
 def write_interpolation(material: Material, page: Page) -> None:

@@ -133,32 +133,6 @@ def detection(both: Tensor, latent: Tensor, feature: Tensor) -> Detection:
     return Detection(*(torch.where(seen, score, torch.nan) for score in scores))
 
 
-class _Counts:
-    """Sums for `recovery_metrics`, sample by sample, in float64 and int64."""
-
-    def __init__(self, width: int, features: int, pairs: Matching, best: Tensor) -> None:
-        self.pairs, self.best = pairs, best
-        self.latent = torch.zeros(width, dtype=torch.int64)
-        self.feature = torch.zeros(features, dtype=torch.int64)
-        self.both_matched = torch.zeros(len(pairs.latents), dtype=torch.int64)
-        self.both_best = torch.zeros(width, dtype=torch.int64)
-        self.tokens = 0
-        self.sums: dict[str, Tensor] = {}
-        self.centre: Tensor | None = None
-
-    def add(self, x: Tensor, x_hat: Tensor, fired: Tensor, truth: Tensor) -> None:
-        """x and x̂ [n, d], and what fired: latents bool [n, F], features bool [n, G]."""
-        self.latent += fired.sum(0)
-        self.feature += truth.sum(0)
-        self.both_matched += (fired[:, self.pairs.latents] & truth[:, self.pairs.features]).sum(0)
-        self.both_best += (fired & truth[:, self.best]).sum(0)
-        self.tokens += len(x)
-        if self.centre is None:
-            self.centre = x.double().mean(0)
-        news = fvu_sums(x, x_hat, self.centre)
-        self.sums = {name: self.sums.get(name, 0) + value for name, value in news.items()}
-
-
 @torch.no_grad()
 def recovery_metrics(model: Autoencoder, features: Tensor, samples: Iterable[Sample]) -> Recovery:
     """Compare an autoencoder, in its saved form (unscaled inputs), with the features that made held-out samples.
@@ -173,29 +147,39 @@ def recovery_metrics(model: Autoencoder, features: Tensor, samples: Iterable[Sam
     """
     atoms, device = model.dictionary.W, model.W_enc.device
     pairs, best = match(atoms, features), best_features(atoms, features)
-    counts = _Counts(len(atoms), len(features), pairs, best)
+    tokens, sums, centre = 0, {}, None
+    # tokens in which latents fire, features fire, and both of a pair do, each latent with its pair or nearest feature
+    latent, feature = torch.zeros(len(atoms), dtype=torch.int64), torch.zeros(len(features), dtype=torch.int64)
+    both_matched, both_best = torch.zeros_like(pairs.latents), torch.zeros_like(latent)
     for x, truth, target in samples:
-        true_fired = truth.to_dense() > 0
         wanted = x if target is None else target
-        for rows, want, true_rows in zip(x.split(CHUNK), wanted.split(CHUNK), true_fired.split(CHUNK), strict=True):
+        parts = zip(x.split(CHUNK), wanted.split(CHUNK), (truth.to_dense() > 0).split(CHUNK), strict=True)
+        for rows, want, true in parts:
             codes, x_hat = model(rows.to(device))
-            counts.add(want, x_hat.cpu(), codes.to_dense().cpu() > 0, true_rows)
-    if counts.tokens == 0:
+            fired = codes.to_dense().cpu() > 0
+            latent += fired.sum(0)
+            feature += true.sum(0)
+            both_matched += (fired[:, pairs.latents] & true[:, pairs.features]).sum(0)
+            both_best += (fired & true[:, best]).sum(0)
+            tokens += len(rows)
+            centre = want.double().mean(0) if centre is None else centre
+            sums = {name: sums.get(name, 0) + value for name, value in fvu_sums(want, x_hat.cpu(), centre).items()}
+    if tokens == 0:
         raise ValueError("samples: expected at least one, got none")
-    matched = detection(counts.both_matched, counts.latent[pairs.latents], counts.feature[pairs.features])
-    by_latent = detection(counts.both_best, counts.latent, counts.feature[best])
+    matched = detection(both_matched, latent[pairs.latents], feature[pairs.features])
+    by_latent = detection(both_best, latent, feature[best])
     return Recovery(
         mcc=pairs.mcc,
         positive=pairs.positive,
         recovered=(pairs.cosines.abs() > RECOVERED).sum().item() / len(features),
-        uniqueness=uniqueness(atoms, features, counts.latent > 0),
+        uniqueness=uniqueness(atoms, features, latent > 0),
         f1=matched.f1.nanmean().item(),
         precision=matched.precision.nanmean().item(),
         recall=matched.recall.nanmean().item(),
         latent_f1=by_latent.f1.nan_to_num(0.0).mean().item(),
-        fvu=fvu_of("error", counts.sums).item(),
-        l0=counts.latent.sum().item() / counts.tokens,
-        true_l0=counts.feature.sum().item() / counts.tokens,
-        dead=(counts.latent == 0).double().mean().item(),
-        silent=(counts.feature == 0).double().mean().item(),
+        fvu=fvu_of("error", sums).item(),
+        l0=latent.sum().item() / tokens,
+        true_l0=feature.sum().item() / tokens,
+        dead=(latent == 0).double().mean().item(),
+        silent=(feature == 0).double().mean().item(),
     )

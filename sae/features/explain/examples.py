@@ -56,7 +56,7 @@ class Pool:
     Args:
         store: collected features.
         nearest: int64 [F, n], the latents of the nearest atoms.
-        groups: token id -> the group that it belongs to, see `likeness`.
+        groups: token id -> the group that it belongs to, see `naming`.
     """
 
     def __init__(self, store: FeatureStore, nearest: np.ndarray, groups: Mapping[int, str] | None = None) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 FAMILIES = (
     "token",  # the token as it is written, with its leading space
     "word",  # the word that it belongs to, in lower case
-    "like",  # its group of tokens that the model treats alike, see `likeness`
+    "like",  # its group of tokens that the model treats alike, see `naming`
     "ending",  # last three letters of that word
     "beginning",  # first letter, or two, of the token
     "case",

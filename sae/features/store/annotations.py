@@ -2,7 +2,7 @@
 
     annotations = Annotations("runs/demo")
     annotations.set(17, label="days of the week", bookmark=True)
-    annotations.get([17, 18])[17]["label"]
+    annotations.all()[17]["label"]
 
 They are in the run's `annotations.sqlite`, each with the SHA-256 of the weights it was made for: those of other weights
 stay in the file and are not shown. Every row carries a hash of its content.
@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +42,8 @@ class Annotations:
         self.weights = weights or str(read_description(self.folder)["sha256"])
 
     def all(self) -> dict[int, dict[str, Any]]:
-        """Every latent that has a label, a note or a bookmark."""
+        """Of every latent that has one of them: {"label": str | None, "bookmark": bool, "note": str | None}."""
         return self._read("annotations")
-
-    def get(self, latents: Iterable[int]) -> dict[int, dict[str, Any]]:
-        """`{latent: {"label": str | None, "bookmark": bool, "note": str | None}}` of these latents."""
-        annotations = self.all()
-        return {latent: annotations.get(latent, dict(EMPTY)) for latent in latents}
 
     def set(self, latent: int, **changes: Any) -> dict[str, Any]:
         """Change some of `label`, `note` (None or "" removes it) and `bookmark`; returns the latent's annotation.

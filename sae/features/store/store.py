@@ -20,13 +20,12 @@ import numpy as np
 from sae.base.files import CorruptError
 from sae.features.store import records, windows
 from sae.features.store.annotations import Annotations
-from sae.features.store.columns import FIELDS
 from sae.features.store.database import Blobs, has_fts5, open_read_only
 from sae.features.store.keys import FeatureError
 from sae.features.store.lens import Lens
 from sae.features.store.records import Example, Record
 from sae.features.store.text import Vocabulary
-from sae.features.store.writer import FORMAT, PARTS, SCALARS, STORE, PlacedEvents
+from sae.features.store.writer import FIELDS, FORMAT, PARTS, SCALARS, STORE, PlacedEvents
 
 
 class FeatureStore:
@@ -56,7 +55,7 @@ class FeatureStore:
         self.annotations = Annotations(self.folder, self.info["weights"])
         self.lens = Lens(self.folder, self.info["weights"])
         self.scalars = self._map_scalars()
-        """Columns of all latents, a structured array [F]; see `columns.FIELDS`."""
+        """Columns of all latents, a structured array [F]; see `writer.FIELDS`."""
         self.has_fts5 = has_fts5(self.blobs.connection)
         """Whether this SQLite can use the index of words."""
         self.raw = lru_cache(4096)(self._record)

@@ -62,7 +62,8 @@ def push(
         folder = Path(temporary)
         files_for(finished, repository, folder, licence=licence)
         try:
-            api.create_repo(repository, private=private, exist_ok=True)
+            # not False: an organisation may make its repositories private by default
+            api.create_repo(repository, private=private or None, exist_ok=True)
             commit = api.upload_folder(
                 repo_id=repository,
                 folder_path=folder,

@@ -73,4 +73,5 @@ def _hookpoint(run: Finished) -> str | None:
     if run.model.transcodes and (site.module, site.side, target.side) != (target.module, "input", "output"):
         run.refuse(FORMAT, f"a transcoder from {site.name} to {target.name}: it maps one module's input to its output")
     first, _, rest = name.partition(".")
-    return rest if rest and first not in STACKS else name
+    # a name that is no path stays as it is
+    return rest if site.module is not None and rest and first not in STACKS else name

@@ -35,7 +35,7 @@ def _llama_scope() -> dict[str, PublishedSet]:
     sets["llama_scope_r1_distill"] = PublishedSet(
         repository="fnlp/Llama-Scope-R1-Distill",
         path="{variant}/L{layer}R",
-        format="llama_scope_r1",
+        format="llama_scope",
         model="deepseek-ai/DeepSeek-R1-Distill-Llama-8B",
         variants=dict.fromkeys(mixtures, range(32)),
         site="resid_post.{layer}",

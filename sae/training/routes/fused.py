@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from itertools import count
 from typing import Any
@@ -20,13 +21,15 @@ from sae.training.optimizers import Adam, parameters_of
 from sae.training.routes.autograd import AutogradRoute
 from sae.training.routes.base import StepContext, StepOutcome, largest_norm
 from sae_kernels import (
+    Copies,
     Parameters,
     RowGradients,
     SparseCodes,
     StepForward,
     Workspace,
     adam_step,
-    clip_scale,
+    copies_of,
+    fused_backend,
     fused_forward,
     fused_update,
 )
@@ -57,6 +60,9 @@ class FusedRoute:
         self.others = {name: p for name, p in parameters.items() if name not in NAMES.values()}
         self.of_code = {name: p for name, p in self.others.items() if name.startswith("code.")}
         self.workspaces = [Workspace()]  # of the main forward pass, then one for each frozen error of a step
+        self.on_gpu = fused_backend(model.W_enc) == "gpu"
+        self.copies: Copies | None = None
+        self.versions = (-1, -1)  # of both matrices when the copies were made
 
     @staticmethod
     def fits(model: Autoencoder, terms: Sequence[Term], site_widths: Sequence[int]) -> bool:
@@ -74,20 +80,24 @@ class FusedRoute:
     def take(self, x: Tensor, target: Tensor, now: StepContext) -> StepOutcome:
         """One step, in place; by autograd while the code lists so many latents that whole products are faster."""
         model = self.model
-        with torch.no_grad():
-            listed = model.select(model.embed(x))
+        with torch.no_grad(), self._autocast():
             compared = model.without_skip(target, x)
+            listed, centred = self._select(x)
         dense = listed.offsets is None and listed.values.numel() > DENSE_ABOVE * x.shape[0] * model.width
         (error_term,) = (term for term in now.terms if term.view is Reconstructions)
         if dense or error_term.weight != 1:
+            self.copies = None  # the optimizer changes the weights and not the copies
             return self.autograd.take(x, target, now)
-        pre = listed.values.requires_grad_()
+        on_entries = [term for term in now.terms if term.view is Entries]
+        needs_dots = bool(on_entries) or not model.code.plain
+        pre = listed.values.float().requires_grad_()
         listed = listed.with_values(pre)
         codes = listed if model.code.plain else model.code.activate(listed)
         values = codes.values
         codes = codes.with_values(values.detach())
-        decode = partial(self._decode, x=x, target=compared)
-        forward = decode(codes, prefixes=error_term.of(Reconstructions()).prefixes, workspace=self.workspaces[0])
+        decode = partial(self._decode, x=x, target=compared, centred=centred)
+        prefixes = error_term.of(Reconstructions()).prefixes
+        forward = decode(codes, prefixes=prefixes, dots=needs_dots, workspace=self.workspaces[0])
         numbers = count(1)
 
         def frozen_error(others: SparseCodes) -> Tensor:
@@ -105,16 +115,16 @@ class FusedRoute:
             running=now.running,
             frozen_error=frozen_error,
         )
-        on_entries = [term for term in now.terms if term.view is Entries]
-        means = [term.of(entries).mean() for term in on_entries]
-        parts, extra = self._on_dead_rows([term for term in now.terms if term.view is DeadRows], forward, now)
+        with self._autocast():
+            means = [term.of(entries).mean() for term in on_entries]
+            parts, extra = self._on_dead_rows([term for term in now.terms if term.view is DeadRows], forward, now)
         parts |= {term.name: mean.detach() for term, mean in zip(on_entries, means, strict=True)}
         parts[error_term.name] = forward.squared_error.mean()
         parts = {term.name: parts[term.name] for term in now.terms}
-        loss = sum((term.weight * parts[term.name] for term in now.terms), torch.zeros(()))
+        loss = sum((term.weight * parts[term.name] for term in now.terms), x.new_zeros(()))
         through, gradients = None, {}
-        if means or not model.code.plain:
-            seeds = [torch.as_tensor(term.weight, dtype=m.dtype) for term, m in zip(on_entries, means, strict=True)]
+        if needs_dots:
+            seeds = [_weight(term, mean) for term, mean in zip(on_entries, means, strict=True)]
             through, *by_parameter = torch.autograd.grad(
                 [entries.codes.values, *means],
                 [pre, *self.of_code.values()],
@@ -124,20 +134,39 @@ class FusedRoute:
             )
             gradients = dict(zip(self.of_code, by_parameter, strict=True))
         if model.W_skip is not None:
-            gradients["W_skip"] = forward.factor * forward.spread[:: forward.groups].T @ x
-        error = forward.residual.square().sum(1) if forward.starts is not None else forward.squared_error
-        if not (now.allowed & torch.isfinite(loss)):
-            return StepOutcome(codes, x, error, loss.detach(), parts, torch.zeros(()))
-        norm = self._update(forward, now, extra, through, gradients)
+            with self._autocast():
+                gradients["W_skip"] = (forward.factor * forward.spread[:: forward.groups].T @ x).float()
+        error = forward.residual.float().square().sum(1) if forward.starts is not None else forward.squared_error
+        norm = self._update(forward, now, now.allowed & torch.isfinite(loss), extra, through, gradients)
         return StepOutcome(codes, x, error, loss.detach(), parts, norm)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        """As in the autograd route, for what is computed by torch."""
+        compute = self.autograd.compute
+        return torch.autocast(self.params.W_enc.device.type, dtype=compute, enabled=compute != torch.float32)
+
+    def _select(self, x: Tensor) -> tuple[SparseCodes, Tensor | None]:
+        """The listed pre-activations, and on a GPU what the encoder read, centred in float32 and then rounded."""
+        model = self.model
+        if not self.on_gpu:
+            return model.select(model.embed(x)), None
+        versions = (model.W_enc._version, model.dictionary.W._version)
+        if self.copies is None or self.versions != versions:
+            self.copies = None  # its memory is free for the new ones
+            self.copies, self.versions = copies_of(self.params, self.autograd.compute), versions
+        W_enc = self.copies.W_enc
+        centred = (x if model.b_pre is None else x - model.b_pre).to(W_enc.dtype)
+        return model.code.select(centred, W_enc, model.b_enc, None), centred
 
     def _decode(
         self,
         codes: SparseCodes,
         x: Tensor,
         target: Tensor,
+        centred: Tensor | None,
         workspace: Workspace,
         prefixes: Sequence[int] | None = None,
+        dots: bool = True,
     ) -> StepForward:
         return fused_forward(
             self.params,
@@ -146,6 +175,9 @@ class FusedRoute:
             target=target,
             tied=not self.model.transcodes,
             prefixes=prefixes,
+            centred=centred,
+            dots=dots,
+            copies=self.copies,
             workspace=workspace,
         )
 
@@ -159,19 +191,19 @@ class FusedRoute:
     ) -> tuple[dict[str, Tensor], RowGradients | None]:
         """Means of the terms of dead rows, and the gradients of their weighted sum on those rows."""
         if not terms or now.dead.numel() == 0:
-            return {term.name: torch.zeros(()) for term in terms}, None
+            return {term.name: forward.squared_error.new_zeros(()) for term in terms}, None
         rows = [t[now.dead].requires_grad_() for t in (self.params.W_enc, self.params.b_enc, self.params.W_dec)]
         W_enc, b_enc, W_dec = rows
         view = DeadRows(
             pre=torch.nn.functional.linear(forward.centred, W_enc, b_enc),
             W_dec=W_dec,
             thresholds=self.model.code.threshold(now.dead),
-            residual=forward.residual,
+            residual=forward.residual.float(),
             auxk=self.auxk,
             site_widths=self.autograd.site_widths,
         )
         means = [term.of(view).mean() for term in terms]
-        seeds = [torch.as_tensor(term.weight, dtype=m.dtype) for term, m in zip(terms, means, strict=True)]
+        seeds = [_weight(term, mean) for term, mean in zip(terms, means, strict=True)]
         gradients = torch.autograd.grad(means, rows, seeds, allow_unused=True, materialize_grads=True)
         parts = {term.name: mean.detach() for term, mean in zip(terms, means, strict=True)}
         return parts, RowGradients(now.dead, *gradients)
@@ -180,6 +212,7 @@ class FusedRoute:
         self,
         forward: StepForward,
         now: StepContext,
+        allowed: Tensor,
         extra: RowGradients | None,
         through: Tensor | None,
         gradients: dict[str, Tensor],
@@ -189,19 +222,25 @@ class FusedRoute:
         adam |= {"beta2": self.config.beta2, "eps": self.config.eps}
         max_norm = largest_norm(self.config, self.model)
         # a gradient of another parameter that is not finite makes the norm so, and stops the step
-        squares = sum((float(total(gradient.double().square())) for gradient in gradients.values()), 0.0)
+        more = torch.zeros((), dtype=torch.float64, device=allowed.device)
+        for gradient in gradients.values():
+            more = more + total(gradient.double().square())
         result = fused_update(
             self.params, self.m, self.v, forward, **adam,
-            max_norm=max_norm, extra=extra, through=through, more=squares,
+            max_norm=max_norm, extra=extra, through=through, more=more, allowed=allowed,
         )  # fmt: skip
-        if result.applied:
-            adam["scale"] = clip_scale(result.grad_norm, max_norm)
-            with torch.no_grad():
-                for name, gradient in gradients.items():
-                    moments = (self.optimizer.tensors[f"{kind}.{name}"] for kind in "mv")
-                    rate = now.lr * (self.model.code.rate if name in self.of_code else 1.0)
-                    adam_step(self.others[name], gradient, *moments, **{**adam, "lr": rate})
+        with torch.no_grad():
+            for name, gradient in gradients.items():
+                moments = (self.optimizer.tensors[f"{kind}.{name}"] for kind in "mv")
+                rate = now.lr * (self.model.code.rate if name in self.of_code else 1.0)
+                adam_step(self.others[name], gradient, *moments, **{**adam, "lr": rate}, scale=result.scale)
         return result.grad_norm
+
+
+def _weight(term: Term, mean: Tensor) -> Tensor:
+    """A term's weight like its mean; made on the device, as a copy would make the host wait for it."""
+    weight: Any = term.weight
+    return weight.to(mean.dtype) if isinstance(weight, Tensor) else mean.new_full((), weight)
 
 
 class _FrozenError(torch.autograd.Function):

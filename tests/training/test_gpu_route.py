@@ -1,0 +1,206 @@
+"""The fused route on a GPU takes the steps of the autograd route; tests/kernel_process.py runs these tests.
+
+Under Triton's interpreter the trainers are on the CPU and told to use the kernels of a GPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from planted import (
+    RECIPES,
+    Pair,
+    initialise,
+    note_dense_steps,
+    planted,
+    relative,
+    run,
+    trainer_of,
+    use_autograd,
+)
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gpu_device import DEVICE
+from sae.training.routes import FusedRoute
+from sae.training.trainer import DivergedError, Trainer
+from sae_kernels import last_backend, use_backend
+
+# Adam's epsilon is large here, as a gradient that is all rounding error would else move its weight by a whole step
+EPS = 1e-3
+WIDTH, ROWS = 48, 12
+
+
+def on_gpu(settings: dict[str, Any], **optim: Any) -> Trainer:
+    with use_backend("gpu"):
+        trainer = trainer_of(
+            {"width": WIDTH, **settings}, steps=60, dead_after=1000, optim={"eps": EPS, **optim}, device=DEVICE
+        )
+    assert isinstance(trainer.route, FusedRoute)
+    return trainer
+
+
+def started(trainer: Trainer, batches: list[Pair]) -> Trainer:
+    """With some latents dead from the start, and few enough firing for listed codes."""
+    with use_backend("naive"):
+        # from other rows: biases are fitted so that one of these has a pre-activation of zero, up to rounding
+        initialise(trainer, planted(len(batches) + 4, rows=ROWS)[-4:], active=1.5)
+    with torch.no_grad():
+        if trainer.sparsity is None and trainer.model.code.name in ("jumprelu", "gated"):
+            trainer.model.b_enc.sub_(2.5)
+        trainer.model.dictionary.tokens_since_fired[::7] = 10**6
+        trainer.model.b_enc[::7] -= 0.5
+    return trainer
+
+
+def stepped(settings: dict[str, Any], batches: list[Pair], **optim: Any) -> Trainer:
+    """After a step of the fused route on each batch."""
+    trainer = started(on_gpu(settings, **optim), batches)
+    dense: list[int] = []
+    assert isinstance(trainer.route, FusedRoute)
+    note_dense_steps(trainer.route, dense)
+    with use_backend("gpu"):
+        run(trainer, batches)
+    assert not dense, "these steps were to be fused"
+    assert last_backend("fused_update") == "gpu"
+    return trainer
+
+
+def by_autograd(settings: dict[str, Any], batches: list[Pair], **optim: Any) -> Trainer:
+    trainer = on_gpu(settings, **optim)
+    use_autograd(trainer)
+    with use_backend("naive"):
+        return run(started(trainer, batches), batches)
+
+
+def assert_same_steps(ours: Trainer, theirs: Trainer) -> None:
+    """Weights, moments and what is logged."""
+    state, other = ours.state()[0], theirs.state()[0]
+    for key, tensor in state.items():
+        if tensor.is_floating_point():
+            assert relative(tensor.double(), other[key].double()) < 1e-4, key
+    window, expected = ours.window(), theirs.window()
+    assert window.parts == pytest.approx(expected.parts, rel=1e-4, abs=1e-6)
+    for field in ("loss", "fvu", "l0", "grad_norm", "dead"):
+        assert getattr(window, field) == pytest.approx(getattr(expected, field), rel=1e-4), field
+
+
+def fused_on_gpu(settings: dict[str, Any]) -> bool:
+    with use_backend("gpu"):
+        return trainer_of(settings, steps=1).route.name == "fused"
+
+
+FUSED = [name for name, settings in RECIPES.items() if fused_on_gpu(settings)]
+PAIRS = ("skip_transcoder, gated", "transcoder, matryoshka", "crosscoder, temporal")
+"""Of the bases of variants that have several, the interpreter tries these: it takes half a second a step."""
+SEVERAL = ("transcoder, ", "skip_transcoder, ", "crosscoder, ")
+TRIED = FUSED if torch.cuda.is_available() else [n for n in FUSED if n in PAIRS or not n.startswith(SEVERAL)]
+
+
+@pytest.mark.parametrize("name", TRIED)
+def test_steps_equal_the_autograd_route(name: str) -> None:
+    batches = planted(50 if DEVICE == "cuda" or name == "topk" else 3, rows=ROWS)
+    # what is clipped, and by how much, is decided on the device
+    clip = 0.02 if name == "gated" else 4.0
+    ours, theirs = (take(RECIPES[name], batches, compute="float32", clip=clip) for take in (stepped, by_autograd))
+    assert_same_steps(ours, theirs)
+
+
+@pytest.mark.parametrize("name", ["topk", "jumprelu, wide", "skip_transcoder, gated"])
+def test_steps_in_bfloat16_follow_those_in_float32(name: str) -> None:
+    batches = planted(3, rows=ROWS)
+    trainers = [stepped(RECIPES[name], batches, compute=compute) for compute in ("bfloat16", "float32")]
+    assert {p.dtype for p in trainers[0].model.parameters()} == {torch.float32}
+    assert trainers[0].route.copies.W_enc.dtype == torch.bfloat16  # type: ignore[union-attr]
+    ours, exact = (trainer.window() for trainer in trainers)
+    assert ours.loss == pytest.approx(exact.loss, rel=0.03)
+    assert ours.loss != exact.loss
+
+
+def test_copies_follow_weights_that_something_else_changes() -> None:
+    batches = planted(3, rows=ROWS)
+    trainer = stepped({}, batches[:1], compute="bfloat16")
+    route = trainer.route
+    assert isinstance(route, FusedRoute)
+    with torch.no_grad():
+        trainer.model.W_enc[5] = 7.0
+        trainer.model.W_enc[6] *= 40.0
+    with use_backend("gpu"):
+        run(trainer, batches[1:2])
+    assert route.copies is not None
+    # the interpreter cuts the mantissa off where a GPU rounds it
+    torch.testing.assert_close(route.copies.W_enc.float(), trainer.model.W_enc.detach(), rtol=2**-7, atol=0)
+    assert route.copies.row_norms.max() == pytest.approx(trainer.model.W_enc.norm(dim=1).max().item(), rel=1e-5)
+
+
+@contextlib.contextmanager
+def counted_waits(counts: list[str]) -> Iterator[None]:
+    """Note each time that the host asks a tensor for its values."""
+    names = ("item", "tolist", "__bool__", "__float__", "__int__")
+    plain = {name: getattr(torch.Tensor, name) for name in names}
+
+    def counting(name: str) -> Any:
+        def ask(tensor: torch.Tensor) -> Any:
+            counts.append(name)
+            return plain[name](tensor)
+
+        return ask
+
+    class Nonzero(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func._schema.name in ("aten::nonzero", "aten::masked_select"):
+                counts.append(func._schema.name)
+            return func(*args, **(kwargs or {}))
+
+    for name in names:
+        setattr(torch.Tensor, name, counting(name))
+    try:
+        with Nonzero():
+            yield
+    finally:
+        for name, method in plain.items():
+            setattr(torch.Tensor, name, method)
+
+
+@pytest.mark.parametrize(("name", "waits"), [("topk", 0), ("skip_transcoder, topk", 0), ("matryoshka", 1), ("relu", 2)])
+def test_host_waits_only_for_the_size_of_codes_that_vary_in_size(name: str, waits: int) -> None:
+    batches = planted(2, rows=ROWS)
+    trainer = stepped(RECIPES[name], batches[:1], compute="bfloat16")
+    # the dead latents are listed every 20 steps, which is not this one; on a CPU the trainer checks every step
+    trainer.raise_if_diverged = lambda: None  # type: ignore[method-assign]
+    counts: list[str] = []
+    with use_backend("gpu"), counted_waits(counts):
+        run(trainer, batches[1:])
+    assert len(counts) == waits, counts
+
+
+@pytest.mark.parametrize("name", ["topk", "matryoshka"])
+def test_a_step_that_is_not_finite_and_all_after_it_change_nothing(name: str) -> None:
+    batches = planted(4, rows=ROWS)
+    trainer = stepped(RECIPES[name], batches[:1])
+    before, _ = trainer.state()
+    trainer.raise_if_diverged, check = lambda: None, trainer.raise_if_diverged  # type: ignore[method-assign]
+    batches[1].x[3, 5] = float("nan")
+    with use_backend("gpu"):
+        run(trainer, batches[1:])
+    after, _ = trainer.state()
+    for key, tensor in before.items():
+        if key.startswith(("model.", "optimizer.")):
+            assert tensor.equal(after[key]), key
+    with pytest.raises(DivergedError, match="step 4: the variance of the inputs is not finite"):
+        check()
+
+
+def test_a_run_that_is_restored_continues_with_equal_bits() -> None:
+    batches = planted(4, rows=ROWS)
+    whole = stepped({}, batches[:2], compute="bfloat16")
+    again = on_gpu({}, compute="bfloat16")
+    again.restore(*whole.state())
+    for trainer in (whole, again):
+        with use_backend("gpu"):
+            run(trainer, batches[2:])
+    state, other = (trainer.state()[0] for trainer in (whole, again))
+    assert all(tensor.equal(other[key]) for key, tensor in state.items())
