@@ -94,8 +94,8 @@ def adam_constants(adam: Adam) -> dict[str, float]:
 
 
 def seed_of(adam: Adam) -> int:
-    """Where the places of this step start, in `noise` of naive.py."""
-    return adam.step * STRIDE & 0xFFFFFFFF
+    """Where the places of this step start, in `noise` of naive.py, as int32: Triton compiles anew for another type."""
+    return (adam.step * STRIDE + 2**31) % 2**32 - 2**31
 
 
 def adam_step(
