@@ -76,12 +76,11 @@ def product_tile(
 
 
 @triton.jit
-def stored_tile(pre, b_enc, o_n, o_f, first, N, last, BLOCK_F: tl.constexpr):
-    """The tile of a chunk pre [N, last - first] of a product, plus b_enc, fp32 [BLOCK_N, BLOCK_F]."""
-    m = (o_n < N)[:, None] & (o_f < last)[None, :]
-    o = o_n[:, None].to(tl.int64) * (last - first) + (o_f - first)[None, :]
-    b_pre = tl.load(pre + o, mask=m, other=0.0)
-    return b_pre + tl.load(b_enc + o_f, mask=o_f < last, other=0.0).to(tl.float32)[None, :]
+def stored_tile(pre, b_enc, o_n, o_c, first, N, columns):
+    """Columns o_c of a chunk pre [N, columns] of a product, plus b_enc from `first` on, fp32 [BLOCK_N, BLOCK_F]."""
+    m = (o_n < N)[:, None] & (o_c < columns)[None, :]
+    b_pre = tl.load(pre + o_n[:, None].to(tl.int64) * columns + o_c[None, :], mask=m, other=0.0)
+    return b_pre + tl.load(b_enc + first + o_c, mask=o_c < columns, other=0.0).to(tl.float32)[None, :]
 
 
 @triton.jit

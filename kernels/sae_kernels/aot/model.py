@@ -63,7 +63,7 @@ def _product(launch: Launch, extra: float) -> Work:
 def _chunk(launch: Launch, *names: str) -> Work:
     """A chunk of the vendor's product is read; of what is kept of all latents, the chunk's part is written."""
     a = launch.arguments
-    return Work(_nbytes(launch, "pre") + _nbytes(launch, *names) * (a["last"] - a["first"]) / a["F"], 0)
+    return Work(_nbytes(launch, "pre") + _nbytes(launch, *names) * a["columns"] / a["F"], 0)
 
 
 def _repair(launch: Launch, entries: int) -> Work:

@@ -112,16 +112,17 @@ def _candidates(
     keep_largest(b_pre, keys, places, o_n, o_f, i_f * BLOCK_F, N, F, buckets, BLOCK_N, BLOCK_F, BUCKET, KEPT)
 
 
-@triton.jit(do_not_specialize=["N", "F", "buckets", "first", "last"])
+@triton.jit(do_not_specialize=["N", "F", "buckets", "first"])
 def _chunk_candidates(
-    pre, b_enc, keys, places, N, F, buckets, first, last,
+    pre, b_enc, keys, places, N, F, buckets, first, columns,
     BLOCK_N: tl.constexpr, BLOCK_F: tl.constexpr, BUCKET: tl.constexpr, KEPT: tl.constexpr,
 ):  # fmt: skip
-    """The same for the latents first:last, whose product without b_enc is `pre`."""
+    """The same for `columns` latents from `first` on, whose product without b_enc is `pre`."""
     o_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    o_c = tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F)
     i_first = first + tl.program_id(1) * BLOCK_F
-    o_f = i_first + tl.arange(0, BLOCK_F)
-    b_pre = stored_tile(pre, b_enc, o_n, o_f, first, N, last, BLOCK_F)
+    o_f = first + o_c
+    b_pre = stored_tile(pre, b_enc, o_n, o_c, first, N, columns)
     keep_largest(b_pre, keys, places, o_n, o_f, i_first, N, F, buckets, BLOCK_N, BLOCK_F, BUCKET, KEPT)
 
 
@@ -278,7 +279,7 @@ def candidates(x: Tensor, W_enc: Tensor, b_enc: Tensor, config: EncodeConfig) ->
     if config.vendor:
         blocks = {"BLOCK_N": CHUNK_TOKENS, "BLOCK_F": config.block_f} | bucket_constants(config)
         for first, last, pre in product_chunks(x, W_enc, config, device_of(x).cache):
-            chunk = {"pre": pre, "b_enc": b_enc, "N": N, "F": F, "first": first, "last": last}
+            chunk = {"pre": pre, "b_enc": b_enc, "N": N, "F": F, "first": first, "columns": last - first}
             grid = triton.cdiv(N, CHUNK_TOKENS), triton.cdiv(last - first, config.block_f)
             launch(_chunk_candidates, grid, chunk | arguments, blocks, warps=4)
         return keys, places
