@@ -167,7 +167,7 @@ def counted_waits(counts: list[str]) -> Iterator[None]:
 
 @pytest.mark.parametrize(
     ("name", "waits"),
-    [("topk", 0), ("skip_transcoder, topk", 0), ("matryoshka", 2 if DEVICE == "cpu" else 1), ("relu", 2)],
+    [("topk", 0), ("skip_transcoder, topk", 0), ("matryoshka", 1), ("relu", 2)],
 )
 def test_host_waits_only_for_the_size_of_codes_that_vary_in_size(name: str, waits: int) -> None:
     batches = planted(2, rows=ROWS)
@@ -178,7 +178,7 @@ def test_host_waits_only_for_the_size_of_codes_that_vary_in_size(name: str, wait
     counts: list[str] = []
     with use_backend("gpu"), counted_waits(counts):
         run(trainer, batches[1:])
-    assert len(counts) == waits, counts
+    assert len(counts) == waits + (DEVICE == "cpu" and name == "matryoshka"), counts
 
 
 @pytest.mark.parametrize("name", ["topk", "matryoshka"])
