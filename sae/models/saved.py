@@ -216,7 +216,9 @@ def _described(folder: Path, description: dict[str, Any]) -> Autoencoder:
     try:
         dim, width = int(description["dim"]), int(description["width"])
         dim_out = int(description.get("dim_out", dim))
-        switches = {name: bool(description.get(name, False)) for name in ("transcodes", "skip", "per_token_norm")}
+        switches: dict[str, Any] = {
+            name: bool(description.get(name, False)) for name in ("transcodes", "skip", "per_token_norm")
+        }
         if int(description["code"].get("width", width)) != width:
             raise ValueError(f"the code has another width than {width}")
         with torch.device("meta"):
