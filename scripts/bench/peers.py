@@ -77,7 +77,15 @@ def dictionary_learning_step(x: torch.Tensor, width: int, k: int) -> Callable[[]
     from dictionary_learning.trainers.top_k import TopKTrainer
 
     trainer = TopKTrainer(
-        steps=10**6, activation_dim=x.shape[1], dict_size=width, k=k, layer=0, lm_name="-", lr=2e-4, device="cpu", seed=0
+        steps=10**6,
+        activation_dim=x.shape[1],
+        dict_size=width,
+        k=k,
+        layer=0,
+        lm_name="-",
+        lr=2e-4,
+        device="cpu",
+        seed=0,
     )
     # step 0 would set the bias; those after the 1000th keep a running threshold
     return lambda: trainer.update(2000, x)
