@@ -61,8 +61,8 @@ PAIRS = {
         "relu before it; the paper's θ is positive, where both agree"
     ),
     ("saelens/standard", "dictionary_learning/AutoEncoder-norms"): (
-        "reconstructions agree; load_dictionary rescales atoms to unit norm, so values are lengths of contributions: "
-        "its authors' choice for comparisons, and a latent's value in the file is the other one"
+        "reconstructions agree; load_dictionary rescales atoms to unit norm (normalize_decoder), so its values are "
+        "lengths of contributions, as its authors want them for comparisons; SAELens counts by the atoms of the file"
     ),
     ("saelens/topk-by_norm-no_b_dec", "llamascopium/topk-inference"): (
         "reconstructions agree; both select by pre ||w||, which SAELens returns as the value and llamascopium divides "

@@ -79,7 +79,7 @@ def test_what_cannot_be_held_is_refused_by_name(case: str) -> None:
 
 
 @pytest.mark.parametrize("tool", JOURNEYS)
-def test_a_sample_goes_through_import_eval_features_and_the_page(
+def test_a_sample_goes_through_import_eval_features_the_page_and_an_export(
     tool: str, tiny_model: Path, corpus: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
@@ -97,3 +97,8 @@ def test_a_sample_goes_through_import_eval_features_and_the_page(
         client.get("/", params={"token": "token"})
         answer = client.get(f"/api/runs/0/latents/{latent}")
         assert answer.status_code == 200, answer.text
+    parse(["export", str(out), "--to", "saelens", "--out", str(tmp_path / "again")]).run()
+    expected = load_file(SAMPLES / f"{tool}/{JOURNEYS[tool]}.expected.safetensors")
+    with torch.no_grad():
+        codes = read(tmp_path / "again").model.encode(expected["inputs"]).to_dense()
+    assert largest(codes, expected["codes"]) < 1e-5
