@@ -1,11 +1,14 @@
 """The tile of pre-activations that the three encodes share, and the integer keys by which values are compared.
 
-A program computes the tile of BLOCK_N tokens and BLOCK_F latents in registers. The epilogue of each encode stores only
-the entries that it keeps: the largest, or those above a threshold.
+There are two ways to make the product. In the fused one a program computes the tile of BLOCK_N tokens and BLOCK_F
+latents in registers; in the other the vendor's library multiplies a chunk of latents after the other into one buffer of
+about the size of the cache, and a program reads a tile of that (`product_chunks`). In both the epilogue of each encode
+stores only the entries that it keeps: the largest, or those above a threshold.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -73,6 +76,14 @@ def product_tile(
 
 
 @triton.jit
+def stored_tile(pre, b_enc, o_n, o_c, first, N, columns):
+    """Columns o_c of a chunk pre [N, columns] of a product, plus b_enc from `first` on, fp32 [BLOCK_N, BLOCK_F]."""
+    m = (o_n < N)[:, None] & (o_c < columns)[None, :]
+    b_pre = tl.load(pre + o_n[:, None].to(tl.int64) * columns + o_c[None, :], mask=m, other=0.0)
+    return b_pre + tl.load(b_enc + first + o_c, mask=o_c < columns, other=0.0).to(tl.float32)[None, :]
+
+
+@triton.jit
 def bucket_rows(
     x, W_enc, b_enc, i_n, o_f, F, d, stride_x, stride_w, LATENTS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -87,6 +98,27 @@ def bucket_rows(
         b_w = tl.load(p_w, mask=m_f & m_d[None, :], other=0.0).to(tl.float32)
         b_sum += tl.sum(b_w * b_x[None, :], 1)
     return b_sum + tl.load(b_enc + o_f, mask=o_f < F, other=0.0).to(tl.float32)
+
+
+def product_chunks(x: Tensor, W_enc: Tensor, config: EncodeConfig, cache: int) -> Iterator[tuple[int, int, Tensor]]:
+    """Yield (first latent, one past the last, x W_enc[first:last]^T in fp32 [N, last - first]) by the vendor's product.
+
+    All chunks share one buffer, of at most six tenths of the device's `cache` where that leaves tiles enough.
+    """
+    (N, _), F = x.shape, W_enc.shape[0]
+    tiles_wide = max(4, cache * 6 // 10 // (4 * max(1, N) * config.block_f))
+    columns = min(tiles_wide * config.block_f, triton.cdiv(F, config.block_f) * config.block_f)
+    buffer = torch.empty(N * columns, device=x.device)
+    for first in range(0, F, columns):
+        last = min(first + columns, F)
+        out = buffer[: N * (last - first)].view(N, last - first)
+        rows = W_enc[first:last].T
+        if x.is_cuda and x.dtype != torch.float32:
+            # sums in fp32, as in the fused product
+            torch.ops.aten.mm.dtype_out(x, rows, torch.float32, out=out)
+        else:
+            torch.mm(x.float(), rows.float(), out=out)
+        yield first, last, out
 
 
 def rows_contiguous(tensor: Tensor) -> Tensor:

@@ -80,6 +80,8 @@ class EncodeConfig:
     stages: int
     chunk: int = 4096
     """Candidates that one program of the second stage selects from."""
+    vendor: bool = False
+    """Whether the vendor's library makes the product, in chunks that a second kernel reads."""
 
     def __post_init__(self) -> None:
         if self.bucket > 128:
@@ -246,7 +248,7 @@ def encode_alternatives(N: int, F: int, d: int, k: int, dtype: torch.dtype, devi
     """The rule's choice and variations of it that fit into shared memory: what is worth timing on a device."""
     base = encode_config(N, F, d, k, dtype, device)
     size = 2 if dtype == torch.float32 else 1
-    alternatives = [base]
+    alternatives = [replace(base, vendor=False), replace(base, vendor=True)]
     for (block_n, block_f, warps), stages in itertools.product(((128, 128, 8), (128, 256, 8), (64, 128, 4)), (2, 3, 4)):
         for bucket, kept in ((base.bucket, base.kept), (32, 2), (64, 4), (128, 8)):
             config = replace(

@@ -129,17 +129,14 @@ class Eval:
     """Evaluate a saved autoencoder on held-out documents, images, or rows of a file of activations."""
 
     run_folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
-    """Run folder, a hub repository that holds one, or what `sae import` reads; that needs --dataset."""
+    """Run folder, a hub repository that holds one, or what `sae import` reads (with --dataset)."""
     config: EvalConfig = dataclasses.field(default_factory=EvalConfig)
     json: Json = False
 
     def run(self) -> dict[str, Any]:
         from sae.evaluation.run import evaluate
-        from sae.interop.opening import as_run
 
-        config = self.config
-        text = {"dataset": config.dataset, "text_field": config.text_field, "device": config.device}
-        return evaluate(as_run(self.run_folder, command="eval", **text), config)
+        return evaluate(self.run_folder, self.config)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,9 +150,8 @@ class Explain:
 
     def run(self) -> dict[str, Any]:
         from sae.features.explain.explain import explain
-        from sae.interop.opening import as_run
 
-        return explain(as_run(self.run_folder, command="explain"), self.config)
+        return explain(self.run_folder, self.config)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,9 +165,8 @@ class Steer:
 
     def run(self) -> dict[str, Any]:
         from sae.features.steer.steer import steer_run
-        from sae.interop.opening import as_run
 
-        result = steer_run(as_run(self.run_folder, command="steer"), self.config)
+        result = steer_run(self.run_folder, self.config)
         # values for each token are for programs, not for the table
         return result if self.json else {name: v for name, v in result.items() if name not in ("tokens", "kl")}
 
@@ -187,11 +182,8 @@ class Features:
 
     def run(self) -> dict[str, Any]:
         from sae.features.collect.collect import collect
-        from sae.interop.opening import as_run
 
-        config = self.config
-        text = {"dataset": config.dataset, "text_field": config.text_field, "device": config.device}
-        return collect(as_run(self.run_folder, command="features", **text), config)
+        return collect(self.run_folder, self.config)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,15 +205,13 @@ class Browse:
         import webbrowser
 
         from sae.browser.serve import serve
-        from sae.interop.opening import as_run
 
         def ready(address: str) -> None:
             print(address, file=sys.stderr if self.json else sys.stdout, flush=True)
             if self.open:
                 webbrowser.open(address)
 
-        folders = [as_run(run, command="browse") for run in self.run_folders]
-        return serve(folders, port=self.port, device=self.device, ready=ready)
+        return serve(self.run_folders, port=self.port, device=self.device, ready=ready)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,29 +244,25 @@ class Export:
         unread["out"] = "--to hub writes no folder"
         kept = [flag for flag in unread if readers.get(flag) == self.to or (flag == "out" and self.to != "hub")]
         refuse_ignored(self, {flag: why for flag, why in unread.items() if flag not in kept})
-        if self.to == "hub" and self.repo is None:
-            raise ConfigError("--repo: missing; --to hub uploads to a repository, user/name")
-        if self.to != "hub" and self.out is None:
-            raise ConfigError(f"--out: missing; --to {self.to} writes a new folder")
-        from sae.interop.opening import as_run
-
-        run = Path(as_run(self.run_folder, command="export", with_text=self.to in ("static", "neuronpedia")))
-        if self.repo is not None:
+        if self.to == "hub":
+            if self.repo is None:
+                raise ConfigError("--repo: missing; --to hub uploads to a repository, user/name")
             from sae.interop.export.hub import push
 
-            return push(run, self.repo, private=self.private, licence=self.licence)
-        assert self.out is not None
+            return push(self.run_folder, self.repo, private=self.private, licence=self.licence)
+        if self.out is None:
+            raise ConfigError(f"--out: missing; --to {self.to} writes a new folder")
         if self.to == "static":
             from sae.browser.export import export_static
 
-            return export_static(run, self.out, latents=self.latents or None)
+            return export_static(self.run_folder, self.out, latents=self.latents or None)
         if self.to == "neuronpedia":
             from sae.interop.neuronpedia import export as export_features
 
-            return export_features(run, self.out)
+            return export_features(self.run_folder, self.out)
         from sae.interop.export import export
 
-        return export(run, self.to, self.out)
+        return export(self.run_folder, self.to, self.out)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,10 +274,9 @@ class Verify:
     json: Json = False
 
     def run(self) -> dict[str, Any]:
-        from sae.interop.opening import as_run
         from sae.models.saved import TOLERANCE, verify
 
-        distance = verify(as_run(self.run_folder, command="verify", with_text=False))
+        distance = verify(self.run_folder)
         return {"run": self.run_folder, "verified": True, "tolerance": TOLERANCE, **distance._asdict()}
 
 
@@ -323,7 +308,11 @@ class List:
     def run(self) -> dict[str, Any]:
         from sae.interop.listing import list_published
 
-        return list_published(self.model, self.layer)
+        return list_published(**self.given())
+
+    def given(self) -> dict[str, Any]:
+        """The flags that were given."""
+        return {name: value for name, value in (("model", self.model), ("layer", self.layer)) if value is not None}
 
 
 BENCHED = (

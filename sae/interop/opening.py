@@ -39,6 +39,13 @@ def load(source: str | Path, *, format: str = "auto", device: str | torch.device
     Raises:
         ConfigError: nothing is there, a run is not finished, or a format cannot be recognised or held.
         CorruptError: a file is damaged, or a run's self-test fails.
+
+    Example:
+        >>> import sae, torch
+        >>> model = sae.load("runs/demo")
+        >>> codes = model.encode(torch.randn(5, model.dim))
+        >>> model.decode(codes).shape == (5, model.dim), codes.to_dense().shape == (5, model.width)
+        (True, True)
     """
     run = own_run(source) if format == "auto" else None
     if run is not None:
@@ -47,6 +54,8 @@ def load(source: str | Path, *, format: str = "auto", device: str | torch.device
 
     place, layer = split_layer(source)
     fetched = fetch(place, lambda line: print(line, file=sys.stderr))
+    if format == "auto" and _is_run(fetched.path):  # below a folder of a repository
+        return saved.load(fetched.path, device=device)
     path = fetched.path if layer is None else f"{fetched.path}:{layer}"
     return read(path, fetched.format if format == "auto" else format).model.to(device)
 
@@ -69,12 +78,12 @@ def own_run(source: str | Path) -> Path | None:
         return path
     if Path(split_layer(source)[0]).expanduser().exists():
         return None
-    if text.startswith((".", "~", "/")):
+    if text.startswith((".", "~", "/")) or not {"/", ":"} & set(text):
         return path
     from sae.interop.registry import named
 
-    if ":" in text or "/" not in text or named(text) is not None:
-        return path if "/" not in text and ":" not in text else None
+    if ":" in text or named(text) is not None:
+        return None
     try:
         folder = saved.locate_run(text)
     except ConfigError:  # the hub has no such repository; the search for another tool's says so
@@ -113,6 +122,8 @@ def as_run(
     place, layer = split_layer(source)
     with Progress() as progress:
         fetched = fetch(place, progress.say)
+        if _is_run(fetched.path):
+            return str(fetched.path)
         format = recognised(fetched.path) if fetched.format == "auto" else fetched.format
         kept = cache_dir() / "imported" / _key(fetched.path, format, layer)
         said = f"{source}: another tool's files, kept as the run"

@@ -11,6 +11,12 @@ BEFORE_GAIN = re.compile(r"blocks\.(\d+)\.ln2\.hook_normalized")
 """TransformerLens' hook between the division and the gain of the norm before the MLP: mlp_in, `Origin.before_gain`."""
 
 
+RESIDUAL = "it reads the residual before the norm of the MLP"
+WITH_GAIN = "it reads the output of the norm before the MLP, with the norm's gain"
+WITHOUT_GAIN = "it was trained on the output of the norm before the MLP, without the norm's gain"
+"""The three conventions of what transcoders read, as notes of an import."""
+
+
 class Origin(NamedTuple):
     """What another tool's files say beside their weights; it is kept in the run's config.json under "imported"."""
 

@@ -99,7 +99,7 @@ def _downloaded(
     repository: str, inside: str, published: Published | None, tell: Callable[[str], None]
 ) -> tuple[Path, str | None]:
     """The folder of a repository's snapshot with the files at a path, and the licence of its model card."""
-    from huggingface_hub import HfApi, constants, hf_hub_download
+    from huggingface_hub import HfApi, RepoFile, constants, hf_hub_download
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
     shown = f"{repository}:{inside}" if inside else repository
@@ -107,8 +107,10 @@ def _downloaded(
         info = HfApi().model_info(repository)
         files = [sibling.rfilename for sibling in info.siblings or []]
         wanted = _wanted(shown, files, inside, () if published is None else published.also)
-        total = sum(file.size for file in HfApi().get_paths_info(repository, wanted)) / 2**20
-        tell(f"{shown}: {len(wanted)} files, {total:,.1f} MiB, from {constants.ENDPOINT}/{repository}.")
+        entries = HfApi().get_paths_info(repository, wanted)
+        total = sum(entry.size for entry in entries if isinstance(entry, RepoFile)) / 2**20
+        files_told = f"{len(wanted)} file{'s' if len(wanted) > 1 else ''}"
+        tell(f"{shown}: {files_told}, {total:,.1f} MiB, from {constants.ENDPOINT}/{repository}.")
         local = [Path(hf_hub_download(repository, name)) for name in wanted]
     except ConfigError:
         raise

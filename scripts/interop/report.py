@@ -38,24 +38,22 @@ class Pair(NamedTuple):
     """"equal", or why they differ and which is right."""
 
 
-def joined(rows: list[Row]) -> list[Row]:
-    """Rows of one variant, tool and reason as one, with the normalisations in brackets and the largest difference."""
-    groups: dict[tuple[str, str, str, bool, str], list[Row]] = {}
-    for row in rows:
+def joined(rows: Sequence[Row]) -> list[Row]:
+    """Fewer rows: of a variant the largest difference over its normalisations, of a refusal all its variants."""
+    tools = list(dict.fromkeys(row.tool for row in rows))
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in sorted(rows, key=lambda row: (tools.index(row.tool), row.codes is None)):
         variant = row.case.partition(", ")[0]
-        groups.setdefault((row.tool, variant, row.direction, row.codes is None, row.note), []).append(row)
+        groups.setdefault((row.tool, f"refused: {row.note}" if row.codes is None else variant), []).append(row)
     result = []
-    order = list(dict.fromkeys(row.tool for row in rows))
-    for (tool, variant, direction, refused, note), group in groups.items():
-        settings = [row.case.partition(", ")[2] for row in group if ", " in row.case]
-        case = f"{variant} ({', '.join(settings)})" if settings else variant
-        gaps = (
-            (None, None)
-            if refused
-            else (max(r.codes or 0.0 for r in group), max(r.reconstruction or 0.0 for r in group))
-        )
-        result.append(Row(tool, case, direction, *gaps, note))
-    return sorted(result, key=lambda row: order.index(row.tool))
+    for group in groups.values():
+        variants = list(dict.fromkeys(row.case.partition(", ")[0] for row in group))
+        settings = list(dict.fromkeys(row.case.partition(", ")[2] for row in group))
+        case = f"{', '.join(variants)} ({', '.join(settings)})"
+        row = group[0]
+        gaps = [None if row.codes is None else max(r[place] for r in group) for place in (3, 4)]
+        result.append(row._replace(case=case, codes=gaps[0], reconstruction=gaps[1]))
+    return result
 
 
 def shown(row: Row | Pair) -> str:

@@ -237,6 +237,8 @@ def write_samples() -> None:
     for tool in ENVIRONMENTS:
         shutil.rmtree(SAMPLES / tool, ignore_errors=True)
         their(tool, "make", SAMPLES / tool, 32, 40, 8)
+    for path in SAMPLES.glob("*/clt-*"):  # several layers, too large to keep
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def main() -> None:

@@ -126,8 +126,8 @@ class _Handler(BaseHTTPRequestHandler):
         if what == ["tree"]:
             if not (folder / inside).is_dir():
                 return self._refuse("EntryNotFound", 404)
-            found = (folder / inside).rglob("*") if query.get("recursive") == ["true"] else (folder / inside).iterdir()
-            return self._json([self._entry(folder, path) for path in sorted(found)])
+            paths = (folder / inside).rglob("*") if query.get("recursive") == ["true"] else (folder / inside).iterdir()
+            return self._json([self._entry(folder, path) for path in sorted(paths)])
         if what == ["paths-info"]:
             asked = json.loads(body)["paths"] if body.startswith("{") else parse_qs(body)["paths"]
             return self._json([self._entry(folder, folder / path) for path in asked if (folder / path).exists()])

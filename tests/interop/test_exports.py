@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
@@ -13,14 +13,15 @@ from safetensors.torch import load_file
 
 from finished_runs import collected_run, finished_run
 from made_runs import NORMALISE, SETTINGS, activations, allowed, made_run
-from sae.base.files import check_folder
+from sae.base.files import check_folder, publish_json
 from sae.cli.commands import Export
 from sae.cli.main import parse
 from sae.config import ConfigError
 from sae.features.store.store import FeatureStore
-from sae.interop import read
+from sae.interop import assemble, read
 from sae.interop.export import WRITERS, export
-from sae.models.saved import load
+from sae.models.saved import load, save_weights
+from sae.modules.codes import Code, JumpReLU, ReLU
 
 CASES = [(name, normalise) for name in SETTINGS for normalise in NORMALISE if allowed(name, normalise)]
 HELD: dict[str, set[str]] = {
@@ -99,22 +100,45 @@ def test_a_transcoder_for_sparsify_reads_and_writes_one_module(tmp_path: Path) -
         export(run, "sparsify", tmp_path / "other")
 
 
-@pytest.mark.parametrize("to", ["saelens", "dictionary_learning"])
-def test_a_threshold_below_zero_is_refused_where_a_relu_applies(to: str, tmp_path: Path) -> None:
-    from sae.base.files import publish_json
-    from sae.interop import assemble
-    from sae.models.saved import save_weights
-    from sae.modules.codes import JumpReLU
+def test_a_run_on_a_file_of_activations_is_written_without_a_site(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run", "skip_transcoder-relu")
+    record = json.loads((run / "config.json").read_text())
+    del record["imported"]
+    (run / "config.json").write_text(json.dumps(record | {"kind": "tensors"}))
+    export(run, "saelens", tmp_path / "out")
+    metadata = json.loads((tmp_path / "out" / "cfg.json").read_text())["metadata"]
+    assert (metadata["hook_name"], metadata["model_name"], metadata["prepend_bos"]) == (None, None, None)
+    with pytest.raises(ConfigError, match="--to circuit-tracer: cannot hold a run without sites"):
+        export(run, "circuit-tracer", tmp_path / "other")
 
+
+def assembled_run(folder: Path, code: Code) -> Path:
+    """A run of an autoencoder that was put together from tensors, with atoms of other norms than 1."""
     draw = torch.Generator().manual_seed(0)
-    code = JumpReLU(12, theta=-0.5)
     tensors = {"W_enc": (12, 6), "b_enc": (12,), "W_dec": (12, 6), "b_dec": (6,)}
     weights = {name: torch.randn(*shape, generator=draw) for name, shape in tensors.items()}
     model = assemble(code, **weights, centred=True, source="made here")
-    description = save_weights(tmp_path / "run", model, torch.randn(32, 6, generator=draw))
-    publish_json(tmp_path / "run" / "config.json", {"kind": "weights", "autoencoder": description})
+    folder.mkdir()
+    description = save_weights(folder, model, torch.randn(32, 6, generator=draw))
+    publish_json(folder / "config.json", {"kind": "weights", "autoencoder": description})
+    return folder
+
+
+@pytest.mark.parametrize("to", ["saelens", "dictionary_learning"])
+def test_a_threshold_below_zero_is_refused_where_a_relu_applies(to: str, tmp_path: Path) -> None:
+    run = assembled_run(tmp_path / "run", JumpReLU(12, theta=-0.5))
     with pytest.raises(ConfigError, match=r"thresholds below 0 \(12 latents\)"):
-        export(tmp_path / "run", to, tmp_path / "out")
+        export(run, to, tmp_path / "out")
+
+
+@torch.no_grad()
+def test_atoms_that_dictionary_learning_would_rescale_keep_their_norms(tmp_path: Path) -> None:
+    run = assembled_run(tmp_path / "run", ReLU())
+    assert export(run, "dictionary_learning", tmp_path / "out")["class"] == "JumpReluAutoEncoder"
+    x = torch.randn(32, 6, generator=torch.Generator().manual_seed(1))
+    ours, theirs = load(run)(x), read(tmp_path / "out").model(x)
+    assert torch.allclose(theirs.codes.to_dense(), ours.codes.to_dense(), atol=1e-5)
+    assert torch.allclose(theirs.reconstruction, ours.reconstruction, atol=1e-5)
 
 
 def test_saelens_settings_are_what_its_loader_expects(tiny_model: Path, corpus: Path, tmp_path: Path) -> None:
@@ -180,6 +204,4 @@ def test_an_existing_folder_and_an_unknown_format_are_refused(tmp_path: Path) ->
 
 
 def test_every_writer_is_a_choice_of_the_command() -> None:
-    from typing import get_type_hints
-
     assert set(get_args(get_type_hints(Export)["to"])) == {*WRITERS, "neuronpedia", "static", "hub"}

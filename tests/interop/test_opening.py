@@ -14,14 +14,15 @@ import sae
 from finished_runs import finished_run
 from foreign_files import sparsify_folder
 from sae.browser.opened import BrowsedRun
-from sae.cli.main import parse
+from sae.cli.main import main, parse
+from sae.cli.sources import on_runs
 from sae.config import ConfigError
 
 EVAL = ["--tokens", "1024", "--downstream-tokens", "256", "--pca-tokens", "0", "--resamples", "20"]
 
 
 def run(*arguments: Any) -> dict[str, Any]:
-    return parse([str(argument) for argument in arguments]).run()
+    return on_runs(parse([str(argument) for argument in arguments])).run()
 
 
 @pytest.fixture
@@ -61,8 +62,11 @@ def test_commands_import_what_names_its_model_and_keep_the_import(
     kept = Path(report["run"])
     assert kept.is_relative_to(tmp_path / "cache")
     assert json.loads((kept / "eval.json").read_text())["tool"] == "sparsify"
-    # without --dataset the import is found again
-    assert run("features", theirs, "--tokens", 2048)["latents"] == 128
+    # without --dataset the import is found again, and the Python at the end reads it
+    main(["features", str(theirs), "--tokens", "2048"])
+    printed = capfd.readouterr().out
+    assert "sae.collect(" in printed
+    assert f'"{kept}"' in printed
     features = kept / "features.sqlite"
     assert features.is_file()
     assert run("verify", theirs)["verified"]

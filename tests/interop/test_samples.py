@@ -30,7 +30,7 @@ REFUSED = {
     "llamascopium/glu": "use_glu_encoder cannot be held",
     "llamascopium/jumprelu-token_wise": "it depends on each input's norm",
 }
-BY_NORM = ("llamascopium/topk", "llamascopium/topk-inference")
+BY_NORM = ("llamascopium/topk", "llamascopium/topk-inference", "llamascopium/topk-folded")
 """Cases whose values that tool divides by the atoms' norms once it has selected with them; ours are over unit atoms."""
 JOURNEYS = {
     "saelens": "jumprelu",

@@ -45,7 +45,7 @@ def test_size_and_source_are_told_before_anything_is_downloaded(hub: Hub) -> Non
         before.append(hub.downloads())
 
     fetch(NAME, tell)
-    assert said == [f"{entry.repository}:{entry.path}: 1 files, 0.0 MiB, from {hub.address}/{entry.repository}."]
+    assert said == [f"{entry.repository}:{entry.path}: 1 file, 0.0 MiB, from {hub.address}/{entry.repository}."]
     assert before == [[]]
     assert hub.downloads() == [f"{entry.path}/params.npz"]
 

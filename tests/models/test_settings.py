@@ -160,7 +160,7 @@ def test_all_that_does_nothing_is_named_at_once_with_its_owners() -> None:
 def test_every_field_of_an_optimizer_counts_or_is_refused(optimizer: Any) -> None:
     other = {
         "lr": 0.5, "warmup": 0.9, "decay": 0.9, "beta1": 0.1, "beta2": 0.1, "eps": 1.0, "clip": 1e-3,
-        "compute": "bfloat16",
+        "compute": "bfloat16", "moments": "bfloat16",
     }  # fmt: skip
 
     def weights(config: OptimConfig) -> list[float]:

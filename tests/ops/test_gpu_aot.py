@@ -57,8 +57,9 @@ def test_products_run_on_tensor_cores(compiled, arch):
 
 @pytest.mark.parametrize("arch", DEVICES)
 def test_kernels_that_stream_rows_load_sixteen_bytes_at_a_time(compiled, arch):
-    streaming = [c for c in compiled[arch] if c.kernel in ("candidates", "survivors", "decode", "sweep", "adam")]
-    assert {c.kernel for c in streaming} == {"candidates", "survivors", "decode", "sweep", "adam"}
+    names = {"candidates", "survivors", "chunk_candidates", "decode", "sweep", "adam", "compare", "step"}
+    streaming = [c for c in compiled[arch] if c.kernel in names]
+    assert {c.kernel for c in streaming} == names
     narrow = [f"{c.kernel} ({c.constants})" for c in streaming if not c.code.wide]
     assert not narrow, "\n".join(narrow)
 
@@ -159,7 +160,8 @@ def test_modelled_bytes_stay_within_a_fifth_of_the_floor_where_bytes_decide(arch
     for case in all_cases():
         m = model_case(case, arch)
         # the encoders' time is their product's: their bytes are reported, their time is compared with the floor
-        measure = m.ms / m.floor_ms if m.operations else m.ratio
+        # (the second one is bound by bytes too, those of the product that it writes and reads)
+        measure = m.ms / m.floor_ms if m.operations and "vendor" not in m.op else m.ratio
         if measure > 1.2:
             over.append(f"{m.op} {m.dtype} d={m.d} F={m.F}: {measure:.2f}")
     assert not over, "\n".join(over)

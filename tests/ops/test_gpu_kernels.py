@@ -81,11 +81,30 @@ def assert_same(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> Non
         (1, 64, 5, 64, EVERYTHING),
         (2, 1200, 7, 1100, EVERYTHING),
         (3, 67, 5, 5, config(block_n=32, block_f=32, group=1)),
+        (0, 131, 7, 3, config(vendor=True)),
+        (5, 131, 13, 7, config(vendor=True)),
+        (35, 577, 5, 3, config(vendor=True, kept=8)),
+        (2, 131, 7, 131, config(vendor=True, kept=32)),
     ],
 )
 def test_topk_equals_the_reference_where_arithmetic_is_exact(N, F, d, k, how):
     x, W, b = encoder(N, F, d)
     assert_same(run_topk(x, W, b, k, config=how), topk_naive.topk_encode(x, W, b, k, None))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_both_encoders_select_the_same(dtype):
+    x, W, b = (torch.randn(s, device=DEVICE).to(dtype) for s in ((7, 53), (600, 53), (600,)))
+    (values, indices), peer = (run_topk(x, W, b, 5, config=config(kept=8, vendor=vendor)) for vendor in (False, True))
+    assert torch.equal(indices, peer[1])
+    torch.testing.assert_close(values, peer[0], rtol=2 * torch.finfo(dtype).eps, atol=2e-5)
+
+
+def test_second_encoder_repairs_a_token_whose_largest_share_a_bucket():
+    x, W, b = one_bucket()
+    results = []
+    assert failures(lambda: results.append(run_topk(x, W, b, 8, config=config(kept=4, vendor=True)))) == 1
+    assert_same(results[0], topk_naive.topk_encode(x, W, b, 8, None))
 
 
 def test_topk_takes_its_tokens_in_parts_where_everything_is_kept(monkeypatch):
@@ -220,13 +239,14 @@ def run_threshold(x, W, b, theta, margin=0.0, b_pre=None, **options):
         return threshold.threshold_encode(*arguments, **{"config": config()} | options)
 
 
+@pytest.mark.parametrize("vendor", [False, True])
 @pytest.mark.parametrize("dense", [0.0, 0.05, 1.0])
 @pytest.mark.parametrize(("N", "F", "d", "theta"), [(5, 131, 13, 20), (19, 67, 5, 6), (1, 33, 3, -9), (0, 67, 5, 1)])
-def test_threshold_equals_the_reference_on_every_route(monkeypatch, N, F, d, theta, dense):
+def test_threshold_equals_the_reference_on_every_route(monkeypatch, N, F, d, theta, dense, vendor):
     monkeypatch.setattr(threshold, "DENSE", dense)
     x, W, b = encoder(N, F, d)
     bars = theta + whole(F)
-    actual = run_threshold(x, W, b, bars, 0.5, whole(d) * 0 + 1)
+    actual = run_threshold(x, W, b, bars, 0.5, whole(d) * 0 + 1, config=config(vendor=vendor))
     assert_same(actual, threshold_naive.threshold_encode(x, W, b, bars, 0.5, torch.ones(d, device=DEVICE)))
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from planted import BATCH, RECIPES, TIED, initialise, planted, relative, run, trained, trainer_of, use_autograd
 
-from sae.config import OptimConfig
+from sae.config import ConfigError, OptimConfig
 from sae.models.language import VARIANTS
 from sae.training.routes import FusedRoute
 from sae.training.schedules import annealed, course, default_peak
@@ -201,6 +201,11 @@ def test_every_normalisation_trains_to_an_autoencoder_of_plain_activations(norma
     with torch.no_grad():
         error = (finished(x).reconstruction - x).square().sum() / (x - x.mean(0)).square().sum()
     assert error < 0.6
+
+
+def test_tf32_is_refused_without_a_gpu() -> None:
+    with pytest.raises(ConfigError, match="--compute tf32: expected a GPU"):
+        trainer_of(TOPK, steps=1, optim={"compute": "tf32"})
 
 
 def test_bfloat16_compute_trains_as_well() -> None:

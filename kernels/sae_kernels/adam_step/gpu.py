@@ -27,7 +27,7 @@ def adam_update(b_param, b_grad, b_m, b_v, beta1, rest1, beta2, rest2, rate, roo
 
 @triton.jit
 def store_moments(p_m, p_v, b_m, b_v, place, mask):
-    """Store both moments; in bf16 rounded at random, as `rounded` in naive.py. `place` is that of the element, uint32."""
+    """Store both moments; in bf16 rounded at random as in naive.py, where `place` counts the elements, uint32."""
     if p_m.dtype.element_ty == tl.bfloat16:
         b_h = place
         b_h = (b_h ^ (b_h >> 16)) * 0x7FEB352D
@@ -94,8 +94,8 @@ def adam_constants(adam: Adam) -> dict[str, float]:
 
 
 def seed_of(adam: Adam) -> int:
-    """Where the places of this step start, in `noise` of naive.py."""
-    return adam.step * STRIDE & 0xFFFFFFFF
+    """Where the places of this step start, in `noise` of naive.py, as int32: Triton compiles anew for another type."""
+    return (adam.step * STRIDE + 2**31) % 2**32 - 2**31
 
 
 def adam_step(

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-
 STRIDE = 0x9E3779B1
 """Distance of the places of two steps, in `noise`."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -26,7 +26,7 @@ from sae_kernels.launch import Launch, device_of, recording
 from sae_kernels.sparse_decode.gpu import sparse_decode
 from sae_kernels.threshold_encode.gpu import compact, survivors
 from sae_kernels.topk_encode.gpu import topk_encode
-from sae_kernels.tuning import Device, threshold_config
+from sae_kernels.tuning import Device, encode_config, threshold_config
 
 TOKENS = 8192
 WIDTHS = {16_384: 32, 131_072: 64}
@@ -80,16 +80,20 @@ class Op:
     """Bytes that any exact implementation of the op moves."""
     torch_bytes: Callable[[Case], int] = lambda case: 0
     """Bytes that the torch operations between the launches move."""
+    torch_operations: Callable[[Case], int] = lambda case: 0
+    """Operations of the vendor's products."""
 
 
-def _topk(c: Case) -> None:
-    topk_encode(c.tensor(TOKENS, c.d), c.tensor(c.F, c.d), c.tensor(c.F), c.k, c.tensor(c.d))
+def _topk(vendor: bool, c: Case) -> None:
+    x = c.tensor(TOKENS, c.d)
+    config = replace(encode_config(TOKENS, c.F, c.d, c.k, c.dtype, device_of(x)), vendor=vendor)
+    topk_encode(x, c.tensor(c.F, c.d), c.tensor(c.F), c.k, c.tensor(c.d), config=config)
 
 
-def _threshold(c: Case) -> None:
+def _threshold(vendor: bool, c: Case) -> None:
     x, W_enc = operands(c.tensor(TOKENS, c.d), c.tensor(c.F, c.d), c.tensor(c.d))
     b_enc, bars = c.tensor(c.F), c.tensor(c.F, dtype=torch.float32)
-    config = threshold_config(TOKENS, c.F, c.d, c.dtype, device_of(x))
+    config = replace(threshold_config(TOKENS, c.F, c.d, c.dtype, device_of(x)), vendor=vendor)
     pairs, counts = survivors(x, W_enc, b_enc, bars, config)
     values, indices, offsets = c.codes(csr=True)
     assert offsets is not None
@@ -178,16 +182,35 @@ def _state(c: Case) -> int:
 _ENTRY = 8  # bytes of an index
 _KEPT = 2 * 5 * TOKENS * 4 / 128  # bytes a latent for top-k candidates: four of 128, five bytes, written and read
 
+
+def _whole_product(c: Case) -> int:
+    """The vendor's product: what it reads, and what it writes, which the fused one does not."""
+    return _product(c) + 4 * TOKENS * c.F
+
+
 OPS = {
     "topk_encode": Op(
-        run=_topk,
+        run=partial(_topk, False),
         floor=lambda c: _product(c) + int(_KEPT * c.F) + c.entries * (c.size + _ENTRY),
         torch_bytes=_centring,
     ),
     "threshold_encode": Op(
-        run=_threshold,
+        run=partial(_threshold, False),
         floor=lambda c: _product(c) + 4 * c.F + c.entries * (c.size + _ENTRY) + 8 * TOKENS,
         torch_bytes=lambda c: _centring(c) + 2 * TOKENS * math.ceil(c.F / 64),
+    ),
+    # the second encoder also writes and reads the product, though a chunk may stay in the cache
+    "topk_encode vendor": Op(
+        run=partial(_topk, True),
+        floor=lambda c: _product(c) + 8 * TOKENS * c.F + int(_KEPT * c.F) + c.entries * (c.size + _ENTRY),
+        torch_bytes=lambda c: _centring(c) + _whole_product(c),
+        torch_operations=lambda c: 2 * TOKENS * c.F * c.d,
+    ),
+    "threshold_encode vendor": Op(
+        run=partial(_threshold, True),
+        floor=lambda c: _product(c) + 8 * TOKENS * c.F + 4 * c.F + c.entries * (c.size + _ENTRY) + 8 * TOKENS,
+        torch_bytes=lambda c: _centring(c) + _whole_product(c) + 2 * TOKENS * math.ceil(c.F / 64),
+        torch_operations=lambda c: 2 * TOKENS * c.F * c.d,
     ),
     "sparse_decode": _decode(csr=False),
     "sparse_decode csr": _decode(csr=True),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
+import torch
+
 from sae_kernels.aot.cases import OPS, Case
 from sae_kernels.aot.compile import Code, code_key, compile_launch
 from sae_kernels.aot.model import Work, work
@@ -92,8 +94,10 @@ def model_case(case: Case, arch: str) -> Modelled:
     """Bytes, operations and time of a case beside its floors."""
     device, op = DEVICES[arch], OPS[case.op]
     works = [work(launch, case.entries) for launch in case.record(device)]
-    operations = sum(w.operations for w in works)
-    floor, torch_bytes = op.floor(case), op.torch_bytes(case)
+    exact = case.dtype == torch.float32
+    between = Work(op.torch_bytes(case), op.torch_operations(case), exact)
+    operations = sum(w.operations for w in works) + between.operations
+    floor = op.floor(case)
     return Modelled(
         op=case.op,
         arch=arch,
@@ -101,11 +105,11 @@ def model_case(case: Case, arch: str) -> Modelled:
         d=case.d,
         F=case.F,
         k=case.k,
-        bytes=sum(w.bytes for w in works) + torch_bytes,
+        bytes=sum(w.bytes for w in works) + between.bytes,
         floor_bytes=floor,
         operations=operations,
-        ms=1e3 * (sum(w.seconds(device) for w in works) + torch_bytes / device.bandwidth),
-        floor_ms=1e3 * Work(floor, operations, any(w.exact_fp32 for w in works)).seconds(device),
+        ms=1e3 * (sum(w.seconds(device) for w in works) + between.seconds(device)),
+        floor_ms=1e3 * Work(floor, operations, exact).seconds(device),
     )
 
 

@@ -60,6 +60,12 @@ def _product(launch: Launch, extra: float) -> Work:
     return Work(moved + extra, 2 * a["N"] * a["F"] * a["d"], exact_fp32)
 
 
+def _chunk(launch: Launch, *names: str) -> Work:
+    """A chunk of the vendor's product is read; of what is kept of all latents, the chunk's part is written."""
+    a = launch.arguments
+    return Work(_nbytes(launch, "pre") + _nbytes(launch, *names) * a["columns"] / a["F"], 0)
+
+
 def _repair(launch: Launch, entries: int) -> Work:
     a, c = launch.arguments, launch.constants
     rows = a["keys"].shape[0] * fallback_probability(a["F"], a["k"], c["BUCKET"], c["KEPT"])
@@ -118,6 +124,8 @@ def _step(launch: Launch, entries: int) -> Work:
 
 _MODELS: dict[str, Callable[[Launch, int], Work]] = {
     "_candidates": lambda launch, entries: _product(launch, _nbytes(launch, "keys", "places")),
+    "_chunk_candidates": lambda launch, entries: _chunk(launch, "keys", "places"),
+    "_chunk_survivors": lambda launch, entries: _chunk(launch, "counts"),
     "_survivors": lambda launch, entries: _product(launch, _nbytes(launch, "counts", "bars") + entries * SECTOR),
     "_compact": lambda launch, entries: Work(
         _nbytes(launch, "counts", "offsets", "out_values", "out_indices") + entries * SECTOR, 0

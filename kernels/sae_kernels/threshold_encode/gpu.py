@@ -1,7 +1,7 @@
 """Threshold encode in Triton: the survivors (entries above their thresholds) of every bucket, then compaction to CSR.
 
-1. `_survivors`: the product in tensor-core tiles. Of every bucket and token it writes the number of survivors and the
-   first K' of them.
+1. `_survivors`: the product in tensor-core tiles (or `_chunk_survivors`: the vendor's, chunk by chunk). Of every bucket
+   and token it writes the number of survivors and the first K' of them.
 2. The total is copied to the host, once, to allocate the CSR codes.
 3. `_compact`: moves every token's survivors to their places. A bucket with more than K' survivors is recomputed without
    tensor cores, and as many entries as were counted are taken, those furthest above their thresholds: so rounding
@@ -26,19 +26,47 @@ from sae_kernels.gpu_product import (
     operands,
     order_key,
     product_arguments,
+    product_chunks,
     product_constants,
     product_tile,
+    stored_tile,
     tile_of,
     tiles,
     value_of_key,
 )
 from sae_kernels.launch import device_of, launch
-from sae_kernels.topk_encode.gpu import candidates, dense_part
+from sae_kernels.topk_encode.gpu import CHUNK_TOKENS, candidates, dense_part
 from sae_kernels.topk_encode.gpu_select import values_of_keys
 from sae_kernels.tuning import EncodeConfig, keep_all, threshold_config
 
 DENSE = 0.05
 """Share of overflowing buckets above which the dense path is cheaper than recomputing them."""
+
+
+@triton.jit
+def keep_survivors(
+    b_pre, bars, pairs, counts, o_n, o_f, i_first, N, F, buckets,
+    BLOCK_N: tl.constexpr, BLOCK_F: tl.constexpr, BUCKET: tl.constexpr, KEPT: tl.constexpr,
+):  # fmt: skip
+    """counts [N, buckets] and pairs [N, buckets, KEPT] of a tile from latent i_first on, as `_survivors` has them."""
+    b_bar = tl.load(bars + o_f, mask=o_f < F, other=0.0)
+    # not (pre > bar): a NaN survives, as in the reference
+    m_below = (b_pre <= b_bar[None, :]) | (o_f >= F)[None, :] | (o_n >= N)[:, None]
+    # to save registers one array says both which entries survive and their values
+    b_key = tl.reshape(tl.where(m_below, LOWEST_KEY, order_key(b_pre)), (BLOCK_N, BLOCK_F // BUCKET, BUCKET))
+    b_count = tl.sum((b_key != LOWEST_KEY).to(tl.int32), 2)
+    o_place = tl.arange(0, BUCKET)[None, None, :]
+    o_bucket = i_first // BUCKET + tl.arange(0, BLOCK_F // BUCKET)
+    o_counts = o_n[:, None].to(tl.int64) * buckets + o_bucket[None, :]
+    tl.store(counts + o_counts, b_count.to(tl.uint8), mask=(o_n < N)[:, None] & (o_bucket < buckets)[None, :])
+    # most tiles have only a few survivors a row, so the loop ends early
+    for j in range(tl.minimum(tl.max(tl.reshape(b_count, (BLOCK_N * (BLOCK_F // BUCKET),)), 0), KEPT)):
+        b_place = tl.min(tl.where(b_key != LOWEST_KEY, o_place, BUCKET), 2)
+        m_here = o_place == b_place[:, :, None]
+        b_first = tl.max(tl.where(m_here, b_key, LOWEST_KEY), 2)
+        b_key = tl.where(m_here, LOWEST_KEY, b_key)
+        b_pair = (b_first.to(tl.int64) << 8) | b_place.to(tl.int64)
+        tl.store(pairs + o_counts * KEPT + j, b_pair, mask=j < b_count)
 
 
 @triton.jit(do_not_specialize=["N", "F", "buckets", "group"])
@@ -57,24 +85,21 @@ def _survivors(
     b_pre = product_tile(
         x, W_enc, b_enc, o_n, o_f, N, F, d, stride_x, stride_w, BLOCK_N, BLOCK_F, BLOCK_D, PRECISION
     )  # fmt: skip
-    b_bar = tl.load(bars + o_f, mask=o_f < F, other=0.0)
-    # not (pre > bar): a NaN survives, as in the reference
-    m_below = (b_pre <= b_bar[None, :]) | (o_f >= F)[None, :] | (o_n >= N)[:, None]
-    # to save registers one array says both which entries survive and their values
-    b_key = tl.reshape(tl.where(m_below, LOWEST_KEY, order_key(b_pre)), (BLOCK_N, BLOCK_F // BUCKET, BUCKET))
-    b_count = tl.sum((b_key != LOWEST_KEY).to(tl.int32), 2)
-    o_place = tl.arange(0, BUCKET)[None, None, :]
-    o_bucket = i_f * (BLOCK_F // BUCKET) + tl.arange(0, BLOCK_F // BUCKET)
-    o_counts = o_n[:, None].to(tl.int64) * buckets + o_bucket[None, :]
-    tl.store(counts + o_counts, b_count.to(tl.uint8), mask=(o_n < N)[:, None] & (o_bucket < buckets)[None, :])
-    # most tiles have only a few survivors a row, so the loop ends early
-    for j in range(tl.minimum(tl.max(tl.reshape(b_count, (BLOCK_N * (BLOCK_F // BUCKET),)), 0), KEPT)):
-        b_place = tl.min(tl.where(b_key != LOWEST_KEY, o_place, BUCKET), 2)
-        m_here = o_place == b_place[:, :, None]
-        b_first = tl.max(tl.where(m_here, b_key, LOWEST_KEY), 2)
-        b_key = tl.where(m_here, LOWEST_KEY, b_key)
-        b_pair = (b_first.to(tl.int64) << 8) | b_place.to(tl.int64)
-        tl.store(pairs + o_counts * KEPT + j, b_pair, mask=j < b_count)
+    keep_survivors(b_pre, bars, pairs, counts, o_n, o_f, i_f * BLOCK_F, N, F, buckets, BLOCK_N, BLOCK_F, BUCKET, KEPT)
+
+
+@triton.jit(do_not_specialize=["N", "F", "buckets", "first"])
+def _chunk_survivors(
+    pre, b_enc, bars, pairs, counts, N, F, buckets, first, columns,
+    BLOCK_N: tl.constexpr, BLOCK_F: tl.constexpr, BUCKET: tl.constexpr, KEPT: tl.constexpr,
+):  # fmt: skip
+    """The same for `columns` latents from `first` on, whose product without b_enc is `pre`."""
+    o_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    o_c = tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F)
+    i_first = first + tl.program_id(1) * BLOCK_F
+    o_f = first + o_c
+    b_pre = stored_tile(pre, b_enc, o_n, o_c, first, N, columns)
+    keep_survivors(b_pre, bars, pairs, counts, o_n, o_f, i_first, N, F, buckets, BLOCK_N, BLOCK_F, BUCKET, KEPT)
 
 
 @triton.jit(do_not_specialize=["F", "buckets"])
@@ -161,11 +186,18 @@ def survivors(x: Tensor, W_enc: Tensor, b_enc: Tensor, bars: Tensor, config: Enc
     buckets = triton.cdiv(F, config.bucket)
     pairs = torch.empty(N, buckets, config.kept, dtype=torch.int64, device=x.device)
     counts = torch.empty(N, buckets, dtype=torch.uint8, device=x.device)
+    arguments = {"bars": bars, "pairs": pairs, "counts": counts, "buckets": buckets}
+    if config.vendor:
+        blocks = {"BLOCK_N": CHUNK_TOKENS, "BLOCK_F": config.block_f} | bucket_constants(config)
+        for first, last, pre in product_chunks(x, W_enc, config, device_of(x).cache):
+            chunk = {"pre": pre, "b_enc": b_enc, "N": N, "F": F, "first": first, "columns": last - first}
+            grid = triton.cdiv(N, CHUNK_TOKENS), triton.cdiv(last - first, config.block_f)
+            launch(_chunk_survivors, grid, chunk | arguments, blocks, warps=4)
+        return pairs, counts
     launch(
         _survivors,
         tiles(N, F, config),
-        product_arguments(x, W_enc, b_enc)
-        | {"bars": bars, "pairs": pairs, "counts": counts, "buckets": buckets, "group": config.group},
+        product_arguments(x, W_enc, b_enc) | arguments | {"group": config.group},
         product_constants(x, config),
         warps=config.warps,
         stages=config.stages,

@@ -1,8 +1,8 @@
 """Top-k encode in Triton: exact, without storing the N x F pre-activations.
 
-1. `_candidates`: the product in tensor-core tiles. The latents are divided into buckets of 32, 64 or 128 neighbours.
-   Of every bucket and token only the K' largest entries are written: an int32 key with the order of the values, and the
-   place inside the bucket, five bytes in all.
+1. `_candidates`: the product in tensor-core tiles (or `_chunk_candidates`: the vendor's product, chunk by chunk). The
+   latents are divided into buckets of 32, 64 or 128 neighbours. Of every bucket and token only the K' largest entries
+   are written: an int32 key with the order of the values, and the place inside the bucket, five bytes in all.
 2. `select` (gpu_select.py): the k largest of a token's F / bucket * K' candidates.
 3. `_repair`: checks the certificate below; where it fails, recomputes the failing buckets as a whole.
 4. `_order`: sorts the k entries, largest first, and writes values and indices.
@@ -49,8 +49,10 @@ from sae_kernels.gpu_product import (
     operands,
     order_key,
     product_arguments,
+    product_chunks,
     product_constants,
     product_tile,
+    stored_tile,
     tile_of,
     tiles,
     value_of_key,
@@ -62,8 +64,36 @@ from sae_kernels.tuning import EncodeConfig, encode_alternatives, encode_config,
 LARGEST_K = 1024
 """For a larger k torch.sort sorts all keys, a small part of the cost when the codes are nearly dense."""
 
+CHUNK_TOKENS = 32
+"""Tokens a program that reads a chunk of the vendor's product."""
+
 DENSE_BYTES = 256 << 20
 """Most memory for the keys: if all entries have to be kept (k close to F), the tokens are encoded in parts."""
+
+
+@triton.jit
+def keep_largest(
+    b_pre, keys, places, o_n, o_f, i_first, N, F, buckets,
+    BLOCK_N: tl.constexpr, BLOCK_F: tl.constexpr, BUCKET: tl.constexpr, KEPT: tl.constexpr,
+):  # fmt: skip
+    """keys, places [N, buckets, KEPT] = the KEPT largest of every bucket of a tile from latent i_first on."""
+    b_key = tl.where((o_f < F)[None, :], order_key(b_pre), LOWEST_KEY)
+    if KEPT == BUCKET:
+        p_key = keys + o_n[:, None].to(tl.int64) * (buckets * BUCKET) + o_f[None, :]
+        tl.store(p_key, b_key, mask=(o_n < N)[:, None] & (o_f < buckets * BUCKET)[None, :])
+    else:
+        b_key = tl.reshape(b_key, (BLOCK_N, BLOCK_F // BUCKET, BUCKET))
+        o_place = tl.arange(0, BUCKET)[None, None, :]
+        o_bucket = i_first // BUCKET + tl.arange(0, BLOCK_F // BUCKET)
+        o_kept = (o_n[:, None].to(tl.int64) * buckets + o_bucket[None, :]) * KEPT
+        m_kept = (o_n < N)[:, None] & (o_bucket < buckets)[None, :]
+        for j in tl.static_range(KEPT):
+            b_best = tl.max(b_key, 2)
+            # the lowest place among equals; its entry is then removed
+            b_place = tl.min(tl.where(b_key == b_best[:, :, None], o_place, BUCKET - 1), 2)
+            tl.store(keys + o_kept + j, b_best, mask=m_kept)
+            tl.store(places + o_kept + j, b_place.to(tl.uint8), mask=m_kept)
+            b_key = tl.where(o_place == b_place[:, :, None], LOWEST_KEY, b_key)
 
 
 @triton.jit(do_not_specialize=["N", "F", "buckets", "group"])
@@ -79,23 +109,21 @@ def _candidates(
     b_pre = product_tile(
         x, W_enc, b_enc, o_n, o_f, N, F, d, stride_x, stride_w, BLOCK_N, BLOCK_F, BLOCK_D, PRECISION
     )  # fmt: skip
-    b_key = tl.where((o_f < F)[None, :], order_key(b_pre), LOWEST_KEY)
-    if KEPT == BUCKET:
-        p_key = keys + o_n[:, None].to(tl.int64) * (buckets * BUCKET) + o_f[None, :]
-        tl.store(p_key, b_key, mask=(o_n < N)[:, None] & (o_f < buckets * BUCKET)[None, :])
-    else:
-        b_key = tl.reshape(b_key, (BLOCK_N, BLOCK_F // BUCKET, BUCKET))
-        o_place = tl.arange(0, BUCKET)[None, None, :]
-        o_bucket = i_f * (BLOCK_F // BUCKET) + tl.arange(0, BLOCK_F // BUCKET)
-        o_kept = (o_n[:, None].to(tl.int64) * buckets + o_bucket[None, :]) * KEPT
-        m_kept = (o_n < N)[:, None] & (o_bucket < buckets)[None, :]
-        for j in tl.static_range(KEPT):
-            b_best = tl.max(b_key, 2)
-            # the lowest place among equals; its entry is then removed
-            b_place = tl.min(tl.where(b_key == b_best[:, :, None], o_place, BUCKET - 1), 2)
-            tl.store(keys + o_kept + j, b_best, mask=m_kept)
-            tl.store(places + o_kept + j, b_place.to(tl.uint8), mask=m_kept)
-            b_key = tl.where(o_place == b_place[:, :, None], LOWEST_KEY, b_key)
+    keep_largest(b_pre, keys, places, o_n, o_f, i_f * BLOCK_F, N, F, buckets, BLOCK_N, BLOCK_F, BUCKET, KEPT)
+
+
+@triton.jit(do_not_specialize=["N", "F", "buckets", "first"])
+def _chunk_candidates(
+    pre, b_enc, keys, places, N, F, buckets, first, columns,
+    BLOCK_N: tl.constexpr, BLOCK_F: tl.constexpr, BUCKET: tl.constexpr, KEPT: tl.constexpr,
+):  # fmt: skip
+    """The same for `columns` latents from `first` on, whose product without b_enc is `pre`."""
+    o_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    o_c = tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F)
+    i_first = first + tl.program_id(1) * BLOCK_F
+    o_f = first + o_c
+    b_pre = stored_tile(pre, b_enc, o_n, o_c, first, N, columns)
+    keep_largest(b_pre, keys, places, o_n, o_f, i_first, N, F, buckets, BLOCK_N, BLOCK_F, BUCKET, KEPT)
 
 
 @triton.jit
@@ -247,11 +275,18 @@ def candidates(x: Tensor, W_enc: Tensor, b_enc: Tensor, config: EncodeConfig) ->
     N, F = x.shape[0], W_enc.shape[0]
     keys = torch.empty(N, triton.cdiv(F, config.bucket), config.kept, dtype=torch.int32, device=x.device)
     places = keys if config.kept == config.bucket else torch.empty_like(keys, dtype=torch.uint8)
+    arguments = {"keys": keys, "places": places, "buckets": keys.shape[1]}
+    if config.vendor:
+        blocks = {"BLOCK_N": CHUNK_TOKENS, "BLOCK_F": config.block_f} | bucket_constants(config)
+        for first, last, pre in product_chunks(x, W_enc, config, device_of(x).cache):
+            chunk = {"pre": pre, "b_enc": b_enc, "N": N, "F": F, "first": first, "columns": last - first}
+            grid = triton.cdiv(N, CHUNK_TOKENS), triton.cdiv(last - first, config.block_f)
+            launch(_chunk_candidates, grid, chunk | arguments, blocks, warps=4)
+        return keys, places
     launch(
         _candidates,
         tiles(N, F, config),
-        product_arguments(x, W_enc, b_enc)
-        | {"keys": keys, "places": places, "buckets": keys.shape[1], "group": config.group},
+        product_arguments(x, W_enc, b_enc) | arguments | {"group": config.group},
         product_constants(x, config),
         warps=config.warps,
         stages=config.stages,
