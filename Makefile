@@ -40,7 +40,7 @@ bench: install
 bench-peers: .venv-peers/.installed
 	PYTHONPATH=kernels .venv-peers/bin/python scripts/bench/peers.py
 
-# trains ours and three other toolkits from the same stored activations, in hours; a stopped race continues
+# trains ours and three other toolkits from the same stored activations, an hour of one core; a stopped race continues
 race: install .venv-peers/.installed
 	nice -n 10 $(BIN)/python -m scripts.race --figure docs/race.svg $(RACE)
 

@@ -153,7 +153,8 @@ def draw(values: dict[str, Any], target: Path) -> None:
         )  # fmt: skip
     quality.set(xlabel="FVU on held-out documents, 95% over documents and seeds", yticks=range(len(rows)))
     quality.set_yticklabels(names)
-    quality.margins(x=0.35)
+    left, right = min(row["fvu"]["low"] for row in rows), max(row["fvu"]["high"] for row in rows)
+    quality.set_xlim(left - 0.05 * (right - left), right + 0.55 * (right - left))  # room for the numbers
     drawn = speed.barh(range(len(rows)), [row["step_processor_ms"] for row in rows], color=colours)
     speed.bar_label(drawn, [f" {row['step_processor_ms']:,.0f}" for row in rows])
     speed.set(xlabel="processor time a step, ms")
