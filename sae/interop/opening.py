@@ -39,6 +39,13 @@ def load(source: str | Path, *, format: str = "auto", device: str | torch.device
     Raises:
         ConfigError: nothing is there, a run is not finished, or a format cannot be recognised or held.
         CorruptError: a file is damaged, or a run's self-test fails.
+
+    Example:
+        >>> import sae, torch
+        >>> model = sae.load("runs/demo")
+        >>> codes = model.encode(torch.randn(5, model.dim))
+        >>> model.decode(codes).shape == (5, model.dim), codes.to_dense().shape == (5, model.width)
+        (True, True)
     """
     run = own_run(source) if format == "auto" else None
     if run is not None:
