@@ -20,6 +20,7 @@ from sae.cli.commands import COMMANDS
 from sae.cli.image_commands import IMAGE_COMMANDS
 from sae.cli.main import main, parse, parse_sweep
 from sae.cli.python import CALLS, python_of
+from sae.interop.export import export
 
 HEADING = "The same in Python:\n"
 FUNCTIONS = [name for name in sae.__all__ if not name.endswith("Config")]
@@ -70,17 +71,18 @@ COMMAND_LINES = [
     "train --data digits --variant vae --out r",
     "train --data rows.npy --width 64 --out r",
     "sweep --model m --dataset d --layer 3 --k 4,8 --out r",
-    "eval runs/x --tokens 4096",
-    "eval runs/x",
-    "explain runs/x --latents 3 5",
-    "features runs/x --store acts --tokens 100000",
-    "browse runs/x runs/y --port 81",
+    "eval /nowhere/runs/x --tokens 4096",
+    "eval /nowhere/runs/x",
+    "explain /nowhere/runs/x --latents 3 5",
+    "features /nowhere/runs/x --store acts --tokens 100000",
+    "browse /nowhere/runs/x /nowhere/runs/y --port 81",
     "import folder --out r --dataset demo",
-    "export runs/x --to static --out page --latents 4",
-    "export runs/x --to neuronpedia --out page",
-    "export runs/x --to saelens --out theirs",
-    "export runs/x --to hub --repo user/name --private",
-    "verify runs/x",
+    "list --model gemma-2-2b --layer 12",
+    "export /nowhere/runs/x --to static --out page --latents 4",
+    "export /nowhere/runs/x --to neuronpedia --out page",
+    "export /nowhere/runs/x --to saelens --out theirs",
+    "export /nowhere/runs/x --to hub --repo user/name --private",
+    "verify /nowhere/runs/x",
     "bench kernels --width 64",
     "bench step --device cpu",
     "bench curve",
@@ -88,8 +90,8 @@ COMMAND_LINES = [
     "bench recovery --seeds 1",
     "doctor",
     "image train --data digits --out r --epochs 2",
-    "image eval runs/x --resamples 20",
-    "image report runs/x",
+    "image eval /nowhere/runs/x --resamples 20",
+    "image report /nowhere/runs/x",
     "image chapter --out r --quick --only collapse",
     "image compare --out r --seeds 2",
 ]
@@ -177,6 +179,17 @@ def test_what_is_printed_runs_and_does_the_same(folder: Path, capsys: pytest.Cap
     exec(python.replace("sae.steer(", "result = sae.steer("), scope)
     main("steer runs/demo --latent 3 7 --scale 20 --absolute --tokens 4 --prompt river --json".split())
     assert scope["result"] == json.loads(capsys.readouterr().out)
+
+
+def test_another_tool_s_files_are_imported_by_the_python_too(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SAE_CACHE", str(folder / "cache"))
+    export("runs/demo", "saelens", "theirs")
+    main(["verify", "theirs"])
+    python = capsys.readouterr().out.partition(HEADING)[2]
+    assert 'as_run("theirs", command="verify", with_text=False)' in python
+    exec(python, {})
 
 
 def test_with_json_only_the_result_is_printed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

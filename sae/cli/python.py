@@ -33,9 +33,25 @@ class Name:
         self.name, self.needs = name, needs
 
 
-def _on_run(function: str) -> Callable[[Any], Call]:
+def _run(source: str | Path, command: str, **settings: Any) -> Any:
+    """The run that a command reads: its folder or, for another tool's files, their import."""
+    from sae.interop.opening import own_run
+
+    if own_run(source) is not None:
+        return source
+    given = {name: value for name, value in settings.items() if value is not None}
+    return Call("sae.interop.opening:as_run", source, command=command, **given)
+
+
+def _on_run(function: str, command: str) -> Callable[[Any], Call]:
     """A call on a run folder, with the settings unless all are defaults."""
-    return lambda c: Call(function, c.run_folder, *([c.config] if any(_settings(c.config)) else []))
+
+    def call(c: Any) -> Call:
+        text = {name: getattr(c.config, name, None) for name in ("dataset", "text_field")}
+        run = _run(c.run_folder, command, **text) if command in ("eval", "features") else _run(c.run_folder, command)
+        return Call(function, run, *([c.config] if any(_settings(c.config)) else []))
+
+    return call
 
 
 def _train(command: Any) -> Call:
@@ -45,7 +61,8 @@ def _train(command: Any) -> Call:
 
 
 def _export(command: commands.Export) -> Call:
-    run, out = command.run_folder, command.out
+    out, text = command.out, command.to in ("static", "neuronpedia")
+    run = _run(command.run_folder, "export", with_text=text)
     if command.to == "hub":
         return Call("sae.interop.export.hub:push", run, command.repo, private=command.private, licence=command.licence)
     if command.to == "static":
@@ -72,6 +89,11 @@ def _bench(command: commands.Bench) -> Call:
     return Call(f"sae_kernels.bench.{module}:measure_{command.what}", **named)
 
 
+def _browse(command: commands.Browse) -> Call:
+    runs = [_run(run, "browse") for run in command.run_folders]
+    return Call("sae.browser.serve:serve", runs, port=command.port, device=command.device, ready=Name("print"))
+
+
 def _chapter(command: image_commands.ImageChapter) -> Call:
     setting = Call("sae.book.chapter.base:Setting", **command.setting(), tell=Name("print"))
     return Call("sae.book.chapter.report:run_chapter", setting, command.names())
@@ -86,21 +108,19 @@ CALLS: dict[type, Callable[[Any], Call]] = {
     commands.Train: _train,
     commands.TensorTrain: _train,
     commands.Sweep: _sweep,
-    commands.Eval: _on_run("evaluate"),
-    commands.Explain: _on_run("explain"),
-    commands.Steer: _on_run("steer"),
-    commands.Features: _on_run("collect"),
-    commands.Browse: lambda c: Call(
-        "sae.browser.serve:serve", c.run_folders, port=c.port, device=c.device, ready=Name("print")
-    ),
+    commands.Eval: _on_run("evaluate", "eval"),
+    commands.Explain: _on_run("explain", "explain"),
+    commands.Steer: _on_run("steer", "steer"),
+    commands.Features: _on_run("collect", "features"),
+    commands.Browse: _browse,
     commands.List: lambda c: Call("sae.interop.listing:list_published", **c.given()),
     commands.Import: lambda c: Call("sae.interop.importing:import_run", c.source, c.config),
     commands.Export: _export,
-    commands.Verify: lambda c: Call("verify", c.run_folder),
+    commands.Verify: lambda c: Call("verify", _run(c.run_folder, "verify", with_text=False)),
     commands.Bench: _bench,
     commands.Doctor: lambda c: Call("sae.cli.doctor:examine"),
     image_commands.ImageTrain: _train,
-    image_commands.ImageEval: _on_run("sae.evaluation.images:evaluate_images"),
+    image_commands.ImageEval: _on_run("sae.evaluation.images:evaluate_images", "image eval"),
     image_commands.ImageReport: lambda c: Call(
         "sae.book.report.image:image_report", c.run_folder, *([c.out] if c.out else [])
     ),
