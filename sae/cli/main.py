@@ -41,8 +41,8 @@ def main(arguments: list[str] | None = None) -> None:
     given = sys.argv[1:] if arguments is None else arguments
     typed = TYPED.set(frozenset(a[2:].partition("=")[0].replace("-", "_") for a in given if a.startswith("--")))
     try:
-        command = on_runs(parse_sweep(given) if given[:1] == ["sweep"] else parse(given))
-        result = command.run()
+        command = parse_sweep(given) if given[:1] == ["sweep"] else parse(given)
+        result = on_runs(command).run()
         show(result, as_json=command.json)
         if not command.json:
             show_python(command)
