@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test check bench bench-peers race families interop clean
+.PHONY: install demo test check docs bench bench-peers race snippets families interop clean
 
 install: $(VENV)/.installed
 
@@ -24,6 +24,11 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+	$(BIN)/mkdocs build --strict --quiet
+
+# the docs and the Python API as pages, in build/site; a warning is an error
+docs: install
+	$(BIN)/mkdocs build --strict
 
 bench: install
 	$(BIN)/python scripts/bench/harvest.py
@@ -46,6 +51,23 @@ race: install .venv-peers/.installed
 	.venv-peers/bin/python -m pip uninstall --quiet --yes torchvision
 	touch $@
 
+# the snippets of docs/sessions.md, each in an environment with the tool that it is for
+snippets: install .venv-saebench/.installed .venv-nnsight/.installed
+	$(BIN)/python scripts/interop/snippets.py
+
+# SAEBench brings TransformerLens 3 and SAELens; it asks for an older numpy than ours, which is enough to read a run
+.venv-saebench/.installed:
+	test -x .venv-saebench/bin/python || $(PYTHON) -m venv .venv-saebench
+	.venv-saebench/bin/python -m pip install --quiet torch==2.13.0 sae-bench==0.6.0 transformer-lens==3.9.0 numba scipy tyro rich gguf
+	.venv-saebench/bin/python -m pip uninstall --quiet --yes torchvision
+	touch $@
+
+.venv-nnsight/.installed:
+	test -x .venv-nnsight/bin/python || $(PYTHON) -m venv .venv-nnsight
+	.venv-nnsight/bin/python -m pip install --quiet torch==2.13.0 nnsight==0.8.1 accelerate 'transformers>=5.10.1' 'datasets>=4.0' numba scipy scikit-learn tyro rich einops
+	.venv-nnsight/bin/python -m pip uninstall --quiet --yes torchvision
+	touch $@
+
 # a tiny model of every family of transformers through train, eval, features and steer; writes docs/families.md
 families: install
 	$(BIN)/python scripts/families.py
@@ -66,4 +88,4 @@ interop: install $(INTEROP)
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-peers .venv-interop-* build *.egg-info
+	rm -rf $(VENV) .venv-peers .venv-saebench .venv-nnsight .venv-vllm .venv-interop-* build *.egg-info

@@ -22,7 +22,7 @@ keep_to_quota()
 __version__ = "0.1.0"
 
 _LAZY = {
-    "load": "sae.models.saved:load",
+    "load": "sae.interop.opening:load",
     "verify": "sae.models.saved:verify",
     "train": "sae.training.run:train",
     "evaluate": "sae.evaluation.run:evaluate",
@@ -102,8 +102,9 @@ if TYPE_CHECKING:
     from sae.features.explain.explain import explain
     from sae.features.steer.steer import steer_run as steer
     from sae.harvest.attach import attach
+    from sae.interop.opening import load
     from sae.models.autoencoder import Autoencoder
-    from sae.models.saved import load, verify
+    from sae.models.saved import verify
     from sae.run import Run
     from sae.training.run import train
     from sae_kernels import SparseCodes

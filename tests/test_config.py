@@ -46,8 +46,9 @@ def test_settings_of_an_old_run_load() -> None:
     images = read_json(OLD_RUNS / "image" / "config.json")["train"]
     image_config = from_json(ImageTrainConfig, images)
     assert image_config.vision == VisionConfig(variant="beta_vae", width=4, hidden=(8,), beta=3.0, gamma=100.0)
-    # and are written as they were: another version reads them too
-    assert {part: to_json(config)[part] for part in ("sae", "optim")} == {part: text[part] for part in ("sae", "optim")}
+    # and keep their names and values where they are written again
+    for part in ("sae", "optim"):
+        assert to_json(config)[part].items() >= text[part].items()
     assert to_json(image_config)["vision"] == images["vision"]
 
 

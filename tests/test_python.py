@@ -64,6 +64,7 @@ def test_every_exported_name_is_there_and_known_to_type_checkers() -> None:
 
 
 COMMAND_LINES = [
+    "list --model gemma-2-2b --layer 12",
     "demo --tokens 9000",
     "train --model m --dataset d --layer 3 --variant jumprelu --recipe anthropic --out r --lr 1e-3 --roles assistant",
     "train --data digits --variant vae --out r",

@@ -16,7 +16,7 @@ from sae.base.files import CorruptError
 from sae.config import ConfigError
 from sae.training.tensors import TensorData
 from scripts.race import __main__ as race_command
-from scripts.race.evaluate import Parts, check, fvu_over_seeds, load_form
+from scripts.race.evaluate import Parts, check, difference_over_seeds, fvu_over_seeds, load_form
 from scripts.race.member import Batches
 from scripts.race.ours import OptimConfig, SAEConfig, TensorTrainConfig, rows_of
 from scripts.race.settings import ENTRIES, Course, Member, Race
@@ -135,13 +135,16 @@ def test_the_report_has_a_row_an_entry_and_losses(race: Race, folder: Path, lane
     assert [first["entry"], second["entry"]] == OURS
     assert f"| {OURS[1]} |" in text
     assert "PCA, 4 components" in text
-    # on the same documents and seeds
-    ratio = second["fvu_of_seeds"][0] / first["fvu_of_seeds"][0] + second["fvu_of_seeds"][1] / first["fvu_of_seeds"][1]
-    assert second["over_ours"]["value"] == pytest.approx(ratio / 2 - 1)
-    assert first["over_ours"] is None
     assert second["delta_ce"]["low"] <= second["delta_ce"]["value"] <= second["delta_ce"]["high"]
     draw(values, tmp_path / "race.svg")
     assert (tmp_path / "race.svg").read_text().rstrip().endswith("</svg>")
+
+
+def test_entries_are_compared_on_the_same_documents_and_seeds(lanes: list[Lane]) -> None:
+    topk, batchtopk = ([seed["fvu"]["value"] for seed in lane.seeds] for lane in lanes)
+    interval = difference_over_seeds(lanes[1].folders, lanes[0].folders)
+    assert interval.value == pytest.approx(sum(b / a for a, b in zip(topk, batchtopk, strict=True)) / 2 - 1)
+    assert difference_over_seeds(lanes[0].folders, lanes[0].folders) == (0, 0, 0)
 
 
 def test_shares_of_a_run_are_what_every_tool_is_told() -> None:

@@ -19,6 +19,14 @@ COMMANDS = [shlex.split(line, comments=True)[1:] for line in LINES if line.start
 ELSEWHERE = {
     "train --resume": ("test_kill.py", "test_a_killed_run_resumes_to_identical_weights"),
     "browse": ("browser/test_page.py", "test_the_table_sorts_and_filters_and_the_address_keeps_it"),
+    "list --model": ("interop/test_listing.py", "test_a_model_and_a_layer_list_short_names_that_can_be_fetched"),
+    "import gemma-scope": ("interop/test_sources.py", "test_an_import_by_short_name_is_measured_on_its_language_model"),
+    "import their_sae": ("interop/test_importing.py", "test_an_imported_run_is_evaluated_and_collected_like_ours"),
+    "import their_clt:3": (
+        "interop/test_importing.py",
+        "test_a_layer_of_a_cross_layer_transcoder_is_measured_at_all_its_targets",
+    ),
+    "eval their_sae": ("interop/test_opening.py", "test_commands_import_what_names_its_model_and_keep_the_import"),
     "image chapter": ("test_chapter_generative.py", "test_every_family_is_measured_and_shown"),
     "image compare": ("test_comparison.py", "test_all_tiers_stand_in_one_table_with_every_column"),
     "train --model demo --dataset chats.jsonl": (

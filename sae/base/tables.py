@@ -4,18 +4,42 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.console import Group
+from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.measure import Measurement
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 
 def render(result: dict[str, Any]) -> Group:
     """Names and values, nested names joined by dots, intervals as `value [low, high]`; a list of dicts as a table."""
     plain = {name: value for name, value in result.items() if not _is_table(value)}
-    return Group(*(_table(value) for value in result.values() if _is_table(value)), _listing(plain))
+    return Group(*(_Rows(value) for value in result.values() if _is_table(value)), _listing(plain))
 
 
 def _is_table(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(row, dict) for row in value)
+
+
+class _Rows:
+    """Dicts as a table; where it is too wide, each in two lines, its first value above the others, so that none is cut.
+
+    Args:
+        rows: with the same names.
+    """
+
+    def __init__(self, rows: list[dict[str, Any]]) -> None:
+        self.rows = rows
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        table = _table(self.rows)
+        if Measurement.get(console, options.update(width=10**6), table).maximum <= options.max_width:
+            yield table
+            return
+        for row in self.rows:
+            first, *others = (number(value) for value in row.values())
+            yield Text(first, style="bold", overflow="fold")
+            yield Padding("  ".join(others), (0, 0, 0, 2))
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:

@@ -129,7 +129,7 @@ class Eval:
     """Evaluate a saved autoencoder on held-out documents, images, or rows of a file of activations."""
 
     run_folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
-    """Run folder, or a hub repository that holds one."""
+    """Run folder, a hub repository that holds one, or what `sae import` reads (with --dataset)."""
     config: EvalConfig = dataclasses.field(default_factory=EvalConfig)
     json: Json = False
 
@@ -295,6 +295,26 @@ class Import:
         return import_run(self.source, self.config)
 
 
+@dataclass(frozen=True, kw_only=True)
+class List:
+    """List published autoencoders by the short names that `sae import` takes."""
+
+    model: str | None = None
+    """Only those on this language model: its hub id, or what stands behind the slash in it."""
+    layer: int | None = None
+    """Only those of this layer, one a line with its short name; without it, one line a set."""
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:
+        from sae.interop.listing import list_published
+
+        return list_published(**self.given())
+
+    def given(self) -> dict[str, Any]:
+        """The flags that were given."""
+        return {name: value for name, value in (("model", self.model), ("layer", self.layer)) if value is not None}
+
+
 BENCHED = (
     "topk",
     "batchtopk",
@@ -410,6 +430,7 @@ COMMANDS: dict[str, type] = {
     "steer": Steer,
     "features": Features,
     "browse": Browse,
+    "list": List,
     "import": Import,
     "export": Export,
     "verify": Verify,

@@ -23,6 +23,7 @@ import tyro
 from sae.cli.commands import COMMANDS, Sweep, TensorTrain, Train
 from sae.cli.image_commands import IMAGE_COMMANDS, ImageTrain
 from sae.cli.settings_help import with_variants
+from sae.cli.sources import on_runs
 from sae.config import (
     TYPED,
     ConfigError,
@@ -40,7 +41,7 @@ def main(arguments: list[str] | None = None) -> None:
     given = sys.argv[1:] if arguments is None else arguments
     typed = TYPED.set(frozenset(a[2:].partition("=")[0].replace("-", "_") for a in given if a.startswith("--")))
     try:
-        command = parse_sweep(given) if given[:1] == ["sweep"] else parse(given)
+        command = on_runs(parse_sweep(given) if given[:1] == ["sweep"] else parse(given))
         result = command.run()
         show(result, as_json=command.json)
         if not command.json:

@@ -93,6 +93,7 @@ CALLS: dict[type, Callable[[Any], Call]] = {
     commands.Browse: lambda c: Call(
         "sae.browser.serve:serve", c.run_folders, port=c.port, device=c.device, ready=Name("print")
     ),
+    commands.List: lambda c: Call("sae.interop.listing:list_published", **c.given()),
     commands.Import: lambda c: Call("sae.interop.importing:import_run", c.source, c.config),
     commands.Export: _export,
     commands.Verify: lambda c: Call("verify", c.run_folder),

@@ -89,6 +89,8 @@ def evaluate_all(runs: Sequence[str | Path], config: EvalConfig | None = None) -
             sites["target_site"] = ", ".join(site.name for site in run.targets)
         variant = run.config.sae.variant
         head = {"run": str(name), "variant": variant, **sites, "dataset": settings.dataset}
+        if (origin := run.record.get("imported")) is not None:
+            head |= {"tool": origin["tool"], "format": origin["format"]}
         done.append({**head, **report, "seconds": seconds})
         if run.folder == Path(name).expanduser():
             publish_json(run.folder / "eval.json", done[-1])

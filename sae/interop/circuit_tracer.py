@@ -22,6 +22,7 @@ from sae.base.files import CorruptError
 from sae.config import ConfigError
 from sae.interop import Imported, Origin, assemble, cross_layer, jump_relu
 from sae.interop.files import settings_in, shapes_in, take, tensors_in
+from sae.interop.origin import RESIDUAL, WITH_GAIN
 from sae.modules.codes import Code, ReLU
 
 SETTINGS = "config.yaml"
@@ -32,11 +33,11 @@ NAMES = {"W_enc", "W_dec", "b_enc", "b_dec"}
 ENCODER = NAMES - {"W_dec"}
 """Names in the one file of a layer of a cross-layer transcoder."""
 INPUTS = {
-    "hook_resid_mid": ("resid_mid.{}", "reads the residual before the MLP's norm"),
-    "mlp.hook_in": ("mlp_in.{}", "reads the norm's output with its gain"),
-    "ln2.hook_normalized": ("mlp_in.{}", ""),
+    "hook_resid_mid": ("resid_mid.{}", (RESIDUAL,)),
+    "mlp.hook_in": ("mlp_in.{}", (WITH_GAIN,)),
+    "ln2.hook_normalized": ("mlp_in.{}", ()),
 }
-"""Hook -> site, and what it is. The last is folded, and noted where that is done."""
+"""Hook -> site, and what to note of it; of the last, the import does."""
 OUTPUTS = {"hook_mlp_out": "mlp_out.{}", "mlp.hook_out": "layers.{}.mlp"}
 
 
@@ -125,8 +126,8 @@ def _origin(where: Path, architecture: str, layer: int | None, layers: int) -> O
             )
     sites, targets, notes = (), (), ()
     if hook_in is not None and layer is not None:
-        site, note = INPUTS[hook_in]
-        sites, notes = (site.format(layer),), (note,) if note else ()
+        site, notes = INPUTS[hook_in]
+        sites = (site.format(layer),)
     if hook_out is not None and layer is not None:
         targets = tuple(OUTPUTS[hook_out].format(number) for number in range(layer, layer + layers))
     return Origin(

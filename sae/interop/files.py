@@ -44,7 +44,8 @@ def check_readable(path: Path) -> None:
     Raises:
         CorruptError: names the first of them, and why.
     """
-    for file in [path] if path.is_file() else sorted(path.iterdir()):
+    inside = [path] if path.is_file() else sorted([*path.iterdir(), *(path / "checkpoints").glob("*")])
+    for file in inside:
         if not file.is_file():
             continue
         if file.suffix == ".json":

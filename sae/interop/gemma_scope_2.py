@@ -21,6 +21,7 @@ from torch import Tensor
 from sae.base.files import CorruptError
 from sae.interop import Imported, Origin, assemble, cross_layer, jump_relu
 from sae.interop.files import settings_in, shapes_in, take, tensors_in
+from sae.interop.origin import WITH_GAIN
 
 WEIGHTS, SETTINGS = "params.safetensors", "config.json"
 NAMES = {"w_enc", "w_dec", "b_enc", "b_dec"}
@@ -108,6 +109,7 @@ def _origin(settings: dict[str, Any], architecture: str, sites: tuple[str, ...],
         model=_model(settings.get("model_name")),
         sites=sites,
         targets=targets,
+        notes=(WITH_GAIN,) if targets else (),
     )
 
 

@@ -35,6 +35,7 @@ from sae.harvest.sites import Site, SiteError, resolve_sites
 from sae.harvest.stream import Harvest
 from sae.interop import Origin, read, recognised, split_layer
 from sae.interop.gain import divided_by_gain, gain_of
+from sae.interop.origin import WITHOUT_GAIN
 from sae.interop.sources import fetch
 from sae.models.autoencoder import Autoencoder
 from sae.models.saved import CONFIG, save_weights
@@ -43,6 +44,7 @@ from sae.runs.text import joined
 from sae.training.run_folder import CONFIG_FORMAT, new_record
 
 PROBE = 256  # rows from which the self-test's are picked
+TRIED = 1024  # rows on which an import is tried: dense codes of a million latents then take 4 GB
 
 
 class Subject(NamedTuple):
@@ -69,7 +71,7 @@ def import_run(source: str | Path, config: ImportConfig) -> dict[str, Any]:
         config: what the files do not say.
 
     Returns:
-        JSON values: what was recognised, and with a data set the FVU on its first batch.
+        JSON values: what was recognised, and with a data set the FVU on its first tokens.
 
     Raises:
         ConfigError, CorruptError, ModelError, SiteError: nothing is written then.
@@ -93,10 +95,11 @@ def import_run(source: str | Path, config: ImportConfig) -> dict[str, Any]:
             model, origin = _with_gain(model, origin, subject, lm)
             harvest = Harvest(lm, subject.sites, subject.documents, subject.settings)
             harvested = harvest.trained_on(next(harvest.batches()).rows)
-            rows, targets = (joined(harvested.activations, s).cpu() for s in (subject.inputs, subject.targets))
+            ends = (subject.inputs, subject.targets)
+            rows, targets = (joined(harvested.activations, sites)[:TRIED].cpu() for sites in ends)
             fvu = _checked_fvu(model, rows, targets)
             record = _record(model, config, subject, harvest, rows)
-            progress.say(f"FVU on the first batch of {config.dataset}: {fvu:.4f}.")
+            progress.say(f"FVU on {len(rows):,} tokens of {config.dataset}: {fvu:.4f}.")
         record["imported"] = {**origin._asdict(), "source": str(source), "format": format}
         with publish_folder(config.out) as folder:
             record["autoencoder"] = save_weights(folder, model, rows[:PROBE])
@@ -116,6 +119,8 @@ def _overruled(origin: Origin, config: ImportConfig) -> Origin:
         changes["targets"] = _names(config.target_site)
     if config.context is not None:
         changes["context"] = config.context
+    if origin.before_gain:
+        changes["notes"] = (*origin.notes, WITHOUT_GAIN)
     return origin._replace(**changes)
 
 
@@ -140,8 +145,7 @@ def _shown(model: Autoencoder, origin: Origin) -> dict[str, Any]:
 def _said(format: str, model: Autoencoder, origin: Origin) -> str:
     shown = {name: value for name, value in _shown(model, origin).items() if value is not None and name != "tool"}
     listed = ", ".join(f"{name} {value}" for name, value in shown.items() if value != "")
-    before_gain = ("it reads the norm's output without its gain, which an import with --dataset folds in",)
-    notes = "".join(f"\nNote: {note}." for note in (*origin.notes, *(before_gain if origin.before_gain else ())))
+    notes = "".join(f"\nNote: {note}." for note in origin.notes)
     return f"Recognised as {format} ({origin.tool}): {listed}; --format overrules.{notes}"
 
 
@@ -225,7 +229,7 @@ def _with_gain(model: Autoencoder, origin: Origin, subject: Subject, lm: Languag
     (site,) = subject.inputs
     if site.block is None:
         raise ConfigError(f"--site {site.name}: the autoencoder reads a norm without its gain; expected mlp_in.LAYER")
-    note = f"trained on the output of the norm in {site.block} without its gain, by which W_enc is divided here"
+    note = f"W_enc is divided by the gain of the norm before the MLP in {site.block}"
     model = divided_by_gain(model, gain_of(lm.model, site.block))
     return model, origin._replace(before_gain=False, notes=(*origin.notes, note))
 
@@ -276,7 +280,7 @@ def _record(
 ) -> dict[str, Any]:
     """config.json of an imported run, but for its weights and origin: what `sae train` would have recorded."""
     with torch.no_grad():
-        l0 = model.code.k if isinstance(model.code, TopK) else round(float(model.encode(rows).l0().float().mean()))
+        l0 = model.code.k if isinstance(model.code, TopK) else round(model.encode(rows).l0().float().mean().item())
     sae = SAEConfig(
         variant="transcoder" if model.transcodes else model.code.name,
         width=model.width,

@@ -18,7 +18,6 @@ Transcoders read the output of the norm before the MLP without its gain (average
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from torch import Tensor
 
 from sae.base.files import CorruptError
 from sae.config import ConfigError
-from sae.interop import Imported, Origin, assemble, jump_relu
+from sae.interop import BEFORE_GAIN, Imported, Origin, assemble, jump_relu
 from sae.interop.files import settings_in, shapes_in, take, tensors_in
 
 FILES = {"hyperparams.json": "checkpoints/final.safetensors", "config.json": "sae_weights.safetensors"}
@@ -92,7 +91,7 @@ def read(path: Path) -> Imported:
         sites=_site(settings["hook_point_in"]),
         targets=_site(settings["hook_point_out"]) if transcodes else (),
         normalisation=settings.get("norm_activation", "dataset-wise"),
-        before_gain=settings["hook_point_in"].endswith("ln2.hook_normalized"),
+        before_gain=BEFORE_GAIN.fullmatch(settings["hook_point_in"]) is not None,
         notes=(note,),
     )
     return Imported(model, origin)
@@ -134,5 +133,5 @@ def _scales(settings: dict[str, Any], norms: dict[str, Tensor], dim: int, where:
 
 def _site(hook: str) -> tuple[str, ...]:
     """A TransformerLens hook as a site; that of the norm before the MLP is the MLP's input, but for the gain."""
-    match = re.fullmatch(r"blocks\.(\d+)\.ln2\.hook_normalized", hook)
+    match = BEFORE_GAIN.fullmatch(hook)
     return (f"mlp_in.{match[1]}",) if match else (hook,)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sae.base.files import CorruptError
 from sae.config import ConfigError
-from sae.interop import Imported, Origin, assemble, cross_layer, jump_relu
+from sae.interop import BEFORE_GAIN, Imported, Origin, assemble, cross_layer, jump_relu
 from sae.interop.files import settings_in, shapes_in, take, tensors_in
 from sae.modules.codes import Code, ReLU, TopK
 
@@ -286,11 +286,13 @@ def _by_norm(theta: Tensor, norms: Tensor) -> Tensor:
 def _origin(
     settings: Mapping[str, Any], sites: tuple[str, ...], targets: tuple[str, ...], notes: tuple[str, ...]
 ) -> Origin:
+    match = BEFORE_GAIN.fullmatch(sites[0]) if targets else None
     return Origin(
         "llamascopium",
         architecture=settings["sae_type"],
-        sites=sites,
+        sites=(f"mlp_in.{match[1]}",) if match else sites,
         targets=targets,
         normalisation=settings.get("norm_activation", "dataset-wise"),
+        before_gain=match is not None,
         notes=notes,
     )

@@ -90,9 +90,9 @@ def named(name: str) -> Published | None:
 
 
 def at(repository: str, path: str) -> Published | None:
-    """The autoencoder at a place of a repository; None where the table has none there."""
+    """The autoencoder at a place of a repository, which may lack its organisation; None where the table has none."""
     for key, of in SETS.items():
-        if of.repository == repository:
+        if repository in (of.repository, of.repository.partition("/")[2]):
             for layer, variant in _listed(of):
                 if of.place(of.path, layer, variant) == path:
                     return Published(_name(key, of, layer, variant), of, layer, variant)

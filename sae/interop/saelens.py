@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sae.base.files import CorruptError
 from sae.config import ConfigError
-from sae.interop import TWO_SIDED, Imported, Origin, assemble, gated, jump_relu, two_sided
+from sae.interop import BEFORE_GAIN, TWO_SIDED, Imported, Origin, assemble, gated, jump_relu, two_sided
 from sae.interop.files import settings_in, shapes_in, take, tensors_in, text_of
 from sae.modules.codes import Code, ReLU, TopK
 
@@ -244,6 +244,8 @@ def _origin(settings: dict[str, Any], kind: Architecture, notes: list[str]) -> O
     if head is not None:
         notes.append(f"it reads head {head} alone of {settings.get('hook_name')}, which is no site")
     site, target = (None, None) if head is not None else (_site(settings, ""), _site(settings, "_out"))
+    if (layer := _before_gain(settings, kind)) is not None:
+        site = f"mlp_in.{layer}"
     left_out = []
     if special := settings.get("exclude_special_tokens"):
         left_out.append("special tokens" if special is True else f"tokens {special}")
@@ -260,8 +262,15 @@ def _origin(settings: dict[str, Any], kind: Architecture, notes: list[str]) -> O
         dataset=text_of(settings.get("dataset_path")),
         normalisation=settings["normalize_activations"],
         left_out=", ".join(left_out) or None,
+        before_gain=_before_gain(settings, kind) is not None,
         notes=tuple(notes),
     )
+
+
+def _before_gain(settings: dict[str, Any], kind: Architecture) -> str | None:
+    """The layer of a transcoder that reads what the norm before the MLP makes without its gain."""
+    match = BEFORE_GAIN.fullmatch(settings.get("hook_name") or "") if kind.transcodes else None
+    return match[1] if match else None
 
 
 def _site(settings: dict[str, Any], end: str) -> str | None:

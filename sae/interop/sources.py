@@ -55,7 +55,8 @@ def fetch(source: str | Path, tell: Callable[[str], None]) -> Fetched:
     """
     path = Path(source).expanduser()
     if path.exists():
-        return Fetched(path)
+        published = _at_path(path)
+        return Fetched(path, "auto" if published is None else published.of.format, published)
     text = str(source)
     if text.startswith((".", "~", "/")):
         raise ConfigError(f"{source}: no such file or folder")
@@ -74,6 +75,19 @@ def fetch(source: str | Path, tell: Callable[[str], None]) -> Fetched:
     return Fetched(folder / inside, "auto" if published is None else published.of.format, published, licence)
 
 
+def _at_path(path: Path) -> Published | None:
+    """The published autoencoder of a local path in a clone of its repository, or in the hub's cache."""
+    parts = path.absolute().parts
+    for depth, name in enumerate(parts):
+        inside = parts[depth + 1 :]
+        if name.startswith("models--"):
+            # models--ORGANISATION--NAME/snapshots/REVISION/...
+            name, inside = name.rpartition("--")[2], inside[2:]
+        if (published := at(name, "/".join(inside))) is not None:
+            return published
+    return None
+
+
 def _refuse_what_cannot_be_held(published: Published) -> None:
     format = published.of.format
     module = importlib.import_module(READERS[format])
@@ -85,7 +99,7 @@ def _downloaded(
     repository: str, inside: str, published: Published | None, tell: Callable[[str], None]
 ) -> tuple[Path, str | None]:
     """The folder of a repository's snapshot with the files at a path, and the licence of its model card."""
-    from huggingface_hub import HfApi, constants, hf_hub_download
+    from huggingface_hub import HfApi, RepoFile, constants, hf_hub_download
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
     shown = f"{repository}:{inside}" if inside else repository
@@ -93,15 +107,16 @@ def _downloaded(
         info = HfApi().model_info(repository)
         files = [sibling.rfilename for sibling in info.siblings or []]
         wanted = _wanted(shown, files, inside, () if published is None else published.also)
-        sizes = {file.path: file.size for file in HfApi().get_paths_info(repository, wanted, revision=info.sha)}
-        total = sum(sizes.values()) / 2**20
-        tell(f"{shown}: {len(wanted)} files, {total:,.1f} MiB, from {constants.ENDPOINT}/{repository}.")
-        local = [Path(hf_hub_download(repository, name, revision=info.sha)) for name in wanted]
+        entries = HfApi().get_paths_info(repository, wanted)
+        total = sum(entry.size for entry in entries if isinstance(entry, RepoFile)) / 2**20
+        files_told = f"{len(wanted)} file{'s' if len(wanted) > 1 else ''}"
+        tell(f"{shown}: {files_told}, {total:,.1f} MiB, from {constants.ENDPOINT}/{repository}.")
+        local = [Path(hf_hub_download(repository, name)) for name in wanted]
     except ConfigError:
         raise
     except GatedRepoError as error:
         raise ConfigError(
-            f"{shown}: the hub asks to accept its terms first, then to log in (`hf auth login`)"
+            f"{shown}: its terms must be accepted on the hub first, then log in (`hf auth login`)"
         ) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         hint = "" if published else f"; near short names: {', '.join(near(repository))}"
@@ -134,9 +149,7 @@ def _wanted(shown: str, files: list[str], inside: str, also: Iterable[str]) -> l
     if len(folders) > 1 or len(weights) > MOST:
         places = folders if len(folders) > 1 else weights
         some = ", ".join(places[:5]) + (" ..." if len(places) > 5 else "")
-        raise ConfigError(
-            f"{shown}: holds {len(places)} autoencoders; name one, {shown.partition(':')[0]}:PATH: {some}"
-        )
+        raise ConfigError(f"{shown}: holds {len(places)} autoencoders; name one as hub_id:path, path one of: {some}")
     above = {str(parent / name) for parent in PurePosixPath(inside).parents for name in SETTINGS}
     return list(dict.fromkeys([*here, *also, *(name for name in files if name in above)]))
 
@@ -146,7 +159,7 @@ def _nearest(name: str, places: list[str]) -> str:
 
 
 def _cached(repository: str, inside: str) -> Path | None:
-    """The snapshot of an earlier download, if it has the path."""
+    """The snapshot of an earlier download, if it has weights at the path."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -154,7 +167,9 @@ def _cached(repository: str, inside: str) -> Path | None:
         folder = Path(snapshot_download(repository, local_files_only=True))
     except LocalEntryNotFoundError:
         return None
-    return folder if (folder / inside).exists() else None
+    place = folder / inside
+    files = [place] if place.is_file() else place.rglob("*")
+    return folder if any(file.suffix in WEIGHTS and file.is_file() for file in files) else None
 
 
 def _licence(info: Any) -> str | None:

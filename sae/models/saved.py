@@ -82,13 +82,6 @@ def load(path: str | Path, *, device: str | torch.device = "cpu") -> Autoencoder
     Raises:
         ConfigError: no such folder, or a run that is not finished.
         CorruptError: the file is damaged, or the self-test fails.
-
-    Example:
-        >>> import sae, torch
-        >>> model = sae.load("runs/demo")
-        >>> codes = model.encode(torch.randn(5, model.dim))
-        >>> model.decode(codes).shape == (5, model.dim), codes.to_dense().shape == (5, model.width)
-        (True, True)
     """
     folder = locate_run(path)
     return _load(folder, read_description(folder))[0].to(device)

@@ -39,6 +39,11 @@ def inputs(dim: int, count: int = 256, seed: int = 7) -> Tensor:
     return torch.randn(count, dim, generator=draw) * scales + 4 * torch.randn(dim, generator=draw)
 
 
+def of_layer(x: Tensor, layer: int) -> Tensor:
+    """What a cross-layer transcoder reads at a layer, of inputs x [N, d] at the first one."""
+    return x.roll(layer, 0)
+
+
 def weights(dim: int, width: int, seed: int = 0) -> dict[str, Tensor]:
     """Random weights: atoms of norms 0.5 to 2, encoder rows near their directions, biases and thresholds that matter.
 

@@ -1,7 +1,7 @@
 """`make interop`: other tools' files read by us, ours read by them, codes and reconstructions compared in float32.
 
-    python scripts/interop/run.py                  # a row for each tool, architecture and direction; a JSON line last
-    python scripts/interop/run.py --samples        # writes the small files of tests/interop/samples anew
+    python scripts/interop/run.py                # prints a table, then a JSON line; fills the tables of docs/interop.md
+    python scripts/interop/run.py --samples      # writes the small files of tests/interop/samples anew
 
 Each tool has a script, `with_TOOL.py`, that runs in an environment of its own with nothing of ours. A difference is the
 largest one over the largest value, of codes and of reconstructions. What one side cannot hold is a row with the reason.
@@ -20,12 +20,13 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "tests")]
 
 import torch  # noqa: E402
+from exchange import of_layer  # noqa: E402
+from report import Pair, Row, document, joined, shown  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from made_runs import NORMALISE, SETTINGS, activations, allowed, made_run  # noqa: E402
@@ -45,28 +46,38 @@ ENVIRONMENTS = {
 }
 """Tool -> the environment `.venv-interop-NAME` that `make interop` builds."""
 BY_NORM = "it divides values by ||w|| after the selection; ours are the lengths of contributions, over unit atoms"
-UNITS = {("llamascopium", "topk"): BY_NORM, ("llamascopium", "topk-inference"): BY_NORM}
+UNITS = {("llamascopium", case): BY_NORM for case in ("topk", "topk-inference", "topk-folded")}
 """Tool and case -> why a latent's values differ by a factor of its own; reconstructions are equal nevertheless."""
+PAIRS = {
+    ("saelens/topk", "sparsify/topk"): "",
+    ("saelens/topk", "dictionary_learning/AutoEncoderTopK"): "",
+    ("saelens/gated", "dictionary_learning/GatedAutoEncoder"): "",
+    ("saelens/standard-no_b_dec", "dictionary_learning/AutoEncoderNew"): "",
+    ("saelens/transcoder", "circuit-tracer/relu"): "",
+    ("saelens/jumprelu_transcoder", "circuit-tracer/jumprelu"): "",
+    ("saelens/jumprelu_skip_transcoder", "circuit-tracer/jumprelu-skip"): "",
+    ("saelens/jumprelu_transcoder-below_zero", "circuit-tracer/jumprelu-below_zero"): (
+        "thresholds below 0: circuit-tracer has z 1[z > θ] to the letter (Rajamanoharan et al. 2024, eq. 3), SAELens a "
+        "relu before it; the paper's θ is positive, where both agree"
+    ),
+    ("saelens/standard", "dictionary_learning/AutoEncoder-norms"): (
+        "reconstructions agree; load_dictionary rescales atoms to unit norm, so values are lengths of contributions: "
+        "its authors' choice for comparisons, and a latent's value in the file is the other one"
+    ),
+    ("saelens/topk-by_norm-no_b_dec", "llamascopium/topk-inference"): (
+        "reconstructions agree; both select by pre ||w||, which SAELens returns as the value and llamascopium divides "
+        "by ||w|| again: two units of one quantity"
+    ),
+    ("llamascopium/topk", "llamascopium/topk-folded"): (
+        "reconstructions agree; values of the folded file are in units of the raw activations, as its authors say"
+    ),
+    ("llamascopium/jumprelu", "llamascopium/jumprelu-folded"): (
+        "the file before folding is right: its authors say that folding changes no reconstruction, but it leaves θ in "
+        "normalised units while pre ||w|| is in raw ones, so other latents fire"
+    ),
+}
+"""Two cases with the same weights and inputs -> why they differ and which is right; "" where they are to be equal."""
 SAMPLES = ROOT / "tests" / "interop" / "samples"
-
-
-class Row(NamedTuple):
-    """One cell of the table."""
-
-    tool: str
-    case: str
-    direction: str
-    """"theirs, read by us" or "ours, read by them"."""
-    codes: float | None
-    """Largest difference of codes over the largest code; None where one side refuses."""
-    reconstruction: float | None
-    note: str = ""
-    """Why it is refused, or what else is to know."""
-
-    @property
-    def largest(self) -> float:
-        """The larger one of both differences."""
-        return max(self.codes or 0.0, self.reconstruction or 0.0)
 
 
 def their(tool: str, command: str, folder: Path, *more: object) -> None:
@@ -93,7 +104,12 @@ def difference(ours: torch.Tensor, theirs: torch.Tensor, *, up_to_units: bool = 
         ours: [N, F] or [N, d].
         theirs: likewise.
         up_to_units: whether each column of theirs is first multiplied by the factor that its largest value asks for.
+
+    Raises:
+        SystemExit: nearly all of theirs are zero: nothing would be compared.
     """
+    if not (share := (theirs != 0).float().mean().item()) > 0.005:
+        raise SystemExit(f"only {share:.3%} of the values are not zero: nothing to compare")
     if up_to_units:
         theirs = theirs * (ours.max(0).values / theirs.max(0).values).nan_to_num(1.0, 1.0)
     gap = ((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-30)).item()
@@ -107,14 +123,25 @@ def read_theirs(tool: str, folder: Path) -> Iterator[Row]:
     for path in sorted(folder.glob("*.expected.safetensors")):
         case, expected = path.name.removesuffix(".expected.safetensors"), load_file(path)
         try:
-            model = read(inner(folder / case)).model
+            codes, reconstruction = in_our_code(inner(folder / case), expected["inputs"])
         except (ConfigError, CorruptError) as error:
             yield Row(tool, case, direction, None, None, str(error).replace(str(folder), "").strip("/"))
             continue
-        codes, reconstruction = model(expected["inputs"])
         unit = UNITS.get((tool, case))
-        gap = difference(codes.to_dense(), expected["codes"], up_to_units=unit is not None)
+        gap = difference(codes, expected["codes"], up_to_units=unit is not None)
         yield Row(tool, case, direction, gap, difference(reconstruction, expected["reconstruction"]), unit or "")
+
+
+def in_our_code(folder: Path, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes [N, F] and reconstruction [N, d]; of a cross-layer transcoder those of all layers side by side."""
+    layers = len(list(folder.glob("W_enc_*.safetensors")))
+    if not layers:
+        codes, reconstruction = read(folder).model(x)
+        return codes.to_dense(), reconstruction
+    parts = [read(f"{folder}:{layer}").model(of_layer(x, layer)) for layer in range(layers)]
+    # what is read at layer i is written to i and later ones
+    padded = [torch.cat([x.new_zeros(len(x), i * x.shape[1]), part.reconstruction], 1) for i, part in enumerate(parts)]
+    return torch.cat([part.codes.to_dense() for part in parts], 1), torch.stack(padded).sum(0)
 
 
 def inner(folder: Path) -> Path:
@@ -174,23 +201,18 @@ def spelled_as_modules(run: Path) -> Path:
     return copy
 
 
-def joined(rows: list[Row]) -> list[Row]:
-    """Rows of one variant, tool and reason as one, with the normalisations in brackets and the largest difference."""
-    groups: dict[tuple[str, str, str, bool, str], list[Row]] = {}
-    for row in rows:
-        variant = row.case.partition(", ")[0]
-        groups.setdefault((row.tool, variant, row.direction, row.codes is None, row.note), []).append(row)
-    result = []
-    for (tool, variant, direction, refused, note), group in groups.items():
-        settings = [row.case.partition(", ")[2] for row in group if ", " in row.case]
-        case = f"{variant} ({', '.join(settings)})" if settings else variant
-        gaps = (
-            (None, None)
-            if refused
-            else (max(r.codes or 0.0 for r in group), max(r.reconstruction or 0.0 for r in group))
-        )
-        result.append(Row(tool, case, direction, *gaps, note))
-    return sorted(result, key=lambda row: list(ENVIRONMENTS).index(row.tool))
+def compared_with_each_other(folder: Path) -> Iterator[Pair]:
+    """The cases of `PAIRS`, by the tools' own results.
+
+    Raises:
+        SystemExit: two differ that are to be equal, or the other way round.
+    """
+    for (one, other), verdict in PAIRS.items():
+        a, b = (load_file(folder / f"{case}.expected.safetensors") for case in (one, other))
+        gaps = [difference(a[part], b[part]) for part in ("codes", "reconstruction")]
+        if (max(gaps) <= TOLERANCE) == bool(verdict):
+            raise SystemExit(f"{one} and {other} differ by {max(gaps):.1e}; expected: {verdict or 'equal'}")
+        yield Pair(one, other, *gaps, verdict or "equal")
 
 
 def used_by_their_user(folder: Path) -> None:
@@ -210,17 +232,13 @@ def used_by_their_user(folder: Path) -> None:
     print(f"{script.name} on our export: {result.stdout.strip()}")
 
 
-def shown(row: Row) -> str:
-    """A line of the table."""
-    gaps = [f"{'refused' if gap is None else f'{gap:.1e}':>9}" for gap in (row.codes, row.reconstruction)]
-    return f"{row.tool:20} {row.case:54} {row.direction:19} {' '.join(gaps)}  {row.note}".rstrip()
-
-
 def write_samples() -> None:
     """Files of every architecture at the width of the tests' tiny model, a few KB each."""
     for tool in ENVIRONMENTS:
         shutil.rmtree(SAMPLES / tool, ignore_errors=True)
         their(tool, "make", SAMPLES / tool, 32, 40, 8)
+    for path in SAMPLES.glob("*/clt-*"):  # several layers, too large to keep
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def main() -> None:
@@ -229,22 +247,30 @@ def main() -> None:
     if parser.parse_args().samples:
         return write_samples()
     torch.set_num_threads(1)
-    rows: list[Row] = []
-    print(f"{'tool':20} {'case':54} {'direction':19} {'codes':>9} {'x̂':>9}  note")
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
+        theirs: list[Row] = []
         for tool in ENVIRONMENTS:
             their(tool, "make", work / "theirs" / tool)
-            rows += (theirs := list(read_theirs(tool, work / "theirs" / tool)))
-            print("\n".join(map(shown, theirs)), flush=True)
-        rows += (ours := list(write_ours(work / "ours")))
+            theirs += read_theirs(tool, work / "theirs" / tool)
+            print("\n".join(shown(row) for row in theirs if row.tool == tool), flush=True)
+        pairs = list(compared_with_each_other(work / "theirs"))
+        print("\n".join(["", *map(shown, pairs), ""]), flush=True)
+        ours = list(write_ours(work / "ours"))
         print("\n".join(map(shown, joined(ours))), flush=True)
         used_by_their_user(work)
-    compared = [row for row in rows if row.codes is not None]
+    compared = [row for row in (*theirs, *ours) if row.codes is not None]
     wrong = [row for row in compared if row.largest > TOLERANCE]
-    summary = {"compared": len(compared), "refused": len(rows) - len(compared), "over_tolerance": len(wrong)}
-    largest = max(row.largest for row in compared)
-    print(json.dumps({**summary, "largest_difference": largest, "tolerance": TOLERANCE}))
+    summary = {
+        "compared": len(compared),
+        "refused": len(theirs) + len(ours) - len(compared),
+        "over_tolerance": len(wrong),
+        "largest_difference": max(row.largest for row in compared),
+        "tolerance": TOLERANCE,
+    }
+    if not wrong:
+        document(ROOT / "docs" / "interop.md", theirs, pairs, joined(ours), summary)
+    print(json.dumps(summary))
     sys.exit(1 if wrong else 0)
 
 

@@ -27,6 +27,8 @@ CASES: dict[str, dict[str, Any]] = {
     "topk-no_norm": {"act_fn": "topk", "sparsity_include_decoder_norm": False},
     "topk-inference": {"act_fn": "topk", "norm_activation": "inference"},
     "transcoder": {"act_fn": "jumprelu", "hook_point_in": MLP[0], "hook_point_out": MLP[1]},
+    "jumprelu-folded": {"act_fn": "jumprelu"},
+    "topk-folded": {"act_fn": "topk"},
     "glu": {"act_fn": "jumprelu", "use_glu_encoder": True},
 }
 
@@ -39,21 +41,28 @@ def make(out: Path, dim: int, width: int) -> Iterator[Made]:
             d_model=dim, expansion_factor=width / dim, top_k=8, dtype=torch.float32, device="cpu", **given
         )
         coder = SparseAutoEncoder(config)
-        tensors = {"W_E": values["W_enc"].T, "b_E": values["b_enc"], "W_D": values["W_dec"], "b_D": values["b_dec"]}
+        # normalised inputs have a norm of sqrt(d), and so smaller pre-activations
+        unit = 1.0 if config.norm_activation == "inference" else 0.1
+        tensors = {
+            "W_E": values["W_enc"].T,
+            "b_E": unit * values["b_enc"],
+            "W_D": values["W_dec"],
+            "b_D": values["b_dec"],
+        }
         if not config.use_decoder_bias:
             del tensors["b_D"]
         if config.use_glu_encoder:
             tensors |= {"W_E_glu": 0.1 * values["W_dec"].T, "b_E_glu": values["s"]}
         assign(coder, **tensors)
         if config.act_fn == "jumprelu":
-            assign(coder, activation_function__log_jumprelu_threshold=values["threshold"].log())
+            assign(coder, activation_function__log_jumprelu_threshold=(unit * values["threshold"]).log())
         norm = float(inputs(dim).norm(dim=1).mean())
         hooks = dict.fromkeys(config.associated_hook_points, norm)
         if len(hooks) == 2:
             hooks[MLP[1]] = 0.6 * norm
         coder.set_dataset_average_activation_norm(hooks)
         folder = out / name
-        coder.save_pretrained(folder)
+        coder.save_pretrained(folder, fold_activation_scale=name.endswith("folded"))
         config.save_hyperparameters(folder)
         yield Made(name, load(folder))
 

@@ -31,6 +31,11 @@ INFERENCE: dict[str, tuple[type, type, dict[str, Any]]] = {
     "standard-no_b_dec": (saes.StandardSAE, saes.StandardSAEConfig, {"apply_b_dec_to_input": False}),
     "topk": (saes.TopKSAE, saes.TopKSAEConfig, {"k": K}),
     "topk-by_norm": (saes.TopKSAE, saes.TopKSAEConfig, {"k": K, "rescale_acts_by_decoder_norm": True}),
+    "topk-by_norm-no_b_dec": (
+        saes.TopKSAE,
+        saes.TopKSAEConfig,
+        {"k": K, "rescale_acts_by_decoder_norm": True, "apply_b_dec_to_input": False},
+    ),
     "topk-layer_norm": (saes.TopKSAE, saes.TopKSAEConfig, {"k": K, "normalize_activations": "layer_norm"}),
     "jumprelu": (saes.JumpReLUSAE, saes.JumpReLUSAEConfig, {}),
     "gated": (saes.GatedSAE, saes.GatedSAEConfig, {}),
@@ -38,6 +43,7 @@ INFERENCE: dict[str, tuple[type, type, dict[str, Any]]] = {
     "transcoder": (saes.Transcoder, saes.TranscoderConfig, {}),
     "skip_transcoder": (saes.SkipTranscoder, saes.SkipTranscoderConfig, {}),
     "jumprelu_transcoder": (saes.JumpReLUTranscoder, saes.JumpReLUTranscoderConfig, {}),
+    "jumprelu_transcoder-below_zero": (saes.JumpReLUTranscoder, saes.JumpReLUTranscoderConfig, {}),
     "jumprelu_skip_transcoder": (saes.JumpReLUSkipTranscoder, saes.JumpReLUSkipTranscoderConfig, {}),
     "matching_pursuit": (saes.MatchingPursuitSAE, saes.MatchingPursuitSAEConfig, {"max_iterations": K}),
     "temporal": (saes.TemporalSAE, saes.TemporalSAEConfig, {"kval_topk": K, "n_heads": 4, "bottleneck_factor": 2}),
@@ -72,6 +78,8 @@ def make(out: Path, dim: int, width: int) -> Iterator[Made]:
         assign(sae, **tensors(sae, values))
         if name == "matching_pursuit":
             assign(sae, W_dec=torch.nn.functional.normalize(values["W_dec"], dim=1))
+        if name.endswith("below_zero"):
+            assign(sae, threshold=values["threshold"] - 2.5)
         sae.save_model(out / name)
         yield Made(name, load(out / name))
     yield from trained(out, dim, width, values)

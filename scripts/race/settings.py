@@ -68,6 +68,11 @@ class Entry(NamedTuple):
     def name(self) -> str:
         return f"{self.tool} {self.variant}"
 
+    @property
+    def kind(self) -> str:
+        """The variant, by whatever optimizer it is trained."""
+        return self.variant.split()[0]
+
     def rate(self, width: int, multiple: float) -> float:
         """Peak learning rate."""
         return multiple / self.divisor * self.rule / math.sqrt(width / 16384)

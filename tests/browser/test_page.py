@@ -18,6 +18,7 @@ from pathlib import Path
 from playwright.sync_api import Page, expect
 
 from browser.conftest import Opened, most_frequent, second_most_frequent, served
+from finished_runs import collected_run
 from sae.base.files import publish_json, read_json
 from sae.config import CollectConfig
 from sae.features.collect.collect import collect
@@ -25,6 +26,7 @@ from sae.features.store.annotations import Annotations
 from sae.features.store.database import Blobs
 from sae.features.store.store import FeatureStore
 from sae.features.store.writer import PARTS, STORE
+from sae.interop import Origin
 
 
 def show(page: Page, state: str) -> None:
@@ -349,6 +351,20 @@ def test_the_run_page_shows_curves_evaluation_and_configuration(opened: Opened, 
     assert re.search(r"\d\s+\[[\d.]+, [\d.]+\]", row.inner_text())
     expect(page.get_by_test_id("config").locator('tr[data-name="train.sae.width"]')).to_contain_text("128")
     expect(page.get_by_test_id("collection")).to_contain_text(f"{FeatureStore(run).info['tokens']:,}")
+
+
+def test_the_run_page_says_where_an_imported_run_comes_from(
+    opened: Opened, tiny_model: Path, corpus: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "theirs"
+    shutil.copytree(collected_run(tiny_model, corpus).folder, folder)
+    record = json.loads((folder / "config.json").read_text())
+    origin = Origin("SAELens", architecture="topk", model="gpt2", licence="mit", notes=("<b>one threshold</b>",))
+    imported = {**origin._asdict(), "format": "saelens", "source": "somewhere"}
+    (folder / "config.json").write_text(json.dumps(record | {"imported": imported}))
+    said = opened(served([folder]) + "#/run").get_by_test_id("origin")
+    expect(said).to_contain_text("Imported from SAELens (saelens): topk, for gpt2, licence mit.")
+    expect(said).to_contain_text("Note: <b>one threshold</b>.")
 
 
 def test_a_selection_can_be_taken_away(opened: Opened, address: str, run: Path, tmp_path: Path) -> None:

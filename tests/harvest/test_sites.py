@@ -609,6 +609,29 @@ def test_a_wrong_name_is_refused_with_what_exists(family: str, name: str, parts:
         assert part in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("family", "path"),
+    [
+        ("llama", "model.layers.1.self_attn.o_proj"),
+        ("gpt2", "transformer.h.1.attn.c_proj"),
+        ("gpt_neox", "gpt_neox.layers.1.attention.dense"),
+        ("gptj", "transformer.h.1.attn.out_proj"),
+    ],
+)
+def test_the_heads_of_transformerlens_are_the_input_of_the_output_projection(family: str, path: str) -> None:
+    (site,) = resolve_sites(model_of(family), "blocks.1.attn.hook_z")
+    assert (site.path, site.side) == (path, "input")
+    (same,) = resolve_sites(model_of(family), f"{path}:in")
+    assert site == same
+
+
+def test_heads_that_are_not_there_are_refused() -> None:
+    with pytest.raises(SiteError, match=r"no layer 7; layers 0\.\.2"):
+        resolve_sites(model_of("llama"), "blocks.7.attn.hook_z")
+    with pytest.raises(SiteError, match="has no attention"):
+        resolve_sites(model_of("mamba"), "blocks.1.attn.hook_z")
+
+
 @pytest.mark.parametrize("name", ["residpost.1", "model.layers.1.mpl", "resid_post.3", "blocks.1.hook_resid_pots"])
 def test_refusals_name_three_near_matches(name: str) -> None:
     with pytest.raises(SiteError) as refused:

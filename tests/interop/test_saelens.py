@@ -223,10 +223,16 @@ def test_what_the_files_say_is_kept(tmp_path: Path) -> None:
     }
     settings = settings_of("transcoder", metadata=more)
     origin = read(written(tmp_path / "theirs", tensors_of("transcoder"), settings)).origin
-    assert origin.sites == ("model.layers.4.pre_feedforward_layernorm",)
+    assert (origin.sites, origin.before_gain) == (("mlp_in.4",), True)
     assert origin.targets == ("blocks.4.hook_mlp_out",)
     assert (origin.model, origin.bos, origin.context, origin.dataset) == ("gpt2", True, 64, "some/text")
     assert origin.left_out == "special tokens, positions outside the slice [1, None]"
+
+
+def test_a_hook_that_is_no_site_of_ours_is_taken_from_transformers(tmp_path: Path) -> None:
+    more = METADATA | {"hook_name": "blocks.4.hook_odd", "hf_hook_name": "model.layers.4.mlp.input"}
+    origin = read(written(tmp_path / "theirs", tensors_of("standard"), settings_of("standard", metadata=more))).origin
+    assert origin.sites == ("model.layers.4.mlp:in",)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ export function Report({ run, info }) {
       <h2 dir="auto">${value.name}</h2>
       <p class="muted" dir="auto">${value.folder}</p>
       <${Collection} info=${info} />
+      ${value.config?.imported && html`<${Origin} origin=${value.config.imported} />`}
     </section>
     <section class="card" data-testid="curves">
       <h3>Training</h3>
@@ -41,6 +42,15 @@ export function Collection({ info }) {
     <code>${features.dataset}</code>, at ${" "}<code>${features.site}</code> of ${" "}<code>${features.model}</code>.
     ${left.length > 0 && ` Left out: ${left.map(([kind, n]) => `${count(n)} ${kind}`).join(", ")}.`}
     ${!features.finished && html`<b data-testid="collecting"> Collecting: ${number(100 * features.progress)}% done.</b>`}
+  </p>`;
+}
+
+// Where an imported autoencoder comes from.
+function Origin({ origin }) {
+  const said = [origin.architecture, origin.model && `for ${origin.model}`, origin.licence && `licence ${origin.licence}`, origin.left_out && `trained without ${origin.left_out}`];
+  return html`<p data-testid="origin" dir="auto">
+    Imported from <b>${origin.tool}</b> (${origin.format}): ${said.filter(Boolean).join(", ")}.
+    ${origin.notes.map((note) => html`<br />Note: ${note}.`)}
   </p>`;
 }
 

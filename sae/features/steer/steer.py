@@ -123,8 +123,9 @@ def steer_run(run: str | Path, config: SteerConfig) -> dict[str, Any]:
     Example:
         >>> import sae
         >>> config = sae.SteerConfig(latent=(3,), mode="ablate", prompt="the river", tokens=4)
-        >>> sorted(sae.steer("runs/demo", config))[:3]
-        ['interventions', 'kl', 'mean_kl']
+        >>> texts = sae.steer("runs/demo", config)
+        >>> {"plain", "steered", "kl"} <= set(texts)
+        True
     """
     check_language(run, "steering")
     device = pick_device(config.device)

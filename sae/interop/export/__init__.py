@@ -117,7 +117,8 @@ def export(run: str | Path, to: str, out: str | Path) -> dict[str, Any]:
         raise ConfigError(f"--out {out}: exists already; give a new folder")
     finished = open_finished(run)
     if len(finished.inputs) > 1 or len(finished.targets) > 1:
-        finished.refuse(to, f"several sites ({', '.join(place.name for place in finished.inputs)})")
+        names = dict.fromkeys(place.name for place in (*finished.inputs, *finished.targets))
+        finished.refuse(to, f"several sites ({', '.join(names)})")
     with publish_folder(out) as folder:
         shown = importlib.import_module(WRITERS[to]).write(finished, folder)
     return {"out": str(out), "format": to, **{name: str(v).replace("OUT", str(out)) for name, v in shown.items()}}

@@ -33,7 +33,7 @@ def push(
         run: run folder.
         repository: "user/name".
         private: whether a new repository is private; an existing one stays as it is.
-        licence: identifier as the hub spells it, such as "mit"; the card has none otherwise.
+        licence: identifier as the hub spells it, such as "mit"; by default that of an imported autoencoder, else none.
         message: of the commit.
 
     Returns:
@@ -62,7 +62,8 @@ def push(
         folder = Path(temporary)
         files_for(finished, repository, folder, licence=licence)
         try:
-            api.create_repo(repository, private=private, exist_ok=True)
+            # not False: an organisation may make its repositories private by default
+            api.create_repo(repository, private=private or None, exist_ok=True)
             commit = api.upload_folder(
                 repo_id=repository,
                 folder_path=folder,
@@ -101,7 +102,7 @@ def card(run: Finished, repository: str, evaluation: dict[str, Any] | None, *, l
         tags=list(dict.fromkeys(tags)),
         base_model=_hub_id(run.language_model),
         datasets=_hub_id((run.dataset or "").partition(":")[0]),
-        license=licence,
+        license=licence or (run.record.get("imported") or {}).get("licence"),
     )
     model = run.model
     rows = {

@@ -89,7 +89,8 @@ def _settings(run: Finished, architecture: str) -> dict[str, Any]:
         "device": "cpu",
         "apply_b_dec_to_input": not model.transcodes,
         "normalize_activations": "layer_norm" if model.per_token_norm else "none",
-        "reshape_activations": "none",
+        # its hook for the heads gives [..., heads, width of a head], which it then joins
+        "reshape_activations": "hook_z" if run.inputs and (run.inputs[0].hook or "").endswith("hook_z") else "none",
         **({"k": code.k, "rescale_acts_by_decoder_norm": False} if isinstance(code, TopK) else {}),
         "metadata": _metadata(run),
     }

@@ -79,11 +79,11 @@ FOLDERS = {"res": "resid_post", "mlp": "mlp_out", "att": "attn_out", "transcoder
 def _gemma_scope_2() -> dict[str, PublishedSet]:
     """Gemma Scope 2 (McDougall et al. 2025) on Gemma 3."""
     sets = {}
-    for size, (depth, chosen) in GEMMA_3.items():
+    for size, (depth, subset) in GEMMA_3.items():
         for tuning in ("pt", "it"):
             for kind, folder in FOLDERS.items():
                 for suffix in ("", "_all"):
-                    variants = _gemma_3_variants(size, tuning, kind, chosen, range(depth) if suffix else None)
+                    variants = _gemma_3_variants(size, tuning, kind, subset, range(depth) if suffix else None)
                     if not variants:
                         continue
                     transcodes = kind == "transcoders"
@@ -106,7 +106,7 @@ def _gemma_scope_2() -> dict[str, PublishedSet]:
 
 
 def _gemma_3_variants(
-    size: str, tuning: str, kind: str, chosen: Sequence[int], every: Sequence[int] | None
+    size: str, tuning: str, kind: str, subset: Sequence[int], every: Sequence[int] | None
 ) -> dict[str, Sequence[int]]:
     """Variant -> layers of one folder; `every` are the layers of a folder that ends in _all."""
     ends = ("", "_affine") if kind == "transcoders" else ("",)
@@ -118,7 +118,7 @@ def _gemma_3_variants(
     if every is None:
         wide = kind == "res" or (kind == "mlp" and size == "1b")
         widths, l0s = ("16k", "65k", "262k", *(("1m",) if wide else ())), ("small", "medium", "big")
-    layers = chosen if every is None else every
+    layers = subset if every is None else every
     variants = {f"width_{w}_l0_{l0}{end}": layers for w in widths for l0 in l0s for end in ends}
     if kind == "res" and every is None:
         variants["width_262k_l0_medium_seed_1"] = layers

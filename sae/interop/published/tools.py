@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sae.interop.published.base import PublishedSet
+
+OUTLIERS = "the first 8 of each sample, and norms over 10 times the median of a batch"
 
 
 def _dictionary_learning() -> dict[str, PublishedSet]:
     """Sets in dictionary_learning's files: Andy Arditi's on chat models, SAEBench's on Pythia."""
     layers = (3, 7, 11, 15, 19, 23, 27)
     andyrdt = {
-        "qwen2.5-7b-instruct": ("Qwen/Qwen2.5-7B-Instruct", layers, range(4)),
-        "llama-3.1-8b-instruct": ("meta-llama/Llama-3.1-8B-Instruct", layers, (1,)),
-        "gpt-oss-20b": ("openai/gpt-oss-20b", layers[:-1], (0,)),
+        "qwen2.5-7b-instruct": ("Qwen/Qwen2.5-7B-Instruct", layers, range(4), "apache-2.0", OUTLIERS),
+        "llama-3.1-8b-instruct": ("meta-llama/Llama-3.1-8B-Instruct", layers, (1,), None, None),
+        "gpt-oss-20b": ("openai/gpt-oss-20b", layers[:-1], (0,), None, None),
     }
     sets = {
         f"{name}-andyrdt": PublishedSet(
@@ -22,16 +26,10 @@ def _dictionary_learning() -> dict[str, PublishedSet]:
             variants={f"trainer_{trainer}": numbers for trainer in trainers},
             site="resid_post.{layer}",
             further=r"trainer_\d+",
-            **(
-                {
-                    "licence": "apache-2.0",
-                    "left_out": "the first 8 of each sample, and norms over 10 times the median of a batch",
-                }
-                if name == "qwen2.5-7b-instruct"
-                else {}
-            ),
+            licence=licence,
+            left_out=left_out,
         )
-        for name, (model, numbers, trainers) in andyrdt.items()
+        for name, (model, numbers, trainers, licence, left_out) in andyrdt.items()
     }
     sweeps = {
         "gated_ctx128_0730": (20, 20),
@@ -101,7 +99,7 @@ CENTRED = "its model's writing weights were centred: it reads the residual less 
 
 def _saelens() -> dict[str, PublishedSet]:
     """Sets in SAELens' files, which say where they read."""
-    gpt2 = {"format": "saelens", "model": "openai-community/gpt2"}
+    gpt2: dict[str, Any] = {"format": "saelens", "model": "openai-community/gpt2"}
     twelve = {"": range(12)}
     sets = {
         "gpt2-small-res-jb": PublishedSet(
