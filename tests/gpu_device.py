@@ -21,4 +21,4 @@ if DEVICE == "cpu":
         return TensorHandle(np.matmul(_numbers(a), _numbers(b), dtype=d.data.dtype) + d.data, d.dtype.scalar)
 
     # the interpreter of Triton 3.9 keeps bf16 as uint16, and its dot multiplies those
-    InterpreterBuilder.create_dot = _dot
+    InterpreterBuilder.create_dot = _dot  # pyright: ignore[reportAttributeAccessIssue]

@@ -121,9 +121,9 @@ def _adam(unit_rows: bool, c: Case) -> None:
     adam_step(param, c.tensor(c.F, c.d), m, v, adam, c.tensor(dtype=torch.float32), unit_rows)
 
 
-def _parameters(c: Case) -> Parameters:
+def _parameters(c: Case, matrices: torch.dtype = torch.float32) -> Parameters:
     shapes = ((c.F, c.d), (c.F,), (c.F, c.d), (c.d,))
-    return Parameters(*(c.tensor(*shape, dtype=torch.float32) for shape in shapes))
+    return Parameters(*(c.tensor(*s, dtype=matrices if len(s) == 2 else torch.float32) for s in shapes))
 
 
 def _copies(c: Case, params: Parameters) -> Copies:
@@ -145,11 +145,11 @@ def _forward(c: Case, *, nested: bool = False, dots: bool = False) -> StepForwar
     return StepForward(codes, residual, error, c.tensor(TOKENS, c.d), products, True, spread, starts, copies)
 
 
-def _update(c: Case, *, nested: bool = False) -> None:
+def _update(c: Case, *, nested: bool = False, moments: torch.dtype = torch.float32) -> None:
     """The update of a step whose gradient is not clipped, with extra rows where the prefixes are nested."""
     with recording(device_of(c.tensor(0))):
         step = _forward(c, nested=nested, dots=nested)
-    params, m, v = (_parameters(c) for _ in range(3))
+    params, m, v = (_parameters(c, dtype) for dtype in (torch.float32, moments, moments))
     rows = c.tensor(1024, dtype=torch.int64)
     extra = RowGradients(rows, *(c.tensor(1024, *shape, dtype=torch.float32) for shape in ((c.d,), (), (c.d,))))
     adam = Adam(step=1, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8)
@@ -174,9 +174,9 @@ def _rows(tensors: int, c: Case) -> int:
     return tensors * c.entries * c.d * c.size
 
 
-def _state(c: Case) -> int:
+def _state(c: Case, moments: int = 4) -> int:
     copies = 2 * c.size if c.size < 4 else 0
-    return c.F * c.d * (48 + copies) + _rows(2, c) + c.entries * (c.size + _ENTRY + 4)
+    return c.F * c.d * (16 + 8 * moments + copies) + _rows(2, c) + c.entries * (c.size + _ENTRY + 4)
 
 
 _ENTRY = 8  # bytes of an index
@@ -242,6 +242,9 @@ OPS = {
     ),
     # Adam's state is read and written, the copies are written, and two rows an entry are read
     "fused_update": Op(run=_update, floor=_state, torch_bytes=_sort),
+    "fused_update, moments in bf16": Op(
+        run=partial(_update, moments=torch.bfloat16), floor=partial(_state, moments=2), torch_bytes=_sort
+    ),
     "fused_update nested": Op(
         run=partial(_update, nested=True), floor=lambda c: _state(c) + 1024 * c.d * 8, torch_bytes=_sort
     ),

@@ -147,10 +147,22 @@ def _step(
                     g_enc += tl.load(extra_enc + o_extra * d_in + o_x, mask=o_x < d_in, other=0.0)
                     g_bias += tl.load(extra_bias + o_extra)
                     g_dec += tl.load(extra_dec + o_extra * d_out + o_d, mask=o_d < d_out, other=0.0)
+            square += tl.sum(g_enc * g_enc, 0) + tl.sum(g_dec * g_dec, 0) + g_bias * g_bias
+            if WRITE:
+                # atoms first, so that fewer rows are in registers at once
+                g_dec = (g_dec - tl.sum(g_dec * b_atom, 0) * b_atom) * scale
+                b_m = tl.load(m_dec + i_f * d_out + o_d, mask=m_d, other=0.0).to(tl.float32)
+                b_v = tl.load(v_dec + i_f * d_out + o_d, mask=m_d, other=0.0).to(tl.float32)
+                b_atom, b_m, b_v = adam_update(b_atom, g_dec, b_m, b_v, beta1, rest1, beta2, rest2, rate, root, eps)
+                b_atom = b_atom / tl.maximum(tl.sqrt_rn(tl.sum(b_atom * b_atom, 0)), _TINY)
+                tl.store(W_dec + i_f * d_out + o_d, b_atom, mask=m_d)
+                o_row = i_f * d_out + o_d
+                store_moments(m_dec + o_row, v_dec + o_row, b_m, b_v, (o_row + seed).to(tl.uint32), m_d)
+                if COPIES:
+                    tl.store(copy_dec + i_f * d_out + o_d, b_atom.to(copy_dec.dtype.element_ty), mask=m_d)
             b_row = tl.load(W_enc + i_f * d_in + o_x, mask=m_x, other=0.0)
             if TIED:
                 b_sum += g_bias * b_row
-            square += tl.sum(g_enc * g_enc, 0) + tl.sum(g_dec * g_dec, 0) + g_bias * g_bias
             if WRITE:
                 b_m = tl.load(m_enc + i_f * d_in + o_x, mask=m_x, other=0.0).to(tl.float32)
                 b_v = tl.load(v_enc + i_f * d_in + o_x, mask=m_x, other=0.0).to(tl.float32)
@@ -173,16 +185,6 @@ def _step(
                 tl.store(b_enc + i_f, bias)
                 tl.store(m_bias + i_f, m)
                 tl.store(v_bias + i_f, v)
-                g_dec = (g_dec - tl.sum(g_dec * b_atom, 0) * b_atom) * scale
-                b_m = tl.load(m_dec + i_f * d_out + o_d, mask=m_d, other=0.0).to(tl.float32)
-                b_v = tl.load(v_dec + i_f * d_out + o_d, mask=m_d, other=0.0).to(tl.float32)
-                b_atom, b_m, b_v = adam_update(b_atom, g_dec, b_m, b_v, beta1, rest1, beta2, rest2, rate, root, eps)
-                b_atom = b_atom / tl.maximum(tl.sqrt_rn(tl.sum(b_atom * b_atom, 0)), _TINY)
-                tl.store(W_dec + i_f * d_out + o_d, b_atom, mask=m_d)
-                o_row = i_f * d_out + o_d
-                store_moments(m_dec + o_row, v_dec + o_row, b_m, b_v, (o_row + seed).to(tl.uint32), m_d)
-                if COPIES:
-                    tl.store(copy_dec + i_f * d_out + o_d, b_atom.to(copy_dec.dtype.element_ty), mask=m_d)
         if TIED:
             tl.store(sums + i.to(tl.int64) * d_in + o_x, b_sum, mask=o_x < d_in)
         tl.store(squares + i, square)
