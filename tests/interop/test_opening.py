@@ -62,11 +62,12 @@ def test_commands_import_what_names_its_model_and_keep_the_import(
     kept = Path(report["run"])
     assert kept.is_relative_to(tmp_path / "cache")
     assert json.loads((kept / "eval.json").read_text())["tool"] == "sparsify"
-    # without --dataset the import is found again, and the Python at the end reads it
+    # without --dataset the import is found again, by the Python at the end too
     main(["features", str(theirs), "--tokens", "2048"])
     printed = capfd.readouterr().out
     assert "sae.collect(" in printed
-    assert f'"{kept}"' in printed
+    assert "as_run(" in printed
+    assert f'"{theirs}"' in printed
     features = kept / "features.sqlite"
     assert features.is_file()
     assert run("verify", theirs)["verified"]
