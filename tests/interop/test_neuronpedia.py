@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from sae.config import ConfigError
 from sae.features.store.keys import FeatureError
 from sae.features.store.store import FeatureStore
 from sae.interop.neuronpedia import export
-from sae.runs.text import Run
+from sae.runs.text import Run, open_run
 
 UPLOAD = {"index", "density", "topLogits", "bottomLogits", "explanations", "activations"}
 DASHBOARD = {
@@ -28,8 +29,11 @@ DASHBOARD = {
 
 
 @pytest.fixture(scope="module")
-def run(tiny_model: Path, corpus: Path) -> Run:
-    return collected_run(tiny_model, corpus)
+def run(tiny_model: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A copy, since a latent of it is named here."""
+    folder = tmp_path_factory.mktemp("named") / "run"
+    shutil.copytree(collected_run(tiny_model, corpus).folder, folder)
+    return open_run(folder)
 
 
 @pytest.fixture(scope="module")
