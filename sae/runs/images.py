@@ -74,12 +74,13 @@ def with_labels(images: ImageSet, only: str | None) -> ImageSet:
         return images
     if images.labels is None:
         raise ConfigError(f"--only-label {only}: {images.name} has no labels")
-    names = list(images.label_names) or [str(n) for n in images.labels.unique().tolist()]
+    numbers = {name: number for number, name in enumerate(images.label_names)}
+    numbers = numbers or {str(number): number for number in images.labels.unique().tolist()}
     asked = only.removeprefix("!").split(",")
-    unknown = [name for name in asked if name not in names]
+    unknown = [name for name in asked if name not in numbers]
     if unknown:
-        raise ConfigError(f"--only-label {only}: no label {unknown[0]!r} (known: {', '.join(names)})")
-    inside = torch.isin(images.labels, torch.tensor([names.index(name) for name in asked]))
+        raise ConfigError(f"--only-label {only}: no label {unknown[0]!r} (known: {', '.join(numbers)})")
+    inside = torch.isin(images.labels, torch.tensor([numbers[name] for name in asked]))
     return images.select((~inside if only.startswith("!") else inside).nonzero().squeeze(1))
 
 

@@ -27,10 +27,11 @@ from sae.config import (
     usual_epochs,
 )
 from sae.data.images import open_images
+from sae.data.images.base import ImageSet
 from sae.evaluation.images import evaluate_images
 from sae.evaluation.variational import activity, bounds, moments
 from sae.modules.divergences import kl_per_latent
-from sae.runs.images import decode_dense, dense_codes, open_image_run
+from sae.runs.images import decode_dense, dense_codes, open_image_run, with_labels
 from sae.training.images import ImageBatches
 from sae.training.plan import make_plan
 from sae.training.run import train
@@ -380,3 +381,18 @@ def test_codes_held_to_a_prior_give_digits_that_can_be_read(variant: str, most: 
     )  # fmt: skip
     report = evaluate_images(out, ImageEvalConfig(samples=0, resamples=10))
     assert report["fvu"]["value"] < most, "the first was .53 after 60 passes, the second 1 at any length: grey smears"
+
+
+@pytest.mark.parametrize(("only", "kept"), [("3", [3, 3]), ("!3", [7, 9]), ("7,9", [7, 9])])
+def test_labels_without_names_are_taken_by_their_numbers(only: str, kept: list[int]) -> None:
+    images = ImageSet(
+        name="four",
+        shape=(1, 1, 1),
+        count=4,
+        render=lambda positions: torch.zeros(len(positions), 1),
+        provenance={},
+        labels=torch.tensor([3, 7, 3, 9]),
+    )
+    labels = with_labels(images, only).labels
+    assert labels is not None
+    assert sorted(labels.tolist()) == kept
