@@ -134,8 +134,8 @@ def python_of(command: Any) -> str:
     """Lines of Python that do what this command does, imports first."""
     imports: set[str] = set()
     call = _written(CALLS[type(command)](command), imports)
-    own = {"import sae"} if "sae." in call else set()
-    return "\n".join([*sorted(imports), *own, call])
+    package = {"import sae"} if "sae." in call else set()
+    return "\n".join([*sorted(imports), *package, call])
 
 
 def _written(value: Any, imports: set[str], indent: int = 0) -> str:
