@@ -124,7 +124,7 @@ def card(run: Finished, repository: str, evaluation: dict[str, Any] | None, *, l
 
 # {repository.partition("/")[2]}
 
-A sparse autoencoder of [sparsight](https://pypi.org/project/sparsight/).
+A sparse autoencoder, saved by Sparsight (the Python package `sae`).
 
 ```python
 import sae
