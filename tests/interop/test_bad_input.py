@@ -93,7 +93,8 @@ def test_broken_settings_are_named(tmp_path: Path) -> None:
 
 def test_square_weights_as_they_should_be_are_read(tmp_path: Path) -> None:
     for seed in range(20):
-        read(sparsify(tmp_path / f"layers.{seed}", square(seed)))
+        model = read(sparsify(tmp_path / f"layers.{seed}", square(seed))).model
+        assert model.dictionary.W.equal(square(seed)["W_dec"])
     orthogonal = torch.linalg.qr(torch.randn(D, D, generator=torch.Generator().manual_seed(1))).Q
     read(sparsify(tmp_path / "layers.99", square() | {"W_dec": orthogonal, "encoder.weight": orthogonal}))
 

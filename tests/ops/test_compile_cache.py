@@ -27,7 +27,8 @@ def normal(*shape):
 
 
 def show(name, *tensors):
-    print(name, *(hashlib.sha256(t.detach().contiguous().numpy().tobytes()).hexdigest()[:16] for t in tensors))
+    bits = (t.detach().contiguous().view(torch.uint8).numpy().tobytes() for t in tensors)
+    print(name, *(hashlib.sha256(one).hexdigest()[:16] for one in bits))
 
 
 x, target, W, b, bias = normal(N, d), normal(N, d), normal(F, d), 0.1 * normal(F), 0.1 * normal(d)
@@ -46,20 +47,28 @@ for name, codes in {"topk": topk, "csr": above}.items():
     out = sparse_decode(rows, atoms, bias)
     gradients = torch.autograd.grad((out - target).square().sum(), (values, atoms))
     show(f"sparse_decode, {name}", out, *gradients)
-for unit in (True, False):
-    state = [W.clone(), torch.zeros(F, d), torch.zeros(F, d)]
+for unit, moments in ((True, torch.float32), (False, torch.float32), (True, torch.bfloat16), (False, torch.bfloat16)):
+    state = [W.clone(), torch.zeros(F, d, dtype=moments), torch.zeros(F, d, dtype=moments)]
     for step in range(1, 4):
         gradient = normal(F, d)
         adam_step(state[0], gradient, *state[1:], step=step, lr=1e-2, unit_rows=unit)
-    show(f"adam_step, unit_rows={unit}", *state)
-for tied, codes, prefixes in ((True, topk, None), (False, topk, None), (True, above, None), (True, above, [257, F])):
+    show(f"adam_step, unit_rows={unit}, {moments}", *state)
+short = torch.bfloat16
+for tied, codes, prefixes, moments in (
+    (True, topk, None, None),
+    (False, topk, None, None),
+    (True, above, None, None),
+    (True, above, [257, F], None),
+    (True, topk, None, short),
+):
     params = Parameters(W.clone(), b.clone(), W.clone(), bias.clone())
-    m, v = (Parameters(*(torch.zeros_like(p) for p in params)) for _ in range(2))
+    # of the matrices alone
+    m, v = (Parameters(*(torch.zeros_like(p, dtype=moments if p.ndim == 2 else None) for p in params)) for _ in "mv")
     for step in range(1, 4):
         kinds = {"codes": codes, "target": target, "tied": tied, "prefixes": prefixes}
         forward = fused_forward(params, x, **kinds, workspace=Workspace())
         fused_update(params, m, v, forward, step=step, lr=1e-2, max_norm=1.0)
-    show(f"fused step, tied={tied}, {prefixes}", forward.squared_error, *params, *m, *v)
+    show(f"fused step, tied={tied}, {prefixes}, {moments}", forward.squared_error, *params, *m, *v)
 """
 
 

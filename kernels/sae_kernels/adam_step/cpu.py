@@ -136,7 +136,7 @@ def _adam_short(param, grad, m, v, constants, scale, unit_rows, seed):
         for j in range(width):
             part = g[j] * scale - along * p[j]
             first = b1 * m_row[j] + c1 * part
-            second = b2 * v_row[j] + c2 * part * part
+            second = _second_moment(v_row[j], part, b2, c2)
             m_row[j], v_row[j] = first, second
             new = p[j] - rate * first / (np.sqrt(second) * root + eps)
             p[j] = new

@@ -324,6 +324,7 @@ def _adam_unit_row(p, g, m, v, constants, scale):
         p[j] *= shrink
 
 
+# this and the next are as in adam_step/cpu.py: a kernel may call helpers of its own module alone (see jit.py)
 @jit()
 def _expand(short, bits):
     """The fp32 bits of bf16 numbers."""
