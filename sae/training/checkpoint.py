@@ -33,16 +33,25 @@ class Checkpoint(NamedTuple):
     """The trainer's values."""
     data: dict[str, Any]
     """State of the last batch; training continues after it."""
+    metrics: dict[str, Any] | None
+    """Length and hash of metrics.jsonl at this step; None in checkpoints of earlier versions."""
 
 
 def save_checkpoint(
-    folder: Path, step: int, tensors: Mapping[str, Tensor], trainer: dict[str, Any], data: dict[str, Any], *, keep: int
+    folder: Path,
+    step: int,
+    tensors: Mapping[str, Tensor],
+    trainer: dict[str, Any],
+    data: dict[str, Any],
+    *,
+    keep: int,
+    metrics: dict[str, Any],
 ) -> Path:
     """Write `folder/<step>` and delete all but the `keep` newest."""
     target = folder / f"{step:09d}"
     with publish_folder(target) as temporary:
         save_tensors(temporary / "state.safetensors", tensors)
-        publish_json(temporary / "state.json", {"format": FORMAT, "trainer": trainer, "data": data})
+        publish_json(temporary / "state.json", {"format": FORMAT, "trainer": trainer, "data": data, "metrics": metrics})
     for old in steps_in(folder)[:-keep]:
         disk.remove(old)
     return target
@@ -69,7 +78,9 @@ def load_newest(folder: Path) -> Checkpoint | None:
         values = read_json(newest / "state.json")
         if values.get("format") != FORMAT:
             raise CorruptError(f"{newest / 'state.json'}: format {values.get('format')!r}, this version reads {FORMAT}")
-        return Checkpoint(load_file(newest / "state.safetensors"), values["trainer"], values["data"])
+        return Checkpoint(
+            load_file(newest / "state.safetensors"), values["trainer"], values["data"], values.get("metrics")
+        )
     except (CorruptError, SafetensorError) as error:
         older = "no older one is left"
         if len(checkpoints) > 1:

@@ -40,7 +40,7 @@ def take_steps(
         The last line of the metrics.
     """
     folder, begun = config.out / "checkpoints", time.perf_counter()
-    state, stream = _start(config, trainer, batches, progress)
+    state, stream, metrics = _start(config, trainer, batches, progress)
     earlier = trainer.seconds
     saved = trainer.taken if state is not None else None  # the newest checkpoint's step
 
@@ -49,10 +49,12 @@ def take_steps(
         trainer.seconds = earlier + time.perf_counter() - begun
         # after a step that was not finite, noticed late on a GPU, the data is ahead of the weights: keep the old one
         if state is not None and state["step"] == trainer.taken != saved:
-            save_checkpoint(folder, trainer.taken, *trainer.state(), state, keep=config.keep_checkpoints)
+            save_checkpoint(
+                folder, trainer.taken, *trainer.state(), state, keep=config.keep_checkpoints, metrics=log.state()
+            )
             saved = trainer.taken
 
-    log = RunLog(config, resume_at=trainer.taken)
+    log = RunLog(config, resume_at=trainer.taken, before=metrics)
     every = max(1, config.checkpoint_every // batch_rows)
     try:
         with progress.bar("Training", batches.steps * batch_rows, unit) as bar:
@@ -80,14 +82,14 @@ def take_steps(
 
 def _start(
     config: RunConfig, trainer: Trainer, batches: Batches, progress: Progress
-) -> tuple[dict[str, Any] | None, Iterator[Batch]]:
-    """Initialise the trainer, or restore the newest checkpoint; the data's state and the remaining batches."""
+) -> tuple[dict[str, Any] | None, Iterator[Batch], dict[str, Any] | None]:
+    """Initialise the trainer, or restore the newest checkpoint: the data's state, the batches left, the log's state."""
     checkpoint = load_newest(config.out / "checkpoints") if config.resume else None
     if checkpoint is not None:
         trainer.restore(checkpoint.tensors, checkpoint.trainer)
         progress.say(f"Resuming at step {trainer.taken} of {batches.steps}.")
-        return checkpoint.data, batches.iterate(checkpoint.data)
-    return None, initialised(trainer, batches)
+        return checkpoint.data, batches.iterate(checkpoint.data), checkpoint.metrics
+    return None, initialised(trainer, batches), None
 
 
 def initialised(trainer: Trainer, batches: Batches) -> Iterator[Batch]:

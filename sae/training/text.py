@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sae.base import disk
 from sae.base.device import available_memory, product_rate
 from sae.base.files import read_json
+from sae.base.locks import locked
 from sae.base.progress import PLAIN_SECONDS, Progress, StopSignal
 from sae.config import ConfigError, OptimConfig, SAEConfig, TrainConfig, refuse_ignored, to_json
 from sae.data.documents import Documents
@@ -35,7 +37,7 @@ from sae.models.language import find_variant, recipe_of
 from sae.models.recipe import Recipe
 from sae.models.settings import check_together, refuse_unread
 from sae.training import text_checks as checks
-from sae.training.run_folder import check_disk, read_record, run_lock
+from sae.training.run_folder import check_disk, read_record
 
 
 @dataclass
@@ -244,8 +246,8 @@ class TextData:
         if config.store is None:
             store = self._fill(MemoryStore(self.store_identity, config.tokens), stop, progress)
         else:
-            config.store.mkdir(parents=True, exist_ok=True)
-            with run_lock(config.store):
+            disk.make_folder(config.store)
+            with locked(config.store):
                 store = self._fill(DiskStore(config.store, self._whole_identity()), stop, progress)
         if store.rows < config.tokens:
             progress.say(f"The data set is used up: it gave {store.rows:,} of the {config.tokens:,} tokens asked for.")

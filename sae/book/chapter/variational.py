@@ -24,7 +24,7 @@ from sae.evaluation.variational import bounds, gaussian_code, moments, nll_at
 from sae.models.autoencoder import Autoencoder
 from sae.modules.divergences import gaussian_log_density, kl_per_latent
 from sae.runs.images import ImageRun
-from sae.training.logging import read_metrics
+from sae.runs.metrics import read_metrics
 from sae_kernels import SparseCodes
 
 KL_DRAWS, NOISE, GRADIENT = range(3)  # keys of the random streams
