@@ -11,6 +11,7 @@ import tyro
 
 from sae.cli.options import Json
 from sae.cli.reporting import Report
+from sae.cli.selftest import SelfTest
 from sae.config import (
     CollectConfig,
     ConfigError,
@@ -437,5 +438,6 @@ COMMANDS: dict[str, type] = {
     "verify": Verify,
     "image": Image,
     "bench": Bench,
+    "selftest": SelfTest,
     "doctor": Doctor,
 }
