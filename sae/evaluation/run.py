@@ -6,6 +6,7 @@ report["fvu"]["value"], report["downstream"]["delta_ce"]["value"]
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from sae.base.device import pick_device
-from sae.base.files import publish_json
+from sae.base.locks import locked
 from sae.base.progress import Progress, StopSignal
 from sae.config import ConfigError, EvalConfig, HarvestConfig, ImageEvalConfig, refuse_ignored, to_json
 from sae.data.packing import BEGINNING
@@ -27,6 +28,7 @@ from sae.evaluation.tensors import evaluate_tensors
 from sae.harvest.language_model import LanguageModel
 from sae.harvest.opening import opening
 from sae.harvest.stream import KINDS, ORDINARY, OTHER_ROLE, Harvest
+from sae.models.saved import publish_report
 from sae.runs.base import kind_of
 from sae.runs.text import Run, harvest_of, open_run
 
@@ -75,7 +77,10 @@ def evaluate_all(runs: Sequence[str | Path], config: EvalConfig | None = None) -
     for run in opened[1:]:
         _check_same(opened[0], run)
     begun = time.perf_counter()
-    with StopSignal() as stop, Progress() as progress:
+    local = [run.folder for name, run in zip(runs, opened, strict=True) if run.folder == Path(name).expanduser()]
+    with contextlib.ExitStack() as locks, StopSignal() as stop, Progress() as progress:
+        for folder in dict.fromkeys(local):
+            locks.enter_context(locked(folder, "eval", "evaluating this run"))
         lm = opened[0].load_language_model(device)
         if config.dataset is not None:
             documents = harvest_of(opened, lm, split="heldout", settings=settings).documents
@@ -93,7 +98,7 @@ def evaluate_all(runs: Sequence[str | Path], config: EvalConfig | None = None) -
             head |= {"tool": origin["tool"], "format": origin["format"]}
         done.append({**head, **report, "seconds": seconds})
         if run.folder == Path(name).expanduser():
-            publish_json(run.folder / "eval.json", done[-1])
+            publish_report(run.folder, "eval.json", done[-1])
     return done
 
 

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from sae.base.files import CorruptError, publish_file, read_checked, read_json, sha256_of
+from sae.base.files import CorruptError, publish_file, publish_json, read_checked, read_json, sha256_of
 from sae.config import ConfigError, built
 from sae.models.autoencoder import Autoencoder
 from sae.models.language import VARIANTS
@@ -30,6 +30,7 @@ assert VARIANTS  # the table's import makes every variant's code known by its na
 WEIGHTS = "sae.safetensors"
 CONFIG = "config.json"
 CONFIG_FORMAT, FIRST_HASHED = 3, 3
+OF_WEIGHTS = "weights_sha256"
 TOLERANCE = 1e-3  # of the self-test: relative error in norm; another machine's float32 product differs by about 1e-6
 SELF_TEST_ROWS = 8
 
@@ -145,15 +146,24 @@ def read_config(folder: Path) -> dict[str, Any]:
     return record
 
 
+def publish_report(folder: Path, name: str, report: dict[str, Any]) -> None:
+    """Leave what was measured of a finished run in its folder, such as eval.json, with the weights' SHA-256."""
+    publish_json(folder / name, {**report, OF_WEIGHTS: read_description(folder).get("sha256")})
+
+
 def read_report(folder: Path, name: str) -> dict[str, Any]:
-    """A JSON file that a command left in a run folder, such as eval.json.
+    """What `publish_report` left in a run folder.
 
     Raises:
-        CorruptError: it is missing, damaged, or edited by hand.
+        CorruptError: it is missing, damaged, edited by hand, or of other weights.
     """
-    report = read_json(folder / name, hashed=read_config(folder).get("format", 1) >= FIRST_HASHED)
+    record = read_config(folder)
+    report = read_json(folder / name, hashed=record.get("format", 1) >= FIRST_HASHED)
     if not isinstance(report, dict):
         raise CorruptError(f"{folder / name}: {type(report).__name__}, expected an object")
+    weights = (record.get("autoencoder") or {}).get("sha256")
+    if report.pop(OF_WEIGHTS, weights) != weights:
+        raise CorruptError(f"{folder / name}: it is of other weights than {WEIGHTS} here; restore the run from a copy")
     return report
 
 

@@ -13,7 +13,7 @@ from sae.features.store.buffers import Events
 from sae.features.store.collection import Collection
 from sae.features.store.database import Blobs, open_read_only
 from sae.features.store.store import read_info
-from sae.features.store.writer import STORE
+from sae.features.store.writer import STORE, TABLES
 
 _AT_ONCE = 4096
 
@@ -26,7 +26,7 @@ def restore(folder: Path, device: torch.device | str = "cpu") -> Collection:
     """
     path = folder / STORE
     info = read_info(path)
-    with contextlib.closing(open_read_only(path)) as connection:
+    with contextlib.closing(open_read_only(path, TABLES)) as connection:
         blobs = Blobs(connection, path)
         collection = Collection(info["width"], info["seed"], device)
         collection.tokens, collection.left_out = info["tokens"], dict(info["left_out"])

@@ -25,7 +25,7 @@ from sae.features.store.keys import FeatureError
 from sae.features.store.lens import Lens
 from sae.features.store.records import Example, Record
 from sae.features.store.text import Vocabulary
-from sae.features.store.writer import FIELDS, FORMAT, PARTS, SCALARS, STORE, PlacedEvents
+from sae.features.store.writer import FIELDS, FORMAT, PARTS, SCALARS, STORE, TABLES, PlacedEvents
 
 
 class FeatureStore:
@@ -44,7 +44,7 @@ class FeatureStore:
         if not path.is_file():
             raise FeatureError(f"{self.folder}: no features there; collect them first: sae features {self.folder}")
         self._lock = threading.RLock()
-        self.blobs = Blobs(open_read_only(path), path)
+        self.blobs = Blobs(open_read_only(path, TABLES), path)
         self.info: dict[str, Any] = json.loads(self._part("info"))
         """What was collected, from which data, and how far; every rewrite has another "revision"."""
         if self.info.get("format") != FORMAT:
@@ -181,7 +181,7 @@ class FeatureStore:
 
 def read_info(path: Path) -> dict[str, Any]:
     """The info of a store's file alone."""
-    with contextlib.closing(open_read_only(path)) as connection:
+    with contextlib.closing(open_read_only(path, TABLES)) as connection:
         data = Blobs(connection, path).get("parts", PARTS["info"])
     if data is None:
         raise CorruptError(f"{path}: info is missing; collect again: sae features RUN")

@@ -21,7 +21,7 @@ from sae.base.files import publish_file
 from sae.features.store import keys
 from sae.features.store.buffers import EMPTY, NAMES, Events
 from sae.features.store.collection import Collection
-from sae.features.store.database import Blobs, build_database, has_fts5
+from sae.features.store.database import WORDS, Blobs, build_database, has_fts5
 from sae.features.store.documents import UNKNOWN, DocumentTokens
 from sae.features.store.records import pack
 from sae.features.store.statistics import SUM_DIGITS, read_sum
@@ -31,6 +31,9 @@ STORE, SCALARS = "features.sqlite", "features.scalars.npy"
 FORMAT = 1
 PARTS = {"info": 0, "scalars": 1, "vocabulary": 2}
 """Ids of the blobs in the table `parts`."""
+TABLES = frozenset({"parts", "records", "documents", "events", "texts", "words"}) | {
+    f"words_{part}" for part in ("data", "idx", "docsize", "config")
+}
 INDEXED = ("top", "uniform")
 """Buffers whose events can be found by document."""
 _LATENTS_AT_ONCE = 4096
@@ -106,7 +109,7 @@ def _write_texts(connection: sqlite3.Connection, documents: DocumentTokens, voca
     texts = ((d, vocabulary.text(documents.tokens(d)).replace("\0", " ")) for d in documents.numbers())
     connection.executemany("INSERT INTO texts VALUES (?, ?)", texts)
     if has_fts5(connection):
-        connection.execute("CREATE VIRTUAL TABLE words USING fts5(text, content='texts', content_rowid='id')")
+        connection.execute(WORDS)
         connection.execute("INSERT INTO words(words) VALUES ('rebuild')")
 
 
