@@ -217,9 +217,14 @@ def check_folder(path: Path) -> None:
             raise CorruptError(f"{file}: its SHA-256 is not the one that was written; the file was changed or damaged")
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Delete the temporary files and folders that a killed writer left directly in `folder`."""
-    for path in folder.glob(f"{disk.TEMPORARY}*"):
+def remove_leftovers(folder: Path, name: str = "") -> None:
+    """Delete the temporary files and folders that a killed writer left directly in `folder`.
+
+    Args:
+        folder: in which no other process is writing them.
+        name: only those of files whose names begin so.
+    """
+    for path in folder.glob(f"{disk.TEMPORARY}{name}*"):
         disk.remove(path)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sae.base.files import publish_file, publish_json
+from sae.base.files import publish_file, publish_json, remove_leftovers
 from sae.base.tables import number
 from sae.config import EvalConfig, TrainConfig
 from sae.evaluation.run import evaluate_all
@@ -35,6 +35,7 @@ def run_sweep(out: Path, members: Sequence[TrainConfig], evaluation: EvalConfig)
         out: folder of the members, of the shared store unless they name another, and of the comparison.
         members: each with its own folder inside `out`.
     """
+    remove_leftovers(out, "comparison")
     shared = [dataclasses.replace(member, store=member.store or out / "store") for member in members]
     unfinished = [config for config in shared if not is_finished(config.out)]
     if unfinished:

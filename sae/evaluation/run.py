@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from sae.base.device import pick_device
+from sae.base.files import remove_leftovers
 from sae.base.locks import locked
 from sae.base.progress import Progress, StopSignal
 from sae.config import ConfigError, EvalConfig, HarvestConfig, ImageEvalConfig, refuse_ignored, to_json
@@ -81,6 +82,7 @@ def evaluate_all(runs: Sequence[str | Path], config: EvalConfig | None = None) -
     with contextlib.ExitStack() as locks, StopSignal() as stop, Progress() as progress:
         for folder in dict.fromkeys(local):
             locks.enter_context(locked(folder, "eval", "evaluating this run"))
+            remove_leftovers(folder, "eval.json")
         lm = opened[0].load_language_model(device)
         if config.dataset is not None:
             documents = harvest_of(opened, lm, split="heldout", settings=settings).documents

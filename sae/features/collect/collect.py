@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from sae.base import disk
 from sae.base.device import pick_device
+from sae.base.files import remove_leftovers
 from sae.base.locks import locked
 from sae.base.progress import Progress, StopSignal
 from sae.config import CollectConfig, ConfigError
@@ -115,8 +115,7 @@ class _Collecting:
     def work(self) -> dict[str, Any]:
         """Read what is left of the corpus; returns the report of `collect`."""
         if self.ranks.first:
-            for path in self.subject.folder.glob(".partial-*features*"):  # left by a writer that was killed
-                disk.unlink(path)
+            remove_leftovers(self.subject.folder, "features")
         with StopSignal() as stop, Progress() as progress:
             if not self.finished_before:
                 self._pass(stop, progress)

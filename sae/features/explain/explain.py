@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from sae.base.device import pick_device
+from sae.base.files import remove_leftovers
 from sae.base.locks import locked
 from sae.base.progress import Progress, StopSignal
 from sae.config import ConfigError, ExplainConfig
@@ -87,6 +88,7 @@ def explain(run: str | Path, config: ExplainConfig | None = None) -> dict[str, A
     left = [latent for latent in wanted if latent not in done]
     hint = f"names made so far are kept; continue with: sae explain {run}"
     with locked(folder, "explain", "naming the latents of this run"), StopSignal() as stop, Progress() as progress:
+        remove_leftovers(folder, REPORT)
         if left:
             progress.say(f"Reading the examples of {store.width:,} latents")
             pool = open_pool(store, progress.say)
