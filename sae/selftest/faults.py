@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import shutil
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from sae.base.threads import usable_cpus
@@ -24,9 +25,16 @@ STATUS = 1
 def run(task: Task) -> Outcome:
     """Fail every operation of every command in every way, or `task.n` of them drawn at random."""
     children = Children()
+    unbroken = run_unbroken(task.folder.absolute() / "unbroken", commands(task.world), children)
+    every = [(name, fault) for name, of in unbroken.items() for fault in faults_of(of)]
+    return failed(task, children, unbroken, every)
+
+
+def failed(
+    task: Task, children: Children, unbroken: Mapping[str, Unbroken], every: Sequence[tuple[str, Fault]]
+) -> Outcome:
+    """Try all faults of commands by name, or `task.n` of them, on every CPU."""
     room = task.folder.absolute()
-    unbroken = run_unbroken(room / "unbroken", commands(task.world), children)
-    every = [(name, fault) for name, of in unbroken.items() for fault in _faults(of)]
     tried = every if task.n >= len(every) else random.Random(task.seed).sample(every, task.n)
     counts: Counter[str] = Counter({"operations": sum(len(of.ended.operations) for of in unbroken.values())})
     failures: list[str] = []
@@ -56,7 +64,8 @@ def run(task: Task) -> Outcome:
     return Outcome(len(tried), tuple(failures), dict(counts))
 
 
-def _faults(of: Unbroken) -> list[Fault]:
+def faults_of(of: Unbroken) -> list[Fault]:
+    """Every way in which every operation of a command can fail."""
     faults = []
     for number, (kind, _) in enumerate(of.ended.operations):
         faults += [Fault(number, "kill"), Fault(number, "EIO")]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -43,11 +43,15 @@ class Moment(NamedTuple):
 
 
 def run(task: Task) -> Outcome:
-    """Kill commands of the toy world one after the other, on every CPU."""
+    """Kill commands of the toy world, each in its turn."""
     children = Children()
+    unbroken = run_unbroken(task.folder.absolute() / "unbroken", commands(task.world), children)
+    return killed(task, children, unbroken, list(unbroken))
+
+
+def killed(task: Task, children: Children, unbroken: Mapping[str, Unbroken], names: Sequence[str]) -> Outcome:
+    """`task.n` kills of the commands `names` by turns, on every CPU."""
     room = task.folder.absolute()
-    unbroken = run_unbroken(room / "unbroken", commands(task.world), children)
-    names = list(unbroken)
     counts: Counter[str] = Counter()
     failures: list[str] = []
 

@@ -21,7 +21,7 @@ from sae.selftest.children import Children, Ended, Job
 from sae.selftest.content import fingerprint
 from sae.selftest.world import World
 
-SETTINGS: dict[str, Any] = {"tokens": 3_072, "checkpoint_every": 1_280, "keep_checkpoints": 2}
+SETTINGS: dict[str, Any] = {"tokens": 3_072, "checkpoint_every": 1_280, "keep_checkpoints": 2, "log_every": 3}
 """Of a training run: 12 steps with checkpoints after 5 and 10."""
 CHANGING = {"seconds", "collected_at", "revision", "run", "tokens_a_second", "megabytes"}
 """Values that differ between two runs of the same command."""

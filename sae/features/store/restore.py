@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from sae.base.files import CorruptError
 from sae.features.store import records
 from sae.features.store.buffers import Events
 from sae.features.store.collection import Collection
-from sae.features.store.database import Blobs, open_read_only
+from sae.features.store.database import COLLECT_AGAIN, Blobs, open_read_only
 from sae.features.store.store import read_info
 from sae.features.store.writer import STORE, TABLES
 
@@ -40,6 +41,10 @@ def restore(folder: Path, device: torch.device | str = "cpu") -> Collection:
             _put(collection, batch)
         for document, packed in blobs.all("documents"):
             collection.documents.put(document, np.frombuffer(packed, "<i4"))
+        for table, expected in (("records", info["width"]), ("documents", info["documents"])):
+            ((rows,),) = blobs.query(f"SELECT count(*) FROM {table}")
+            if rows != expected:
+                raise CorruptError(f"{path}: {rows} {table}, {expected} were written; {COLLECT_AGAIN}")
     return collection
 
 
