@@ -29,6 +29,7 @@ _LAZY = {
     "collect": "sae.features.collect.collect:collect",
     "explain": "sae.features.explain.explain:explain",
     "steer": "sae.features.steer.steer:steer_run",
+    "measure_steering": "sae.features.steer.measure:measure_steering",
     "attach": "sae.harvest.attach:attach",
     "report": "sae.reporting.report:report",
     "Run": "sae.run:Run",
@@ -48,6 +49,7 @@ _LAZY = {
     "CollectConfig": "sae.config:CollectConfig",
     "ExplainConfig": "sae.config:ExplainConfig",
     "SteerConfig": "sae.config:SteerConfig",
+    "SteerMeasureConfig": "sae.config:SteerMeasureConfig",
     "ImportConfig": "sae.config:ImportConfig",
 }
 """Name -> where it is."""
@@ -66,6 +68,7 @@ __all__ = [
     "SAEConfig",
     "SparseCodes",
     "SteerConfig",
+    "SteerMeasureConfig",
     "TensorDataConfig",
     "TensorTrainConfig",
     "TrainConfig",
@@ -75,6 +78,7 @@ __all__ = [
     "evaluate",
     "explain",
     "load",
+    "measure_steering",
     "report",
     "steer",
     "train",
@@ -94,6 +98,7 @@ if TYPE_CHECKING:
         OptimConfig,
         SAEConfig,
         SteerConfig,
+        SteerMeasureConfig,
         TensorDataConfig,
         TensorTrainConfig,
         TrainConfig,
@@ -102,6 +107,7 @@ if TYPE_CHECKING:
     from sae.evaluation.run import evaluate
     from sae.features.collect.collect import collect
     from sae.features.explain.explain import explain
+    from sae.features.steer.measure import measure_steering
     from sae.features.steer.steer import steer_run as steer
     from sae.harvest.attach import attach
     from sae.interop.opening import load

@@ -74,6 +74,7 @@ COMMAND_LINES = [
     "eval /nowhere/runs/x --tokens 4096",
     "eval /nowhere/runs/x",
     "explain /nowhere/runs/x --latents 3 5",
+    "steer /nowhere/runs/x --latent 3 5 --measure --doses 1 2",
     "features /nowhere/runs/x --store acts --tokens 100000",
     "browse /nowhere/runs/x /nowhere/runs/y --port 81",
     "report /nowhere/runs/x /nowhere/runs/y --out page",

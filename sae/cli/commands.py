@@ -157,7 +157,10 @@ class Explain:
 
 @dataclass(frozen=True, kw_only=True)
 class Steer:
-    """Generate text with latents added, set or removed, beside the text without steering."""
+    """Generate text with latents added, set or removed, beside the text without steering.
+
+    --measure measures what it does over the strength instead; see `sae steer RUN --measure --help`.
+    """
 
     run_folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
     """Run folder, or a hub repository that holds one."""

@@ -16,6 +16,7 @@ import sae
 from sae.cli import commands, image_commands
 from sae.cli.reporting import Report
 from sae.cli.selftest import SelfTest
+from sae.cli.steering import SteerMeasure
 
 WIDTH = 100
 """Columns that a call fills before its arguments get lines of their own."""
@@ -113,6 +114,7 @@ CALLS: dict[type, Callable[[Any], Call]] = {
     commands.Eval: _on_run("evaluate", "eval"),
     commands.Explain: _on_run("explain", "explain"),
     commands.Steer: _on_run("steer", "steer"),
+    SteerMeasure: _on_run("measure_steering", "steer"),
     commands.Features: _on_run("collect", "features"),
     commands.Browse: _browse,
     Report: lambda c: Call("report", [_run(run, "report") for run in c.run_folders], c.out),

@@ -7,12 +7,14 @@ from typing import Any
 
 from sae.cli.commands import Browse, Eval, Explain, Export, Features, Steer, Verify
 from sae.cli.reporting import Report
+from sae.cli.steering import SteerMeasure
 
 NAMES: dict[type, str] = {
     Eval: "eval",
     Features: "features",
     Explain: "explain",
     Steer: "steer",
+    SteerMeasure: "steer",
     Browse: "browse",
     Report: "report",
     Export: "export",

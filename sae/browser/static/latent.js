@@ -8,6 +8,7 @@ import { Histogram } from "./histogram.js";
 import { useApp, useLoaded, useSource } from "./app_state.js";
 import { noSteering, wordsOf } from "./kinds.js";
 import { Atom, Thumb } from "./pictures.js";
+import { Steering } from "./steering.js";
 
 export function Latent({ run, latent, info, route, keys }) {
   const source = useSource();
@@ -30,6 +31,7 @@ export function Latent({ run, latent, info, route, keys }) {
         <${Examples} record=${record} run=${run} range=${range} />
       </div>
       <aside class="relations">
+        <${Steering} record=${record} />
         ${features.kind === "language" && html`<${Logits} run=${run} latent=${record.latent} revision=${features.revision} />`}
         <${Related} run=${run} latent=${record.latent} what="neighbours" measure="cosine" title="Nearest atoms" revision=${features.revision} />
         <${Related} run=${run} latent=${record.latent} what="coactive" measure="jaccard" title="Fires together with" revision=${features.revision} />
