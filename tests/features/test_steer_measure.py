@@ -108,7 +108,7 @@ def test_the_smallest_dose_near_the_best_fluent_response_is_proposed() -> None:
 def test_wrong_latents_and_settings_are_refused(run: Path) -> None:
     with pytest.raises(SteerError, match="--latent 999: the run has latents 0 to 127"):
         measure_steering(run, SteerMeasureConfig(latent=(999,), **SMALL))
-    with pytest.raises(ConfigError, match="--doses .*more than 0"):
+    with pytest.raises(ConfigError, match=r"--doses .*more than 0"):
         SteerMeasureConfig(latent=(1,), doses=(0.0,))
     with pytest.raises(ConfigError, match="each latent once"):
         SteerMeasureConfig(latent=(1, 1))

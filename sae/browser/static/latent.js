@@ -29,9 +29,9 @@ export function Latent({ run, latent, info, route, keys }) {
       <div class="reading">
         <${Histogram} record=${record} features=${features} range=${range} onRange=${setRange} />
         <${Examples} record=${record} run=${run} range=${range} />
+        <${Steering} record=${record} />
       </div>
       <aside class="relations">
-        <${Steering} record=${record} />
         ${features.kind === "language" && html`<${Logits} run=${run} latent=${record.latent} revision=${features.revision} />`}
         <${Related} run=${run} latent=${record.latent} what="neighbours" measure="cosine" title="Nearest atoms" revision=${features.revision} />
         <${Related} run=${run} latent=${record.latent} what="coactive" measure="jaccard" title="Fires together with" revision=${features.revision} />

@@ -14,7 +14,7 @@ export function Steering({ record }) {
   if (!measured) return null;
   const { proposed, rows } = measured;
   const prompted = rows.find((row) => row.method === "prompt");
-  return html`<section class="steering" data-testid="steering">
+  return html`<section class="card steering" data-testid="steering">
     <h3>Steering with it</h3>
     <p>
       ${proposed.dose == null

@@ -82,6 +82,13 @@ def measure_steering(run: str | Path, config: SteerMeasureConfig) -> dict[str, A
 
     Raises:
         ConfigError, CorruptError, ModelError, FeatureError, SteerError: the run, its model, or a latent cannot be used.
+
+    Example:
+        >>> import sae
+        >>> config = sae.SteerMeasureConfig(latent=(3,), doses=(1.0, 4.0), prompts=2, prompt_tokens=8, tokens=4)
+        >>> (measured,) = sae.measure_steering("runs/demo", config)["latents"]
+        >>> sorted({row["method"] for row in measured["rows"]})[:3]
+        ['latent', 'none', 'prompt']
     """
     check_language(run, "steering")
     device = pick_device(config.device)
@@ -209,7 +216,7 @@ def _low(interval: Any) -> float:
 def _row(
     method: str,
     dose: float | None,
-    one: Reading,
+    texts: Reading,
     unsteered: Reading,
     random: Reading | None,
     config: SteerMeasureConfig,
@@ -217,14 +224,14 @@ def _row(
     """One method at one dose, as intervals over the prompts."""
     sums = GroupSums()
     values = {
-        "count": torch.ones(len(one.loss)),
-        "response": one.response,
-        "fires": one.fires.double(),
-        "added": one.loss - unsteered.loss,
+        "count": torch.ones(len(texts.loss)),
+        "response": texts.response,
+        "fires": texts.fires.double(),
+        "added": texts.loss - unsteered.loss,
     }
     if random is not None and method != RANDOM:
-        values["over"] = one.response - random.response
-    sums.add(torch.arange(len(one.loss)), values)
+        values["over"] = texts.response - random.response
+    sums.add(torch.arange(len(texts.loss)), values)
 
     def interval(name: str) -> Any:
         return sums.interval(ratio(name, "count"), resamples=config.resamples, seed=config.seed)
@@ -236,7 +243,7 @@ def _row(
         "fires": interval("fires"),
         "loss_added": interval("added"),
         "over_random": interval("over") if "over" in values else None,
-        "text": one.first,
+        "text": texts.first,
     }
 
 
