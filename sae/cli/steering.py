@@ -49,10 +49,10 @@ class SteerMeasure:
 
         tables = {
             f"latent {one['latent']}": [{head: shown(row[key]) for key, head in COLUMNS.items()} for row in one["rows"]]
-            for one in result["latents"]
+            for one in result.get("latents", ())
         }
         proposals = {
             f"proposed for {one['latent']}": f"{one['proposed']['dose'] or 'none'}: {one['proposed']['why']}"
-            for one in result["latents"]
+            for one in result.get("latents", ())
         }
-        return {"run": result["run"], **tables, **proposals}
+        return {"run": self.run_folder, **tables, **proposals}
