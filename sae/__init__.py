@@ -25,6 +25,7 @@ _LAZY = {
     "load": "sae.interop.opening:load",
     "verify": "sae.models.saved:verify",
     "train": "sae.training.run:train",
+    "harvest_store": "sae.harvest.harvesting:harvest_store",
     "evaluate": "sae.evaluation.run:evaluate",
     "collect": "sae.features.collect.collect:collect",
     "explain": "sae.features.explain.explain:explain",
@@ -47,6 +48,7 @@ _LAZY = {
     "CollectConfig": "sae.config:CollectConfig",
     "ExplainConfig": "sae.config:ExplainConfig",
     "SteerConfig": "sae.config:SteerConfig",
+    "StoreConfig": "sae.config:StoreConfig",
     "ImportConfig": "sae.config:ImportConfig",
 }
 """Name -> where it is."""
@@ -65,6 +67,7 @@ __all__ = [
     "SAEConfig",
     "SparseCodes",
     "SteerConfig",
+    "StoreConfig",
     "TensorDataConfig",
     "TensorTrainConfig",
     "TrainConfig",
@@ -73,6 +76,7 @@ __all__ = [
     "collect",
     "evaluate",
     "explain",
+    "harvest_store",
     "load",
     "steer",
     "train",
@@ -92,6 +96,7 @@ if TYPE_CHECKING:
         OptimConfig,
         SAEConfig,
         SteerConfig,
+        StoreConfig,
         TensorDataConfig,
         TensorTrainConfig,
         TrainConfig,
@@ -102,6 +107,7 @@ if TYPE_CHECKING:
     from sae.features.explain.explain import explain
     from sae.features.steer.steer import steer_run as steer
     from sae.harvest.attach import attach
+    from sae.harvest.harvesting import harvest_store
     from sae.interop.opening import load
     from sae.models.autoencoder import Autoencoder
     from sae.models.saved import verify

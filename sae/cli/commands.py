@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from sae.cli.harvest import Harvest
 from sae.config import (
     CollectConfig,
     ConfigError,
@@ -424,6 +425,7 @@ class Doctor:
 COMMANDS: dict[str, type] = {
     "demo": Demo,
     "train": Train,
+    "harvest": Harvest,
     "sweep": Sweep,
     "eval": Eval,
     "explain": Explain,

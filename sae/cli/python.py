@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import sae
-from sae.cli import commands, image_commands
+from sae.cli import commands, harvest, image_commands
 
 WIDTH = 100
 """Columns that a call fills before its arguments get lines of their own."""
@@ -58,6 +58,12 @@ def _train(command: Any) -> Call:
     if command.dry_run:
         return Call("sae.training.space:estimate", Call("sae.training.plan:make_plan", command.config))
     return Call("train", command.config)
+
+
+def _harvest(command: harvest.Harvest) -> Call:
+    if command.dry_run:
+        return Call("sae.harvest.harvesting:dry_run", command.config)
+    return Call("harvest_store", command.config)
 
 
 def _export(command: commands.Export) -> Call:
@@ -107,6 +113,7 @@ CALLS: dict[type, Callable[[Any], Call]] = {
     commands.Demo: lambda c: Call("sae.cli.demo:run_demo", c.out, tokens=c.tokens, epochs=c.epochs, seed=c.seed),
     commands.Train: _train,
     commands.TensorTrain: _train,
+    harvest.Harvest: _harvest,
     commands.Sweep: _sweep,
     commands.Eval: _on_run("evaluate", "eval"),
     commands.Explain: _on_run("explain", "explain"),

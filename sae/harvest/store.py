@@ -237,6 +237,8 @@ def check_store(folder: Path, identity: dict[str, Any]) -> bool:
     if (folder / "identity.json").exists():
         recorded = read_json(folder / "identity.json")
         for name, value in identity.items():
+            if name in ("model_sha256", "tokenizer_sha256") and isinstance(recorded, dict) and name not in recorded:
+                continue  # stores of earlier versions
             other = recorded.get(name) if isinstance(recorded, dict) else None
             more = name == "sites" and isinstance(other, dict) and value.items() <= other.items()
             any_precision = name == "precision" and value == "auto" and other in PRECISIONS

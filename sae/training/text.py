@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,11 +14,12 @@ from torch import Tensor
 from sae.base.device import available_memory, product_rate
 from sae.base.files import read_json
 from sae.base.progress import PLAIN_SECONDS, Progress, StopSignal
-from sae.config import ConfigError, OptimConfig, SAEConfig, TrainConfig, refuse_ignored, to_json
+from sae.config import ConfigError, OptimConfig, SAEConfig, TrainConfig, refuse_ignored
 from sae.data.documents import Documents
 from sae.data.packing import named_ids
 from sae.harvest.beginning import Beginning, described, recorded, settle
 from sae.harvest.buffer import LiveBatches, StoredBatches, batches_in
+from sae.harvest.identity import store_identity
 from sae.harvest.language_model import (
     LanguageModel,
     ModelSource,
@@ -26,6 +28,7 @@ from sae.harvest.language_model import (
     locate_model,
     skeleton,
 )
+from sae.harvest.model_shape import check_context, parameters_up_to
 from sae.harvest.opening import opening
 from sae.harvest.rows import PLACE_BYTES
 from sae.harvest.sites import Site
@@ -112,17 +115,8 @@ class TextData:
     @property
     def store_identity(self) -> dict[str, Any]:
         """What a store of this harvest records of it."""
-        harvest = to_json(self.config.harvest)
-        return {
-            "format": 1,
-            "sites": {site.name: site.width for site in self.sites},
-            "precision": self.precision,
-            "data": self.documents.provenance,
-            **{name: harvest[name] for name in ("model", "context", "contexts", "max_norm", "keep_special")},
-            **({} if harvest["roles"] is None else {"roles": harvest["roles"]}),
-            "model_revision": self.source.revision,
-            "model_precision": self.config.harvest.precision,
-        }
+        data = self.documents.provenance
+        return store_identity(self.config.harvest, self.source, self.sites, data, precision=self.precision)
 
     def recipe(self) -> Recipe:
         return recipe_of(self.config.sae, widths(self.inputs), widths(self.targets))
@@ -171,7 +165,7 @@ class TextData:
             overlap = self.device.type == "cuda" and not self.cached
             batches_in(config.buffer_mb << 20, self.row_bytes, self.batch, overlap=overlap)
         if config.store is not None:
-            check_disk("--store", config.store, store)
+            check_disk("--store", Path(config.store), store)
 
     # --- once the weights are read ---
 
@@ -203,7 +197,7 @@ class TextData:
         """The language model; segments begin as in the resumed run or the store, where there is one."""
         config = self.config
         lm = load_language_model(self.source, device=self.device, precision=config.harvest.precision)
-        identity = config.store / "identity.json" if config.store else None
+        identity = Path(config.store) / "identity.json" if config.store else None
         if config.resume:
             kept = read_record(config.out).get("harvest") or {}
             beginning = Beginning(recorded(kept.get("beginning"), lm.tokenizer), "as the run began")
@@ -244,9 +238,10 @@ class TextData:
         if config.store is None:
             store = self._fill(MemoryStore(self.store_identity, config.tokens), stop, progress)
         else:
-            config.store.mkdir(parents=True, exist_ok=True)
-            with run_lock(config.store):
-                store = self._fill(DiskStore(config.store, self._whole_identity()), stop, progress)
+            folder = Path(config.store)
+            folder.mkdir(parents=True, exist_ok=True)
+            with run_lock(folder):
+                store = self._fill(DiskStore(folder, self._whole_identity()), stop, progress)
         if store.rows < config.tokens:
             progress.say(f"The data set is used up: it gave {store.rows:,} of the {config.tokens:,} tokens asked for.")
         return store
@@ -254,7 +249,7 @@ class TextData:
     def _whole_identity(self) -> dict[str, Any]:
         """What a store records, with how segments begin; one from before that was recorded has BOS, else CLS, first."""
         lm = self._harvest.lm
-        path = self.config.store / "identity.json" if self.config.store else None
+        path = Path(self.config.store) / "identity.json" if self.config.store else None
         old = path is not None and path.is_file() and "beginning" not in read_json(path)
         if old and lm.beginning == named_ids(lm.tokenizer):
             return self.store_identity
@@ -337,7 +332,7 @@ def open_text(config: TrainConfig, device: torch.device) -> TextData:
         raise ConfigError(f"--tokens {config.tokens}: less than one batch; expected at least --batch {batch}")
     source = locate_model(config.harvest.model, trust_remote_code=config.harvest.trust_remote_code)
     model = skeleton(source)
-    checks.check_context(config, model)
+    check_context(config.harvest, model)
     inputs = checks.input_sites(config, variant, model)
     targets = checks.target_sites(config, inputs, model)
     data = TextData(
@@ -348,11 +343,11 @@ def open_text(config: TrainConfig, device: torch.device) -> TextData:
         documents=checks.training_documents(config, source, model),
         device=device,
         batch=batch,
-        layer_parameters=checks.parameters_up_to(model, [*inputs, *targets]),
+        layer_parameters=parameters_up_to(model, [*inputs, *targets]),
         precision=checks.known_precision(config),
     )
     if config.store is not None:
-        check_store(config.store, data.store_identity)
+        check_store(Path(config.store), data.store_identity)
     return data
 
 
