@@ -48,8 +48,9 @@ class HarvestConfig(Limited):
     """Keep BOS and other special tokens in the training stream."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of the language model: auto is float32 on a CPU and bfloat16 on a GPU."""
-    store_precision: Literal["auto", "float16", "bfloat16", "float32"] = "auto"
-    """Precision of buffered and stored activations; auto: the first of these that can represent them."""
+    store_precision: Literal["auto", "float16", "bfloat16", "float32", "int8"] = "auto"
+    """Precision of buffered and stored activations; auto: the first of the three floats that can represent them. int8
+    is for stores alone: half of float16's bytes, the largest entries of each row exact."""
     trust_remote_code: bool = False
     """Allow a model repository to run its own Python code."""
 

@@ -12,13 +12,50 @@ from pathlib import Path
 from typing import Any
 
 from sae.base.files import sha256_of
-from sae.config import HarvestConfig, to_json
+from sae.config import ConfigError, HarvestConfig, to_json
 from sae.harvest.language_model import ModelSource
+from sae.harvest.precision import STORED
 from sae.harvest.sites import Site
+from sae.harvest.stream import Harvest
 
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 TOKENIZER = ("tokenizer*.json", "tokenizer.model", "vocab.*", "merges.txt", "special_tokens_map.json", "spiece.model")
 """Files of a model's folder that decide how text becomes token ids."""
+HASHES = ("model_sha256", "tokenizer_sha256")
+NOT_COMPARED = ("format", "workers", "measured", "seal")
+REMEDIES = {
+    "model": "pass the store's --model",
+    "model_sha256": "these weights are not those that were harvested: pass the store's --model",
+    "tokenizer_sha256": "the tokenizer was changed since the harvest: restore its files",
+    "model_revision": "the hub has another commit of the model now",
+    "data": "pass the --dataset, --text-field and --heldout of the harvest, its files unchanged",
+    "sites": "name a site of the store",
+    "precision": "leave --store-precision out",
+    "context": "pass the store's --context",
+    "beginning": "pass the store's --bos",
+}
+"""What differs -> what helps beside another store."""
+
+
+def check_identity(place: str | Path, recorded: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Refuse a store of another harvest than is wanted; one of more sites will do.
+
+    Raises:
+        ConfigError: names the first field that differs, both values and what helps.
+    """
+    same_weights = recorded.get("model_sha256") is not None and all(recorded.get(n) == wanted.get(n) for n in HASHES)
+    for name, value in wanted.items():
+        other = recorded.get(name)
+        more = name == "sites" and isinstance(other, dict) and value.items() <= other.items()
+        any_precision = name == "precision" and value == "auto" and other in STORED
+        # stores of earlier versions hold no hashes, and a model may have moved
+        passes = name in NOT_COMPARED or (name in HASHES and other is None) or (name == "model" and same_weights)
+        if other != value and not (more or any_precision or passes):
+            remedy = f"{REMEDIES[name]}, or " if name in REMEDIES else ""
+            raise ConfigError(
+                f"--store {place}: it holds a harvest with {name} = {other!r}, this run wants {value!r}; {remedy}"
+                "choose another folder"
+            )
 
 
 def store_identity(
@@ -40,6 +77,15 @@ def store_identity(
         "model_revision": source.revision,
         "model_precision": config.precision,
         **content_hashes(source),
+    }
+
+
+def measured(harvest: Harvest) -> dict[str, Any]:
+    """What a run on the store must know of the model and its stream, so that it need not load the model."""
+    return {
+        "model": harvest.lm.provenance,
+        "norm_limits": dict(harvest.norm_limits),
+        "isolation": harvest.isolation,
     }
 
 

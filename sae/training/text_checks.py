@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from sae.data.documents import Documents, open_documents
 from sae.harvest.language_model import ModelSource, load_tokenizer
 from sae.harvest.model_shape import named_sites
 from sae.harvest.sites import Site
-from sae.harvest.store import stored_precision
+from sae.harvest.store import DiskStore, stored_precision
 from sae.harvest.stream import prepared
 from sae.models.settings import Ignored
 from sae.models.variants.base import Variant
@@ -41,6 +40,20 @@ def check_same_store(config: TrainConfig) -> None:
         raise ConfigError(
             f"--resume: --store was {saved} in {config.out}, now it is {config.store}; a store may move, but a "
             "run that began without one resumes without one (its batches come in another order)"
+        )
+
+
+def check_rows(config: TrainConfig, store: DiskStore) -> None:
+    """Refuse a store of many workers that holds too few tokens: a run extends a store of one worker alone.
+
+    Raises:
+        ConfigError: says what it holds and how to go on.
+    """
+    workers = store.identity.get("workers", 1)
+    if workers > 1 and store.rows < config.tokens and not store.ended:
+        raise ConfigError(
+            f"--tokens {config.tokens}: {store.place} holds {store.rows} tokens of {workers} workers so far; run sae "
+            f"harvest --tokens {config.tokens} --worker i/{workers} for every i, or lower --tokens to {store.rows}"
         )
 
 
@@ -101,4 +114,4 @@ def known_precision(config: TrainConfig) -> str:
         begun = record.get("harvest") or record["train"]["harvest"]
         if begun.get("store_precision", "auto") != "auto":
             return begun["store_precision"]
-    return stored_precision(None if config.store is None else Path(config.store)) or "auto"
+    return stored_precision(config.store) or "auto"
