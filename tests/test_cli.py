@@ -17,11 +17,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from conftest import corpus_texts
 from sae.cli import main as cli
 from sae.harvest.stream import Harvest
+from sae.selftest.world import byte_tokenizer, corpus_texts
 from sae.training.trainer import Trainer
-from tiny_tokenizers import byte_tokenizer
 
 
 class Outcome(NamedTuple):
@@ -654,6 +653,6 @@ def test_two_runs_do_not_write_to_one_store(train: TrainWith, tmp_path: Path) ->
 
     (tmp_path / "store").mkdir()
     with run_lock(tmp_path / "store"):
-        train(store=tmp_path / "store").refused("store: another process (pid", "is writing to this folder")
+        train(store=tmp_path / "store").refused("store: another process (pid", "is harvesting into")
     assert not train.out.exists()
     assert train(store=tmp_path / "store").status == 0

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
-import tyro
-
+from sae.cli.options import Json
 from sae.config import ConfigError, StoreConfig
 
 
@@ -22,7 +21,7 @@ class Harvest:
     config: StoreConfig
     dry_run: bool = False
     """Print places, tokens, bytes and time; harvest nothing, write nothing."""
-    json: Annotated[bool, tyro.conf.arg(help="Print one JSON line on stdout, and nothing else there.")] = False
+    json: Json = False
 
     def run(self) -> dict[str, Any]:
         from sae.harvest.harvesting import dry_run, harvest_store

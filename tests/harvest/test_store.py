@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from conftest import corpus_texts
 from sae.base.files import CorruptError, publish_file, publish_folder
 from sae.config import ConfigError, HarvestConfig
 from sae.data.documents import open_documents
@@ -25,6 +24,7 @@ from sae.harvest.shards import sealed
 from sae.harvest.sites import Site, resolve_sites
 from sae.harvest.store import DiskStore, MemoryStore, Store, fill_store
 from sae.harvest.stream import Harvest
+from sae.selftest.world import corpus_texts
 
 TOKENS = 1500
 SITES = ["resid_post.0", "mlp_out.1"]
