@@ -25,6 +25,7 @@ _LAZY = {
     "load": "sae.interop.opening:load",
     "verify": "sae.models.saved:verify",
     "train": "sae.training.run:train",
+    "harvest_store": "sae.harvest.harvesting:harvest_store",
     "evaluate": "sae.evaluation.run:evaluate",
     "collect": "sae.features.collect.collect:collect",
     "explain": "sae.features.explain.explain:explain",
@@ -50,6 +51,7 @@ _LAZY = {
     "ExplainConfig": "sae.config:ExplainConfig",
     "SteerConfig": "sae.config:SteerConfig",
     "SteerMeasureConfig": "sae.config:SteerMeasureConfig",
+    "StoreConfig": "sae.config:StoreConfig",
     "ImportConfig": "sae.config:ImportConfig",
 }
 """Name -> where it is."""
@@ -69,6 +71,7 @@ __all__ = [
     "SparseCodes",
     "SteerConfig",
     "SteerMeasureConfig",
+    "StoreConfig",
     "TensorDataConfig",
     "TensorTrainConfig",
     "TrainConfig",
@@ -77,6 +80,7 @@ __all__ = [
     "collect",
     "evaluate",
     "explain",
+    "harvest_store",
     "load",
     "measure_steering",
     "report",
@@ -99,6 +103,7 @@ if TYPE_CHECKING:
         SAEConfig,
         SteerConfig,
         SteerMeasureConfig,
+        StoreConfig,
         TensorDataConfig,
         TensorTrainConfig,
         TrainConfig,
@@ -110,6 +115,7 @@ if TYPE_CHECKING:
     from sae.features.steer.measure import measure_steering
     from sae.features.steer.steer import steer_run as steer
     from sae.harvest.attach import attach
+    from sae.harvest.harvesting import harvest_store
     from sae.interop.opening import load
     from sae.models.autoencoder import Autoencoder
     from sae.models.saved import verify

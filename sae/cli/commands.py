@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from sae.cli.harvest import Harvest
 from sae.cli.options import Json
 from sae.cli.reporting import Report
 from sae.cli.selftest import SelfTest
@@ -428,6 +429,7 @@ class Doctor:
 COMMANDS: dict[str, type] = {
     "demo": Demo,
     "train": Train,
+    "harvest": Harvest,
     "sweep": Sweep,
     "eval": Eval,
     "explain": Explain,

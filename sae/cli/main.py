@@ -21,6 +21,7 @@ from typing import Annotated, Any, Union, cast
 import tyro
 
 from sae.cli.commands import COMMANDS, Sweep, TensorTrain, Train
+from sae.cli.harvest import with_layers
 from sae.cli.image_commands import IMAGE_COMMANDS, ImageTrain
 from sae.cli.settings_help import with_variants
 from sae.cli.sources import on_runs
@@ -68,6 +69,8 @@ def parse(arguments: list[str]) -> Any:
         return _parse(arguments[1:], IMAGE_COMMANDS, "sae image", "Train image autoencoders, show them, compare them.")
     says = "Train sparse autoencoders on language-model activations, prove how good they are, look inside."
     commands = COMMANDS
+    if arguments[:1] == ["harvest"]:
+        arguments = with_layers(arguments)
     if arguments[:1] == ["train"]:
         commands = {**COMMANDS, "train": _train_command(arguments)}
     if arguments[:1] == ["steer"] and "--measure" in arguments:

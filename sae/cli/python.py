@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import sae
-from sae.cli import commands, image_commands
+from sae.cli import commands, harvest, image_commands
 from sae.cli.reporting import Report
 from sae.cli.selftest import SelfTest
 from sae.cli.steering import SteerMeasure
@@ -63,6 +63,12 @@ def _train(command: Any) -> Call:
     return Call("train", command.config)
 
 
+def _harvest(command: harvest.Harvest) -> Call:
+    if command.dry_run:
+        return Call("sae.harvest.harvesting:dry_run", command.config)
+    return Call("harvest_store", command.config)
+
+
 def _export(command: commands.Export) -> Call:
     out, text = command.out, command.to in ("static", "neuronpedia")
     run = _run(command.run_folder, "export", with_text=text)
@@ -110,6 +116,7 @@ CALLS: dict[type, Callable[[Any], Call]] = {
     commands.Demo: lambda c: Call("sae.cli.demo:run_demo", c.out, tokens=c.tokens, epochs=c.epochs, seed=c.seed),
     commands.Train: _train,
     commands.TensorTrain: _train,
+    harvest.Harvest: _harvest,
     commands.Sweep: _sweep,
     commands.Eval: _on_run("evaluate", "eval"),
     commands.Explain: _on_run("explain", "explain"),
