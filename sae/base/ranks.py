@@ -89,14 +89,18 @@ class Ranks:
 
     def any(self, value: bool) -> bool:
         """Whether `value` is true in any process; all processes must call this."""
+        return bool(self.largest(int(value)))
+
+    def largest(self, value: int) -> int:
+        """The largest `value` of all processes; all of them must call this."""
         if self.world == 1:
             return value
         import torch
         from torch import distributed
 
-        flag = torch.tensor([int(value)])
-        distributed.all_reduce(flag, distributed.ReduceOp.MAX)
-        return bool(flag.item())
+        number = torch.tensor([value])
+        distributed.all_reduce(number, distributed.ReduceOp.MAX)
+        return int(number.item())
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum of `value` over all processes, a new tensor in each; all processes must call this."""
