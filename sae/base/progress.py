@@ -113,14 +113,14 @@ class Bar:
 
 
 class Progress:
-    """Bars with rate and time left on a terminal; where stderr is none, a line every 15 seconds."""
+    """Bars with rate and time left on a terminal; where stderr is none, a line every 15 seconds. `quiet` shows none."""
 
-    def __init__(self) -> None:
-        self.console = Console(stderr=True)
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.console = Console(stderr=True, quiet=quiet)
         self._rich: RichProgress | None = None
 
     def __enter__(self) -> Progress:
-        if self.console.is_terminal:
+        if self.console.is_terminal and not self.console.quiet:
             self._rich = RichProgress(
                 TextColumn("{task.description}"),
                 BarColumn(),

@@ -20,6 +20,7 @@ from typing import Annotated, Any, Union, cast
 
 import tyro
 
+from sae.base.ranks import rank_number, world_size
 from sae.cli.commands import COMMANDS, Sweep, TensorTrain, Train
 from sae.cli.harvest import with_layers
 from sae.cli.image_commands import IMAGE_COMMANDS, ImageTrain
@@ -45,9 +46,10 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         command = parse_sweep(given) if given[:1] == ["sweep"] else parse(given)
         result = on_runs(command).run()
-        show(result, as_json=command.json)
-        if not command.json:
-            show_python(command)
+        if rank_number() == 0:
+            show(result, as_json=command.json)
+            if not command.json:
+                show_python(command)
     except BaseException as error:
         status = _status_of(error)
         if status is None:
@@ -240,7 +242,16 @@ def _resumed(arguments: list[str], cls: type) -> Any:
         return None
     out = _value(arguments, "--out") or ""
     config = from_json(TRAIN_CONFIGS[cls], record.get("train"), f"{out}/config.json: train")
-    return cls(config=dataclasses.replace(config, out=Path(out)))
+    config = dataclasses.replace(config, out=Path(out))
+    if isinstance(config, TrainConfig) and config.mesh is not None and not _fits(config.mesh):
+        config = dataclasses.replace(config, mesh=None)  # the run goes on with another number of processes
+    return cls(config=config)
+
+
+def _fits(mesh: str) -> bool:
+    """Whether a recorded mesh is for as many processes as there are now."""
+    data, _, latent = mesh.partition("x")
+    return int(data) * int(latent) == world_size()
 
 
 def _status_of(error: BaseException) -> int | None:

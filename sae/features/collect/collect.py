@@ -24,8 +24,8 @@ from filelock import FileLock, Timeout
 
 from sae.base.device import pick_device
 from sae.base.progress import Progress, StopSignal
+from sae.base.ranks import Ranks
 from sae.config import CollectConfig, ConfigError
-from sae.features.collect.ranks import Ranks
 from sae.features.collect.subject import Chunk, Mark, Subject
 from sae.features.store import windows
 from sae.features.store.buffers import NAMES
@@ -63,7 +63,7 @@ def collect(run: str | Path, config: CollectConfig | None = None) -> dict[str, A
         True
     """
     config = config or CollectConfig()
-    with Ranks.of_process() as ranks:
+    with Ranks.of_process(config.device) as ranks:
         subject = open_subject(run, config)
         if subject.folder != Path(run).expanduser():
             raise ConfigError(
@@ -179,9 +179,14 @@ class _Collecting:
 
     def _publish(self, vocabulary: Vocabulary, *, finished: bool, nearest: np.ndarray | None = None) -> None:
         """Merge the processes' collections in the first process, which writes them."""
-        self.collection = self.ranks.gather(self.collection, self.open_document)
+        self.collection.finish(self.open_document)
+        mine = None if self.ranks.first else self.collection.to("cpu")
+        self.ranks.merge(mine, self.collection.merge)
         if not self.ranks.first:
+            self.collection = Collection(self.collection.width, self.collection.seed, self.device)
             return
+        if self.ranks.world > 1:
+            self.collection.finish(self.open_document)
         self.revision += 1
         norms = self.subject.model.dictionary.W.detach().float().norm(dim=1).cpu().numpy()
         write_store(self.subject.folder, self.collection, vocabulary, self._info(finished), norms, nearest)
