@@ -20,6 +20,7 @@ from typing import Annotated, Any, Union, cast
 
 import tyro
 
+from sae.base.launcher import rank_number
 from sae.cli.commands import COMMANDS, Sweep, TensorTrain, Train
 from sae.cli.image_commands import IMAGE_COMMANDS, ImageTrain
 from sae.cli.settings_help import with_variants
@@ -43,9 +44,10 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         command = parse_sweep(given) if given[:1] == ["sweep"] else parse(given)
         result = on_runs(command).run()
-        show(result, as_json=command.json)
-        if not command.json:
-            show_python(command)
+        if rank_number() == 0:
+            show(result, as_json=command.json)
+            if not command.json:
+                show_python(command)
     except BaseException as error:
         status = _status_of(error)
         if status is None:
@@ -253,7 +255,8 @@ def _status_of(error: BaseException) -> int | None:
         return _say(*_describe_os_error(error)) if error.errno in _OS_ERRORS else None
     # refusals are exceptions defined in sae; any other is a bug
     if type(error).__module__.startswith("sae."):
-        return _say(f"error: {error}", 1 if isinstance(error, ArithmeticError) else 2)
+        status = 1 if isinstance(error, ArithmeticError) else getattr(error, "exit_status", 2)
+        return _say(f"error: {error}", status)
     return None
 
 
