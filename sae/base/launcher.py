@@ -27,6 +27,16 @@ def world_size() -> int:
     return int(text)
 
 
+def refuse_ranks(what: str) -> None:
+    """Refuse to run `what` in several processes, which would do the same work, each for itself.
+
+    Raises:
+        ConfigError: a launcher started more than one.
+    """
+    if world_size() > 1:
+        raise ConfigError(f"{what} runs in one process, and WORLD_SIZE is {world_size()}; start it without torchrun")
+
+
 def rank_number() -> int:
     """This process's number among those that the launcher started; 0 without one."""
     return int(os.environ["RANK"]) if world_size() > 1 else 0

@@ -50,7 +50,7 @@ def _server() -> Any:
 
 
 def _client(*, serve: bool = False) -> Any:
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage] - a documented name
 
     try:
         return TCPStore(
@@ -64,7 +64,7 @@ def _client(*, serve: bool = False) -> Any:
 
 def _store(name: str) -> Any:
     """A client of the job's store, with keys of its own."""
-    from torch.distributed import PrefixStore
+    from torch.distributed import PrefixStore  # pyright: ignore[reportPrivateImportUsage] - a documented name
 
     if rank_number() == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         _server()

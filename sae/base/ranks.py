@@ -83,6 +83,14 @@ class Ranks:
         """Whether this process writes."""
         return self.rank == 0
 
+    def takes(self, number: int) -> bool:
+        """Whether this process computes the batch of that number; each of a round of `world` goes to another one."""
+        return number % self.world == self.rank
+
+    def ends_round(self, number: int) -> bool:
+        """Whether every process has had a batch by now, so that an exchange keeps none of them from its own."""
+        return (number + 1) % self.world == 0
+
     def stopping(self, stop: StopSignal) -> bool:
         """Whether a signal has come to any process; then `stop` has it in all of them. All processes must call this."""
         if self.world == 1:
@@ -115,6 +123,16 @@ class Ranks:
             distributed.all_reduce(total)
         return total
 
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all processes, in the order of ranks; all processes must call this."""
+        if self.world == 1:
+            return [value]
+        from torch import distributed
+
+        values: list[Any] = [None] * self.world
+        distributed.all_gather_object(values, value)
+        return values
+
     def share(self, value: Any) -> Any:
         """The first process's value; all processes must call this."""
         if self.world == 1:
@@ -141,6 +159,10 @@ class Ranks:
                 box: list[Any] = [None]
                 distributed.recv_object_list(box, src=source)
                 merge(box[0])
+
+
+ALONE = Ranks(0, 1)
+"""A process by itself."""
 
 
 def _in_exchange(error: BaseException) -> bool:

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Union, cast
 
 import tyro
 
-from sae.base.launcher import rank_number
+from sae.base.launcher import rank_number, refuse_ranks
 from sae.cli.commands import COMMANDS, Sweep, TensorTrain, Train
 from sae.cli.image_commands import IMAGE_COMMANDS, ImageTrain
 from sae.cli.settings_help import with_variants
@@ -37,12 +37,18 @@ from sae.config import (
 )
 
 
+ON_RANKS = ("train", "eval", "features")
+"""Commands that share their work out over the processes of a launcher (torchrun); others run in one process."""
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the command `sae`."""
     given = sys.argv[1:] if arguments is None else arguments
     typed = TYPED.set(frozenset(a[2:].partition("=")[0].replace("-", "_") for a in given if a.startswith("--")))
     try:
         command = parse_sweep(given) if given[:1] == ["sweep"] else parse(given)
+        if given[0] not in ON_RANKS:
+            refuse_ranks(f"sae {given[0]}")
         result = on_runs(command).run()
         if rank_number() == 0:
             show(result, as_json=command.json)
