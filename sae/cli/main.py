@@ -36,7 +36,6 @@ from sae.config import (
     unknown_choice,
 )
 
-
 ON_RANKS = ("train", "eval", "features")
 """Commands that share their work out over the processes of a launcher (torchrun); others run in one process."""
 

@@ -82,7 +82,7 @@ def test_what_runs_in_one_process_is_refused_under_a_launcher(monkeypatch: pytes
 
     refuse_ranks("sae browse")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="WORLD_SIZE=2 without RANK, .*start all ranks with torchrun"):
+    with pytest.raises(ConfigError, match=r"WORLD_SIZE=2 without RANK, .*start all ranks with torchrun"):
         world_size()
     for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(name, "0")
