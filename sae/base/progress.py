@@ -127,7 +127,7 @@ class Progress:
         self._rich: RichProgress | None = None
 
     def __enter__(self) -> Progress:
-        if self.console.is_terminal:
+        if self.console.is_terminal and not self.console.quiet:
             self._rich = RichProgress(
                 TextColumn("{task.description}"),
                 BarColumn(),

@@ -93,26 +93,23 @@ class Ranks:
 
     def stopping(self, stop: StopSignal) -> bool:
         """Whether a signal has come to any process; then `stop` has it in all of them. All processes must call this."""
-        if self.world == 1:
-            return stop.requested is not None
-        import torch
-        from torch import distributed
-
-        signum = torch.tensor([stop.requested or 0])
-        distributed.all_reduce(signum, distributed.ReduceOp.MAX)
-        stop.requested = int(signum.item()) or None
+        stop.requested = self.largest(stop.requested or 0) or None
         return stop.requested is not None
 
     def any(self, value: bool) -> bool:
         """Whether `value` is true in any process; all processes must call this."""
+        return bool(self.largest(int(value)))
+
+    def largest(self, value: int) -> int:
+        """The largest `value` of all processes; all of them must call this."""
         if self.world == 1:
             return value
         import torch
         from torch import distributed
 
-        flag = torch.tensor([int(value)])
-        distributed.all_reduce(flag, distributed.ReduceOp.MAX)
-        return bool(flag.item())
+        number = torch.tensor([value])
+        distributed.all_reduce(number, distributed.ReduceOp.MAX)
+        return int(number.item())
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum of `value` over all processes, a new tensor in each; all processes must call this."""

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Union, cast
 
 import tyro
 
-from sae.base.launcher import rank_number, refuse_ranks
+from sae.base.launcher import rank_number, refuse_ranks, world_size
 from sae.cli.commands import COMMANDS, Sweep, TensorTrain, Train
 from sae.cli.image_commands import IMAGE_COMMANDS, ImageTrain
 from sae.cli.settings_help import with_variants
@@ -241,7 +241,16 @@ def _resumed(arguments: list[str], cls: type) -> Any:
         return None
     out = _value(arguments, "--out") or ""
     config = from_json(TRAIN_CONFIGS[cls], record.get("train"), f"{out}/config.json: train")
-    return cls(config=dataclasses.replace(config, out=Path(out)))
+    config = dataclasses.replace(config, out=Path(out))
+    if isinstance(config, TrainConfig) and config.mesh is not None and not _fits(config.mesh):
+        config = dataclasses.replace(config, mesh=None)  # the run goes on with another number of processes
+    return cls(config=config)
+
+
+def _fits(mesh: str) -> bool:
+    """Whether a recorded mesh is for as many processes as there are now."""
+    data, _, latent = mesh.partition("x")
+    return int(data) * int(latent) == world_size()
 
 
 def _status_of(error: BaseException) -> int | None:

@@ -114,6 +114,10 @@ class Harvest:
         """Site name -> the norm over which a token counts as a sink."""
         return self.first_pass.norm_limits if self._norm_limits is None else self._norm_limits
 
+    def use_limits(self, limits: Mapping[str, float]) -> None:
+        """Tell sinks by these limits: site name -> norm."""
+        self._norm_limits = limits
+
     @property
     def kinds(self) -> dict[int, str]:
         """The kinds that this harvest tells apart, and their names."""

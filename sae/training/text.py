@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sae.base.device import available_memory, product_rate
 from sae.base.files import read_json
+from sae.base.launcher import world_size
 from sae.base.progress import PLAIN_SECONDS, Progress, StopSignal
 from sae.config import ConfigError, OptimConfig, SAEConfig, TrainConfig, refuse_ignored, to_json
 from sae.data.documents import Documents
@@ -35,6 +36,7 @@ from sae.models.language import find_variant, recipe_of
 from sae.models.recipe import Recipe
 from sae.models.settings import check_together, refuse_unread
 from sae.training import text_checks as checks
+from sae.training.distributed.shape import Shape
 from sae.training.run_folder import check_disk, read_record, run_lock
 
 
@@ -232,9 +234,9 @@ class TextData:
 
     def batches(self, stop: StopSignal, progress: Progress) -> StoredBatches | LiveBatches:
         if not self.cached:
-            return self._live(stop, progress)
+            return self.live(stop, progress)
         store = self.store or self.open_store(stop, progress)
-        batches = StoredBatches(store, epochs=self.config.epochs, **self._cut())
+        batches = StoredBatches(store, epochs=self.config.epochs, **self.cut())
         self.available, self.left_over = batches.tokens, batches.left_over
         return batches
 
@@ -246,12 +248,12 @@ class TextData:
         else:
             config.store.mkdir(parents=True, exist_ok=True)
             with run_lock(config.store):
-                store = self._fill(DiskStore(config.store, self._whole_identity()), stop, progress)
+                store = self._fill(DiskStore(config.store, self.store_record()), stop, progress)
         if store.rows < config.tokens:
             progress.say(f"The data set is used up: it gave {store.rows:,} of the {config.tokens:,} tokens asked for.")
         return store
 
-    def _whole_identity(self) -> dict[str, Any]:
+    def store_record(self) -> dict[str, Any]:
         """What a store records, with how segments begin; one from before that was recorded has BOS, else CLS, first."""
         lm = self._harvest.lm
         path = self.config.store / "identity.json" if self.config.store else None
@@ -272,8 +274,10 @@ class TextData:
 
             return fill_store(store, self._harvest, tokens=config.tokens, progress=advance)
 
-    def _live(self, stop: StopSignal, progress: Progress) -> LiveBatches:
-        """Batches straight from the model."""
+    def live(
+        self, stop: StopSignal, progress: Progress, kind: type[LiveBatches] = LiveBatches, **more: Any
+    ) -> LiveBatches:
+        """Batches straight from the model, of one `kind` with `more` of its arguments."""
         spoken = time.perf_counter()
         rows_harvested = 0
 
@@ -286,19 +290,20 @@ class TextData:
                 progress.say(f"Harvested {rows_harvested:,} tokens.")
             stop.check(f"continue with: sae train --resume --out {self.config.out}")
 
-        batches = LiveBatches(
+        batches = kind(
             self._harvest,
             tokens=self.config.tokens,
             dtype=getattr(torch, self.precision),
             overlap=self.device.type == "cuda",
             on_restart=lambda n: progress.say(f"The data set is used up: pass {n} over it begins."),
             progress=advance,
-            **self._cut(),
+            **self.cut(),
+            **more,
         )
         self.left_over = batches.left_over
         return batches
 
-    def _cut(self) -> dict[str, Any]:
+    def cut(self) -> dict[str, Any]:
         """How batches are cut, live or stored."""
         return {
             "inputs": [site.name for site in self.inputs],
@@ -330,6 +335,7 @@ def open_text(config: TrainConfig, device: torch.device) -> TextData:
     if not config.resume:  # a run keeps the settings that it was begun with
         refuse_unread(config.sae, config.optim, variant)
         refuse_ignored(config, checks.ignored_by_batches(config))
+    Shape.of(config.mesh, world_size())
     check_together(config.sae, config.optim, variant, config.harvest.target_site)
     checks.check_same_store(config)
     batch = config.optim.batch or (4096 if device.type == "cuda" else 2048)
