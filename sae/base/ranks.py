@@ -1,53 +1,35 @@
-"""The processes that share one job under torchrun: who they are, and what they exchange beside a step.
+"""The processes that share one job under torchrun: what they exchange beside a step.
 
     with Ranks.of_process() as ranks:
-        stopped = ranks.any(stop.requested is not None)
+        if ranks.stopping(stop): ...            # a signal has come to any of them
         if ranks.first: ...                     # writes
 
 One process group serves the whole job, opened and closed here: gloo for tensors on the CPU, with NCCL beside it for
-those on GPUs. Without torchrun there is one rank, and every exchange returns at once. torch is imported late, so that
-the command line can ask who it is.
+those on GPUs. A watchdog ends every rank where one is lost. Without torchrun there is one rank, and every exchange
+returns at once. torch is imported late, so that the command line can ask who it is.
 """
 
 from __future__ import annotations
 
 import contextlib
-import datetime
-import os
+import signal
+import threading
+import traceback
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from sae.config import ConfigError
+from sae.base.launcher import world_size
+from sae.base.process_group import meet, open_group, pick_backend
+from sae.base.progress import Interrupted, StopSignal
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-EXCHANGE_SECONDS = 1800.0
-"""How long an exchange waits for its last rank; it has to outlast the longest that one rank does alone."""
-LAUNCHED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-"""What torchrun sets in the environment beside WORLD_SIZE."""
-
-
-def world_size() -> int:
-    """How many processes the launcher started; 1 without one.
-
-    Raises:
-        ConfigError: WORLD_SIZE is no whole number from 1 on, or what torchrun sets with it is missing.
-    """
-    text = os.environ.get("WORLD_SIZE", "1")
-    if not text.isdecimal() or int(text) < 1:
-        raise ConfigError(f"WORLD_SIZE={text}: expected a whole number from 1 on, as torchrun sets it")
-    missing = [name for name in LAUNCHED if name not in os.environ]
-    if int(text) > 1 and missing:
-        raise ConfigError(
-            f"WORLD_SIZE={text} without {', '.join(missing)}: start all ranks with torchrun, or unset WORLD_SIZE"
-        )
-    return int(text)
-
-
-def rank_number() -> int:
-    """This process's number among those that the launcher started; 0 without one."""
-    return int(os.environ["RANK"]) if world_size() > 1 else 0
+AFTER_EXCHANGE = 20.0
+"""Seconds that a rank waits for a verdict when an exchange failed: a rank on another machine is silent that long."""
+AFTER_SIGNAL = 3.0
+"""The same after SIGTERM."""
 
 
 class Ranks:
@@ -76,16 +58,43 @@ class Ranks:
         if distributed.is_initialized():
             yield cls(distributed.get_rank(), distributed.get_world_size())
             return
-        _join(device)
+        backend = pick_backend(device)
+        watchdog = meet(world)
         try:
-            yield cls(distributed.get_rank(), distributed.get_world_size())
-        finally:
-            distributed.destroy_process_group()
+            with _terminating():
+                open_group(backend, world)
+                yield cls(distributed.get_rank(), distributed.get_world_size())
+        except (Interrupted, KeyboardInterrupt):
+            # torchrun also sends SIGTERM where a rank was lost
+            watchdog.check(AFTER_SIGNAL)
+            watchdog.leave()
+            raise
+        except BaseException as error:
+            if _in_exchange(error):
+                with _deaf():
+                    watchdog.check(AFTER_EXCHANGE)
+            watchdog.fail(error)
+            raise
+        watchdog.leave()
+        distributed.destroy_process_group()
 
     @property
     def first(self) -> bool:
         """Whether this process writes."""
         return self.rank == 0
+
+    def takes(self, number: int) -> bool:
+        """Whether this process computes the batch of that number; each of a round of `world` goes to another one."""
+        return number % self.world == self.rank
+
+    def ends_round(self, number: int) -> bool:
+        """Whether every process has had a batch by now, so that an exchange keeps none of them from its own."""
+        return (number + 1) % self.world == 0
+
+    def stopping(self, stop: StopSignal) -> bool:
+        """Whether a signal has come to any process; then `stop` has it in all of them. All processes must call this."""
+        stop.requested = self.largest(stop.requested or 0) or None
+        return stop.requested is not None
 
     def any(self, value: bool) -> bool:
         """Whether `value` is true in any process; all processes must call this."""
@@ -110,6 +119,16 @@ class Ranks:
 
             distributed.all_reduce(total)
         return total
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all processes, in the order of ranks; all processes must call this."""
+        if self.world == 1:
+            return [value]
+        from torch import distributed
+
+        values: list[Any] = [None] * self.world
+        distributed.all_gather_object(values, value)
+        return values
 
     def share(self, value: Any) -> Any:
         """The first process's value; all processes must call this."""
@@ -139,19 +158,41 @@ class Ranks:
                 merge(box[0])
 
 
-def _join(device: str) -> None:
-    """Open the process group."""
-    import torch
-    from torch import distributed
+ALONE = Ranks(0, 1)
+"""A process by itself."""
 
-    backend = "gloo"
-    if device != "cpu" and torch.cuda.is_available():
-        local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-        if local >= gpus:
-            raise ConfigError(
-                f"--nproc-per-node: rank {os.environ['RANK']} is number {local} of its machine, which has {gpus} GPUs; "
-                f"start at most {gpus} a machine, or compute with --device cpu"
-            )
-        torch.cuda.set_device(local)
-        backend = "cpu:gloo,cuda:nccl"
-    distributed.init_process_group(backend, timeout=datetime.timedelta(seconds=EXCHANGE_SECONDS))
+
+def _in_exchange(error: BaseException) -> bool:
+    """Whether torch.distributed raised it, as it does where another rank is gone."""
+    files = {frame.filename for frame in traceback.extract_tb(error.__traceback__)}
+    return isinstance(error, RuntimeError) and any("/torch/distributed/" in file for file in files)
+
+
+@contextlib.contextmanager
+def _terminating() -> Iterator[None]:
+    """SIGTERM raises Interrupted where no `StopSignal` takes it, so that a rank can say why it ends."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        raise Interrupted(signum, "nothing was written")
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _deaf() -> Iterator[None]:
+    """SIGTERM is ignored: torchrun sends it to ranks that are about to say which one was lost."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

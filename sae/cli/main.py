@@ -20,7 +20,7 @@ from typing import Annotated, Any, Union, cast
 
 import tyro
 
-from sae.base.ranks import rank_number, world_size
+from sae.base.launcher import rank_number, refuse_ranks, world_size
 from sae.cli.commands import COMMANDS, Sweep, TensorTrain, Train
 from sae.cli.harvest import with_layers
 from sae.cli.image_commands import IMAGE_COMMANDS, ImageTrain
@@ -38,6 +38,9 @@ from sae.config import (
     unknown_choice,
 )
 
+ON_RANKS = ("train", "eval", "features")
+"""Commands that share their work out over the processes of a launcher (torchrun); others run in one process."""
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the command `sae`."""
@@ -45,6 +48,8 @@ def main(arguments: list[str] | None = None) -> None:
     typed = TYPED.set(frozenset(a[2:].partition("=")[0].replace("-", "_") for a in given if a.startswith("--")))
     try:
         command = parse_sweep(given) if given[:1] == ["sweep"] else parse(given)
+        if given[0] not in ON_RANKS:
+            refuse_ranks(f"sae {given[0]}")
         result = on_runs(command).run()
         if rank_number() == 0:
             show(result, as_json=command.json)
@@ -270,7 +275,8 @@ def _status_of(error: BaseException) -> int | None:
         return _say(*_describe_os_error(error)) if error.errno in _OS_ERRORS else None
     # refusals are exceptions defined in sae; any other is a bug
     if type(error).__module__.startswith("sae."):
-        return _say(f"error: {error}", 1 if isinstance(error, ArithmeticError) else 2)
+        status = 1 if isinstance(error, ArithmeticError) else getattr(error, "exit_status", 2)
+        return _say(f"error: {error}", status)
     return None
 
 

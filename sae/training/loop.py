@@ -8,6 +8,7 @@ from itertools import chain, islice
 from typing import Any
 
 from sae.base.progress import Interrupted, Progress, StopSignal
+from sae.base.pulse import PULSE
 from sae.config import RunConfig
 from sae.data.batching import Batch, Batches
 from sae.data.rows import DataError
@@ -50,7 +51,8 @@ def take_steps(
         trainer.seconds = earlier + time.perf_counter() - begun
         # after a step that was not finite, noticed late on a GPU, the data is ahead of the weights: keep the old one
         if state is not None and state["step"] == trainer.taken != saved:
-            trainer.save(folder, state, keep=config.keep_checkpoints)
+            with PULSE.without_steps(f"Writing the checkpoint of step {trainer.taken}."):
+                trainer.save(folder, state, keep=config.keep_checkpoints)
             saved = trainer.taken
 
     log = open_log(config, resume_at=trainer.taken)

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sae.base.files import publish_json
+from sae.base.launcher import world_size
 from sae.base.progress import Progress, StopSignal
-from sae.base.ranks import world_size
 from sae.config import RunConfig
 from sae.data.batching import Batches
 from sae.models.saved import CONFIG

@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 
 from sae.base.device import pick_device
 from sae.base.progress import Progress, StopSignal
+from sae.base.pulse import PULSE
 from sae.base.ranks import Ranks
 from sae.config import CollectConfig, ConfigError
 from sae.features.collect.subject import Chunk, Mark, Subject
@@ -142,22 +143,23 @@ class _Collecting:
         with progress.bar("Collecting", limit, "tokens") as bar:
             bar.skip(min(self.seen, limit))
             for number, chunk in enumerate(self._chunks()):
-                if number % self.ranks.world == self.ranks.rank:
+                if self.ranks.takes(number):
                     self._collect(chunk)
                 self.seen += chunk.tokens
                 self.mark, self.open_document = chunk.after, chunk.open_document
                 bar.advance(min(chunk.tokens, max(0, limit - self.seen + chunk.tokens)))
-                if (number + 1) % self.ranks.world:
+                if not self.ranks.ends_round(number):
                     continue
                 due = time.perf_counter() - written > max(self.config.save_every, SHARE * cost)
-                if self.ranks.any(stop.requested is not None):
+                if self.ranks.stopping(stop):
                     progress.say("Writing what was collected.")
-                    self._publish(vocabulary, finished=False)
-                    stop.requested = stop.requested or 15
+                    with PULSE.without_steps("Writing what was collected."):
+                        self._publish(vocabulary, finished=False)
                     stop.check(f"continue with: {self._how_to_resume()}")
                 if self.ranks.any(due and self.ranks.first):
                     begun = time.perf_counter()
-                    self._publish(vocabulary, finished=False)
+                    with PULSE.without_steps("Writing what was collected."):
+                        self._publish(vocabulary, finished=False)
                     written, cost = time.perf_counter(), time.perf_counter() - begun
             if self.seen < limit:
                 progress.say(f"The data set has ended after {self.seen:,} of {limit:,} tokens.")

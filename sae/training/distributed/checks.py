@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sae.base.ranks import world_size
+from sae.base.launcher import world_size
 from sae.config import ConfigError, OptimConfig, RunConfig, TrainConfig
 from sae.models.recipe import Recipe
 from sae.modules.codes import BatchTopK, Gated, JumpReLU, ReLU, TopK

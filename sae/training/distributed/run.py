@@ -75,7 +75,7 @@ def train_on_ranks(config: RunConfig, data: TrainingData | None = None) -> Train
         mesh = Mesh(shape, plan.device)
         ranks.any(False)  # all ranks have seen the folder as it was
         owned = own_folder(plan.config) if ranks.first else contextlib.nullcontext()
-        with owned, SharedStop(ranks) as stop, Progress(quiet=not ranks.first) as progress:
+        with owned, SharedStop(ranks) as stop, Progress() as progress:
             plan.data.prepare(progress)
             _check_alike(plan.data, ranks)
             return _fit(plan, mesh, ranks, stop, progress)
