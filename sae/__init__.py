@@ -26,6 +26,7 @@ _LAZY = {
     "verify": "sae.models.saved:verify",
     "train": "sae.training.run:train",
     "evaluate": "sae.evaluation.run:evaluate",
+    "match": "sae.evaluation.matching.run:match",
     "collect": "sae.features.collect.collect:collect",
     "explain": "sae.features.explain.explain:explain",
     "steer": "sae.features.steer.steer:steer_run",
@@ -48,6 +49,7 @@ _LAZY = {
     "ExplainConfig": "sae.config:ExplainConfig",
     "SteerConfig": "sae.config:SteerConfig",
     "ImportConfig": "sae.config:ImportConfig",
+    "MatchConfig": "sae.config:MatchConfig",
 }
 """Name -> where it is."""
 __all__ = [
@@ -60,6 +62,7 @@ __all__ = [
     "ImageEvalConfig",
     "ImageTrainConfig",
     "ImportConfig",
+    "MatchConfig",
     "OptimConfig",
     "Run",
     "SAEConfig",
@@ -74,6 +77,7 @@ __all__ = [
     "evaluate",
     "explain",
     "load",
+    "match",
     "steer",
     "train",
     "verify",
@@ -89,6 +93,7 @@ if TYPE_CHECKING:
         ImageEvalConfig,
         ImageTrainConfig,
         ImportConfig,
+        MatchConfig,
         OptimConfig,
         SAEConfig,
         SteerConfig,
@@ -97,6 +102,7 @@ if TYPE_CHECKING:
         TrainConfig,
         VisionConfig,
     )
+    from sae.evaluation.matching.run import match
     from sae.evaluation.run import evaluate
     from sae.features.collect.collect import collect
     from sae.features.explain.explain import explain

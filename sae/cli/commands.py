@@ -16,6 +16,7 @@ from sae.config import (
     EvalConfig,
     ExplainConfig,
     ImportConfig,
+    MatchConfig,
     RunConfig,
     SteerConfig,
     TensorTrainConfig,
@@ -137,6 +138,24 @@ class Eval:
         from sae.evaluation.run import evaluate
 
         return evaluate(self.run_folder, self.config)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Match:
+    """Match the latents of several runs: what they share, what is new, gone, split or merged, how stable each is."""
+
+    run_folders: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN RUN [RUN ...]")]
+    """Two or more run folders, checkpoints (RUN/checkpoints/STEP), or what `sae import` reads: of different seeds,
+    sizes, layers or tools."""
+    config: MatchConfig = dataclasses.field(default_factory=MatchConfig)
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:
+        from sae.evaluation.matching.run import match, shown
+
+        report = match(self.run_folders, self.config)
+        # the lists of latents are in match.json; a program gets them too
+        return report if self.json else shown(report)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -426,6 +445,7 @@ COMMANDS: dict[str, type] = {
     "train": Train,
     "sweep": Sweep,
     "eval": Eval,
+    "match": Match,
     "explain": Explain,
     "steer": Steer,
     "features": Features,

@@ -94,6 +94,12 @@ def _browse(command: commands.Browse) -> Call:
     return Call("sae.browser.serve:serve", runs, port=command.port, device=command.device, ready=Name("print"))
 
 
+def _match(command: commands.Match) -> Call:
+    text = {"dataset": command.config.dataset, "text_field": command.config.text_field}
+    runs = [_run(run, "match", with_text=text["dataset"] is not None, **text) for run in command.run_folders]
+    return Call("match", runs, *([command.config] if _settings(command.config) else []))
+
+
 def _chapter(command: image_commands.ImageChapter) -> Call:
     setting = Call("sae.book.chapter.base:Setting", **command.setting(), tell=Name("print"))
     return Call("sae.book.chapter.report:run_chapter", setting, command.names())
@@ -109,6 +115,7 @@ CALLS: dict[type, Callable[[Any], Call]] = {
     commands.TensorTrain: _train,
     commands.Sweep: _sweep,
     commands.Eval: _on_run("evaluate", "eval"),
+    commands.Match: _match,
     commands.Explain: _on_run("explain", "explain"),
     commands.Steer: _on_run("steer", "steer"),
     commands.Features: _on_run("collect", "features"),

@@ -12,6 +12,7 @@ from sae.config.fields import TYPED, ConfigError, built, check, from_json, refus
 from sae.config.image_variants import SPARSE, VisionConfig
 from sae.config.images import ImageDataConfig, ImageEvalConfig, ImageTrainConfig, usual_epochs
 from sae.config.imports import ImportConfig
+from sae.config.matching import MatchConfig
 from sae.config.run import Device, OptimConfig, RunConfig
 from sae.config.tensors import TensorDataConfig, TensorTrainConfig, is_tensor_data
 from sae.config.text import EvalConfig, HarvestConfig, TrainConfig
@@ -30,6 +31,7 @@ __all__ = [
     "ImageEvalConfig",
     "ImageTrainConfig",
     "ImportConfig",
+    "MatchConfig",
     "OptimConfig",
     "RunConfig",
     "SAEConfig",
