@@ -27,6 +27,7 @@ _LAZY = {
     "train": "sae.training.run:train",
     "evaluate": "sae.evaluation.run:evaluate",
     "match": "sae.evaluation.matching.run:match",
+    "choose_l0": "sae.evaluation.l0.run:choose_l0",
     "collect": "sae.features.collect.collect:collect",
     "explain": "sae.features.explain.explain:explain",
     "steer": "sae.features.steer.steer:steer_run",
@@ -50,6 +51,7 @@ _LAZY = {
     "SteerConfig": "sae.config:SteerConfig",
     "ImportConfig": "sae.config:ImportConfig",
     "MatchConfig": "sae.config:MatchConfig",
+    "L0Config": "sae.config:L0Config",
 }
 """Name -> where it is."""
 __all__ = [
@@ -62,6 +64,7 @@ __all__ = [
     "ImageEvalConfig",
     "ImageTrainConfig",
     "ImportConfig",
+    "L0Config",
     "MatchConfig",
     "OptimConfig",
     "Run",
@@ -73,6 +76,7 @@ __all__ = [
     "TrainConfig",
     "VisionConfig",
     "attach",
+    "choose_l0",
     "collect",
     "evaluate",
     "explain",
@@ -93,6 +97,7 @@ if TYPE_CHECKING:
         ImageEvalConfig,
         ImageTrainConfig,
         ImportConfig,
+        L0Config,
         MatchConfig,
         OptimConfig,
         SAEConfig,
@@ -102,6 +107,7 @@ if TYPE_CHECKING:
         TrainConfig,
         VisionConfig,
     )
+    from sae.evaluation.l0.run import choose_l0
     from sae.evaluation.matching.run import match
     from sae.evaluation.run import evaluate
     from sae.features.collect.collect import collect

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from sae.cli.commands import Browse, Eval, Explain, Export, Features, Match, Steer, Verify
+from sae.cli.commands import Browse, ChooseL0, Eval, Explain, Export, Features, Match, Steer, Verify
 
 NAMES: dict[type, str] = {
     Eval: "eval",
     Match: "match",
+    ChooseL0: "choose-l0",
     Features: "features",
     Explain: "explain",
     Steer: "steer",
@@ -33,7 +34,7 @@ def on_runs(command: Any) -> Any:
     from sae.interop.opening import as_run
 
     name = NAMES[type(command)]
-    if isinstance(command, Browse):
+    if isinstance(command, Browse | ChooseL0):
         return dataclasses.replace(command, run_folders=tuple(as_run(run, command=name) for run in command.run_folders))
     if isinstance(command, Match):
         # atoms need no text

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from sae.config.fields import Limited, Resamples, Share, WholeNumber, refuse_ignored
+from sae.config.fields import Count, Limited, Resamples, Share, WholeNumber, refuse_ignored
 from sae.config.run import Device
 
 
@@ -42,3 +42,19 @@ class MatchConfig(Limited):
         if not self.tokens:
             why = "--tokens 0 compares atoms alone"
             refuse_ignored(self, {"dataset": why, "text_field": why})
+
+
+@dataclass(frozen=True, kw_only=True)
+class L0Config(Limited):
+    """How runs of several L0 are compared."""
+
+    out: Path | None = None
+    """New folder for l0.json and the picture l0.svg."""
+    tokens: Count = 16_384
+    """Held-out tokens (or rows) on which L0 and dead latents are measured."""
+    resamples: Resamples = 1000
+    """Bootstrap resamples over seeds and latents."""
+    seed: WholeNumber = 0
+    """Seed of the bootstrap."""
+    device: Device = "auto"
+    """Where to compute activations: auto takes a GPU where there is one."""

@@ -24,6 +24,8 @@ from sae_kernels import SparseCodes
 class Activations(NamedTuple):
     """What F latents did on N tokens."""
 
+    tokens: int
+    """N."""
     codes: sparse.csc_array
     """[N, F], float32."""
     mean: np.ndarray
@@ -35,25 +37,30 @@ class Activations(NamedTuple):
     def of(cls, parts: Sequence[sparse.csr_array]) -> Activations:
         """From the codes of batches of tokens, in their order."""
         codes = sparse.csc_array(sparse.vstack(parts, format="csc"))
-        n = max(codes.shape[0], 1)
+        n = sum(part.shape[0] for part in parts)
         mean = np.asarray(codes.sum(0, dtype=np.float64)).ravel() / n
         square = np.asarray(codes.multiply(codes).sum(0, dtype=np.float64)).ravel() / n
-        return cls(codes, mean, np.sqrt(np.maximum(square - mean * mean, 0)))
+        return cls(n, codes, mean, np.sqrt(np.maximum(square - mean * mean, 0)))
+
+    @property
+    def l0(self) -> float:
+        """Mean number of latents that fire in a token."""
+        return self.codes.nnz / self.tokens
 
     @property
     def fired(self) -> Tensor:
         """How many tokens each latent fired in, int64 [F]."""
-        return torch.from_numpy(np.diff(self.codes.indptr).astype(np.int64))
+        return torch.from_numpy(np.bincount(self.codes.nonzero()[1], minlength=len(self.mean)))
 
     def permuted(self, seed: int) -> Activations:
         """The same activations with the tokens in a random order: what is alike by chance and by density alone."""
-        order = np.random.default_rng(seed).permutation(self.codes.shape[0])
+        order = np.random.default_rng(seed).permutation(self.tokens)
         return self._replace(codes=sparse.csc_array(self.codes.tocsr()[order].tocsc()))
 
     def select(self, latents: Tensor) -> Activations:
         """Those of some latents, int64 [n]."""
         places = latents.numpy()
-        return Activations(self.codes[:, places], self.mean[places], self.deviation[places])
+        return Activations(self.tokens, self.codes[:, places], self.mean[places], self.deviation[places])
 
 
 def entries(codes: SparseCodes) -> sparse.csr_array:
@@ -72,18 +79,18 @@ def correlation(first: Activations, second: Activations) -> Similarity:
     Raises:
         ValueError: they are of different numbers of tokens.
     """
-    if first.codes.shape[0] != second.codes.shape[0]:
-        raise ValueError(f"expected the same tokens, got {first.codes.shape[0]} and {second.codes.shape[0]}")
+    if first.tokens != second.tokens:
+        raise ValueError(f"expected the same tokens, got {first.tokens:,} and {second.tokens:,}")
     return Similarity(
         lambda part: _block(first, second, part),
         lambda part: _block(second, first, part),
-        first.codes.shape[1],
-        second.codes.shape[1],
+        len(first.mean),
+        len(second.mean),
     )
 
 
 def _block(first: Activations, second: Activations, part: slice) -> Tensor:
-    n = first.codes.shape[0]
+    n = first.tokens
     both = (first.codes[:, part].T.astype(np.float64) @ second.codes.astype(np.float64)).toarray() / n
     both -= np.outer(first.mean[part], second.mean)
     scale = np.outer(first.deviation[part], second.deviation)

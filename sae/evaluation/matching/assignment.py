@@ -23,7 +23,7 @@ from torch import Tensor
 from sae.evaluation.synthetic.sampling import unit
 
 EXACT = 1 << 25
-"""Entries up to which the exact assignment is computed (Kuhn 1955; scipy's shortest augmenting paths): 5,792 squared."""
+"""Entries up to which the exact assignment is computed (Kuhn 1955; by shortest augmenting paths): 5,792 squared."""
 CANDIDATES = 32
 """Strongest candidates of a latent among which larger assignments look."""
 _BLOCK = 1 << 23  # similarities in memory at a time

@@ -66,7 +66,7 @@ class Likeness(NamedTuple):
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
-        plain = {name: interval.to_json() for name, interval in self._asdict().items() if isinstance(interval, tuple)}
+        plain = {"mcc": self.mcc.to_json(), "over": self.over.to_json(), "same": self.same.to_json()}
         return {**plain, "curve": dict(zip(map(str, CURVE), self.curve, strict=True)), "gap": self.gap}
 
 
@@ -78,6 +78,7 @@ class Compared(NamedTuple):
     near: BothNearest
     pairs: OneToOne
     chance_near: BothNearest
+    chance_pairs: OneToOne
 
 
 class Pair(NamedTuple):
@@ -99,29 +100,29 @@ class Pair(NamedTuple):
 
 def compare(first: Side, second: Side, settings: PairSettings) -> Pair:
     """Compare two sides by everything that both have."""
-    atoms = activations = encoder = both = positive = relations = chance_relations = None
-    if first.atoms is not None and second.atoms is not None and first.atoms.shape[1] == second.atoms.shape[1]:
-        random = random_dictionary(second.atoms, settings.seed)
-        true, chance = cosine_similarity(first.atoms, second.atoms), cosine_similarity(first.atoms, random)
-        atoms, chance_pairs = _compared(true, chance, settings)
-        relations = sides(first.atoms, second.atoms, atoms.near, atoms.pairs, settings.same)
-        unrelated = sides(first.atoms, random, atoms.chance_near, chance_pairs, settings.same)
-        chance_relations = unrelated.counts()
-        positive = _mean((atoms.pairs.similarity > 0).double(), settings)
-        if (
-            first.encoder is not None
-            and second.encoder is not None
-            and first.encoder.shape[1] == second.encoder.shape[1]
-        ):
-            rows, columns = unit(first.encoder)[atoms.pairs.rows], unit(second.encoder)[atoms.pairs.columns]
-            cosines = (rows * columns).sum(1).abs().double()
-            encoder = _mean(cosines, settings)
-            both = _mean(((cosines >= settings.same) & (atoms.pairs.strength >= settings.same)).double(), settings)
+    pair = Pair(None, None, None, None, None, None, None)
     if first.activations is not None and second.activations is not None:
-        shuffled = second.activations.permuted(settings.seed)
         true = correlation(first.activations, second.activations)
-        activations, _ = _compared(true, correlation(first.activations, shuffled), settings)
-    return Pair(atoms, activations, encoder, both, positive, relations, chance_relations)
+        chance = correlation(first.activations, second.activations.permuted(settings.seed))
+        pair = pair._replace(activations=_compared(true, chance, settings))
+    if first.atoms is None or second.atoms is None or first.atoms.shape[1] != second.atoms.shape[1]:
+        return pair
+    random = random_dictionary(second.atoms, settings.seed)
+    true, chance = cosine_similarity(first.atoms, second.atoms), cosine_similarity(first.atoms, random)
+    atoms = _compared(true, chance, settings)
+    unrelated = sides(first.atoms, random, atoms.chance_near, atoms.chance_pairs, settings.same)
+    pair = pair._replace(
+        atoms=atoms,
+        positive=_mean((atoms.pairs.similarity > 0).double(), settings),
+        relations=sides(first.atoms, second.atoms, atoms.near, atoms.pairs, settings.same),
+        chance_relations=unrelated.counts(),
+    )
+    if first.encoder is None or second.encoder is None or first.encoder.shape[1] != second.encoder.shape[1]:
+        return pair
+    rows, columns = unit(first.encoder)[atoms.pairs.rows], unit(second.encoder)[atoms.pairs.columns]
+    cosines = (rows * columns).sum(1).abs().double()
+    both = (cosines >= settings.same) & (atoms.pairs.strength >= settings.same)
+    return pair._replace(encoder=_mean(cosines, settings), both=_mean(both.double(), settings))
 
 
 def random_dictionary(atoms: Tensor, seed: int) -> Tensor:
@@ -138,10 +139,10 @@ def random_dictionary(atoms: Tensor, seed: int) -> Tensor:
     return torch.randn(scaled.shape, generator=generator) * values.clamp_min(0).sqrt() @ vectors.T
 
 
-def _compared(true: Similarity, chance: Similarity, settings: PairSettings) -> tuple[Compared, OneToOne]:
+def _compared(true: Similarity, chance: Similarity, settings: PairSettings) -> Compared:
     pairs, chance_pairs = one_to_one(true), one_to_one(chance)
     likeness, by_chance = _likeness(pairs, settings), _likeness(chance_pairs, settings)
-    return Compared(likeness, by_chance, nearest(true), pairs, nearest(chance)), chance_pairs
+    return Compared(likeness, by_chance, nearest(true), pairs, nearest(chance), chance_pairs)
 
 
 def _likeness(pairs: OneToOne, settings: PairSettings) -> Likeness:

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from sae.base.files import publish_folder, publish_json
 from sae.base.tables import number
 from sae.config import ConfigError, MatchConfig
 from sae.evaluation.bootstrap import Interval
 from sae.evaluation.matching.activations import correlation
-from sae.evaluation.matching.assignment import Nearest, cosine_similarity, nearest
+from sae.evaluation.matching.assignment import Nearest, Similarity, cosine_similarity, nearest
 from sae.evaluation.matching.pairs import Compared, Pair, PairSettings, Side, compare, random_dictionary
 from sae.evaluation.matching.pool import check_pool, write_pool
 from sae.evaluation.matching.scores import Against, Scores, stability_of, summary, write_scores
@@ -65,7 +64,8 @@ def match(runs: Sequence[str | Path], config: MatchConfig | None = None) -> dict
     settings = PairSettings(config.same, config.resamples, config.seed)
     places = list(itertools.combinations(range(len(subjects)), 2))
     pairs = {(i, j): compare(sides[i], sides[j], settings) for i, j in places}
-    scores = [_scores(place, subjects, sides, pairs, common, config.seed) for place in range(len(subjects))]
+    every = range(len(subjects))
+    scores = [_scores(place, subjects, sides, pairs, common.tokens, config.seed) for place in every]
     if all(each is None for each in scores):
         reasons = "; ".join(common.missing.values()) or "their atoms have different widths"
         raise ConfigError(f"match: no two of these runs can be compared: {reasons}")
@@ -79,7 +79,8 @@ def match(runs: Sequence[str | Path], config: MatchConfig | None = None) -> dict
         "seconds": round(time.perf_counter() - begun, 1),
     }
     if config.pool is not None:
-        assert scores[0] is not None
+        if scores[0] is None:
+            raise ConfigError(f"--pool: {subjects[0].name} can be compared with none of the others")
         report["pool"] = write_pool(subjects[0], scores[0], config.pool, config.at_least)
     if config.out is not None:
         with publish_folder(config.out) as folder:
@@ -103,9 +104,9 @@ def shown(report: dict[str, Any]) -> dict[str, Any]:
             "MCC, activations": _text(pair["activations"], "mcc"),
             **({} if pair["counts"] is None else {name: pair["counts"][name] for name in ("gone", "new", "split")}),
         }
-        for pair in report["pairs"]
+        for pair in report.get("pairs", [])
     ]
-    stability = {Path(run["name"]).name: run["stability"] for run in report["runs"]}
+    stability = {Path(run["name"]).name: run["stability"] for run in report.get("runs", [])}
     plain = {name: report[name] for name in ("mean_mcc", "activations_missing", "pool", "seconds") if report.get(name)}
     return {"table": rows, "stability": stability, **plain}
 
@@ -160,41 +161,40 @@ def _side(subject: Subject, common: Common, place: int) -> Side:
 
 def _scores(
     place: int,
-    subjects: list[Subject],
-    sides: list[Side],
+    subjects: Sequence[Subject],
+    sides: Sequence[Side],
     pairs: dict[tuple[int, int], Pair],
-    common: Common,
+    tokens: int,
     seed: int,
 ) -> Scores | None:
     """The stability of one subject's latents; None where it can be compared with no other."""
-    against = []
+    mine, against = sides[place], []
     for other, subject in enumerate(subjects):
         if other == place:
             continue
-        pair = pairs[min(place, other), max(place, other)]
-        mine, theirs = sides[place], sides[other]
+        pair, theirs = pairs[min(place, other), max(place, other)], sides[other]
         atoms, activations = (_nearest(compared, place > other) for compared in (pair.atoms, pair.activations))
         if atoms is None and activations is None:
             continue
-        chance = _chance(mine, theirs, atoms is not None, seed)
+        alike = _by_chance(mine, theirs, seed, by_atoms=atoms is not None)
         head = (subject.name, str(subject.folder), subject.weights)
+        chance = nearest(alike).rows.strength
         against.append(Against(*head, mine.latents, theirs.latents, atoms, activations, chance))
-    mine = subjects[place]
-    return stability_of(mine.width, mine.weights, against, common.tokens) if against else None
+    subject = subjects[place]
+    return stability_of(subject.width, subject.weights, against, tokens) if against else None
 
 
 def _nearest(compared: Compared | None, second: bool) -> Nearest | None:
     return None if compared is None else compared.near[int(second)]
 
 
-def _chance(mine: Side, theirs: Side, by_atoms: bool, seed: int) -> Tensor:
-    if by_atoms:
-        assert mine.atoms is not None and theirs.atoms is not None
-        alike = cosine_similarity(mine.atoms, random_dictionary(theirs.atoms, seed))
-    else:
-        assert mine.activations is not None and theirs.activations is not None
-        alike = correlation(mine.activations, theirs.activations.permuted(seed))
-    return nearest(alike).rows.strength
+def _by_chance(mine: Side, theirs: Side, seed: int, *, by_atoms: bool) -> Similarity:
+    """Similarity with a random dictionary like theirs, or with their activations at permuted tokens."""
+    if by_atoms and mine.atoms is not None and theirs.atoms is not None:
+        return cosine_similarity(mine.atoms, random_dictionary(theirs.atoms, seed))
+    if mine.activations is None or theirs.activations is None:
+        raise AssertionError("two sides were compared by what one of them lacks")
+    return correlation(mine.activations, theirs.activations.permuted(seed))
 
 
 def _mean_mcc(count: int, pairs: dict[tuple[int, int], Pair]) -> dict[str, Any] | float | None:

@@ -20,6 +20,8 @@ from sae.base.device import pick_device
 from sae.base.files import CorruptError, check_folder, sha256_of
 from sae.base.progress import Progress, StopSignal
 from sae.config import ConfigError, MatchConfig
+from sae.data.images import ImageSet
+from sae.data.tensors import TensorPart
 from sae.evaluation.matching.activations import Activations, entries
 from sae.harvest.opening import opening
 from sae.models.autoencoder import Autoencoder
@@ -195,14 +197,16 @@ def _text(opened: dict[int, Any], config: MatchConfig, progress: Progress) -> It
 
 def _rows(opened: dict[int, Any], config: MatchConfig, progress: Progress) -> Iterator[dict[int, Tensor]]:
     del progress
-    heldout = next(iter(opened.values())).rows("heldout")
+    heldout: TensorPart = next(iter(opened.values())).rows("heldout")
     count = min(config.tokens, heldout.rows)
     for places in (torch.arange(count) * heldout.rows // count).split(CHUNK):
-        yield dict.fromkeys(opened, heldout.read(places))
+        x = heldout.read(places)
+        yield {place: x for place in opened}
 
 
 def _images(opened: dict[int, Any], config: MatchConfig, progress: Progress) -> Iterator[dict[int, Tensor]]:
     del progress
-    images = next(iter(opened.values())).images("heldout", limit=config.tokens)
+    images: ImageSet = next(iter(opened.values())).images("heldout", limit=config.tokens)
     for places in torch.arange(images.count).split(CHUNK):
-        yield dict.fromkeys(opened, images.render(places))
+        x = images.render(places)
+        yield {place: x for place in opened}
