@@ -44,8 +44,7 @@ def choose_l0(runs: Sequence[str | Path], config: L0Config | None = None) -> dic
 
     Example:
         >>> import sae
-        >>> runs = [f"runs/k{k}" for k in (4, 8, 16)]
-        >>> choice = sae.choose_l0(runs, sae.L0Config(tokens=1_024, resamples=50))
+        >>> choice = sae.choose_l0(["runs/k4", "runs/demo", "runs/k16"], sae.L0Config(tokens=1_024, resamples=50))
         >>> [round(level["l0"]) for level in choice["levels"]], choice["decided_by"]
         ([4, 8, 16], 'decoder_cosine')
     """

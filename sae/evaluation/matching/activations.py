@@ -37,7 +37,7 @@ class Activations(NamedTuple):
     def of(cls, parts: Sequence[sparse.csr_array]) -> Activations:
         """From the codes of batches of tokens, in their order."""
         codes = sparse.csc_array(sparse.vstack(parts, format="csc"))
-        n = sum(part.shape[0] for part in parts)
+        n = sum(len(part.indptr) - 1 for part in parts)
         mean = np.asarray(codes.sum(0, dtype=np.float64)).ravel() / n
         square = np.asarray(codes.multiply(codes).sum(0, dtype=np.float64)).ravel() / n
         return cls(n, codes, mean, np.sqrt(np.maximum(square - mean * mean, 0)))

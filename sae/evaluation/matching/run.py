@@ -46,7 +46,7 @@ def match(runs: Sequence[str | Path], config: MatchConfig | None = None) -> dict
 
     Example:
         >>> import sae
-        >>> report = sae.match(["runs/demo", "runs/demo2"], sae.MatchConfig(tokens=2_048, resamples=10))
+        >>> report = sae.match(["runs/demo", "runs/seed1"], sae.MatchConfig(tokens=2_048, resamples=10))
         >>> pair, = report["pairs"]
         >>> pair["atoms"]["mcc"]["value"] > pair["atoms"]["chance"]["mcc"]["value"]
         True
