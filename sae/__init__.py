@@ -31,7 +31,9 @@ _LAZY = {
     "collect": "sae.features.collect.collect:collect",
     "explain": "sae.features.explain.explain:explain",
     "steer": "sae.features.steer.steer:steer_run",
+    "measure_steering": "sae.features.steer.measure:measure_steering",
     "attach": "sae.harvest.attach:attach",
+    "report": "sae.reporting.report:report",
     "Run": "sae.run:Run",
     "Autoencoder": "sae.models.autoencoder:Autoencoder",
     "SparseCodes": "sae_kernels:SparseCodes",
@@ -49,6 +51,7 @@ _LAZY = {
     "CollectConfig": "sae.config:CollectConfig",
     "ExplainConfig": "sae.config:ExplainConfig",
     "SteerConfig": "sae.config:SteerConfig",
+    "SteerMeasureConfig": "sae.config:SteerMeasureConfig",
     "ImportConfig": "sae.config:ImportConfig",
     "MatchConfig": "sae.config:MatchConfig",
     "L0Config": "sae.config:L0Config",
@@ -71,6 +74,7 @@ __all__ = [
     "SAEConfig",
     "SparseCodes",
     "SteerConfig",
+    "SteerMeasureConfig",
     "TensorDataConfig",
     "TensorTrainConfig",
     "TrainConfig",
@@ -82,6 +86,8 @@ __all__ = [
     "explain",
     "load",
     "match",
+    "measure_steering",
+    "report",
     "steer",
     "train",
     "verify",
@@ -102,6 +108,7 @@ if TYPE_CHECKING:
         OptimConfig,
         SAEConfig,
         SteerConfig,
+        SteerMeasureConfig,
         TensorDataConfig,
         TensorTrainConfig,
         TrainConfig,
@@ -112,11 +119,13 @@ if TYPE_CHECKING:
     from sae.evaluation.run import evaluate
     from sae.features.collect.collect import collect
     from sae.features.explain.explain import explain
+    from sae.features.steer.measure import measure_steering
     from sae.features.steer.steer import steer_run as steer
     from sae.harvest.attach import attach
     from sae.interop.opening import load
     from sae.models.autoencoder import Autoencoder
     from sae.models.saved import verify
+    from sae.reporting.report import report
     from sae.run import Run
     from sae.training.run import train
     from sae_kernels import SparseCodes

@@ -9,6 +9,9 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from sae.cli.options import Json
+from sae.cli.reporting import Report
+from sae.cli.selftest import SelfTest
 from sae.config import (
     CollectConfig,
     ConfigError,
@@ -24,8 +27,6 @@ from sae.config import (
     TrainConfig,
     refuse_ignored,
 )
-
-Json = Annotated[bool, tyro.conf.arg(help="Print one JSON line on stdout, and nothing else there.")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,7 +203,10 @@ class Explain:
 
 @dataclass(frozen=True, kw_only=True)
 class Steer:
-    """Generate text with latents added, set or removed, beside the text without steering."""
+    """Generate text with latents added, set or removed, beside the text without steering.
+
+    --measure measures what it does over the strength instead; see `sae steer RUN --measure --help`.
+    """
 
     run_folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
     """Run folder, or a hub repository that holds one."""
@@ -489,11 +493,13 @@ COMMANDS: dict[str, type] = {
     "steer": Steer,
     "features": Features,
     "browse": Browse,
+    "report": Report,
     "list": List,
     "import": Import,
     "export": Export,
     "verify": Verify,
     "image": Image,
     "bench": Bench,
+    "selftest": SelfTest,
     "doctor": Doctor,
 }

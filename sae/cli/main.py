@@ -24,6 +24,7 @@ from sae.cli.commands import COMMANDS, ChooseL0, Sweep, TensorTrain, Train
 from sae.cli.image_commands import IMAGE_COMMANDS, ImageTrain
 from sae.cli.settings_help import with_variants
 from sae.cli.sources import on_runs
+from sae.cli.steering import SteerMeasure
 from sae.config import (
     TYPED,
     ConfigError,
@@ -69,6 +70,8 @@ def parse(arguments: list[str]) -> Any:
     commands = COMMANDS
     if arguments[:1] == ["train"]:
         commands = {**COMMANDS, "train": _train_command(arguments)}
+    if arguments[:1] == ["steer"] and "--measure" in arguments:
+        commands = {**COMMANDS, "steer": SteerMeasure}
     return _parse(arguments, commands, "sae", says)
 
 

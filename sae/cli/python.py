@@ -14,6 +14,9 @@ from typing import Any
 
 import sae
 from sae.cli import commands, image_commands
+from sae.cli.reporting import Report
+from sae.cli.selftest import SelfTest
+from sae.cli.steering import SteerMeasure
 
 WIDTH = 100
 """Columns that a call fills before its arguments get lines of their own."""
@@ -130,13 +133,16 @@ CALLS: dict[type, Callable[[Any], Call]] = {
     commands.ChooseL0: _choose_l0,
     commands.Explain: _on_run("explain", "explain"),
     commands.Steer: _on_run("steer", "steer"),
+    SteerMeasure: _on_run("measure_steering", "steer"),
     commands.Features: _on_run("collect", "features"),
     commands.Browse: _browse,
+    Report: lambda c: Call("report", [_run(run, "report") for run in c.run_folders], c.out),
     commands.List: lambda c: Call("sae.interop.listing:list_published", **c.given()),
     commands.Import: lambda c: Call("sae.interop.importing:import_run", c.source, c.config),
     commands.Export: _export,
     commands.Verify: lambda c: Call("verify", _run(c.run_folder, "verify", with_text=False)),
     commands.Bench: _bench,
+    SelfTest: lambda c: Call("sae.selftest.run:run_selftest", c.what, **c.given()),
     commands.Doctor: lambda c: Call("sae.cli.doctor:examine"),
     image_commands.ImageTrain: _train,
     image_commands.ImageEval: _on_run("sae.evaluation.images:evaluate_images", "image eval"),

@@ -6,6 +6,8 @@ import dataclasses
 from typing import Any
 
 from sae.cli.commands import Browse, ChooseL0, Eval, Explain, Export, Features, Match, Steer, Verify
+from sae.cli.reporting import Report
+from sae.cli.steering import SteerMeasure
 
 NAMES: dict[type, str] = {
     Eval: "eval",
@@ -14,7 +16,9 @@ NAMES: dict[type, str] = {
     Features: "features",
     Explain: "explain",
     Steer: "steer",
+    SteerMeasure: "steer",
     Browse: "browse",
+    Report: "report",
     Export: "export",
     Verify: "verify",
 }
@@ -34,7 +38,7 @@ def on_runs(command: Any) -> Any:
     from sae.interop.opening import as_run
 
     name = NAMES[type(command)]
-    if isinstance(command, Browse | ChooseL0):
+    if isinstance(command, Browse | ChooseL0 | Report):
         return dataclasses.replace(command, run_folders=tuple(as_run(run, command=name) for run in command.run_folders))
     if isinstance(command, Match):
         # atoms need no text

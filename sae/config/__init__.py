@@ -7,7 +7,7 @@ checks in `__post_init__` run before anything is loaded. Nothing here imports to
     from_json(TrainConfig, to_json(config)) == config
 """
 
-from sae.config.features import CollectConfig, ExplainConfig, SteerConfig
+from sae.config.features import CollectConfig, ExplainConfig, SteerConfig, SteerMeasureConfig
 from sae.config.fields import TYPED, ConfigError, built, check, from_json, refuse_ignored, to_json, unknown_choice
 from sae.config.image_variants import SPARSE, VisionConfig
 from sae.config.images import ImageDataConfig, ImageEvalConfig, ImageTrainConfig, usual_epochs
@@ -37,6 +37,7 @@ __all__ = [
     "RunConfig",
     "SAEConfig",
     "SteerConfig",
+    "SteerMeasureConfig",
     "TensorDataConfig",
     "TensorTrainConfig",
     "TrainConfig",
