@@ -27,6 +27,8 @@ _LAZY = {
     "train": "sae.training.run:train",
     "harvest_store": "sae.harvest.harvesting:harvest_store",
     "evaluate": "sae.evaluation.run:evaluate",
+    "match": "sae.evaluation.matching.run:match",
+    "choose_l0": "sae.evaluation.l0.run:choose_l0",
     "collect": "sae.features.collect.collect:collect",
     "explain": "sae.features.explain.explain:explain",
     "steer": "sae.features.steer.steer:steer_run",
@@ -53,6 +55,8 @@ _LAZY = {
     "SteerMeasureConfig": "sae.config:SteerMeasureConfig",
     "StoreConfig": "sae.config:StoreConfig",
     "ImportConfig": "sae.config:ImportConfig",
+    "MatchConfig": "sae.config:MatchConfig",
+    "L0Config": "sae.config:L0Config",
 }
 """Name -> where it is."""
 __all__ = [
@@ -65,6 +69,8 @@ __all__ = [
     "ImageEvalConfig",
     "ImageTrainConfig",
     "ImportConfig",
+    "L0Config",
+    "MatchConfig",
     "OptimConfig",
     "Run",
     "SAEConfig",
@@ -77,11 +83,13 @@ __all__ = [
     "TrainConfig",
     "VisionConfig",
     "attach",
+    "choose_l0",
     "collect",
     "evaluate",
     "explain",
     "harvest_store",
     "load",
+    "match",
     "measure_steering",
     "report",
     "steer",
@@ -99,6 +107,8 @@ if TYPE_CHECKING:
         ImageEvalConfig,
         ImageTrainConfig,
         ImportConfig,
+        L0Config,
+        MatchConfig,
         OptimConfig,
         SAEConfig,
         SteerConfig,
@@ -109,6 +119,8 @@ if TYPE_CHECKING:
         TrainConfig,
         VisionConfig,
     )
+    from sae.evaluation.l0.run import choose_l0
+    from sae.evaluation.matching.run import match
     from sae.evaluation.run import evaluate
     from sae.features.collect.collect import collect
     from sae.features.explain.explain import explain
