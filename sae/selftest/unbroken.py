@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from safetensors.torch import load_file
 
 from sae.base.files import MANIFEST, check_folder, read_json
@@ -16,6 +15,8 @@ from sae.features.store.annotations import Annotations
 from sae.features.store.database import Blobs, open_read_only
 from sae.features.store.store import FeatureStore, read_info
 from sae.features.store.writer import PARTS, STORE, TABLES
+from sae.harvest.shards import IDENTITY
+from sae.harvest.store import DiskStore
 from sae.models.saved import CONFIG, read_config, read_report, verify
 from sae.selftest.children import Children, Ended, Job
 from sae.selftest.content import fingerprint
@@ -48,6 +49,10 @@ def commands(world: World) -> dict[str, Command]:
     stored = (
         "train", *world.arguments(**SETTINGS, epochs=2), "--store", "store", "--out", "run",
     )  # fmt: skip
+    harvest = (
+        "harvest", "--model", str(world.model), "--dataset", str(world.texts), "--layer", "0,1", "--context", "64",
+        "--contexts", "4", "--tokens", "4096", "--store", "store",
+    )  # fmt: skip
     sweep = (
         "sweep", *world.arguments(**{**SETTINGS, "k": "2,4"}), "--evaluate-tokens", "512", "--downstream-tokens", "128",
         "--out", "sweep",
@@ -58,6 +63,7 @@ def commands(world: World) -> dict[str, Command]:
     )  # fmt: skip
     explain = ("explain", "run")
     made = [
+        Command("harvest", harvest, lambda folder: harvest, lambda folder: {"store": _rows(folder / "store")}),
         Command("train", train, lambda folder: _resumed(folder, train), lambda folder: _run(folder / "run")),
         Command("store", stored, lambda folder: _resumed(folder, stored), _stored),
         Command("sweep", sweep, lambda folder: sweep, _sweep),
@@ -120,7 +126,9 @@ def check_published(folder: Path) -> None:
     for path in sorted(folder.rglob("*")):
         if any(part.startswith(".partial-") for part in path.relative_to(folder).parts):
             continue
-        if path.name == MANIFEST:
+        if path.name == IDENTITY:
+            _rows(path.parent)
+        elif path.name == MANIFEST and not (path.parents[2] / IDENTITY).exists():
             check_folder(path.parent)
         elif path.suffix == ".json":
             read_json(path)
@@ -160,12 +168,13 @@ def _run(run: Path) -> dict[str, Any]:
 
 
 def _stored(folder: Path) -> dict[str, Any]:
-    shards = sorted((folder / "store").rglob("*.safetensors"))
-    contents = [load_file(path) for path in shards]
-    names = sorted({name for tensors in contents for name in tensors})
-    # where shards end may depend on where the harvest was stopped; their rows do not
-    rows = {name: torch.cat([tensors[name] for tensors in contents]) for name in names}
-    return {**_run(folder / "run"), "rows": rows}
+    return {**_run(folder / "run"), "store": _rows(folder / "store")}
+
+
+def _rows(store: Path) -> Any:
+    """Every row of a store: activations, token, document, position and kind."""
+    opened = DiskStore(store, read_json(store / IDENTITY))
+    return opened.read(range(opened.rows), list(opened.identity["sites"])) if opened.rows else None
 
 
 def _sweep(folder: Path) -> dict[str, Any]:

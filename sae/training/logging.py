@@ -65,12 +65,31 @@ def _kept(path: Path, resume_at: int, before: dict[str, Any] | None) -> bytes:
     if resume_at == 0 or not path.exists():
         return b""
     content = path.read_bytes()
-    if before is None:
+    if not before:
         return b"".join((json.dumps(v) + "\n").encode() for v in lines_of(path, content) if v["step"] <= resume_at)
     kept = content[: before["bytes"]]
     if hashlib.sha256(kept).hexdigest() != before["sha256"]:
         raise CorruptError(f"{path}: its lines up to step {resume_at} are not those that were written; {REMEDY}")
     return kept
+
+
+class SilentLog:
+    """What a process that is not the first of its job keeps of the metrics: the last line."""
+
+    def __init__(self, config: RunConfig, *, resume_at: int, before: dict[str, Any] | None = None) -> None:
+        del config, resume_at, before
+        self.last: dict[str, Any] = {}
+
+    def write(self, values: dict[str, Any]) -> None:
+        """Remember a line."""
+        self.last = values
+
+    def state(self) -> dict[str, Any]:
+        """Nothing: the first process has the file."""
+        return {}
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 def _open_wandb(config: RunConfig, *, resume: bool) -> Any:

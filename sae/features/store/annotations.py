@@ -23,7 +23,7 @@ from sae.features.store.keys import FeatureError
 from sae.models.saved import read_description
 
 FILE = "annotations.sqlite"
-TABLES = ("annotations", "names")
+TABLES = ("annotations", "names", "steering")
 SCHEMA = frozenset({*TABLES, "seals"})
 EMPTY: dict[str, Any] = {"label": None, "bookmark": False, "note": None}
 LONGEST = 10_000  # characters of a label or note
@@ -77,12 +77,24 @@ class Annotations:
             for latent, value in names.items():
                 self._put(blobs, "names", int(latent), dict(value))
 
+    def steering(self) -> dict[int, dict[str, Any]]:
+        """What steering with a latent does, measured: see `sae.features.steer.measure.measure_latent`."""
+        return self._read("steering")
+
+    def set_steering(self, latent: int, measured: Mapping[str, Any]) -> None:
+        """Save what was measured of a latent (JSON values), in place of an earlier measurement."""
+        with self._writing() as blobs:
+            self._put(blobs, "steering", latent, dict(measured))
+
     def _read(self, table: str) -> dict[int, dict[str, Any]]:
         if not self.path.exists() or not self.path.stat().st_size:  # empty: killed before the first transaction
             return {}
         with contextlib.closing(open_read_only(self.path, SCHEMA, recover=True, remedy=REMEDY)) as connection:
             blobs = Blobs(connection, self.path, REMEDY)
             connection.execute("BEGIN")  # the rows and their seal of one moment
+            # a file from before steering was measured has no such table
+            if not list(blobs.query("SELECT 1 FROM sqlite_schema WHERE name = ?", (table,))):
+                return {}
             _check_seal(blobs, table)
             return _rows(blobs, table, self.weights)
 
