@@ -50,11 +50,11 @@ def check_run_folder(config: RunConfig) -> None:
         parent = existing(out)
         if not parent.is_dir():
             raise ConfigError(f"--out {out}: {parent} is a file; expected a folder")
-        check_writable(parent)
+        check_writable(parent, f"--out {out}: ")
         return
     if not (out / CONFIG).is_file():
         raise ConfigError(f"--resume: {out} holds no run to continue (it has no {CONFIG})")
-    check_writable(out)
+    check_writable(out, "--resume: ")
     record = read_record(out)
     if (out / WEIGHTS).is_file() and record.get("autoencoder"):
         raise ConfigError(f"--resume: the run in {out} is finished; evaluate it with: sae eval {out}")
