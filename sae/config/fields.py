@@ -40,6 +40,10 @@ def from_json(cls: type, values: Any, where: str = "config") -> Any:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             raise ConfigError(f"{where}.{name}: unknown field" + (f"; did you mean {near[0]!r}?" if near else ""))
+    for field in dataclasses.fields(cls):
+        optional = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+        if field.name not in values and not optional:
+            raise ConfigError(f"{where}.{field.name}: missing")
     hints = typing.get_type_hints(cls)
     return cls(**{name: _value_from_json(hints[name], value, f"{where}.{name}") for name, value in values.items()})
 

@@ -71,13 +71,15 @@ def read(path: str | Path, format: str = "auto") -> Imported:
     if not path.exists():
         raise ConfigError(f"{path}: no such file or folder")
     check_manifest(path)
-    format = recognised(path) if format == "auto" else format
-    module = _module(format)
-    if layer is None:
-        return module.read(path)
-    if not hasattr(module, "read_layer"):
-        raise ConfigError(f"{path}:{layer}: {format} has no layers to select; expected {path}")
-    return module.read_layer(path, layer)
+    # settings can be wrong in as many ways as there are formats
+    with reading(path):
+        format = recognised(path) if format == "auto" else format
+        module = _module(format)
+        if layer is None:
+            return module.read(path)
+        if not hasattr(module, "read_layer"):
+            raise ConfigError(f"{path}:{layer}: {format} has no layers to select; expected {path}")
+        return module.read_layer(path, layer)
 
 
 class Source(NamedTuple):
