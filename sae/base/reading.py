@@ -31,11 +31,15 @@ def reading(path: Path, refusal: type[Exception] = CorruptError, remedy: str = "
     try:
         yield
     except Exception as error:
-        if isinstance(error, MemoryError) or type(error).__module__.startswith("sae."):
-            raise
-        if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
+        if _passes(error):
             raise
         raise refusal(f"{path}: cannot be read ({reason(error)}){remedy and '; '}{remedy}") from error
+
+
+def _passes(error: Exception) -> bool:
+    """Whether an error says something else than that the file is damaged."""
+    of_system = isinstance(error, OSError) and error.errno not in (None, errno.ENOENT)
+    return of_system or isinstance(error, MemoryError) or type(error).__module__.startswith("sae.")
 
 
 def reason(error: BaseException) -> str:

@@ -158,7 +158,7 @@ def _value_from_json(hint: Any, value: Any, where: str) -> Any:
         return tuple(_value_from_json(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if hint is Path and isinstance(value, str):
         return Path(value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1023:
         return float(value)
     plain = typing.cast(type, origin or hint)
     if not isinstance(value, plain) or (isinstance(value, bool) and plain is not bool):

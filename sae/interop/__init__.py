@@ -16,6 +16,7 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sae.base.reading import reading
 from sae.config import ConfigError
 from sae.interop.assembling import TWO_SIDED, assemble, cross_layer, gated, jump_relu, two_sided
 from sae.interop.files import check_manifest, check_readable

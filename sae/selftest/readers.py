@@ -26,7 +26,8 @@ from sae.data.tensors import open_tensors
 from sae.evaluation.words import described
 from sae.features.store.database import Blobs
 from sae.harvest.language_model import locate_model, skeleton
-from sae.harvest.store import DiskStore
+from sae.harvest.shards import sealed
+from sae.harvest.store_disk import DiskStore
 from sae.interop import read
 from sae.interop.files import shapes_in, tensors_in
 from sae.interop.registry import entries
@@ -41,6 +42,7 @@ from sae.training.checkpoint import load_newest
 from sae.training.logging import read_metrics
 
 Files = dict[str, bytes]
+BEYOND_MENDING = (ValueError, TypeError, KeyError, AttributeError, OSError, RecursionError)
 Mend = Callable[[Path, Files, random.Random], None]
 
 
@@ -69,7 +71,7 @@ def make_readers(folder: Path) -> list[Reader]:
         _reader("features", 1, world.folder / "run", ["features.sqlite"], read_features, mend_features),
         _reader("annotations", 1, world.folder / "run", ["annotations.sqlite"], read_features),
         _reader("checkpoint", 2, world.folder / "unfinished/checkpoints", None, load_newest, mend_manifest),
-        _reader("store", 2, world.folder / "store", None, _read_store, mend_manifest),
+        _reader("store", 2, world.folder / "store", None, _read_store, mend_store),
     ]
     for format, (place, inside) in _foreign(folder / "foreign").items():
         readers.append(_reader(format, 1, place, None, lambda root, inside=inside: read(root / inside)))
@@ -190,7 +192,7 @@ def _read_metrics(folder: Path) -> Any:
 
 
 def _read_store(folder: Path) -> Any:
-    store = DiskStore(folder, read_json(folder / "identity.json"))
+    store = DiskStore(folder)
     return store.read(range(min(store.rows, 64)), list(store.identity["sites"]))
 
 
@@ -222,7 +224,7 @@ def _read_gguf(path: Path) -> Any:
 
 def mend_run(folder: Path, files: Files, draw: random.Random) -> None:
     """config.json has the hash of the weights and of itself."""
-    with contextlib.suppress(ValueError, TypeError, KeyError):
+    with contextlib.suppress(*BEYOND_MENDING):
         record = json.loads((folder / "config.json").read_bytes())
         record["autoencoder"]["sha256"] = sha256_of(folder / "sae.safetensors")
         _put_json(folder / "config.json", record)
@@ -231,13 +233,24 @@ def mend_run(folder: Path, files: Files, draw: random.Random) -> None:
 def mend_manifest(folder: Path, files: Files, draw: random.Random) -> None:
     """Every manifest has the hashes of the files beside it, and every record that of itself."""
     for path in folder.rglob("*.json"):
-        with contextlib.suppress(ValueError, TypeError):
+        with contextlib.suppress(*BEYOND_MENDING):
             _put_json(path, json.loads(path.read_bytes()))
     for manifest in folder.rglob(MANIFEST):
         inside = [p for p in sorted(manifest.parent.rglob("*")) if p.is_file() and p != manifest]
         entries_of = {str(p.relative_to(manifest.parent)): p for p in inside}
         digests = {name: {"sha256": sha256_of(p), "bytes": p.stat().st_size} for name, p in entries_of.items()}
         _put_json(manifest, {"files": digests})
+
+
+def mend_store(folder: Path, files: Files, draw: random.Random) -> None:
+    """The manifests have the sizes and hashes of the shards, and every record its seal."""
+    for path in folder.rglob("*.json"):
+        with contextlib.suppress(*BEYOND_MENDING):
+            record = json.loads(path.read_bytes())
+            for shard in record.get("shards", ()):
+                file = path.parent / shard["name"]
+                shard |= {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
+            path.write_bytes(sealed(record))
 
 
 def _put_json(path: Path, value: Any) -> None:

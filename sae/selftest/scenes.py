@@ -6,12 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sae.base.files import read_json
 from sae.browser.opened import curves
 from sae.features.store.restore import restore
 from sae.features.store.search import search
 from sae.features.store.store import FeatureStore
-from sae.harvest.store import DiskStore
+from sae.harvest.store_disk import DiskStore
 from sae.interop import read
 from sae.run import Run
 from sae.selftest.made import EXPORTS, LENS_KEPT, make_runs
@@ -119,7 +118,7 @@ def _unfinished(folder: Path) -> Any:
 
 def _store(folder: Path) -> Any:
     """All rows."""
-    store = DiskStore(folder, read_json(folder / "identity.json"))
+    store = DiskStore(folder)
     return {
         "identity": store.identity,
         "rows": store.read(range(store.rows), list(store.identity["sites"])),
