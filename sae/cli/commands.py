@@ -9,6 +9,9 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from sae.cli.options import Json
+from sae.cli.reporting import Report
+from sae.cli.selftest import SelfTest
 from sae.config import (
     CollectConfig,
     ConfigError,
@@ -22,8 +25,6 @@ from sae.config import (
     TrainConfig,
     refuse_ignored,
 )
-
-Json = Annotated[bool, tyro.conf.arg(help="Print one JSON line on stdout, and nothing else there.")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -430,11 +431,13 @@ COMMANDS: dict[str, type] = {
     "steer": Steer,
     "features": Features,
     "browse": Browse,
+    "report": Report,
     "list": List,
     "import": Import,
     "export": Export,
     "verify": Verify,
     "image": Image,
     "bench": Bench,
+    "selftest": SelfTest,
     "doctor": Doctor,
 }

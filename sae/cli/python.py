@@ -14,6 +14,8 @@ from typing import Any
 
 import sae
 from sae.cli import commands, image_commands
+from sae.cli.reporting import Report
+from sae.cli.selftest import SelfTest
 
 WIDTH = 100
 """Columns that a call fills before its arguments get lines of their own."""
@@ -113,11 +115,13 @@ CALLS: dict[type, Callable[[Any], Call]] = {
     commands.Steer: _on_run("steer", "steer"),
     commands.Features: _on_run("collect", "features"),
     commands.Browse: _browse,
+    Report: lambda c: Call("report", [_run(run, "report") for run in c.run_folders], c.out),
     commands.List: lambda c: Call("sae.interop.listing:list_published", **c.given()),
     commands.Import: lambda c: Call("sae.interop.importing:import_run", c.source, c.config),
     commands.Export: _export,
     commands.Verify: lambda c: Call("verify", _run(c.run_folder, "verify", with_text=False)),
     commands.Bench: _bench,
+    SelfTest: lambda c: Call("sae.selftest.run:run_selftest", c.what, **c.given()),
     commands.Doctor: lambda c: Call("sae.cli.doctor:examine"),
     image_commands.ImageTrain: _train,
     image_commands.ImageEval: _on_run("sae.evaluation.images:evaluate_images", "image eval"),
