@@ -13,7 +13,7 @@ Every pass but the clean one begins at the site (`sae.harvest.replay`), and no a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -21,10 +21,12 @@ import torch
 from torch import Tensor
 
 from sae.data.packing import Contexts
-from sae.evaluation.bootstrap import GroupSums, ratio
+from sae.evaluation.bootstrap import GroupSums, Interval, ratio
+from sae.evaluation.controls import Control, Encoded
 from sae.evaluation.losses import losses
 from sae.harvest.hooks import Replacement
 from sae.harvest.replay import Clean, Passes
+from sae.harvest.rows import Rows
 from sae.harvest.sites import Site
 from sae.harvest.stream import ORDINARY, Harvest
 from sae.models.autoencoder import Autoencoder
@@ -43,6 +45,8 @@ class Splice(NamedTuple):
     """Where its reconstruction replaces the activations."""
     mean: Tensor
     """Mean of the targets' activations, side by side [d_out], for mean ablation."""
+    controls: Sequence[Control] = ()
+    """Other reconstructions of the targets, spliced in like the autoencoder's."""
 
     @property
     def places(self) -> tuple[Site, ...]:
@@ -61,9 +65,9 @@ def measure(
         batches: contexts, whose documents are all evaluated.
         advance: called with the tokens of each batch.
     """
-    downstream = Downstream(harvest, splices)
+    downstream = Downstream(harvest, [splice.places for splice in splices.values()])
     for contexts in batches:
-        downstream.add(downstream.batch(contexts))
+        downstream.add(downstream.batch(contexts), splices)
         advance(contexts.tokens.numel())
     return downstream.sums
 
@@ -72,51 +76,60 @@ class Downstream:
     """Losses of several autoencoders over the same contexts.
 
     Every autoencoder reads the activations of the clean pass, so a transcoder or a crosscoder gets what it was trained
-    on; the clean pass and the ablations of a site are run once for all autoencoders.
+    on; the clean pass, the ablations of a site and the controls that autoencoders share are run once for all of them.
 
     Args:
         harvest: the model, all sites of the autoencoders, and which tokens are ordinary.
-        splices: autoencoders by name.
+        places: the sites that are replaced together.
     """
 
-    def __init__(self, harvest: Harvest, splices: Mapping[str, Splice]) -> None:
-        self.harvest, self.splices = harvest, splices
-        self.sums = {name: GroupSums() for name in splices}
-        """Name of an autoencoder -> sums a document, see `measure`."""
+    def __init__(self, harvest: Harvest, places: Sequence[tuple[Site, ...]]) -> None:
+        self.harvest, self.places = harvest, list(dict.fromkeys(places))
+        self.sums: dict[str, GroupSums] = {}
+        """Name of an autoencoder -> sums a document, see `add`."""
         self.passes = Passes(harvest.lm.model)
         self._verified = False
 
     def batch(self, contexts: Contexts) -> Batch:
         """A batch, whose clean pass runs when it is first asked for; the first one also verifies the passes."""
-        places = list(dict.fromkeys(splice.places for splice in self.splices.values()))
         if not self._verified:
-            self.passes.verify(self.harvest.inputs(contexts.part(0, 1)), places)
+            self.passes.verify(self.harvest.inputs(contexts.part(0, 1)), self.places)
             self._verified = True
-        return Batch(self.harvest, self.passes, contexts, places)
+        return Batch(self.harvest, self.passes, contexts, self.places)
+
+    def add(self, batch: Batch, splices: Mapping[str, Splice]) -> None:
+        """Splice everything into one batch and add its losses.
+
+        An autoencoder's sums are those of `measure` and, for each of its controls, "NAME" and "kl.NAME", with "kl.mean"
+        for the mean.
+        """
+        shared: dict[tuple[tuple[Site, ...], str], Tensor] = {}
+        for name, splice in splices.items():
+            known = {loss: values for (places, loss), values in shared.items() if places == splice.places}
+            values = known | self._losses(batch, splice, known)
+            general = {"clean", "zero", "mean", "kl.mean", *_names(c for c in splice.controls if c.shared)}
+            shared |= {(splice.places, loss): values[loss] for loss in values if loss in general}
+            count = torch.ones(len(batch.following))
+            self.sums.setdefault(name, GroupSums()).add(batch.document, {"count": count} | values)
 
     @torch.no_grad()
-    def add(self, batch: Batch) -> None:
-        """Splice everything into one batch and add its losses."""
-        ablated: dict[tuple[Site, ...], dict[str, Tensor]] = {}
-        for name, (model, inputs, targets, mean) in self.splices.items():
-            places = tuple(targets)
-            target = batch.activations(targets)
-            reconstruction = torch.cat([model(rows)[1] for rows in batch.activations(inputs).split(ROWS_AT_ONCE)])
-            spliced = {
-                "spliced": batch.spliced(places, reconstruction),
-                "everywhere": batch.spliced(places, reconstruction, everywhere=True),
-            }
-            if places not in ablated:
-                spliced["zero"] = batch.spliced(places, torch.zeros_like(target))
-                spliced["mean"] = batch.spliced(places, mean.to(target.device).expand_as(target))
-            values = losses(self.passes.logits, batch.last, spliced, batch.following, divergences=["spliced"])
-            ablated.setdefault(places, {key: values[key] for key in ("zero", "mean") if key in values})
-            values = {key: values[key] for key in ("clean", "spliced", "everywhere")} | {
-                "count": torch.ones(len(batch.following)),
-                "kl": values["kl.spliced"],
-                **ablated[places],
-            }
-            self.sums[name].add(batch.document, {key: value.cpu() for key, value in values.items()})
+    def _losses(self, batch: Batch, splice: Splice, known: Collection[str]) -> dict[str, Tensor]:
+        """The losses [n] of one autoencoder that are not known yet, on the CPU."""
+        target, places = batch.activations(splice.targets), splice.places
+        controls = [control for control in splice.controls if control.name not in known]
+        reconstruction, others = _reconstructed(splice, batch.activations(splice.inputs), target, controls)
+        hidden = {
+            "spliced": batch.spliced(places, reconstruction),
+            "everywhere": batch.spliced(places, reconstruction, everywhere=True),
+            **{name: batch.spliced(places, rows) for name, rows in others.items()},
+        }
+        if "zero" not in known:
+            hidden["zero"] = batch.spliced(places, torch.zeros_like(target))
+            hidden["mean"] = batch.spliced(places, splice.mean.to(target).expand_as(target))
+        divergences = ["spliced", *others, *(["mean"] if splice.controls and "mean" in hidden else [])]
+        values = losses(self.passes.logits, batch.last, hidden, batch.following, divergences=divergences)
+        values["kl"] = values.pop("kl.spliced")
+        return {name: rows.cpu() for name, rows in values.items()}
 
     @property
     def record(self) -> str:
@@ -135,22 +148,36 @@ class Batch:
         device = harvest.lm.device
         predicting, following, self.document = _predictions(contexts)
         self.predicting, self.following = predicting.to(device), following.to(device)
+        self._ordinary: Tensor | None = None  # of the tokens that are not padding, once they were sorted
 
     @cached_property
     def clean(self) -> Clean:
-        """The clean pass; `hidden` holds the n tokens that predict alone, [n, d]."""
+        """The clean pass, kept until `forget`; `hidden` holds the n tokens that predict alone, [n, d]."""
         clean = self.passes.clean(self.harvest.inputs(self.contexts), self.harvest.sites, self.places)
         return clean._replace(hidden=self._predicting(clean.hidden))
 
-    @cached_property
+    def rows(self) -> Rows:
+        """The rows of all tokens that are not padding, as of a harvest.
+
+        Raises:
+            ActivationError: activations are not finite.
+        """
+        rows = self.harvest.rows(self.contexts, self.clean.activations)
+        self._ordinary = rows.kind == ORDINARY
+        return rows
+
+    @property
     def ordinary(self) -> Tensor:
         """Which tokens are replaced, bool [T, 1]."""
-        flat = {name: a.flatten(0, 1).float() for name, a in self.clean.activations.items()}
-        real = (self.contexts.document >= 0).flatten().nonzero().squeeze(1)
-        self.harvest.check_finite(self.contexts, real, {name: a[real.to(a.device)] for name, a in flat.items()})
-        kind = self.harvest.token_kinds(self.contexts.tokens.flatten(), flat, self.harvest.wanted(self.contexts))
-        ordinary = (kind == ORDINARY) & (self.contexts.document.flatten() >= 0)
+        if self._ordinary is None:
+            self.rows()
+        ordinary = torch.zeros(self.contexts.document.numel(), dtype=torch.bool)
+        ordinary[(self.contexts.document >= 0).flatten()] = self._ordinary
         return ordinary.to(self.predicting.device).unsqueeze(1)
+
+    def forget(self) -> None:
+        """Free the clean pass, which runs again when it is asked for."""
+        self.__dict__.pop("clean", None)
 
     @property
     def last(self) -> Tensor:
@@ -172,6 +199,26 @@ class Batch:
         return hidden.flatten(0, 1)[self.predicting]
 
 
+def _names(controls: Iterable[Control]) -> Iterator[str]:
+    """The names of the losses of some controls."""
+    for control in controls:
+        yield from (control.name, f"kl.{control.name}")
+
+
+def _reconstructed(
+    splice: Splice, x: Tensor, target: Tensor, controls: Sequence[Control]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """What the autoencoder and each of the controls make of rows, [T, d_out]."""
+    parts: list[Tensor] = []
+    others: dict[str, list[Tensor]] = {control.name: [] for control in controls}
+    for rows, expected in zip(x.split(ROWS_AT_ONCE), target.split(ROWS_AT_ONCE), strict=True):
+        codes, reconstruction = splice.model(rows)
+        parts.append(reconstruction)
+        for control in controls:
+            others[control.name].append(control.attempt(Encoded(rows, expected, codes)).reconstruction)
+    return torch.cat(parts), {name: torch.cat(some) for name, some in others.items()}
+
+
 def _constant(rows: Tensor) -> Replacement:
     return lambda activation: rows.to(activation.dtype).view_as(activation)
 
@@ -179,22 +226,36 @@ def _constant(rows: Tensor) -> Replacement:
 def metrics(sums: GroupSums, *, resamples: int, seed: int) -> dict[str, Any]:
     """The metrics at the top of this file from `measure`'s sums, as intervals."""
 
-    def interval(metric: Callable[[dict[str, Tensor]], Tensor]) -> Any:
+    def interval(metric: Callable[[Mapping[str, Tensor]], Tensor]) -> Interval | None:
         return sums.interval(metric, resamples=resamples, seed=seed)
 
-    def recovered(ablated: str) -> Callable[[dict[str, Tensor]], Tensor]:
-        return lambda s: (s[ablated] - s["spliced"]) / (s[ablated] - s["clean"])
-
+    recovered = recovery(sums, "spliced", "kl", resamples=resamples, seed=seed)
     return {
         "tokens": int(sums.sums["count"].sum()),
         "documents": sums.documents,
         "ce_clean": interval(ratio("clean", "count")),
         "ce_spliced": interval(ratio("spliced", "count")),
-        "delta_ce": interval(lambda s: (s["spliced"] - s["clean"]) / s["count"]),
+        "delta_ce": recovered.pop("delta_ce"),
         "delta_ce_everywhere": interval(lambda s: (s["everywhere"] - s["clean"]) / s["count"]),
-        "kl": interval(ratio("kl", "count")),
+        "kl": recovered.pop("kl"),
         "ce_zero_ablation": interval(ratio("zero", "count")),
         "ce_mean_ablation": interval(ratio("mean", "count")),
+        **recovered,
+    }
+
+
+def recovery(sums: GroupSums, spliced: str, kl: str, *, resamples: int, seed: int) -> dict[str, Interval | None]:
+    """Delta CE, KL and CE recovered of what was spliced in, from its sums `spliced` and `kl`."""
+
+    def interval(metric: Callable[[Mapping[str, Tensor]], Tensor]) -> Interval | None:
+        return sums.interval(metric, resamples=resamples, seed=seed)
+
+    def recovered(ablated: str) -> Callable[[Mapping[str, Tensor]], Tensor]:
+        return lambda s: (s[ablated] - s[spliced]) / (s[ablated] - s["clean"])
+
+    return {
+        "delta_ce": interval(lambda s: (s[spliced] - s["clean"]) / s["count"]),
+        "kl": interval(ratio(kl, "count")),
         "ce_recovered_zero": interval(recovered("zero")),
         "ce_recovered_mean": interval(recovered("mean")),
     }
