@@ -148,7 +148,7 @@ class Batch:
         device = harvest.lm.device
         predicting, following, self.document = _predictions(contexts)
         self.predicting, self.following = predicting.to(device), following.to(device)
-        self._ordinary: Tensor | None = None  # of the tokens that are not padding, once they were sorted
+        self._ordinary: Tensor | None = None  # once the tokens were sorted into kinds
 
     @cached_property
     def clean(self) -> Clean:
@@ -163,7 +163,9 @@ class Batch:
             ActivationError: activations are not finite.
         """
         rows = self.harvest.rows(self.contexts, self.clean.activations)
-        self._ordinary = rows.kind == ORDINARY
+        ordinary = torch.zeros(self.contexts.document.numel(), dtype=torch.bool)
+        ordinary[(self.contexts.document >= 0).flatten()] = rows.kind == ORDINARY
+        self._ordinary = ordinary.to(self.predicting.device).unsqueeze(1)
         return rows
 
     @property
@@ -171,9 +173,8 @@ class Batch:
         """Which tokens are replaced, bool [T, 1]."""
         if self._ordinary is None:
             self.rows()
-        ordinary = torch.zeros(self.contexts.document.numel(), dtype=torch.bool)
-        ordinary[(self.contexts.document >= 0).flatten()] = self._ordinary
-        return ordinary.to(self.predicting.device).unsqueeze(1)
+        assert self._ordinary is not None  # `rows` sets it
+        return self._ordinary
 
     def forget(self) -> None:
         """Free the clean pass, which runs again when it is asked for."""
