@@ -106,3 +106,31 @@ def autoencoder(name: str, model: Autoencoder) -> Control:
         return Attempt(reconstruction, codes.l0())
 
     return Control(name, attempt, shared=False)
+
+
+class TrainingRows(NamedTuple):
+    """Rows that controls are fitted to, on the CPU."""
+
+    inputs: Tensor
+    """[n, d]."""
+    targets: Tensor
+    """[n, d_out]."""
+
+
+def controls_of(
+    wanted: str, model: Autoencoder, pca: PCA | None, dictionary: Autoencoder | None, *, k: int
+) -> list[Control] | None:
+    """The controls of one autoencoder, but for the mean and PCA, whose sums `Reconstruction` has itself.
+
+    Args:
+        wanted: none, fast or all, as in `EvalConfig.controls`.
+        model: the autoencoder.
+        pca: of the targets' training rows; None leaves the channels out.
+        dictionary: the random one; None leaves it out.
+        k: channels.
+    """
+    if wanted == "none":
+        return None
+    channels = [] if pca is None else [largest_channels(pca.mean.float(), min(k, len(pca.mean)))]
+    random = [] if dictionary is None else [autoencoder("random dictionary", dictionary.to(model.W_enc.device))]
+    return [*channels, shuffled_atoms(model), *random]

@@ -55,7 +55,10 @@ class Splice(NamedTuple):
 
 
 def measure(
-    harvest: Harvest, splices: Mapping[str, Splice], batches: Iterable[Contexts], advance: Callable[[int], None]
+    harvest: Harvest,
+    splices: Mapping[str, Splice],
+    batches: Iterable[Contexts],
+    advance: Callable[[int], None],
 ) -> dict[str, GroupSums]:
     """For each autoencoder, sums a document: "count" and "clean", "spliced", "everywhere", "zero", "mean" losses, "kl".
 
@@ -111,6 +114,11 @@ class Downstream:
             shared |= {(splice.places, loss): values[loss] for loss in values if loss in general}
             count = torch.ones(len(batch.following))
             self.sums.setdefault(name, GroupSums()).add(batch.document, {"count": count} | values)
+
+    def see(self, batch: Batch, names: Iterable[str]) -> None:
+        """Count the documents of a batch that another process adds for these autoencoders."""
+        for name in names:
+            self.sums.setdefault(name, GroupSums()).see(batch.document)
 
     @torch.no_grad()
     def _losses(self, batch: Batch, splice: Splice, known: Collection[str]) -> dict[str, Tensor]:

@@ -7,20 +7,22 @@ model, and its states are kept until the means and the controls are known; over 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
 from sae.base.progress import Progress, StopSignal
+from sae.base.ranks import ALONE, Ranks
 from sae.config import EvalConfig, HarvestConfig
 from sae.data.packing import BEGINNING, Contexts
 from sae.evaluation import bootstrap, downstream
 from sae.evaluation.baselines import PCA
 from sae.evaluation.control_table import components_of, control_rows
-from sae.evaluation.controls import Control, principal
+from sae.evaluation.controls import Control, TrainingRows, controls_of, principal
 from sae.evaluation.downstream import Batch, Downstream, Splice
-from sae.evaluation.fits import TrainingRows, fit_controls
+from sae.evaluation.random_dictionary import train_random_dictionary
 from sae.evaluation.reconstruction import Reconstruction, training_form
+from sae.evaluation.sharing import shared
 from sae.harvest.language_model import LanguageModel
 from sae.harvest.rows import Rows
 from sae.harvest.stream import KINDS, ORDINARY, OTHER_ROLE, Harvest
@@ -35,6 +37,18 @@ Ends: TypeAlias = "tuple[tuple[str, ...], ...]"
 """Names of the sites that a run reads, then those of the sites that it reconstructs."""
 
 
+class Unit(NamedTuple):
+    """The tokens of one forward pass."""
+
+    contexts: Contexts
+    batch: Batch | None
+    """The same tokens, where there are losses."""
+    ends_batch: bool
+    """Whether it is the last one of a batch of the harvest."""
+    ends_losses: bool
+    """Whether no losses follow."""
+
+
 class Evaluation:
     """One evaluation of runs of one model and data set.
 
@@ -43,6 +57,7 @@ class Evaluation:
         runs: what is evaluated, on the same tokens.
         settings: of the harvest.
         config: of the evaluation.
+        ranks: processes that share out the batches; the first one has the reports.
     """
 
     def __init__(
@@ -53,26 +68,29 @@ class Evaluation:
         config: EvalConfig,
         stop: StopSignal,
         progress: Progress,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.lm, self.runs, self.settings, self.config = lm, runs, settings, config
-        self.stop, self.progress = stop, progress
+        self.stop, self.progress, self.ranks = stop, progress, ranks
         self.draws = {"resamples": config.resamples, "seed": config.seed}
         self.harvest = self._harvest("heldout")
         self.downstream = Downstream(self.harvest, [tuple(run.targets) for run in runs])
         self.batches: list[Batch] = []
-        """Batches with losses, their clean passes made."""
+        """Batches with losses, the first of all; the clean passes of this process's own ones are made."""
         self._kept = 0
-        self._losses_left = config.downstream_tokens
+        self._loss_tokens = config.downstream_tokens
         if config.downstream_tokens and (why := lm.traits.no_next_token) is not None:
             progress.say(f"This model predicts no next token ({why}): cross-entropies are left out.")
-            self._losses_left = 0
+            self._loss_tokens = 0
 
     def reports(self) -> list[dict[str, Any]]:
-        """All metrics of every run as JSON values."""
+        """All metrics of every run as JSON values; in the first rank alone."""
         pcas, controls = self._fits()
         groups, forms = self._reconstruct(pcas, controls)
         losses = self._splice_in(groups, controls)
-        reports = []
+        reports: list[dict[str, Any]] = []
+        if not self.ranks.first:
+            return reports
         for index, run in enumerate(self.runs):
             ordinary, form = groups[index][ORDINARY], forms[index]
             k = run.config.sae.k
@@ -103,40 +121,50 @@ class Evaluation:
 
     def _fits(self) -> tuple[list[PCA | None], list[list[Control] | None]]:
         """Every run's PCA of training activations, and its controls; None where they are not asked for."""
-        rows = self._training_rows() if self.config.pca_tokens else {}
-        fitted = {ends[1]: PCA.fit(some.targets.split(8192)) for ends, some in rows.items()}
+        config, first = self.config, self.ranks.first
+        rows = self._training_rows() if config.pca_tokens else {}
+        # fits are quick beside the passes, so the first rank makes them for all
+        fitted = {ends[1]: PCA.fit(some.targets.split(8192)) for ends, some in rows.items()} if first else {}
+        fitted = self.ranks.share(fitted)
         pcas = [fitted.get(_ends(run)[1]) for run in self.runs]
-        if self.config.controls == "all":
-            names = ", ".join(run.folder.name for run in self.runs)
-            self.progress.say(f"Training the encoder of a random dictionary beside {names}.")
-        return pcas, [
-            fit_controls(
-                self.config.controls, run.model, pca, rows.get(_ends(run)), k=run.config.sae.k, seed=self.config.seed
-            )
-            for run, pca in zip(self.runs, pcas, strict=True)
-        ]
+        controls: list[list[Control] | None] = []
+        for run, pca in zip(self.runs, pcas, strict=True):
+            k, dictionary = run.config.sae.k, None
+            if config.controls == "all":
+                self.progress.say(f"Training the encoder of a random dictionary beside {run.folder.name}.")
+                if first:
+                    dictionary = train_random_dictionary(*rows[_ends(run)], run.model, k=k, seed=config.seed)
+                dictionary = self.ranks.share(dictionary)
+            controls.append(controls_of(config.controls, run.model, pca, dictionary, k=k))
+        return pcas, controls
 
     def _training_rows(self) -> dict[Ends, TrainingRows]:
-        """Activations of the first training tokens, for the sites of every run."""
+        """Activations of the first training tokens, for the sites of every run; all of them in the first rank alone."""
         harvest = self._harvest("train")
-        kept: dict[tuple[tuple[str, ...], ...], tuple[Run, list[TrainingRows]]] = {
-            _ends(run): (run, []) for run in self.runs
-        }
+        _ = harvest.norm_limits  # measured before the stream begins; raises where no token can be trained on
+        kept: dict[Ends, dict[int, TrainingRows]] = {_ends(run): {} for run in self.runs}
         left = self.config.pca_tokens
         with self.progress.bar("Baseline", left, "tokens") as bar:
-            for harvested in harvest.batches():
-                rows = harvest.trained_on(harvested.rows)
-                for run, parts in kept.values():
-                    targets = run.targets_of(rows)[:left].cpu()
-                    same = run.inputs == run.targets
-                    parts.append(TrainingRows(targets if same else run.inputs_of(rows)[:left].cpu(), targets))
-                added = min(left, len(rows.token))
-                left -= added
-                bar.advance(added)
-                self.stop.check("nothing was written")
+            for batch in shared(harvest.contexts(BEGINNING), harvest.rows, self.ranks):
+                trained = batch.select(harvest.trained(batch.kind).nonzero().squeeze(1)[:left])
+                if trained.rows is not None:
+                    for ends, run in {_ends(run): run for run in self.runs}.items():
+                        targets = run.targets_of(trained.rows).cpu()
+                        inputs = targets if run.inputs == run.targets else run.inputs_of(trained.rows).cpu()
+                        kept[ends][batch.number] = TrainingRows(inputs, targets)
+                left -= len(trained.document)
+                bar.advance(len(trained.document))
+                self._check_stop(batch.number)
                 if left <= 0:
                     break
-        return {ends: _joined(parts) for ends, (_, parts) in kept.items()}
+        for parts in kept.values():
+            self.ranks.merge(parts, parts.update)
+        return {ends: _joined([parts[number] for number in sorted(parts)]) for ends, parts in kept.items() if parts}
+
+    def _check_stop(self, number: int) -> None:
+        """Stop all ranks behind the batch of that number, where a signal came to any of them."""
+        if self.ranks.ends_round(number) and self.ranks.stopping(self.stop):
+            self.stop.check("nothing was written")
 
     def _reconstruct(
         self, pcas: list[PCA | None], controls: list[list[Control] | None]
@@ -150,71 +178,85 @@ class Evaluation:
             groups.append(group | {ORDINARY: Reconstruction(run.model, centre, pcas[index], controls[index])})
             form = training_form(run.model, run.record, run.config.sae)
             forms.append(None if form is None else Reconstruction(form, centre, None))
-        left = self.config.tokens
-        with self.progress.bar("Evaluating", left, "tokens") as bar:
-            for rows in self._heldout_rows():
-                if left <= 0:  # further passes are for losses alone
-                    continue
-                for kind in range(len(KINDS)):
-                    of_kind = (rows.kind == kind).nonzero().squeeze(1)
-                    some = rows.select(of_kind[: left if kind == ORDINARY else None])
-                    if not some.size:
+        counted, total = groups[0][ORDINARY], self.config.tokens
+        measuring = True  # further passes are for losses alone
+        _ = self.harvest.norm_limits  # measured before the stream begins
+        with self.progress.bar("Evaluating", total, "tokens") as bar:
+            for batch in shared(self._units(), self._rows, self.ranks):
+                before, unit = counted.tokens, batch.unit
+                for kind in range(len(KINDS)) if measuring else ():
+                    of_kind = (batch.kind == kind).nonzero().squeeze(1)
+                    part = batch.select(of_kind[: total - before if kind == ORDINARY else None])
+                    if not len(part.document):
                         continue
                     for run, group, form in zip(self.runs, groups, forms, strict=True):
-                        x, target = run.inputs_of(some), run.targets_of(some)
-                        group[kind].add(x, target, some.document)
-                        if form is not None and kind == ORDINARY:
-                            form.add(x, target, some.document)
-                added = groups[0][ORDINARY].tokens - (self.config.tokens - left)
-                left -= added
-                bar.advance(added)
-                self.stop.check("nothing was written")
-                if left <= 0 and self._losses_left <= 0:
+                        measured = [group[kind], *([form] if form is not None and kind == ORDINARY else [])]
+                        for reconstruction in measured:
+                            if part.rows is None:
+                                reconstruction.see(part.document)
+                            else:
+                                x, target = run.inputs_of(part.rows), run.targets_of(part.rows)
+                                reconstruction.add(x, target, part.document)
+                bar.advance(counted.tokens - before)
+                self._check_stop(batch.number)
+                if unit.ends_batch:
+                    measuring = counted.tokens < total
+                if not measuring and unit.ends_losses:
                     break
+        for reconstruction in [*(r for group in groups for r in group.values()), *(f for f in forms if f is not None)]:
+            self.ranks.merge(reconstruction.parts(), reconstruction.merge)
         return groups, forms
 
-    def _heldout_rows(self) -> Iterator[Rows]:
-        """The rows of every batch; those of the first tokens from passes to the end of the model, which are kept."""
-        _ = self.harvest.norm_limits  # measured before the stream begins
+    def _units(self) -> Iterator[Unit]:
+        """The forward passes over the held-out documents: `LOSS_CONTEXTS` contexts each while there are losses."""
+        losses_left = self._loss_tokens
         for contexts in self.harvest.contexts(BEGINNING):
-            yield self._rows(contexts)
+            first, end = 0, len(contexts.tokens)
+            while first < end and losses_left > 0:
+                batch = self.downstream.batch(contexts.part(first, first + LOSS_CONTEXTS))
+                self.batches.append(batch)
+                losses_left -= int((batch.contexts.document >= 0).sum())
+                first += LOSS_CONTEXTS
+                yield Unit(batch.contexts, batch, ends_batch=first >= end, ends_losses=losses_left <= 0)
+            if first < end:
+                yield Unit(contexts.part(first, end), None, ends_batch=True, ends_losses=True)
 
-    def _rows(self, contexts: Contexts) -> Rows:
-        parts: list[Rows] = []
-        first, end = 0, len(contexts.tokens)
-        while first < end and self._losses_left > 0:
-            batch = self.downstream.batch(contexts.part(first, first + LOSS_CONTEXTS))
-            parts.append(batch.rows())
-            self._kept += batch.clean.nbytes
-            if self._kept > KEPT_BYTES:
-                batch.forget()
-            self.batches.append(batch)
-            self._losses_left -= int((batch.contexts.document >= 0).sum())
-            first += LOSS_CONTEXTS
-        if first < end:
-            parts.append(self.harvest.rows(contexts.part(first, end)))
-        return parts[0] if len(parts) == 1 else Rows.join(parts)
+    def _rows(self, unit: Unit) -> Rows:
+        """One clean pass: to the end of the model where there are losses, and its states are kept."""
+        if unit.batch is None:
+            return self.harvest.rows(unit.contexts)
+        rows = unit.batch.rows()
+        self._kept += unit.batch.clean.nbytes
+        if self._kept > KEPT_BYTES:
+            unit.batch.forget()
+        return rows
 
     def _splice_in(
         self, groups: list[dict[int, Reconstruction]], controls: list[list[Control] | None]
     ) -> dict[str, bootstrap.GroupSums] | None:
-        """The losses of every run by its number; None where not asked for or not defined."""
+        """The losses of every run by its number, in the first rank; None where not asked for or not defined."""
         if not self.batches:
             return None
         splices: dict[str, Splice] = {}
         for index, run in enumerate(self.runs):
             ordinary = groups[index][ORDINARY]
             others = controls[index] or []
+            of_all = (ordinary.mean, components_of(ordinary, run.config.sae.k)) if self.ranks.first else None
+            mean, components = self.ranks.share(of_all)
             if controls[index] is not None and ordinary.pca is not None:
-                pca = ordinary.pca
-                others = [*(principal(pca, m) for m in components_of(ordinary, run.config.sae.k)), *others]
-            splices[str(index)] = Splice(run.model, run.inputs, run.targets, ordinary.mean.float(), others)
+                others = [*(principal(ordinary.pca, m) for m in components), *others]
+            splices[str(index)] = Splice(run.model, run.inputs, run.targets, mean.float(), others)
         with self.progress.bar("Splicing in", sum(b.contexts.tokens.numel() for b in self.batches), "tokens") as bar:
-            for batch in self.batches:
-                self.downstream.add(batch, splices)
-                batch.forget()
+            for number, batch in enumerate(self.batches):
+                if self.ranks.takes(number):
+                    self.downstream.add(batch, splices)
+                    batch.forget()
+                else:
+                    self.downstream.see(batch, splices)
                 bar.advance(batch.contexts.tokens.numel())
-                self.stop.check("nothing was written")
+                self._check_stop(number)
+        for sums in self.downstream.sums.values():
+            self.ranks.merge(sums.sums, sums.merge)
         return self.downstream.sums
 
     def _short(self, group: Reconstruction) -> dict[str, Any]:

@@ -14,7 +14,9 @@ from typing import Any
 
 from sae.base.device import pick_device
 from sae.base.files import publish_json
+from sae.base.launcher import refuse_ranks
 from sae.base.progress import Progress, StopSignal
+from sae.base.ranks import Ranks
 from sae.config import ConfigError, EvalConfig, ImageEvalConfig, refuse_ignored, to_json
 from sae.evaluation.images import evaluate_images
 from sae.evaluation.language import Evaluation
@@ -43,6 +45,8 @@ def evaluate(run: str | Path, config: EvalConfig | None = None) -> dict[str, Any
         (['high', 'low', 'value'], True)
     """
     config, kind = config or EvalConfig(), kind_of(run)
+    if kind != "language":
+        refuse_ranks(f"sae eval of a run on {'a file of activations' if kind == 'tensors' else 'images'}")
     if kind == "image":
         why = f"{run} is a run on images; see sae image eval --help for its settings"
         read = ("resamples", "seed", *(["device"] if config.device == "cpu" else []))  # it runs on a CPU
@@ -56,10 +60,18 @@ def evaluate(run: str | Path, config: EvalConfig | None = None) -> dict[str, Any
 def evaluate_all(runs: Sequence[str | Path], config: EvalConfig | None = None) -> list[dict[str, Any]]:
     """Evaluate runs of one model and data set on the same tokens: one harvest and one clean pass serve them all.
 
+    Under torchrun the ranks share out the batches, and the result is that of a single process.
+
     Raises:
         ConfigError: the runs are of different models or data; else as `evaluate`.
     """
     config = config or EvalConfig()
+    with Ranks.of_process(config.device) as ranks:
+        return ranks.share(_evaluate_all(runs, config, ranks))
+
+
+def _evaluate_all(runs: Sequence[str | Path], config: EvalConfig, ranks: Ranks) -> list[dict[str, Any]]:
+    """The reports, in the first rank; no one reads what the others return."""
     device = pick_device(config.device)
     opened = [open_run(run, device=device) for run in runs]
     settings = opened[0].settings(config.dataset, config.text_field)
@@ -71,7 +83,9 @@ def evaluate_all(runs: Sequence[str | Path], config: EvalConfig | None = None) -
         if config.dataset is not None:
             documents = harvest_of(opened, lm, split="heldout", settings=settings).documents
             progress.say(opening(documents, lm.tokenizer, settings, beginning=lm.beginning))
-        reports = Evaluation(lm, opened, settings, config, stop, progress).reports()
+        reports = Evaluation(lm, opened, settings, config, stop, progress, ranks).reports()
+    if not ranks.first:
+        return []
     seconds = round(time.perf_counter() - begun, 1)
     done = []
     for name, run, report in zip(runs, opened, reports, strict=True):

@@ -21,7 +21,8 @@ from sae.data.tensors import TensorPart
 from sae.evaluation import bootstrap
 from sae.evaluation.baselines import PCA
 from sae.evaluation.control_table import control_rows
-from sae.evaluation.fits import TrainingRows, fit_controls
+from sae.evaluation.controls import controls_of
+from sae.evaluation.random_dictionary import train_random_dictionary
 from sae.evaluation.reconstruction import Reconstruction, training_form
 from sae.runs import open_run
 
@@ -51,8 +52,10 @@ def evaluate_tensors(run: str | Path, config: EvalConfig | None = None) -> dict[
     train = opened.rows("train") if config.pca_tokens else None
     rows = None if train is None else torch.cat(list(_spread(train, config.pca_tokens))).float()
     pca = None if rows is None else PCA.fit(rows.split(CHUNK))
-    k, fitted = min(opened.config.sae.k, opened.model.dim), None if rows is None else TrainingRows(rows, rows)
-    controls = fit_controls(config.controls, opened.model, pca, fitted, k=k, seed=config.seed)
+    k, dictionary = min(opened.config.sae.k, opened.model.dim), None
+    if config.controls == "all" and rows is not None:
+        dictionary = train_random_dictionary(rows, rows, opened.model, k=k, seed=config.seed)
+    controls = controls_of(config.controls, opened.model, pca, dictionary, k=k)
     saved = Reconstruction(opened.model, centre, pca, controls)
     trained = None if form is None else Reconstruction(form, centre, None)
     count = min(config.tokens, heldout.rows)
