@@ -8,6 +8,7 @@ import { Histogram } from "./histogram.js";
 import { useApp, useLoaded, useSource } from "./app_state.js";
 import { noSteering, wordsOf } from "./kinds.js";
 import { Atom, Thumb } from "./pictures.js";
+import { Stability } from "./stability.js";
 import { Steering } from "./steering.js";
 
 export function Latent({ run, latent, info, route, keys }) {
@@ -29,6 +30,7 @@ export function Latent({ run, latent, info, route, keys }) {
       <div class="reading">
         <${Histogram} record=${record} features=${features} range=${range} onRange=${setRange} />
         <${Examples} record=${record} run=${run} range=${range} />
+        <${Stability} record=${record} />
         <${Steering} record=${record} />
       </div>
       <aside class="relations">
@@ -146,6 +148,7 @@ export function Facts({ record, features }) {
     ["Entropy", number(row.entropy), `in bits, of the ${diversity} on which it fires`, "entropy"],
     ["Norm", number(row.norm), "length of its atom", "norm"],
   ];
+  if (row.stability != null) facts.push(["Stability", number(row.stability), "how nearly other trainings find it again, 0 to 1", "stability"]);
   return html`<dl class="facts">
     ${facts.map(
       ([name, value, about, id]) =>
