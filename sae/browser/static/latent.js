@@ -30,13 +30,13 @@ export function Latent({ run, latent, info, route, keys }) {
       <div class="reading">
         <${Histogram} record=${record} features=${features} range=${range} onRange=${setRange} />
         <${Examples} record=${record} run=${run} range=${range} />
-        <${Stability} record=${record} />
         <${Steering} record=${record} />
       </div>
       <aside class="relations">
         ${features.kind === "language" && html`<${Logits} run=${run} latent=${record.latent} revision=${features.revision} />`}
         <${Related} run=${run} latent=${record.latent} what="neighbours" measure="cosine" title="Nearest atoms" revision=${features.revision} />
         <${Related} run=${run} latent=${record.latent} what="coactive" measure="jaccard" title="Fires together with" revision=${features.revision} />
+        <${Stability} record=${record} />
         <${Matches} run=${run} latent=${record.latent} route=${route} />
       </aside>
     </div>

@@ -13,28 +13,27 @@ export function Stability({ record }) {
   if (!stability) return null;
   const { score, chance, chance_mean: usual, by, runs } = stability;
   const others = runs.length === 1 ? "the other run" : `the ${count(runs.length)} other runs`;
-  return html`<section class="card stability" data-testid="stability">
-    <h3>Stability ${score != null && html`<span class="num">${number(score)}</span>`}</h3>
+  return html`<section class="panel" data-testid="stability">
+    <h3>Stability ${score != null && html`<span class="num">${number(score)}</span>`} <span class="muted">by ${by}</span></h3>
     ${score == null
       ? html`<p data-testid="stability-says">Unknown: the latent never fired on the tokens compared, so its atom is no evidence.</p>`
       : html`<p data-testid="stability-says">
-            ${verdict(score, chance, others)} 1 would mean that every run has exactly this latent. By chance a latent has ${number(usual)}, and 19 in
-            20 stay below ${number(chance)}. It is more stable than ${percent(stability.below)} of this run's latents.
+            ${verdict(score, chance, others)} By chance a latent has ${number(usual)}, and 19 in 20 stay below ${number(chance)}. It is more stable
+            than ${percent(stability.below)} of this run's latents.
           </p>
-          <p class="muted">
-            ${by === "atoms"
-              ? "The score is the mean, over the other runs, of the largest |cosine| between this latent's atom and an atom there."
-              : "The score is the mean, over the other runs, of the largest |correlation| of this latent's activations with those of a latent there."}
-            ${" "}What another run finds too is less likely to be an accident of one training; it need not mean anything for that.
-          </p>
-          <table class="plain">
-            <thead>
-              <tr><th>Run</th><th>Best match</th><th class="num">Cosine</th><th class="num" title="of the activations, with the latent they correlate with most">Correlation</th></tr>
-            </thead>
-            <tbody>
-              ${runs.map((run) => html`<${Match} key=${run.weights} match=${run} place=${opened.findIndex((o) => o.features?.weights === run.weights)} />`)}
-            </tbody>
-          </table>`}
+          <ol class="links">
+            ${runs.map((run) => html`<${Match} key=${run.weights} match=${run} by=${by} place=${opened.findIndex((o) => o.features?.weights === run.weights)} />`)}
+          </ol>
+          <details>
+            <summary>What this means</summary>
+            <p class="muted">
+              ${by === "atoms"
+                ? "The mean, over the other runs, of the largest |cosine| between this latent's atom and an atom there."
+                : "The mean, over the other runs, of the largest |correlation| of this latent's activations with those of a latent there."}
+              ${" "}1 would mean that every run has exactly this latent. What other trainings find too is less likely to be an accident of one; it
+              need not mean anything for that.
+            </p>
+          </details>`}
   </section>`;
 }
 
@@ -44,12 +43,13 @@ function verdict(score, chance, others) {
   return `Not found again: what ${others} ${others.endsWith("runs") ? "have" : "has"} is no more like it than chance.`;
 }
 
-function Match({ match, place }) {
-  const to = place < 0 ? null : link({ page: "latents", latent: match.latent, params: { run: place || "" } });
-  return html`<tr>
-    <td dir="auto">${match.name}</td>
-    <td>${to ? html`<a class="id" data-testid="stability-match" href=${to}>#${match.latent}</a>` : html`<span class="id">#${match.latent}</span>`}</td>
-    <td class="num">${signed(match.cosine)}</td>
-    <td class="num">${signed(match.correlation)}</td>
-  </tr>`;
+function Match({ match, by, place }) {
+  const what = html`<span class="id">#${match.latent}</span> <span class="what" dir="auto">${match.name}</span>`;
+  const about = match.correlation == null ? "" : `its activations correlate by ${signed(match.correlation)} with those of the latent most like it there`;
+  return html`<li title=${about}>
+    ${place < 0
+      ? html`<span>${what}</span>`
+      : html`<a data-testid="stability-match" href=${link({ page: "latents", latent: match.latent, params: { run: place || "" } })}>${what}</a>`}
+    <span class="num">${signed(by === "atoms" ? match.cosine : match.correlation)}</span>
+  </li>`;
 }
