@@ -30,6 +30,12 @@ HARNESSES: dict[str, Harness] = {
         unit="damaged files",
         breaks={"no-hash": "SHA-256 of files is not compared"},
     ),
+    "ranks": Harness(
+        claim="a rank that dies, stops, raises or hangs ends all within 30 s, is named, and the job resumes",
+        n=40,
+        unit="broken jobs",
+        breaks={"no-watchdog": "no rank watches over the others"},
+    ),
 }
 """Name -> what it claims; its code is `sae/selftest/NAME.py`."""
 ALL = "all"

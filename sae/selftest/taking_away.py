@@ -32,7 +32,20 @@ def no_hash() -> Iterator[None]:
         yield
 
 
-TAKEN_AWAY: dict[str, Callable[[], contextlib.AbstractContextManager[None]]] = {"no-hash": no_hash}
+@contextlib.contextmanager
+def no_watchdog() -> Iterator[None]:
+    """Ranks meet and exchange, and none watches over the others."""
+    from sae.base.watchdog import Watchdog
+
+    nothing = {name: mock.DEFAULT for name in ("start", "fail", "check", "leave")}
+    with mock.patch.multiple(Watchdog, **nothing):
+        yield
+
+
+TAKEN_AWAY: dict[str, Callable[[], contextlib.AbstractContextManager[None]]] = {
+    "no-hash": no_hash,
+    "no-watchdog": no_watchdog,
+}
 """What --break takes -> a context without that protection."""
 
 
