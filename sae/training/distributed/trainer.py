@@ -131,6 +131,8 @@ class MeshTrainer(Trainer):
                 tensors[name] = self.mesh.sharded(tensor.detach())
             elif name.startswith("recent."):
                 tensors[name] = self._whole_batch(tensor).cpu()
+            else:
+                tensors[name] = tensor.detach().clone()  # some share their memory, which safetensors refuses
         # a latent that is not dead takes the last place of all
         padded = torch.full((max(self.route.counts, default=0),), self.width, device=self.device)
         padded[: len(self.dead)] = self.dead + self.mesh.i_latent * number
