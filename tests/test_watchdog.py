@@ -126,7 +126,7 @@ def test_a_rank_that_never_comes_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
     process_group._server.cache_clear()
     with (
-        pytest.raises(RankError, match="only 1 of 3 ranks have come within 1 s; missing: 1, 2. See"),
+        pytest.raises(RankError, match=r"only 1 of 3 ranks have come within 1 s; missing: 1, 2. See"),
         Ranks.of_process(),
     ):
         pass
