@@ -21,10 +21,12 @@ from typing import Annotated, Any, Union, cast
 import tyro
 
 from sae.base.launcher import rank_number, refuse_ranks, world_size
-from sae.cli.commands import COMMANDS, Sweep, TensorTrain, Train
+from sae.cli.commands import COMMANDS, ChooseL0, Sweep, TensorTrain, Train
+from sae.cli.harvest import with_layers
 from sae.cli.image_commands import IMAGE_COMMANDS, ImageTrain
 from sae.cli.settings_help import with_variants
 from sae.cli.sources import on_runs
+from sae.cli.steering import SteerMeasure
 from sae.config import (
     TYPED,
     ConfigError,
@@ -45,7 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
     given = sys.argv[1:] if arguments is None else arguments
     typed = TYPED.set(frozenset(a[2:].partition("=")[0].replace("-", "_") for a in given if a.startswith("--")))
     try:
-        command = parse_sweep(given) if given[:1] == ["sweep"] else parse(given)
+        command = PARSED_APART.get(given[0] if given else "", parse)(given)
         if given[0] not in ON_RANKS:
             refuse_ranks(f"sae {given[0]}")
         result = on_runs(command).run()
@@ -74,8 +76,12 @@ def parse(arguments: list[str]) -> Any:
         return _parse(arguments[1:], IMAGE_COMMANDS, "sae image", "Train image autoencoders, show them, compare them.")
     says = "Train sparse autoencoders on language-model activations, prove how good they are, look inside."
     commands = COMMANDS
+    if arguments[:1] == ["harvest"]:
+        arguments = with_layers(arguments)
     if arguments[:1] == ["train"]:
         commands = {**COMMANDS, "train": _train_command(arguments)}
+    if arguments[:1] == ["steer"] and "--measure" in arguments:
+        commands = {**COMMANDS, "steer": SteerMeasure}
     return _parse(arguments, commands, "sae", says)
 
 
@@ -154,6 +160,29 @@ def parse_sweep(arguments: list[str]) -> Sweep:
         raise ConfigError(f"sweep: two members have one name ({', '.join(names)}); name every value once")
     assert sweep is not None
     return dataclasses.replace(sweep, members=tuple(members))
+
+
+def parse_choose_l0(arguments: list[str]) -> ChooseL0:
+    """`sae choose-l0`'s arguments: of runs, or, where several --k are given, of a sweep that makes them.
+
+    Raises:
+        ConfigError: fewer than three different k, or a setting is out of range.
+    """
+    ks = _value(arguments, "--k")
+    if ks is None:
+        return parse(arguments)
+    given = arguments[1:]
+    sweep = parse_sweep(["sweep", *given, *([] if _value(given, "--seed") else ["--seed", "0,1"])])
+    if len({member.sae.k for member in sweep.members}) < 3:
+        raise ConfigError(f"--k {ks}: expected three or more with commas, so that an optimum can lie inside")
+    for name in ("variant", "width", "layer", "lr"):
+        if len((_value(given, f"--{name}") or "").split(",")) > 1:
+            raise ConfigError(f"--{name} {_value(given, f'--{name}')}: expected one; levels differ in k and seed alone")
+    return ChooseL0(sweep=sweep, json=sweep.json)
+
+
+PARSED_APART: dict[str, Callable[[list[str]], Any]] = {"sweep": parse_sweep, "choose-l0": parse_choose_l0}
+"""Commands whose flags may take several values with commas."""
 
 
 def show(result: dict[str, Any], *, as_json: bool) -> None:

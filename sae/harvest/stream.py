@@ -133,13 +133,17 @@ class Harvest:
             yield Harvested(rows, contexts, begin)
             begin = contexts.next
 
-    def rows(self, contexts: Contexts) -> Rows:
+    def rows(self, contexts: Contexts, captured: Mapping[str, Tensor] | None = None) -> Rows:
         """One forward pass: the rows of every token that is not padding.
+
+        Args:
+            contexts: the tokens.
+            captured: site name -> activations [B, S, d] of a pass over them that was made already.
 
         Raises:
             ActivationError: see `check_finite`.
         """
-        rows = self._forward(contexts)
+        rows = self._forward(contexts, captured)
         return rows._replace(kind=_with_sinks(rows.kind, rows.activations, self.norm_limits))
 
     def trained_on(self, rows: Rows) -> Rows:
@@ -209,10 +213,11 @@ class Harvest:
             kind[others] = OTHER_ROLE
         return kind
 
-    def _forward(self, contexts: Contexts) -> Rows:
+    def _forward(self, contexts: Contexts, captured: Mapping[str, Tensor] | None = None) -> Rows:
         """Rows of every token that is not padding, sinks not told apart yet."""
         real = (contexts.document >= 0).flatten().nonzero().squeeze(1)
-        activations = {name: a.flatten(0, 1) for name, a in self._captured(contexts).items()}
+        captured = self._captured(contexts) if captured is None else captured
+        activations = {name: a.flatten(0, 1) for name, a in captured.items()}
         if len(real) < contexts.document.numel():
             activations = {name: a[real.to(a.device)] for name, a in activations.items()}
         self.check_finite(contexts, real, activations)
