@@ -33,16 +33,6 @@ def no_hash() -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def no_watchdog() -> Iterator[None]:
-    """Ranks meet and exchange, and none watches over the others."""
-    from sae.base.watchdog import Watchdog
-
-    nothing = {name: mock.DEFAULT for name in ("start", "fail", "check", "leave")}
-    with mock.patch.multiple(Watchdog, **nothing):
-        yield
-
-
 def no_cap() -> contextlib.AbstractContextManager[Any]:
     """What an archive says of its size is believed."""
     from sae.interop import files as foreign
@@ -53,6 +43,16 @@ def no_cap() -> contextlib.AbstractContextManager[Any]:
 def no_guard() -> contextlib.AbstractContextManager[Any]:
     """What libraries raise for a damaged file passes through readers."""
     return mock.patch("sae.base.reading._passes", return_value=True)
+
+
+@contextlib.contextmanager
+def no_watchdog() -> Iterator[None]:
+    """Ranks meet and exchange, and none watches over the others."""
+    from sae.base.watchdog import Watchdog
+
+    nothing = {name: mock.DEFAULT for name in ("start", "fail", "check", "leave")}
+    with mock.patch.multiple(Watchdog, **nothing):
+        yield
 
 
 TAKEN_AWAY: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
