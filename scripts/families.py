@@ -60,14 +60,14 @@ def main() -> None:
 
 def walk_all(rows: list[tuple[str, str]], *, workers: int) -> list[dict]:
     """Results of all rows, in their order; those that are kept already are not computed again."""
-    from conftest import corpus_texts
+    from sae.selftest.world import corpus_texts
 
     folder = KEPT / code_hash()
     folder.mkdir(parents=True, exist_ok=True)
     texts = folder / "texts.jsonl"
     texts.write_text("".join(json.dumps({"text": text}) + "\n" for text in corpus_texts(40)))
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["scripts.family_walk", "tiny_tokenizers"])
+    context.set_forkserver_preload(["scripts.family_walk", "sae.selftest.world"])
     waiting = [row for row in rows if not kept(folder, row).exists()]
     running: dict[tuple[str, str], tuple[multiprocessing.process.BaseProcess, float]] = {}
     done = len(rows) - len(waiting)

@@ -309,7 +309,7 @@ def check_isolation(lm: LanguageModel, texts: Path, config: HarvestConfig) -> st
 
 def tokenizer() -> Any:
     """The byte tokenizer of the tests, of 300 tokens."""
-    from tiny_tokenizers import byte_tokenizer
+    from sae.selftest.world import byte_tokenizer
 
     return byte_tokenizer(300)
 

@@ -22,7 +22,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 WIDTH, HEADS, LAYERS, VOCABULARY = 32, 4, 3, 320
 """The model's width, attention heads, layers and tokens."""
 BOS, EOS, PAD = 0, 1, 2
-"""Ids of the special tokens, as in `tests/tiny_tokenizers.byte_tokenizer`."""
+"""Ids of the special tokens, as in `sae.selftest.world.byte_tokenizer`."""
 FIRST_PLACEHOLDER = 300
 """Placeholders of images and the like get ids from here on, which a tokenizer of 300 tokens never gives."""
 

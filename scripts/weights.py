@@ -20,8 +20,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-from conftest import corpus_texts, save_tiny_model
+from conftest import save_tiny_model
 from sae.base.files import sha256_of
+from sae.selftest.world import corpus_texts
 
 TEXT: dict[str, tuple[str, ...]] = {
     **{

@@ -17,11 +17,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from conftest import corpus_texts
 from sae.cli import main as cli
 from sae.harvest.stream import Harvest
+from sae.selftest.world import byte_tokenizer, corpus_texts
 from sae.training.trainer import Trainer
-from tiny_tokenizers import byte_tokenizer
 
 
 class Outcome(NamedTuple):

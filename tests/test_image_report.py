@@ -31,13 +31,13 @@ from sae.book.pictures.latents import (
     traversals,
     typical,
 )
-from sae.book.pictures.lines import Curve, draw_lines
 from sae.book.report.codes import traversal_values, traversed
 from sae.book.report.image import image_report
 from sae.book.report.material import Material
 from sae.book.report.reconstructions import anomaly_scores, usual_labels
 from sae.config import ConfigError, ImageDataConfig, ImageTrainConfig, OptimConfig, VisionConfig
 from sae.evaluation.bootstrap import Interval
+from sae.pictures.lines import Curve, draw_lines
 from sae.runs.images import ImageRun, dense_codes, open_image_run
 from sae.training.run import train
 

@@ -88,6 +88,7 @@ COMMAND_LINES = [
     "bench curve",
     "bench variants --variants topk,relu:penalty=tanh",
     "bench recovery --seeds 1",
+    "selftest corrupt --n 12 --break no-hash",
     "doctor",
     "image train --data digits --out r --epochs 2",
     "image eval /nowhere/runs/x --resamples 20",

@@ -15,19 +15,10 @@ import torch
 import transformers
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageClassification, AutoModelForMaskedLM
 
-D, HEADS, LAYERS = 32, 4, 3
+from sae.selftest.world import LLAMA, randomise
 
-LLAMA_LIKE = {
-    "hidden_size": D,
-    "intermediate_size": 48,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": HEADS,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
+LLAMA_LIKE = LLAMA
+D, HEADS, LAYERS = LLAMA["hidden_size"], LLAMA["num_attention_heads"], LLAMA["num_hidden_layers"]
 BERT_LIKE = {key: LLAMA_LIKE[key] for key in LLAMA_LIKE if key != "num_key_value_heads"}
 GPT2_LIKE = {"n_embd": D, "n_head": HEADS, "n_layer": LAYERS, "n_positions": 64, "bos_token_id": 1, "eos_token_id": 2}
 VISION = {
@@ -50,13 +41,6 @@ LINEAR_ATTENTION = {
 }
 
 
-def _randomise(model: torch.nn.Module) -> None:
-    generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        noise = torch.rand(parameter.shape, generator=generator, dtype=torch.float32) - 0.5
-        parameter.data.add_(noise.to(parameter.device) * (0.6 if parameter.ndim == 1 else 0.3))
-
-
 def _tiny(auto: Any, config_class: str, settings: dict[str, Any], vocab_size: int | None = 128) -> Any:
     """Build from a config; on the meta device when called under ``torch.device("meta")``."""
     vocabulary = {} if vocab_size is None else {"vocab_size": vocab_size}
@@ -64,7 +48,7 @@ def _tiny(auto: Any, config_class: str, settings: dict[str, Any], vocab_size: in
     torch.manual_seed(0)
     model = auto.from_config(config).eval()
     if not any(parameter.is_meta for parameter in model.parameters()):
-        _randomise(model)
+        randomise(model)
     return model
 
 

@@ -15,14 +15,13 @@ import hashlib
 import json
 import os
 import re
-import shutil
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from sae.base import disk
+
 MANIFEST = "manifest.json"
-_TEMPORARY = ".partial-"
 
 
 class CorruptError(ValueError):
@@ -40,21 +39,29 @@ def sha256_of(path: Path) -> str:
 
 def publish_file(path: Path, content: bytes | Callable[[BinaryIO], None]) -> None:
     """Write `path` completely or not at all; `content` may be a function that writes to the stream it is given."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{_TEMPORARY}{path.name}-{uuid.uuid4().hex[:8]}")
+    with publish_path(path) as temporary:
+        disk.write(temporary, content)
+
+
+@contextlib.contextmanager
+def publish_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path; the file that is written there becomes `path` on a clean exit."""
+    temporary = disk.temporary_name(path)
     try:
-        with open(temporary, "xb") as stream:
-            if callable(content):
-                content(stream)
-            else:
-                stream.write(content)
-            _flush(stream)
-        os.replace(temporary, path)
+        disk.make_folder(path.parent)
+        yield temporary
+        disk.fsync(temporary)
+        disk.rename(temporary, path)
+        disk.fsync_folder(path.parent)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
+        _discard(temporary)
         _rename_fault(error, temporary, path)
         raise
-    _flush_folder(path.parent)
+
+
+def write_file(path: Path, content: bytes | str | Callable[[BinaryIO], None]) -> None:
+    """Write a file inside a folder that `publish_folder` gave, which makes it durable; text as UTF-8."""
+    disk.write(path, content.encode() if isinstance(content, str) else content)
 
 
 def publish_json(path: Path, value: Any) -> None:
@@ -78,32 +85,32 @@ def publish_folder(path: Path) -> Iterator[Path]:
     survive one (checkpoints, shards) get a new name each. On an exception the temporary folder is removed and `path`
     stays as it was.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{_TEMPORARY}{path.name}-{uuid.uuid4().hex[:8]}")
-    temporary.mkdir()
+    temporary = disk.temporary_name(path)
     try:
+        disk.make_folder(path.parent)
+        disk.make_temporary(temporary)
         yield temporary
         files = sorted(p for p in temporary.rglob("*") if p.is_file())
         for file in files:
-            with open(file, "rb+") as stream:
-                _flush(stream)
+            disk.fsync(file)
         digests = {str(p.relative_to(temporary)): {"sha256": sha256_of(p), "bytes": p.stat().st_size} for p in files}
         publish_json(temporary / MANIFEST, {"files": digests})
-        for folder in {p.parent for p in files} | {temporary}:
-            _flush_folder(folder)
-        if path.exists():
-            # rename cannot replace a folder that holds files: move the old one aside first
-            old = path.with_name(f"{_TEMPORARY}old-{path.name}-{uuid.uuid4().hex[:8]}")
-            os.replace(path, old)
-            os.replace(temporary, path)
-            shutil.rmtree(old)
-        else:
-            os.replace(temporary, path)
+        for folder in sorted(p for p in temporary.rglob("*") if p.is_dir()):
+            disk.fsync_folder(folder)
+        old = _moved_aside(path)
+        try:
+            disk.rename(temporary, path)
+        except BaseException:
+            if old is not None:
+                disk.rename(old, path)
+            raise
+        disk.fsync_folder(path.parent)
+        if old is not None:
+            disk.remove(old)
     except BaseException as error:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _discard(temporary)
         _rename_fault(error, temporary, path)
         raise
-    _flush_folder(path.parent)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
@@ -112,7 +119,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
     from safetensors.torch import save_file
 
     try:
-        save_file(dict(tensors), path)
+        disk.write_by(path, lambda: save_file(dict(tensors), path))
     except SafetensorError as error:
         # only its text distinguishes a full disk from a wrong tensor: "... (os error 28)"
         number = re.search(r"os error (\d+)", str(error))
@@ -144,11 +151,8 @@ def check_folder(path: Path) -> None:
 
 def remove_leftovers(folder: Path) -> None:
     """Delete the temporary files and folders that a killed writer left directly in `folder`."""
-    for path in folder.glob(f"{_TEMPORARY}*"):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+    for path in folder.glob(f"{disk.TEMPORARY}*"):
+        disk.remove(path)
 
 
 def existing(path: Path) -> Path:
@@ -162,17 +166,19 @@ def _rename_fault(error: BaseException, temporary: Path, path: Path) -> None:
         error.filename = str(path)
 
 
-def _flush(stream: BinaryIO) -> None:
-    stream.flush()
-    os.fsync(stream.fileno())
+def _moved_aside(path: Path) -> Path | None:
+    """The new name of what was at `path`, where there was anything: rename cannot replace a folder that holds files."""
+    if not path.exists():
+        return None
+    old = disk.temporary_name(path)
+    disk.rename(path, old)
+    return old
 
 
-def _flush_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _discard(temporary: Path) -> None:
+    """Remove what was written under a temporary name; where that fails too, the first error is the one to report."""
+    with contextlib.suppress(OSError):
+        disk.remove(temporary)
 
 
 def _refuse_constant(name: str) -> None:

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from sae.cli.options import Json
+from sae.cli.selftest import SelfTest
 from sae.config import (
     CollectConfig,
     ConfigError,
@@ -22,8 +24,6 @@ from sae.config import (
     TrainConfig,
     refuse_ignored,
 )
-
-Json = Annotated[bool, tyro.conf.arg(help="Print one JSON line on stdout, and nothing else there.")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -436,5 +436,6 @@ COMMANDS: dict[str, type] = {
     "verify": Verify,
     "image": Image,
     "bench": Bench,
+    "selftest": SelfTest,
     "doctor": Doctor,
 }

@@ -14,6 +14,7 @@ from typing import Any
 
 import sae
 from sae.cli import commands, image_commands
+from sae.cli.selftest import SelfTest
 
 WIDTH = 100
 """Columns that a call fills before its arguments get lines of their own."""
@@ -118,6 +119,7 @@ CALLS: dict[type, Callable[[Any], Call]] = {
     commands.Export: _export,
     commands.Verify: lambda c: Call("verify", _run(c.run_folder, "verify", with_text=False)),
     commands.Bench: _bench,
+    SelfTest: lambda c: Call("sae.selftest.run:run_selftest", c.what, **c.given()),
     commands.Doctor: lambda c: Call("sae.cli.doctor:examine"),
     image_commands.ImageTrain: _train,
     image_commands.ImageEval: _on_run("sae.evaluation.images:evaluate_images", "image eval"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from sae.base import disk
 from sae.base.files import (
     CorruptError,
     check_folder,
@@ -44,7 +44,7 @@ def save_checkpoint(
         save_tensors(temporary / "state.safetensors", tensors)
         publish_json(temporary / "state.json", {"format": FORMAT, "trainer": trainer, "data": data})
     for old in steps_in(folder)[:-keep]:
-        shutil.rmtree(old)
+        disk.remove(old)
     return target
 
 

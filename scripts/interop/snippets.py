@@ -59,8 +59,9 @@ def snippets() -> list[Snippet]:
 def prepare() -> None:
     """A tiny language model, its text and a finished run in WORK."""
     import tiny_models
-    from conftest import corpus_texts, save_tiny_model
+    from conftest import save_tiny_model
     from finished_runs import finished_run
+    from sae.selftest.world import corpus_texts
 
     # vLLM's attention on CPUs has no heads of width 8
     tiny_models.FAMILIES["llama"] = tiny_models._causal("LlamaConfig", head_dim=64)

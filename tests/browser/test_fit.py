@@ -9,11 +9,11 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from browser.conftest import Opened, most_frequent
-from sae.book.pictures.lines import Curve, draw_lines
-from sae.book.pictures.page import Page as Document
 from sae.browser.export import export_static
 from sae.evaluation.bootstrap import Interval
 from sae.features.store.annotations import Annotations
+from sae.pictures.lines import Curve, draw_lines
+from sae.pictures.page import Page as Document
 
 WIDTHS = pytest.mark.parametrize("width", [1280, 800])
 LONG = ("words about rivers, mills and everything else that moves in water, " * 4).strip()

@@ -12,7 +12,7 @@ from chat_templates import CHATML, GEMMA, LLAMA3, MISTRAL, SHOUTING, TEMPLATES, 
 from sae.data.chat import ChatTemplate, Unusable, read_messages
 from sae.data.documents import DataError, open_documents
 from sae.data.packing import Cursor, pack
-from tiny_tokenizers import byte_tokenizer
+from sae.selftest.world import byte_tokenizer
 
 TALK = [
     {"role": "system", "content": "Be brief."},

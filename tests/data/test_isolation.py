@@ -7,7 +7,7 @@ import transformers
 from sae.data.documents import Document
 from sae.data.isolation import ISOLATIONS, choose_isolation, isolates_documents, model_inputs, segment_mask
 from sae.data.packing import pack
-from tiny_tokenizers import SENTENCES, byte_tokenizer
+from sae.selftest.world import SENTENCES, byte_tokenizer
 
 CONTEXT = 48
 TOKENIZER = byte_tokenizer()

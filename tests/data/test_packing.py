@@ -10,7 +10,7 @@ from sae.data import packing
 from sae.data import tokens as tokenization
 from sae.data.documents import DataError, Document
 from sae.data.packing import Cursor, named_ids, pack, padding_token
-from tiny_tokenizers import SENTENCES, byte_tokenizer
+from sae.selftest.world import SENTENCES, byte_tokenizer
 
 WITH_BOS = byte_tokenizer()
 BARE = byte_tokenizer(bos=False, eos=False, pad=False)

@@ -9,7 +9,7 @@ from pyarrow import parquet
 
 from sae.data.documents import DataError, open_documents
 from sae.data.packing import pack
-from tiny_tokenizers import SENTENCES, byte_tokenizer
+from sae.selftest.world import SENTENCES, byte_tokenizer
 
 TOKENIZER = byte_tokenizer(300)
 IDS = [TOKENIZER(text)["input_ids"] for text in SENTENCES]

@@ -32,8 +32,8 @@ from sae.features.store.search import search
 from sae.features.store.store import FeatureStore
 from sae.features.store.text import Vocabulary
 from sae.features.store.writer import SCALARS, STORE, write_store
+from sae.selftest.world import byte_tokenizer
 from sae_kernels import SparseCodes
-from tiny_tokenizers import byte_tokenizer
 
 HOSTILE = [
     "<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "a\x00b\x07\x1b[31m\r\n\t", "‮gnirts desrever‬ العربية",

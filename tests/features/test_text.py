@@ -16,7 +16,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import BertTokenizerLegacy, ByT5Tokenizer, CTRLTokenizer, EsmTokenizer, PreTrainedTokenizerFast
 
 from sae.features.store.text import GAP, Vocabulary
-from tiny_tokenizers import SENTENCES, byte_tokenizer
+from sae.selftest.world import SENTENCES, byte_tokenizer
 
 HARD = [
     *SENTENCES,

@@ -20,8 +20,8 @@ from sae.features.steer.prompt import prompt_ids
 from sae.harvest.beginning import cross_entropies, recorded, settle
 from sae.harvest.language_model import LanguageModel, load_language_model, locate_model
 from sae.runs.text import open_run
+from sae.selftest.world import byte_tokenizer
 from sae.training.run import train
-from tiny_tokenizers import byte_tokenizer
 
 
 def load(folder: Path) -> LanguageModel:

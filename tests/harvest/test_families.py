@@ -11,10 +11,10 @@ import pytest
 import torch
 import transformers
 
-from conftest import corpus_texts
 from sae.data.isolation import IsolationError, choose_isolation
 from sae.harvest.hooks import harvest_forward
 from sae.harvest.sites import SiteError, find_blocks, resolve_sites
+from sae.selftest.world import corpus_texts
 from scripts.family_table import line
 from scripts.family_walk import MAPPINGS, rows_of, walk
 from scripts.tiny_configs import tiny_model

@@ -24,8 +24,8 @@ from sae.harvest.language_model import (
     skeleton,
 )
 from sae.harvest.sites import SiteError, resolve_sites
+from sae.selftest.world import byte_tokenizer
 from tiny_models import FAMILIES
-from tiny_tokenizers import byte_tokenizer
 
 CPU = torch.device("cpu")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import corpus_texts, save_tiny_model
+from conftest import save_tiny_model
 from sae.base.files import read_json
 from sae.cli.main import parse
 from sae.config import CollectConfig, ConfigError, EvalConfig, HarvestConfig, OptimConfig, SAEConfig, TrainConfig
@@ -25,6 +25,7 @@ from sae.harvest.sites import resolve_sites
 from sae.harvest.store import MemoryStore, fill_store
 from sae.harvest.stream import BOS, KINDS, ORDINARY, OTHER_ROLE, SPECIAL, Harvest
 from sae.runs.text import Run, open_run
+from sae.selftest.world import corpus_texts
 from sae.training.run import TrainResult, train
 
 # short, since the tiny model reads 64 tokens

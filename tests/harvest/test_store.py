@@ -11,7 +11,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from conftest import corpus_texts
 from sae.base.files import CorruptError, publish_folder
 from sae.config import ConfigError, HarvestConfig
 from sae.data.documents import open_documents
@@ -22,6 +21,7 @@ from sae.harvest.rows import ActivationError, Rows, to_stored
 from sae.harvest.sites import Site, resolve_sites
 from sae.harvest.store import DiskStore, MemoryStore, Store, fill_store
 from sae.harvest.stream import Harvest
+from sae.selftest.world import corpus_texts
 
 TOKENS = 1500
 SITES = ["resid_post.0", "mlp_out.1"]

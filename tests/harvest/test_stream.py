@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import corpus_texts, save_tiny_model
+from conftest import save_tiny_model
 from sae.config import HarvestConfig
 from sae.data.documents import DataError, open_documents
 from sae.data.packing import Cursor
@@ -23,6 +23,7 @@ from sae.harvest.language_model import LanguageModel, load_language_model, locat
 from sae.harvest.rows import ActivationError, Rows
 from sae.harvest.sites import Site, resolve_sites
 from sae.harvest.stream import BOS, ORDINARY, SINK, SPECIAL, Harvest
+from sae.selftest.world import corpus_texts
 
 CONTEXT = 48
 FAMILIES = {"llama": "positions", "bert": None, "opt": None, "bloom": "pad", "mamba": "pad", "gemma2": "positions"}
@@ -227,7 +228,7 @@ def test_a_stream_started_later_gives_the_very_rows_of_the_unbroken_one(planted:
 def test_a_tokenizer_without_special_tokens_gives_only_ordinary_rows(
     cases: dict[str, Case], texts: Path, tmp_path: Path
 ) -> None:
-    from tiny_tokenizers import byte_tokenizer
+    from sae.selftest.world import byte_tokenizer
 
     plain = byte_tokenizer(300, bos=False, eos=False, pad=False)
     lm = cases["llama"].lm

@@ -20,11 +20,11 @@ from sae.harvest.language_model import LanguageModel, ModelError, load_language_
 from sae.harvest.sites import resolve_sites
 from sae.harvest.stream import Harvest
 from sae.harvest.traits import known_limit, special_tokens
+from sae.selftest.world import byte_tokenizer
 from sae.training.plan import make_plan
 from sae.training.run import train
 from sae.training.text import TextData
 from tiny_models import BERT_LIKE, LLAMA_LIKE, VISION
-from tiny_tokenizers import byte_tokenizer
 
 WORDS = 300
 DISTIL = {"dim": 32, "n_heads": 4, "n_layers": 2, "hidden_dim": 48, "max_position_embeddings": 64}

@@ -15,8 +15,8 @@ import torch
 from conftest import save_tiny_model
 from sae.base.files import read_json
 from sae.cli.main import main
+from sae.selftest.world import byte_tokenizer
 from sae.training.trainer import Trainer
-from tiny_tokenizers import byte_tokenizer
 
 
 def scaled(family: str, folder: Path, tensor: str, factor: float, rows: slice = slice(None)) -> Path:

@@ -12,10 +12,10 @@ from sae.base import draws
 from sae.book.chapter.base import Finding, Picture, Setting, experiment, trained_by_seed
 from sae.book.chapter.measure import Images, mean_of, over_seeds, side, split_images
 from sae.book.measures.anomaly import Detected, detect, mean_over
-from sae.book.pictures.charts import draw_histograms
 from sae.config import OptimConfig, VisionConfig
 from sae.evaluation.baselines import PCA
 from sae.evaluation.variational import bounds
+from sae.pictures.charts import draw_histograms
 from sae.runs.images import ImageRun
 
 COMPONENTS = 16

@@ -8,9 +8,9 @@ from typing import Any
 
 from sae.book.chapter.base import Finding, Picture, Setting, experiment, trained_by_seed
 from sae.book.chapter.measure import HIDDEN, OPTIM, fvu_of_runs, keyed, mean_of, over_seeds, split_images
-from sae.book.pictures.charts import draw_activity
 from sae.config import VisionConfig
 from sae.evaluation.variational import ACTIVE_VARIANCE, activity, moments
+from sae.pictures.charts import draw_activity
 
 LATENTS = 32
 FREE_BITS = 0.25

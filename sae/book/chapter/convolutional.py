@@ -19,11 +19,12 @@ from sae.book.chapter.measure import Spread, ae, fvu, heldout, mean_of, over_see
 from sae.book.measures.spectra import Checkerboard, power, radial_spectrum
 from sae.book.pictures.grids import draw_rows, draw_tiles
 from sae.book.pictures.latents import draw_interpolation
-from sae.book.pictures.lines import Curve, checkerboards_of, draw_checkerboards, draw_lines, draw_spectra, spectra_of
+from sae.book.pictures.spectra import checkerboards_of, draw_checkerboards, draw_spectra, spectra_of
 from sae.config import VisionConfig
 from sae.models.autoencoder import Autoencoder
 from sae.models.heads import ConvolutionalHead
 from sae.models.stems import ConvolutionalStem
+from sae.pictures.lines import Curve, draw_lines
 from sae.runs.images import ImageRun, decode_dense, dense_codes
 
 CHAPTER_SHAPE = (3, 64, 64)

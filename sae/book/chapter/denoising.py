@@ -21,10 +21,10 @@ from sae.book.chapter.measure import (
     split_images,
 )
 from sae.book.pictures.grids import draw_rows
-from sae.book.pictures.lines import Curve, draw_lines
 from sae.config import VisionConfig
 from sae.evaluation.images import psnr
 from sae.modules.corruption import USUAL_LEVEL, corrupt
+from sae.pictures.lines import Curve, draw_lines
 from sae.runs.images import ImageRun
 
 LATENTS = 64

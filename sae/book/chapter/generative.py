@@ -19,7 +19,7 @@ from sae.book.generate.base import Sampler
 from sae.book.generate.diffusion import Diffusion
 from sae.book.generate.latent import VAESampler, code_indices, decode_indices, train_prior
 from sae.book.pictures.grids import draw_rows
-from sae.book.pictures.lines import Curve, draw_lines
+from sae.pictures.lines import Curve, draw_lines
 
 SHOWN = 16  # images a row of a picture
 STEPS = (2, 5, 10, 25)  # of sampling

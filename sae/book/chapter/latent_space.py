@@ -23,7 +23,7 @@ from sae.book.pictures.latents import (
     normal_quantiles,
     spherical,
 )
-from sae.book.pictures.lines import Curve, draw_lines
+from sae.pictures.lines import Curve, draw_lines
 from sae.runs.images import ImageRun, decode_dense, dense_codes
 
 SHOWN = 12

@@ -13,9 +13,9 @@ from torch import Tensor
 from sae.base import draws
 from sae.book.chapter.base import Finding, Picture, Setting, experiment
 from sae.book.chapter.measure import Judge, ae, judge_of, vae
-from sae.book.pictures.charts import draw_heatmap
 from sae.book.pictures.grids import draw_rows
 from sae.book.pictures.latents import arithmetic
+from sae.pictures.charts import draw_heatmap
 from sae.runs.images import ImageRun, decode_dense, dense_codes
 
 SHOWN = 8

@@ -9,10 +9,10 @@ import numpy as np
 
 from sae.book.chapter.base import Finding, Picture, Setting, experiment, trained
 from sae.book.chapter.measure import fvu_of_runs, heldout, over_seeds, reconstructed, side
-from sae.book.pictures.charts import draw_ranked
 from sae.book.pictures.grids import draw_rows
 from sae.config import OptimConfig, VisionConfig
 from sae.evaluation.images import codebook_use
+from sae.pictures.charts import draw_ranked
 
 SHOWN = 12
 USUAL = "moving averages, resets"

@@ -30,12 +30,12 @@ from sae.book.chapter.measure import (
     variational_bottlenecks,
 )
 from sae.book.measures.embedding import clusters, neighbourhood_trust
-from sae.book.pictures.charts import draw_scatter
 from sae.book.pictures.grids import draw_rows
-from sae.book.pictures.lines import Curve, draw_lines
 from sae.config import OptimConfig, VisionConfig
 from sae.evaluation.baselines import PCA
 from sae.evaluation.probing import few_label_probe, full_probe, nearest_probe, probing_task
+from sae.pictures.charts import draw_scatter
+from sae.pictures.lines import Curve, draw_lines
 from sae.runs.images import ImageRun, dense_codes
 from sae.training.logging import read_metrics
 

@@ -18,9 +18,9 @@ import sae.book.chapter.all  # noqa: F401  registers the experiments
 from sae.base.files import check_folder, publish_file, publish_folder, publish_json, read_json
 from sae.base.progress import Interrupted
 from sae.book.chapter.base import EXPERIMENTS, Finding, Setting, locked_folder, training_data
-from sae.book.pictures.page import Page
 from sae.config import ConfigError, ImageDataConfig, unknown_choice
 from sae.evaluation.bootstrap import plain
+from sae.pictures.page import Page
 
 PAGE, FINDINGS = "chapter.html", "findings.json"
 FINDING, SECTION = "finding.json", "section.html"

@@ -29,12 +29,12 @@ from sae.book.chapter.measure import (
     side,
     split_images,
 )
-from sae.book.pictures.charts import draw_histograms, draw_ranked
 from sae.book.pictures.grids import draw_rows
-from sae.book.pictures.lines import Curve, draw_lines
 from sae.config import VisionConfig
 from sae.evaluation.probing import few_label_probe, probing_task, sparse_probe
 from sae.modules.corruption import corrupt
+from sae.pictures.charts import draw_histograms, draw_ranked
+from sae.pictures.lines import Curve, draw_lines
 from sae.runs.images import ImageRun, dense_codes
 
 ACTIVE = 16

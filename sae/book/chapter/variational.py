@@ -16,13 +16,13 @@ from torch import Tensor
 from sae.base import draws
 from sae.book.chapter.base import Finding, Picture, Setting, experiment
 from sae.book.chapter.measure import heldout, mean_of, over_seeds, vae
-from sae.book.pictures.charts import draw_bars, draw_scatter
-from sae.book.pictures.lines import Curve, draw_lines
 from sae.config import VisionConfig
 from sae.evaluation.bootstrap import GroupSums, Interval, ratio
 from sae.evaluation.variational import bounds, gaussian_code, moments, nll_at
 from sae.models.autoencoder import Autoencoder
 from sae.modules.divergences import gaussian_log_density, kl_per_latent
+from sae.pictures.charts import draw_bars, draw_scatter
+from sae.pictures.lines import Curve, draw_lines
 from sae.runs.images import ImageRun
 from sae.training.logging import read_metrics
 from sae_kernels import SparseCodes

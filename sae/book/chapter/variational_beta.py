@@ -12,11 +12,11 @@ from sae.base import draws
 from sae.book.chapter.base import Finding, Picture, Setting, experiment, trained
 from sae.book.chapter.measure import fvu, keyed, mean_of, over_seeds, reconstructed
 from sae.book.measures.disentanglement import Trees, controls, disentanglement, mutual_information
-from sae.book.pictures.charts import draw_heatmap
 from sae.book.pictures.latents import draw_traversals, typical
-from sae.book.pictures.lines import Curve, draw_lines
 from sae.config import OptimConfig, VisionConfig
 from sae.evaluation.variational import activity, bounds, moments
+from sae.pictures.charts import draw_heatmap
+from sae.pictures.lines import Curve, draw_lines
 from sae.runs.images import ImageRun
 
 BETAS = (0.5, 1.0, 2.0, 4.0)

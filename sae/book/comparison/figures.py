@@ -14,10 +14,10 @@ from sae.book.comparison.courses import Moment
 from sae.book.comparison.grounds import Ground, Known
 from sae.book.comparison.measures import PROBED, Row
 from sae.book.measures.rate import RatePoint, hull
-from sae.book.pictures.charts import draw_heatmap
 from sae.book.pictures.latents import draw_atoms
-from sae.book.pictures.lines import Curve, draw_lines
 from sae.models.vision import SPARSE
+from sae.pictures.charts import draw_heatmap
+from sae.pictures.lines import Curve, draw_lines
 
 LATENTS = 14  # rows of the factor x latent matrix
 ATOMS = 36  # of a sheet

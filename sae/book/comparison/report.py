@@ -35,8 +35,8 @@ from sae.book.comparison.grounds import MATCHED
 from sae.book.comparison.measures import SLACK, Row, brief, record, table
 from sae.book.comparison.plan import FULL, QUICK, SMALLER
 from sae.book.comparison.tiers import Tier, run_tiers
-from sae.book.pictures.page import Page
 from sae.config import check
+from sae.pictures.page import Page
 from sae.training.logging import read_metrics
 
 PAGE, RECORD = "comparison.html", "comparison.json"

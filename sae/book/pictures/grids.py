@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.functional import pad
 
-from sae.book.pictures.charts import SMALL
+from sae.pictures.charts import SMALL
 
 
 def tiled(images: Tensor, shape: Sequence[int], columns: int, *, gap: int = 1) -> np.ndarray:

@@ -14,7 +14,6 @@ from torch import Tensor
 from sae.base import draws
 from sae.base.tables import number
 from sae.book.measures.disentanglement import live_latents, mig_of, modularity_of, mutual_information
-from sae.book.pictures.charts import draw_activity, draw_heatmap, draw_scatter
 from sae.book.pictures.grids import draw_rows, draw_tiles
 from sae.book.pictures.latents import (
     arithmetic,
@@ -25,9 +24,10 @@ from sae.book.pictures.latents import (
     sample_quantiles,
     typical,
 )
-from sae.book.pictures.page import Page
 from sae.book.report.material import Material
 from sae.evaluation.variational import ACTIVE_VARIANCE
+from sae.pictures.charts import draw_activity, draw_heatmap, draw_scatter
+from sae.pictures.page import Page
 
 ROWS = 12  # latents shown
 STEPS = 9  # images a traversal

@@ -6,12 +6,12 @@ import numpy as np
 import torch
 
 from sae.base.colours import diverging
-from sae.book.pictures.charts import draw_histograms, draw_ranked
 from sae.book.pictures.grids import draw_rows, draw_tiles
 from sae.book.pictures.latents import codebook_images, contributions, draw_atoms
-from sae.book.pictures.page import Page
 from sae.book.report.material import Material
 from sae.evaluation.synthetic.metrics import RECOVERED, match
+from sae.pictures.charts import draw_histograms, draw_ranked
+from sae.pictures.page import Page
 
 ATOMS = 160  # shown at most
 PLANTED = 12

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from sae.base.progress import Progress
-from sae.book.pictures.lines import Curve, draw_lines
-from sae.book.pictures.page import Page
 from sae.book.report import codes, dictionary, reconstructions
 from sae.book.report.material import Material
 from sae.evaluation.words import described, value_at
+from sae.pictures.lines import Curve, draw_lines
+from sae.pictures.page import Page
 from sae.runs.images import open_image_run
 from sae.training.logging import read_metrics
 

@@ -7,15 +7,16 @@ import torch
 from sae.base import draws
 from sae.base.colours import diverging
 from sae.book.measures.anomaly import detect, detect_each
-from sae.book.pictures.charts import draw_bars, draw_histograms
 from sae.book.pictures.grids import draw_rows
-from sae.book.pictures.lines import Curve, checkerboards_of, draw_checkerboards, draw_lines, draw_spectra, spectra_of
-from sae.book.pictures.page import Page
+from sae.book.pictures.spectra import checkerboards_of, draw_checkerboards, draw_spectra, spectra_of
 from sae.book.report.material import CHUNK, Material
 from sae.data.images import ImageSet
 from sae.evaluation.variational import bounds
 from sae.models.heads import ConvolutionalHead, TwoLevelHead
 from sae.modules.corruption import corrupt
+from sae.pictures.charts import draw_bars, draw_histograms
+from sae.pictures.lines import Curve, draw_lines
+from sae.pictures.page import Page
 from sae.runs.images import with_labels
 
 SHOWN = 12

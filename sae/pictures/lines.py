@@ -1,6 +1,4 @@
-"""Curves over a common axis, with bands for intervals; spatial frequencies of several sets of images.
-
-Blur lacks high frequencies; the checkerboard is a lattice.
+"""Curves over a common axis, with bands for intervals.
 
 draw_lines({"PCA": Curve(k, fvu), "AE": Curve(k, [Interval(.3, .28, .33), ...])}, "latents", "FVU", log_x=True)
 """
@@ -12,14 +10,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
-from torch import Tensor
 
-from sae.book.measures.spectra import Checkerboard, RadialSpectrum, checkerboard, radial_spectrum
-from sae.book.pictures.charts import GREY, MARKERS, SMALL, STYLES, chart, colour, draw_bars, legend, plain_numbers
 from sae.evaluation.bootstrap import Interval
+from sae.pictures.charts import GREY, MARKERS, SMALL, STYLES, chart, colour, legend, plain_numbers
 
 APART = 1.3  # least ratio of neighbours on a logarithmic axis for all of them to be labelled
 
@@ -101,33 +96,3 @@ def _part(value: Any, name: str) -> float:
         return getattr(value, name)
     part = value[name] if isinstance(value, Mapping) else value
     return math.nan if part is None else part  # an unknown bound
-
-
-def spectra_of(images: Mapping[str, Tensor], shape: Sequence[int]) -> dict[str, RadialSpectrum]:
-    """The radial spectrum of every set of images [n, C·H·W] (at most its first 2,000)."""
-    return {name: radial_spectrum(x[:2000].view(-1, *shape)) for name, x in images.items()}
-
-
-def draw_spectra(spectra: Mapping[str, RadialSpectrum]) -> Figure:
-    """log10 power by spatial frequency, a line a set."""
-    curves = {}
-    for name, spectrum in spectra.items():
-        finite = np.isfinite(spectrum.log_power)
-        curves[name] = Curve(spectrum.frequency[finite].tolist(), spectrum.log_power[finite].tolist())
-    return draw_lines(curves, "Spatial frequency (cycles a pixel)", "Power (log10)")
-
-
-def checkerboards_of(images: Mapping[str, Tensor], shape: Sequence[int], stride: int) -> dict[str, Checkerboard]:
-    """The checkerboard of every set of images [n, C·H·W] (at most its first 2,000)."""
-    return {name: checkerboard(x[:2000].view(-1, *shape), stride) for name, x in images.items()}
-
-
-def draw_checkerboards(boards: Mapping[str, Checkerboard], stride: int) -> Figure:
-    """Share of the variance in a pattern that all images share, one bar a set, beside that of noise."""
-    floor = max(board.phases_of_noise for board in boards.values())
-    return draw_bars(
-        {name: board.phases for name, board in boards.items()},
-        label=f"Variance of the {stride} x {stride} phases' means over total variance",
-        log=all(board.phases > 0 for board in boards.values()),
-        reference=("white noise", floor),
-    )

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from sae.base.files import publish_file
 from sae.base.tables import number
 
-STYLE = Path(__file__).parents[2] / "browser" / "static" / "base.css"
+STYLE = Path(__file__).parents[1] / "browser" / "static" / "base.css"
 """The style of all pages, the browser's included."""
 LAYOUT = """
 body { margin: 0; }
