@@ -152,7 +152,7 @@ class Harvest:
         return self._sorted(contexts, self._forward(contexts))
 
     def views(self, groups: Sequence[Sequence[Site]]) -> list[Harvest]:
-        """For each group of this harvest's sites, the harvest of these sites alone, to be fed from `passes` of this one.
+        """For each group of these sites, the harvest of that group alone, to be fed from `passes` of this one.
 
         A token is a sink by the norms at a harvest's own sites: each view has the limits, the kinds and the choice of
         precision that it would have by itself. One forward pass is measured for all of them and this one.
