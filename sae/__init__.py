@@ -30,6 +30,7 @@ _LAZY = {
     "explain": "sae.features.explain.explain:explain",
     "steer": "sae.features.steer.steer:steer_run",
     "attach": "sae.harvest.attach:attach",
+    "report": "sae.reporting.report:report",
     "Run": "sae.run:Run",
     "Autoencoder": "sae.models.autoencoder:Autoencoder",
     "SparseCodes": "sae_kernels:SparseCodes",
@@ -74,6 +75,7 @@ __all__ = [
     "evaluate",
     "explain",
     "load",
+    "report",
     "steer",
     "train",
     "verify",
@@ -105,6 +107,7 @@ if TYPE_CHECKING:
     from sae.interop.opening import load
     from sae.models.autoencoder import Autoencoder
     from sae.models.saved import verify
+    from sae.reporting.report import report
     from sae.run import Run
     from sae.training.run import train
     from sae_kernels import SparseCodes

@@ -29,7 +29,7 @@ HEAVY = {
     "transformers": ("sae/harvest/", "sae/data/", "sae/evaluation/downstream.py", "sae/selftest/world.py"),
     "datasets": ("sae/data/",),
     "wandb": ("sae/training/logging.py",),
-    "matplotlib": ("sae/book/", "sae/pictures/", "sae/base/colours.py"),
+    "matplotlib": ("sae/book/", "sae/pictures/", "sae/reporting/", "sae/base/colours.py"),
     "fastapi": ("sae/browser/",),
     "starlette": ("sae/browser/",),
     "uvicorn": ("sae/browser/",),

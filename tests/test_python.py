@@ -76,6 +76,7 @@ COMMAND_LINES = [
     "explain /nowhere/runs/x --latents 3 5",
     "features /nowhere/runs/x --store acts --tokens 100000",
     "browse /nowhere/runs/x /nowhere/runs/y --port 81",
+    "report /nowhere/runs/x /nowhere/runs/y --out page",
     "import folder --out r --dataset demo",
     "list --model gemma-2-2b --layer 12",
     "export /nowhere/runs/x --to static --out page --latents 4",

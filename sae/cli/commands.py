@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from sae.cli.options import Json
+from sae.cli.reporting import Report
 from sae.cli.selftest import SelfTest
 from sae.config import (
     CollectConfig,
@@ -430,6 +431,7 @@ COMMANDS: dict[str, type] = {
     "steer": Steer,
     "features": Features,
     "browse": Browse,
+    "report": Report,
     "list": List,
     "import": Import,
     "export": Export,

@@ -14,6 +14,7 @@ from typing import Any
 
 import sae
 from sae.cli import commands, image_commands
+from sae.cli.reporting import Report
 from sae.cli.selftest import SelfTest
 
 WIDTH = 100
@@ -114,6 +115,7 @@ CALLS: dict[type, Callable[[Any], Call]] = {
     commands.Steer: _on_run("steer", "steer"),
     commands.Features: _on_run("collect", "features"),
     commands.Browse: _browse,
+    Report: lambda c: Call("report", [_run(run, "report") for run in c.run_folders], c.out),
     commands.List: lambda c: Call("sae.interop.listing:list_published", **c.given()),
     commands.Import: lambda c: Call("sae.interop.importing:import_run", c.source, c.config),
     commands.Export: _export,

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from sae.cli.commands import Browse, Eval, Explain, Export, Features, Steer, Verify
+from sae.cli.reporting import Report
 
 NAMES: dict[type, str] = {
     Eval: "eval",
@@ -13,6 +14,7 @@ NAMES: dict[type, str] = {
     Explain: "explain",
     Steer: "steer",
     Browse: "browse",
+    Report: "report",
     Export: "export",
     Verify: "verify",
 }
@@ -32,7 +34,7 @@ def on_runs(command: Any) -> Any:
     from sae.interop.opening import as_run
 
     name = NAMES[type(command)]
-    if isinstance(command, Browse):
+    if isinstance(command, Browse | Report):
         return dataclasses.replace(command, run_folders=tuple(as_run(run, command=name) for run in command.run_folders))
     with_text = not (isinstance(command, Verify) or (isinstance(command, Export) and command.to not in SHOWN))
     text = {}

@@ -53,10 +53,16 @@ CSS_DPI, PNG_DPI = 96, 144  # pixels an inch: of the page, and of its pictures, 
 
 
 class Page:
-    """Collects sections, texts, tables and figures in order; `write` publishes the whole file at once."""
+    """Collects sections, texts, tables and figures in order; `write` publishes the whole file at once.
 
-    def __init__(self, title: str, subtitle: str = "") -> None:
-        self.title, self.subtitle = title, subtitle
+    Args:
+        title: of the page.
+        subtitle: a line under it.
+        style: CSS of what `insert` adds.
+    """
+
+    def __init__(self, title: str, subtitle: str = "", style: str = "") -> None:
+        self.title, self.subtitle, self.style = title, subtitle, style
         self._parts: list[str] = []
         self._sections: list[str] = []
 
@@ -126,7 +132,7 @@ class Page:
         return (
             f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
             f'<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"<style>{STYLE.read_text(encoding='utf-8')}{LAYOUT}</style></head>"
+            f"<style>{STYLE.read_text(encoding='utf-8')}{LAYOUT}{self.style}</style></head>"
             f"<body><header>{MARK}<h1>{title}</h1>{under}</header>"
             f"<main>{contents}{self.inner()}{end}</main></body></html>\n"
         )

@@ -1,0 +1,1 @@
+"""One page about runs that a reviewer reads: numbers beside their controls, curves, latents, provenance."""

@@ -1,0 +1,42 @@
+"""A page whose figures are also files: SVG for papers, PNG for slides."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from sae.base.files import publish_file
+from sae.pictures.page import Page
+
+PNG_DPI = 200
+
+
+class IllustratedPage(Page):
+    """A page that keeps its figures by name, for `write_figures`."""
+
+    def __init__(self, title: str, subtitle: str = "", style: str = "") -> None:
+        super().__init__(title, subtitle, style)
+        self.figures: dict[str, Figure] = {}
+
+    def figure(self, name: str, figure: Figure, caption: str) -> None:  # type: ignore[override]
+        """A figure with a caption; `name` is that of its files."""
+        self.figures[name] = figure
+        super().figure(figure, caption)
+
+    def write_figures(self, folder: Path) -> list[str]:
+        """Write every figure as NAME.svg and NAME.png into `folder`; the names of the files."""
+        written = []
+        for name, figure in self.figures.items():
+            for kind in ("svg", "png"):
+                data = io.BytesIO()
+                # no date and no random ids, so that the same report has the same bytes
+                about: dict[str, Any] = {"metadata": {"Date": None}} if kind == "svg" else {"dpi": PNG_DPI}
+                with rc_context({"svg.hashsalt": "sparsight"}):
+                    figure.savefig(data, format=kind, bbox_inches="tight", **about)
+                publish_file(folder / f"{name}.{kind}", data.getvalue())
+                written.append(f"{name}.{kind}")
+        return written
