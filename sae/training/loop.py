@@ -39,6 +39,7 @@ class Trainee:
         self._folder = config.out / "checkpoints"
         self._every = max(1, config.checkpoint_every // batch_rows)
         self._log: RunLog | None = None
+        self._closed = False
         self._first: list[Batch] = []  # batches on which the trainer is to be set up
         checkpoint = load_newest(self._folder) if config.resume else None
         self.state: dict[str, Any] | None = None if checkpoint is None else checkpoint.data
@@ -111,17 +112,20 @@ class Trainee:
             self.save()
 
     def save(self) -> None:
-        """Write a checkpoint, unless the newest one is of this step."""
+        """Write a checkpoint, unless the newest one is of this step or the run is closed."""
         state, trainer = self.state, self.trainer
+        if self._closed:
+            return
         # after a step that was not finite, noticed late on a GPU, the data is ahead of the weights: keep the old one
         if state is not None and state["step"] == trainer.taken != self._saved:
             save_checkpoint(self._folder, trainer.taken, *trainer.state(), state, keep=self.config.keep_checkpoints)
             self._saved = trainer.taken
 
     def close(self) -> None:
-        """Close the metrics."""
-        if self._log is not None:
+        """Close the metrics; nothing is saved from then on."""
+        if self._log is not None and not self._closed:
             self._log.close()
+        self._closed = True
 
 
 class Taking(NamedTuple):
