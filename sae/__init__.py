@@ -25,6 +25,7 @@ _LAZY = {
     "load": "sae.interop.opening:load",
     "verify": "sae.models.saved:verify",
     "train": "sae.training.run:train",
+    "sweep": "sae.training.sweep:sweep",
     "evaluate": "sae.evaluation.run:evaluate",
     "collect": "sae.features.collect.collect:collect",
     "explain": "sae.features.explain.explain:explain",
@@ -77,6 +78,7 @@ __all__ = [
     "load",
     "report",
     "steer",
+    "sweep",
     "train",
     "verify",
 ]
@@ -110,6 +112,7 @@ if TYPE_CHECKING:
     from sae.reporting.report import report
     from sae.run import Run
     from sae.training.run import train
+    from sae.training.sweep import sweep
     from sae_kernels import SparseCodes
 
 

@@ -13,21 +13,19 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from sae.base.device import available_memory
 from sae.base.progress import Progress, StopSignal
 from sae.config import ConfigError, TrainConfig, to_json
-from sae.harvest.rows import PLACE_BYTES
 from sae.models.saved import CONFIG
 from sae.training.plan import make_plan
 from sae.training.run import TrainResult
 from sae.training.run_folder import check_disk, check_kept_run, is_finished, read_record
-from sae.training.space import check_space, run_bytes, weight_bytes
+from sae.training.space import check_space, run_bytes
+from sae.training.sweep_space import groups_that_fit
 from sae.training.text import TextData, norm_report, open_text
 from sae.training.together import HINT, Member, fill_memory, grouped, order_of, train_live, train_stored
 
 MAY_DIFFER = ("site", "target_site", "layer")
 """Settings of the harvest in which members may differ."""
-ROOM = 0.9  # share of the free memory that members together may take
 
 
 class MemberResult(NamedTuple):
@@ -54,7 +52,7 @@ class SweepPlan(NamedTuple):
     """The same, in groups that fit into memory: each group is one read."""
 
 
-def sweep(configs: Sequence[TrainConfig]) -> list[MemberResult]:
+def sweep(configs: Sequence[TrainConfig], plan: SweepPlan | None = None) -> list[MemberResult]:
     """Train several autoencoders on one read of a language model's activations.
 
     Members may differ in their autoencoder, sites, optimizer, seed and buffer. Each ends with the weights that it would
@@ -65,6 +63,7 @@ def sweep(configs: Sequence[TrainConfig]) -> list[MemberResult]:
 
     Args:
         configs: one run each, with a folder of its own. `resume` is not read.
+        plan: what `plan_sweep` made of them.
 
     Raises:
         ConfigError: members differ in what they harvest, have one folder, or a member does not fit into memory; else as
@@ -84,7 +83,7 @@ def sweep(configs: Sequence[TrainConfig]) -> list[MemberResult]:
         >>> [(member.out.name, member.status) for member in sae.sweep(members)]
         [('k4', 'trained'), ('k8', 'trained')]
     """
-    plan = plan_sweep(configs)
+    plan = plan or plan_sweep(configs)
     if plan.members:
         with StopSignal() as stop, Progress() as progress, contextlib.ExitStack() as folders:
             for member in plan.members:
@@ -173,76 +172,6 @@ def _check_same_data(members: Sequence[Member]) -> None:
                 f"sweep: segments of {out} begin with {beginning}, those of {begun[0]} with {beginnings[0]}; train "
                 "them one by one"
             )
-
-
-# --- memory ---
-
-
-def memory_bytes(members: Sequence[Member]) -> dict[str, int]:
-    """What members take together: the language model, their rows, and weights, gradients and two moments.
-
-    Live, there is a buffer for each set of rows, and all members are in memory beside each other. From a store, members
-    are as far as they have one order of rows, and so there is one buffer; without one, the rows of all sites are kept.
-    """
-    orders = grouped(members, order_of)
-    weights = [sum(weight_bytes(member.plan) for member in order) for order in orders]
-    first = members[0].data
-    sizes: dict[object, int] = {}
-    for member in members:
-        config, data = member.config, member.data
-        whole = config.tokens * (data.row_bytes + PLACE_BYTES)
-        sites = tuple(site.name for site in data.sites)
-        if data.in_memory:
-            sizes[sites] = whole
-        else:
-            sizes[sites, data.batch, config.buffer_mb] = min(whole, config.buffer_mb << 20)
-    one_buffer = first.cached and not first.in_memory
-    return {
-        "language_model": first.language_model_bytes,
-        "activations": max(sizes.values()) if one_buffer else sum(sizes.values()),
-        "weights_gradients_moments": max(weights) if first.cached else sum(weights),
-    }
-
-
-def groups_that_fit(members: Sequence[Member], *, loaded: bool = False) -> list[list[Member]]:
-    """Members in groups, as many to each as fit into the free memory together; those with one order of rows adjoin.
-
-    Args:
-        loaded: whether the language model is in memory already.
-
-    Raises:
-        ConfigError: a member does not fit even alone.
-    """
-    groups: list[list[Member]] = []
-    for member in (member for order in grouped(members, order_of) for member in order):
-        if groups and not _over([*groups[-1], member], loaded):
-            groups[-1].append(member)
-            continue
-        if over := _over([member], loaded):
-            needed, free = over
-            raise ConfigError(
-                f"sweep: {member.name} takes {needed >> 20} MiB of memory with the rows it reads, "
-                f"{free >> 20} MiB are free; lower --width or --buffer-mb"
-            )
-        groups.append([member])
-    return groups
-
-
-def _over(members: Sequence[Member], loaded: bool) -> tuple[int, int] | None:
-    """Bytes that members need together and bytes that are free, where the first are more."""
-    device = members[0].plan.device
-    needs = memory_bytes(members)
-    if loaded:
-        del needs["language_model"]
-    on_host = device.type == "cuda" and members[0].data.cached
-    if on_host and needs["activations"] > (free := int(ROOM * available_memory(torch.device("cpu")))):
-        return needs["activations"], free
-    needed = sum(needs.values()) - (needs["activations"] if on_host else 0)
-    free = int(ROOM * available_memory(device))
-    return (needed, free) if needed > free else None
-
-
-# --- training ---
 
 
 def _train(plan: SweepPlan, stop: StopSignal, progress: Progress) -> None:

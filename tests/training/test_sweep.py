@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sae.base.files import read_json, sha256_of
-from sae.config import ConfigError, HarvestConfig, OptimConfig, SAEConfig, TrainConfig
+from sae.config import HarvestConfig, OptimConfig, SAEConfig, TrainConfig
 from sae.training.run import train
 from sae.training.sweep import sweep
 
