@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import sae
-from sae.cli import commands, image_commands
+from sae.cli import commands, harvest, image_commands
 from sae.cli.reporting import Report
 from sae.cli.selftest import SelfTest
 from sae.cli.sources import members_of
+from sae.cli.steering import SteerMeasure
 
 WIDTH = 100
 """Columns that a call fills before its arguments get lines of their own."""
@@ -63,6 +64,12 @@ def _train(command: Any) -> Call:
     return Call("train", command.config)
 
 
+def _harvest(command: harvest.Harvest) -> Call:
+    if command.dry_run:
+        return Call("sae.harvest.harvesting:dry_run", command.config)
+    return Call("harvest_store", command.config)
+
+
 def _export(command: commands.Export) -> Call:
     out, text = command.out, command.to in ("static", "neuronpedia")
     run = _run(command.run_folder, "export", with_text=text)
@@ -97,6 +104,10 @@ def _bench(command: commands.Bench) -> Call:
     if command.what == "recovery":
         named = {**named, "variants": command.variants.split(","), "worlds": command.worlds.split(",")}
         return Call("sae.cli.recovery:measure_recovery", **named, tell=Name("print"))
+    if command.what == "l0":
+        return Call(
+            "sae.cli.l0_worlds:measure_choices", **named | {"worlds": command.worlds.split(",")}, tell=Name("print")
+        )
     if command.what == "variants":
         return Call("sae.training.bench:measure_variants", named.pop("variants").split(","), **named)
     module = "kernels" if command.what == "kernels" else "step"
@@ -113,6 +124,19 @@ def _browse(command: commands.Browse) -> Call:
     return Call("sae.browser.serve:serve", runs, port=command.port, device=command.device, ready=Name("print"))
 
 
+def _match(command: commands.Match) -> Call:
+    text = {"dataset": command.config.dataset, "text_field": command.config.text_field}
+    runs = [_run(run, "match", with_text=text["dataset"] is not None, **text) for run in command.run_folders]
+    return Call("match", runs, *([command.config] if _settings(command.config) else []))
+
+
+def _choose_l0(command: commands.ChooseL0) -> Call:
+    if command.sweep is not None:
+        return Call("sae.cli.l0:sweep_and_choose", *_sweep(command.sweep).arguments)
+    runs = [_run(run, "choose-l0") for run in command.run_folders]
+    return Call("sae.cli.l0:choose_and_draw", runs, *([command.config] if _settings(command.config) else []))
+
+
 def _chapter(command: image_commands.ImageChapter) -> Call:
     setting = Call("sae.book.chapter.base:Setting", **command.setting(), tell=Name("print"))
     return Call("sae.book.chapter.report:run_chapter", setting, command.names())
@@ -126,10 +150,14 @@ CALLS: dict[type, Callable[[Any], Call]] = {
     commands.Demo: lambda c: Call("sae.cli.demo:run_demo", c.out, tokens=c.tokens, epochs=c.epochs, seed=c.seed),
     commands.Train: _train,
     commands.TensorTrain: _train,
+    harvest.Harvest: _harvest,
     commands.Sweep: _sweep,
     commands.Eval: _evaluate,
+    commands.Match: _match,
+    commands.ChooseL0: _choose_l0,
     commands.Explain: _on_run("explain", "explain"),
     commands.Steer: _on_run("steer", "steer"),
+    SteerMeasure: _on_run("measure_steering", "steer"),
     commands.Features: _on_run("collect", "features"),
     commands.Browse: _browse,
     Report: lambda c: Call(

@@ -5,15 +5,19 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from sae.cli.commands import Browse, Eval, Explain, Export, Features, Steer, Verify
+from sae.cli.commands import Browse, ChooseL0, Eval, Explain, Export, Features, Match, Steer, Verify
 from sae.cli.reporting import Report
+from sae.cli.steering import SteerMeasure
 from sae.config import ConfigError
 
 NAMES: dict[type, str] = {
     Eval: "eval",
+    Match: "match",
+    ChooseL0: "choose-l0",
     Features: "features",
     Explain: "explain",
     Steer: "steer",
+    SteerMeasure: "steer",
     Browse: "browse",
     Report: "report",
     Export: "export",
@@ -36,9 +40,15 @@ def on_runs(command: Any) -> Any:
     from sae.runs.sweeps import refuse_sweep, sweep_of
 
     name = NAMES[type(command)]
-    if isinstance(command, Browse | Report):
+    if isinstance(command, Browse | ChooseL0 | Report):
         runs = [member for run in command.run_folders for member in members_of(run, command)]
         return dataclasses.replace(command, run_folders=tuple(as_run(run, command=name) for run in runs))
+    if isinstance(command, Match):
+        # atoms need no text
+        texts = {"dataset": command.config.dataset, "text_field": command.config.text_field}
+        settings = {**texts, "with_text": texts["dataset"] is not None, "device": command.config.device}
+        folders = tuple(as_run(run, command=name, **settings) for run in command.run_folders)
+        return dataclasses.replace(command, run_folders=folders)
     if isinstance(command, Eval) and sweep_of(command.run_folder) is not None:
         return command
     refuse_sweep(command.run_folder, name)

@@ -76,7 +76,7 @@ def batches_in(buffer_bytes: int, row_bytes: int, batch: int, *, overlap: bool =
     return batches
 
 
-def _check_state(state: dict[str, Any], batch: int, batches_per_block: int) -> None:
+def check_state(state: dict[str, Any], batch: int, batches_per_block: int) -> None:
     """Refuse a state saved with other sizes: the same numbers would mean other rows."""
     for name, value in (("batch", batch), ("batches_per_block", batches_per_block)):
         if state.get(name) != value:
@@ -131,7 +131,7 @@ class StoredBatches:
         """Batches from the beginning, or from after the batch that carried `state`."""
         cut = {"batch": self.batch, "batches_per_block": self.batches_per_block}
         if state:
-            _check_state(state, **cut)
+            check_state(state, **cut)
         done = state["step"] if state else 0
         while done < self.steps:
             epoch, inside = divmod(done, self.per_epoch)
@@ -200,9 +200,6 @@ class LiveBatches:
 
     def iterate(self, state: dict[str, Any] | None) -> Iterator[Batch]:
         """Batches from the beginning, or from after the batch that carried `state`."""
-        cut = {"batch": self.batch, "batches_per_block": self.batches_per_block}
-        if state:
-            _check_state(state, **cut)
         done = state["step"] if state else 0
         if done == self.steps:
             return
@@ -219,7 +216,7 @@ class LiveBatches:
     def filler(self, state: dict[str, Any] | None) -> Filler:
         """Fills blocks from the beginning, or from the one with the batch after `state`."""
         if state:
-            _check_state(state, **self._cut)
+            check_state(state, **self._cut)
         return Filler(
             self.harvest,
             self.names,

@@ -12,11 +12,11 @@ from itertools import chain, islice
 from typing import Any, NamedTuple
 
 from sae.base.progress import Interrupted, Progress, StopSignal
+from sae.base.pulse import PULSE
 from sae.config import RunConfig
 from sae.data.batching import Batch, Batches
 from sae.data.rows import DataError
-from sae.training.checkpoint import load_newest, save_checkpoint
-from sae.training.logging import RunLog
+from sae.training.logging import RunLog, SilentLog
 from sae.training.trainer import DivergedError, Trainer
 
 FIRST_BATCHES = 8  # whose inputs set the scale and the pre-bias
@@ -29,25 +29,34 @@ class Trainee:
         steps: of the whole run.
         batch_rows: rows of a batch.
         unit: what a row is, for the metrics.
+        open_log: where metrics go.
     """
 
-    def __init__(self, config: RunConfig, trainer: Trainer, *, steps: int, batch_rows: int, unit: str) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        trainer: Trainer,
+        *,
+        steps: int,
+        batch_rows: int,
+        unit: str,
+        open_log: type[RunLog] | type[SilentLog] = RunLog,
+    ) -> None:
         self.config, self.trainer, self.unit = config, trainer, unit
         self.steps, self.batch_rows = steps, batch_rows
         self.note = ""
         """The newest metrics, for people."""
         self._folder = config.out / "checkpoints"
         self._every = max(1, config.checkpoint_every // batch_rows)
-        self._log: RunLog | None = None
+        self._open_log = open_log
+        self._log: RunLog | SilentLog | None = None
         self._closed = False
         self._first: list[Batch] = []  # batches on which the trainer is to be set up
-        checkpoint = load_newest(self._folder) if config.resume else None
-        self.state: dict[str, Any] | None = None if checkpoint is None else checkpoint.data
+        self.state: dict[str, Any] | None = trainer.resume(self._folder) if config.resume else None
         """The data's state, with which the stream continues."""
         self._saved: int | None = None  # the newest checkpoint's step
-        if checkpoint is not None:
-            trainer.restore(checkpoint.tensors, checkpoint.trainer)
-            self._log, self._saved = RunLog(config, resume_at=trainer.taken), trainer.taken
+        if self.state is not None:
+            self._log, self._saved = open_log(config, resume_at=trainer.taken), trainer.taken
         self._earlier = trainer.seconds
 
     @property
@@ -86,7 +95,7 @@ class Trainee:
             if len(self._first) == min(FIRST_BATCHES, self.steps):
                 batches, self._first = self._first, []
                 initialise(self.trainer, batches)
-                self._log = RunLog(self.config, resume_at=0)
+                self._log = self._open_log(self.config, resume_at=0)
             else:
                 batches = []
         try:
@@ -118,7 +127,8 @@ class Trainee:
             return
         # after a step that was not finite, noticed late on a GPU, the data is ahead of the weights: keep the old one
         if state is not None and state["step"] == trainer.taken != self._saved:
-            save_checkpoint(self._folder, trainer.taken, *trainer.state(), state, keep=self.config.keep_checkpoints)
+            with PULSE.without_steps(f"Writing the checkpoint of step {trainer.taken}."):
+                trainer.save(self._folder, state, keep=self.config.keep_checkpoints)
             self._saved = trainer.taken
 
     def close(self) -> None:

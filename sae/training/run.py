@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sae.base.files import publish_json
+from sae.base.launcher import world_size
 from sae.base.progress import Progress, StopSignal
 from sae.config import RunConfig
 from sae.models.saved import CONFIG
@@ -99,6 +100,10 @@ def train(config: RunConfig, data: TrainingData | None = None) -> TrainResult:
         >>> result.variant, result.available
         ('topk', None)
     """
+    if world_size() > 1:
+        from sae.training.distributed.run import train_on_ranks
+
+        return result_of(*train_on_ranks(config, data))
     plan = make_plan(config, data)
     check_space(plan)
     with own_folder(plan.config), StopSignal() as stop, Progress() as progress:
@@ -156,10 +161,16 @@ def begin(plan: Plan, steps: int, progress: Progress, *, about: str = "") -> Tra
 
 def finish(plan: Plan, trainee: Trainee, progress: Progress, *, seconds: dict[str, float]) -> TrainResult:
     """Save the autoencoder of a run that has taken all its steps; `seconds` beside those of training."""
-    config, data, trainer, last = plan.config, plan.data, trainee.trainer, trainee.last
-    finish_record(config, trainer, batch=data.batch, **data.finished())
+    data, last = plan.data, trainee.last
+    finish_record(plan.config, trainee.trainer, batch=data.batch, **data.finished())
     if data.advice and last["fvu"] > 1:
         progress.say(f"FVU {last['fvu']:.2f}: worse than the mean of the {data.unit}. {data.advice}")
+    return result_of(plan, trainee, seconds)
+
+
+def result_of(plan: Plan, trainee: Trainee, seconds: dict[str, float]) -> TrainResult:
+    """What a run that has taken all its steps gives; `seconds` beside those of training."""
+    config, data, trainer = plan.config, plan.data, trainee.trainer
     return TrainResult(
         out=config.out,
         variant=data.sae.variant,
@@ -171,7 +182,7 @@ def finish(plan: Plan, trainee: Trainee, progress: Progress, *, seconds: dict[st
         parameters=plan.parameters,
         harvested=dict(data.harvested),
         seconds={**seconds, "training": trainee.seconds},
-        last=last,
+        last=trainee.last,
         lr=trainer.peak,
         route=trainer.route.name,
         backends=backends_used(),

@@ -13,8 +13,10 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from sae.base.launcher import world_size
 from sae.base.progress import Progress, StopSignal
 from sae.config import ConfigError, TrainConfig, to_json
+from sae.harvest.store import Store
 from sae.models.saved import CONFIG
 from sae.training.plan import make_plan
 from sae.training.run import TrainResult
@@ -106,6 +108,8 @@ def plan_sweep(configs: Sequence[TrainConfig]) -> SweepPlan:
     Raises:
         ConfigError: see `sweep`.
     """
+    if world_size() > 1:
+        raise ConfigError("sweep: trains in one process; start it without torchrun, or train members one by one")
     if not configs:
         raise ConfigError("sweep: no member; expected the settings of at least one run")
     folders = [config.out.absolute() for config in configs]
@@ -212,7 +216,13 @@ def _open_store(members: Sequence[Member], shared: TextData, stop: StopSignal, p
     shared.precision = next((m.data.precision for m in members if m.data.precision != "auto"), "auto")
     shared.check_space()
     shared.prepare(progress)
-    store = shared.open_store(stop, progress)
+    stores: dict[object, Store] = {}
     for member in members:
-        member.data.harvest, member.data.store = shared.harvest, store
-        member.data.settle_precision(shared.precision)
+        data = member.data
+        # a member that was begun reads the shards that were there then
+        whole = data.opened if data.complete else None
+        view = None if whole is None else tuple(whole.view.items())
+        if view not in stores:
+            stores[view] = (shared if whole is None else data).open_store(stop, progress)
+        data.harvest, data.store = shared.harvest, stores[view]
+        data.settle_precision(shared.precision)

@@ -151,7 +151,8 @@ def order_of(member: Member) -> tuple[Any, ...]:
     data, config = member.data, member.config
     sites = (tuple(site.name for site in data.inputs), tuple(site.name for site in data.targets))
     pairs = find_variant(config.sae).neighbours
-    return (*sites, data.precision, data.batch, config.buffer_mb, config.epochs, config.seed, pairs)
+    view = () if data.opened is None else tuple(data.opened.view.items())
+    return (*sites, data.precision, data.batch, config.buffer_mb, config.epochs, config.seed, pairs, view)
 
 
 def fill_memory(members: Sequence[Member], harvest: Harvest, stop: StopSignal, progress: Progress) -> None:
