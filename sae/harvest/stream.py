@@ -147,13 +147,17 @@ class Harvest:
         self.counts.update({name: int((rows.kind == kind).sum()) for kind, name in self.kinds.items()})
         return harvested._replace(rows=rows)
 
-    def rows(self, contexts: Contexts) -> Rows:
+    def rows(self, contexts: Contexts, captured: Mapping[str, Tensor] | None = None) -> Rows:
         """One forward pass: the rows of every token that is not padding.
+
+        Args:
+            contexts: the tokens.
+            captured: site name -> activations [B, S, d] of a pass over them that was made already.
 
         Raises:
             ActivationError: see `check_finite`.
         """
-        return self._sorted(contexts, self._forward(contexts))
+        return self._sorted(contexts, self._forward(contexts, captured))
 
     def views(self, groups: Sequence[Sequence[Site]]) -> list[Harvest]:
         """For each group of these sites, the harvest of that group alone, to be fed from `passes` of this one.
@@ -250,10 +254,11 @@ class Harvest:
             kind[others] = OTHER_ROLE
         return kind
 
-    def _forward(self, contexts: Contexts) -> Rows:
+    def _forward(self, contexts: Contexts, captured: Mapping[str, Tensor] | None = None) -> Rows:
         """Rows of every token that is not padding, not checked and sinks not told apart yet."""
         real = (contexts.document >= 0).flatten().nonzero().squeeze(1)
-        activations = {name: a.flatten(0, 1) for name, a in self._captured(contexts).items()}
+        captured = self._captured(contexts) if captured is None else captured
+        activations = {name: a.flatten(0, 1) for name, a in captured.items()}
         if len(real) < contexts.document.numel():
             activations = {name: a[real.to(a.device)] for name, a in activations.items()}
         wanted = self.wanted(contexts)
