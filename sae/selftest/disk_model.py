@@ -7,7 +7,7 @@
 
 What is promised, and no more: bytes of a file are on the disk after its fsync, and names in a folder (new, renamed,
 removed) after the folder's. A rename is whole or not at all. Before that, of a file's new bytes none, all, the first or
-any sectors are there, the rest zeros; and changes of names are there up to a point, or any of them without those before.
+any sectors are there, the rest zeros; and changes of names are there up to a point, or any of them without the earlier.
 A transaction of SQLite (journal_mode DELETE, synchronous FULL) is taken as what SQLite says it is, whole and durable.
 """
 
