@@ -55,7 +55,7 @@ def bare_seconds(run: Run, harvests: dict[str, Harvest], config: EvalConfig, spl
         inputs = of.inputs(contexts)
         return timed(lambda: harvest_forward(model, inputs, of.sites))
 
-    seconds = dict.fromkeys(("clean", "splices", "to the site", "PCA"), 0.0)
+    seconds: dict[str, float] = {"clean": 0.0, "splices": 0.0, "to the site": 0.0, "PCA": 0.0}
     losses_left, left = config.downstream_tokens, config.tokens
     for contexts in harvest.contexts(BEGINNING):
         first, end = 0, len(contexts.tokens)
