@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from itertools import chain, islice
 from typing import Any
 
+from sae.base.files import CorruptError
+from sae.base.objects import StorageError
 from sae.base.progress import Interrupted, Progress, StopSignal
 from sae.config import RunConfig
 from sae.data.batching import Batch, Batches
@@ -69,7 +71,7 @@ def take_steps(
                 if trainer.taken % every == 0:
                     save()
                 stop.check(hint)
-    except (DivergedError, Interrupted, DataError):
+    except (DivergedError, Interrupted, DataError, CorruptError, StorageError):
         save()
         raise
     finally:
