@@ -27,9 +27,12 @@ _LAZY = {
     "train": "sae.training.run:train",
     "harvest_store": "sae.harvest.harvesting:harvest_store",
     "evaluate": "sae.evaluation.run:evaluate",
+    "match": "sae.evaluation.matching.run:match",
+    "choose_l0": "sae.evaluation.l0.run:choose_l0",
     "collect": "sae.features.collect.collect:collect",
     "explain": "sae.features.explain.explain:explain",
     "steer": "sae.features.steer.steer:steer_run",
+    "measure_steering": "sae.features.steer.measure:measure_steering",
     "attach": "sae.harvest.attach:attach",
     "report": "sae.reporting.report:report",
     "Run": "sae.run:Run",
@@ -49,8 +52,11 @@ _LAZY = {
     "CollectConfig": "sae.config:CollectConfig",
     "ExplainConfig": "sae.config:ExplainConfig",
     "SteerConfig": "sae.config:SteerConfig",
+    "SteerMeasureConfig": "sae.config:SteerMeasureConfig",
     "StoreConfig": "sae.config:StoreConfig",
     "ImportConfig": "sae.config:ImportConfig",
+    "MatchConfig": "sae.config:MatchConfig",
+    "L0Config": "sae.config:L0Config",
 }
 """Name -> where it is."""
 __all__ = [
@@ -63,22 +69,28 @@ __all__ = [
     "ImageEvalConfig",
     "ImageTrainConfig",
     "ImportConfig",
+    "L0Config",
+    "MatchConfig",
     "OptimConfig",
     "Run",
     "SAEConfig",
     "SparseCodes",
     "SteerConfig",
+    "SteerMeasureConfig",
     "StoreConfig",
     "TensorDataConfig",
     "TensorTrainConfig",
     "TrainConfig",
     "VisionConfig",
     "attach",
+    "choose_l0",
     "collect",
     "evaluate",
     "explain",
     "harvest_store",
     "load",
+    "match",
+    "measure_steering",
     "report",
     "steer",
     "train",
@@ -95,18 +107,24 @@ if TYPE_CHECKING:
         ImageEvalConfig,
         ImageTrainConfig,
         ImportConfig,
+        L0Config,
+        MatchConfig,
         OptimConfig,
         SAEConfig,
         SteerConfig,
+        SteerMeasureConfig,
         StoreConfig,
         TensorDataConfig,
         TensorTrainConfig,
         TrainConfig,
         VisionConfig,
     )
+    from sae.evaluation.l0.run import choose_l0
+    from sae.evaluation.matching.run import match
     from sae.evaluation.run import evaluate
     from sae.features.collect.collect import collect
     from sae.features.explain.explain import explain
+    from sae.features.steer.measure import measure_steering
     from sae.features.steer.steer import steer_run as steer
     from sae.harvest.attach import attach
     from sae.harvest.harvesting import harvest_store

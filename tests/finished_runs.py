@@ -14,12 +14,13 @@ from sae.runs.text import Run, open_run
 
 
 @functools.cache
-def finished_run(model: Path, corpus: Path) -> Run:
+def finished_run(model: Path, corpus: Path, *, k: int = 8, seed: int = 0, width: int = 128) -> Run:
     """A TopK run of 128 latents on the tiny Llama; its features are not collected."""
     folder = Path(tempfile.mkdtemp(dir=model.parent)) / "run"
     arguments = [
-        "train", "--model", model, "--dataset", corpus, "--layer", 1, "--width", 128, "--k", 8, "--tokens", 12_288,
-        "--batch", 256, "--context", 64, "--contexts", 8, "--buffer-mb", 1, "--log-every", 4, "--out", folder,
+        "train", "--model", model, "--dataset", corpus, "--layer", 1, "--width", width, "--k", k, "--tokens", 12_288,
+        "--batch", 256, "--context", 64, "--contexts", 8, "--buffer-mb", 1, "--log-every", 4, "--seed", seed,
+        "--out", folder,
     ]  # fmt: skip
     parse([str(a) for a in arguments]).run()
     return open_run(folder)

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 import sae
-from finished_runs import collected_run
+from finished_runs import collected_run, finished_run
 from sae.cli.commands import COMMANDS
 from sae.cli.image_commands import IMAGE_COMMANDS
-from sae.cli.main import main, parse, parse_sweep
+from sae.cli.main import PARSED_APART, main, parse
 from sae.cli.python import CALLS, python_of
 from sae.interop.export import export
 
@@ -28,8 +28,10 @@ FUNCTIONS = [name for name in sae.__all__ if not name.endswith("Config")]
 
 @pytest.fixture
 def folder(tiny_model: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with runs/demo (a tiny run with features), model and texts.jsonl."""
+    """A working folder with runs/demo (a tiny run with features), others beside it, model and texts.jsonl."""
     shutil.copytree(collected_run(tiny_model, corpus).folder, tmp_path / "runs/demo")
+    for name, settings in (("seed1", {"seed": 1}), ("k4", {"k": 4}), ("k16", {"k": 16})):
+        shutil.copytree(finished_run(tiny_model, corpus, **settings).folder, tmp_path / "runs" / name)
     (tmp_path / "model").symlink_to(tiny_model)
     (tmp_path / "texts.jsonl").symlink_to(corpus)
     monkeypatch.chdir(tmp_path)
@@ -75,7 +77,12 @@ COMMAND_LINES = [
     "harvest --model m --dataset d --layer 3 --store s --dry-run",
     "eval /nowhere/runs/x --tokens 4096",
     "eval /nowhere/runs/x",
+    "match /nowhere/runs/x /nowhere/runs/y --pool p --at-least 0.7",
+    "match /nowhere/runs/x /nowhere/runs/y",
+    "choose-l0 /nowhere/runs/x /nowhere/runs/y --tokens 4096",
+    "choose-l0 --model m --dataset d --layer 3 --k 4,8,16 --out r",
     "explain /nowhere/runs/x --latents 3 5",
+    "steer /nowhere/runs/x --latent 3 5 --measure --doses 1 2",
     "features /nowhere/runs/x --store acts --tokens 100000",
     "browse /nowhere/runs/x /nowhere/runs/y --port 81",
     "report /nowhere/runs/x /nowhere/runs/y --out page",
@@ -91,6 +98,7 @@ COMMAND_LINES = [
     "bench curve",
     "bench variants --variants topk,relu:penalty=tanh",
     "bench recovery --seeds 1",
+    "bench l0 --worlds easy16 --draws 2",
     "selftest corrupt --n 12 --break no-hash",
     "doctor",
     "image train --data digits --out r --epochs 2",
@@ -113,7 +121,7 @@ class Answer(dict):
 
 def parsed(line: str) -> Any:
     arguments = line.split()
-    return parse_sweep(arguments) if arguments[0] == "sweep" else parse(arguments)
+    return PARSED_APART.get(arguments[0], parse)(arguments)
 
 
 @pytest.mark.parametrize("line", COMMAND_LINES)

@@ -79,14 +79,16 @@ class Query:
 
 @dataclass(frozen=True)
 class Marks:
-    """Annotations by people and explanations by `sae explain`."""
+    """Annotations by people, explanations by `sae explain` and measurements by `sae steer --measure`."""
 
     names: dict[int, dict[str, Any]] = field(default_factory=dict)
     """Latent -> its explanation: "name", "score", ..."""
     notes: dict[int, dict[str, Any]] = field(default_factory=dict)
     """Latent -> "label", "bookmark", "note"."""
+    steering: dict[int, dict[str, Any]] = field(default_factory=dict)
+    """Latent -> what steering with it does: "rows", "proposed", ..."""
     revision: int = 0
-    """Changes with every change of the two."""
+    """Changes with every change of the others."""
 
     def title(self, latent: int) -> str:
         """A latent's label, else its name, else ""."""

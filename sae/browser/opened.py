@@ -116,7 +116,7 @@ class BrowsedRun:
             annotation = notes.set(latent, **changes)
             self._changed("annotations.sqlite")
             # names are many and large; they have not changed
-            self._marks = Marks(self._marks.names, notes.all(), self._marks.revision + 1)
+            self._marks = Marks(self._marks.names, notes.all(), self._marks.steering, self._marks.revision + 1)
             return annotation
 
     def report(self) -> dict[str, Any]:
@@ -136,7 +136,7 @@ class BrowsedRun:
 
     def _read_marks(self, notes: Annotations) -> None:
         before = self._marks
-        self._marks = Marks(notes.names(), notes.all(), before.revision + 1)
+        self._marks = Marks(notes.names(), notes.all(), notes.steering(), before.revision + 1)
         if _scores(before) != _scores(self._marks):
             self._listing = None
 

@@ -13,7 +13,7 @@ MATCHES = 3  # nearest latents shown of another run
 
 
 def full_record(view: View, latent: int) -> dict[str, Any]:
-    """A latent's record with its row of the table, its explanation and its annotation."""
+    """A latent's record with its row of the table, its explanation, its annotation and what steering with it does."""
     record = view.store.record(latent)
     return {
         **record,
@@ -21,6 +21,7 @@ def full_record(view: View, latent: int) -> dict[str, Any]:
         "row": view.listing.row(latent, view.marks),
         "explanation": view.marks.names.get(latent),
         "annotation": EMPTY | view.marks.notes.get(latent, {}),
+        "steering": view.marks.steering.get(latent),
     }
 
 

@@ -20,6 +20,8 @@ from sae.config import (
     EvalConfig,
     ExplainConfig,
     ImportConfig,
+    L0Config,
+    MatchConfig,
     RunConfig,
     SteerConfig,
     TensorTrainConfig,
@@ -142,6 +144,50 @@ class Eval:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Match:
+    """Match the latents of several runs: what they share, what is new, gone, split or merged, how stable each is."""
+
+    run_folders: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN RUN [RUN ...]")]
+    """Two or more run folders, checkpoints (RUN/checkpoints/STEP), or what `sae import` reads: of different seeds,
+    sizes, layers or tools."""
+    config: MatchConfig = dataclasses.field(default_factory=MatchConfig)
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:
+        from sae.evaluation.matching.run import match, shown
+
+        report = match(self.run_folders, self.config)
+        # the lists of latents are in match.json; a program gets them too
+        return report if self.json else shown(report)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChooseL0:
+    """Say what dictionaries of several L0 tell about the right one: where seeds agree, where atoms are least alike.
+
+    `sae choose-l0 RUN RUN RUN ...` compares runs that differ in L0 and seed alone. With the flags of `sae sweep`
+    (--model, --dataset, --layer, --k 8,16,32,64, --out) it trains them first, on one harvest, with --seed 0,1 unless
+    others are given.
+    """
+
+    run_folders: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN [RUN ...]")] = ()
+    """Run folders: three levels of L0 at least, and two seeds each if possible."""
+    config: L0Config = dataclasses.field(default_factory=L0Config)
+    sweep: tyro.conf.Suppress[Sweep | None] = None
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:
+        from sae.cli.l0 import choose_and_draw, sweep_and_choose
+        from sae.evaluation.l0.run import shown
+
+        if self.sweep is not None:
+            report = sweep_and_choose(self.sweep.config.out, self.sweep.members, self.sweep.evaluation())
+        else:
+            report = choose_and_draw(self.run_folders, self.config)
+        return report if self.json else shown(report)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Explain:
     """Name the latents of a run from its collected features, and score the names on held-out documents."""
 
@@ -158,7 +204,10 @@ class Explain:
 
 @dataclass(frozen=True, kw_only=True)
 class Steer:
-    """Generate text with latents added, set or removed, beside the text without steering."""
+    """Generate text with latents added, set or removed, beside the text without steering.
+
+    --measure measures what it does over the strength instead; see `sae steer RUN --measure --help`.
+    """
 
     run_folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
     """Run folder, or a hub repository that holds one."""
@@ -343,6 +392,7 @@ READ_BY_BENCHES: dict[str, tuple[str, ...]] = {
     "curve": _SHAPE,
     "variants": (*_SHAPE, "width", "variants"),
     "recovery": ("variants", "worlds", "seeds", "l0_factor"),
+    "l0": ("worlds", "seeds", "draws"),
 }
 """Bench -> the flags that it reads."""
 
@@ -352,16 +402,19 @@ class Bench:
     """Time sparse ops and training steps against lower bounds, or measure the recovery of known features."""
 
     what: Annotated[
-        tyro.conf.Positional[Literal["kernels", "step", "curve", "variants", "recovery"]], tyro.conf.arg(metavar="WHAT")
+        tyro.conf.Positional[Literal["kernels", "step", "curve", "variants", "recovery", "l0"]],
+        tyro.conf.arg(metavar="WHAT"),
     ]
     """kernels (op by op), step (a whole TopK step), curve (the step over the number of latents), variants (every
-    variant's step), or recovery (every variant on synthetic worlds)."""
+    variant's step), recovery (every variant on synthetic worlds), or l0 (whether `sae choose-l0` finds their L0)."""
     variants: str = ",".join(BENCHED)
     """variants, recovery: which variants, with commas; a variant's settings follow a colon."""
     worlds: str = "easy16,superposed,correlated,zipf,noisy,hierarchical,deep"
-    """recovery: which synthetic worlds."""
+    """recovery, l0: which synthetic worlds."""
     seeds: int = 3
-    """recovery: number of seeds, each with its own world and training."""
+    """recovery: number of seeds, each with its own world and training; l0: trainings at each L0 of a world."""
+    draws: int = 10
+    """l0: number of draws of each world."""
     l0_factor: float = 1.0
     """recovery: the target L0, in multiples of the true one."""
     tokens: int = 2048
@@ -385,6 +438,13 @@ class Bench:
         read = (*common, *READ_BY_BENCHES[self.what])
         names = [field.name for field in dataclasses.fields(self) if field.name not in read]
         refuse_ignored(self, dict.fromkeys(names, f"sae bench {self.what} does not read it"))
+        if self.what == "l0":
+            from sae.base.progress import Progress
+            from sae.cli.l0_worlds import measure_choices
+
+            with Progress() as progress:
+                worlds = self.worlds.split(",")
+                return measure_choices(worlds=worlds, seeds=self.seeds, draws=self.draws, tell=progress.say)
         if self.what == "recovery":
             from sae.base.progress import Progress
             from sae.cli.recovery import measure_recovery
@@ -429,6 +489,8 @@ COMMANDS: dict[str, type] = {
     "harvest": Harvest,
     "sweep": Sweep,
     "eval": Eval,
+    "match": Match,
+    "choose-l0": ChooseL0,
     "explain": Explain,
     "steer": Steer,
     "features": Features,

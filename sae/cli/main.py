@@ -20,11 +20,13 @@ from typing import Annotated, Any, Union, cast
 
 import tyro
 
-from sae.cli.commands import COMMANDS, Sweep, TensorTrain, Train
+from sae.base.launcher import rank_number, refuse_ranks, world_size
+from sae.cli.commands import COMMANDS, ChooseL0, Sweep, TensorTrain, Train
 from sae.cli.harvest import with_layers
 from sae.cli.image_commands import IMAGE_COMMANDS, ImageTrain
 from sae.cli.settings_help import with_variants
 from sae.cli.sources import on_runs
+from sae.cli.steering import SteerMeasure
 from sae.config import (
     TYPED,
     ConfigError,
@@ -36,17 +38,23 @@ from sae.config import (
     unknown_choice,
 )
 
+ON_RANKS = ("train", "eval", "features")
+"""Commands that share their work out over the processes of a launcher (torchrun); others run in one process."""
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the command `sae`."""
     given = sys.argv[1:] if arguments is None else arguments
     typed = TYPED.set(frozenset(a[2:].partition("=")[0].replace("-", "_") for a in given if a.startswith("--")))
     try:
-        command = parse_sweep(given) if given[:1] == ["sweep"] else parse(given)
+        command = PARSED_APART.get(given[0] if given else "", parse)(given)
+        if given[0] not in ON_RANKS:
+            refuse_ranks(f"sae {given[0]}")
         result = on_runs(command).run()
-        show(result, as_json=command.json)
-        if not command.json:
-            show_python(command)
+        if rank_number() == 0:
+            show(result, as_json=command.json)
+            if not command.json:
+                show_python(command)
     except BaseException as error:
         status = _status_of(error)
         if status is None:
@@ -72,6 +80,8 @@ def parse(arguments: list[str]) -> Any:
         arguments = with_layers(arguments)
     if arguments[:1] == ["train"]:
         commands = {**COMMANDS, "train": _train_command(arguments)}
+    if arguments[:1] == ["steer"] and "--measure" in arguments:
+        commands = {**COMMANDS, "steer": SteerMeasure}
     return _parse(arguments, commands, "sae", says)
 
 
@@ -150,6 +160,29 @@ def parse_sweep(arguments: list[str]) -> Sweep:
         raise ConfigError(f"sweep: two members have one name ({', '.join(names)}); name every value once")
     assert sweep is not None
     return dataclasses.replace(sweep, members=tuple(members))
+
+
+def parse_choose_l0(arguments: list[str]) -> ChooseL0:
+    """`sae choose-l0`'s arguments: of runs, or, where several --k are given, of a sweep that makes them.
+
+    Raises:
+        ConfigError: fewer than three different k, or a setting is out of range.
+    """
+    ks = _value(arguments, "--k")
+    if ks is None:
+        return parse(arguments)
+    given = arguments[1:]
+    sweep = parse_sweep(["sweep", *given, *([] if _value(given, "--seed") else ["--seed", "0,1"])])
+    if len({member.sae.k for member in sweep.members}) < 3:
+        raise ConfigError(f"--k {ks}: expected three or more with commas, so that an optimum can lie inside")
+    for name in ("variant", "width", "layer", "lr"):
+        if len((_value(given, f"--{name}") or "").split(",")) > 1:
+            raise ConfigError(f"--{name} {_value(given, f'--{name}')}: expected one; levels differ in k and seed alone")
+    return ChooseL0(sweep=sweep, json=sweep.json)
+
+
+PARSED_APART: dict[str, Callable[[list[str]], Any]] = {"sweep": parse_sweep, "choose-l0": parse_choose_l0}
+"""Commands whose flags may take several values with commas."""
 
 
 def show(result: dict[str, Any], *, as_json: bool) -> None:
@@ -237,7 +270,16 @@ def _resumed(arguments: list[str], cls: type) -> Any:
         return None
     out = _value(arguments, "--out") or ""
     config = from_json(TRAIN_CONFIGS[cls], record.get("train"), f"{out}/config.json: train")
-    return cls(config=dataclasses.replace(config, out=Path(out)))
+    config = dataclasses.replace(config, out=Path(out))
+    if isinstance(config, TrainConfig) and config.mesh is not None and not _fits(config.mesh):
+        config = dataclasses.replace(config, mesh=None)  # the run goes on with another number of processes
+    return cls(config=config)
+
+
+def _fits(mesh: str) -> bool:
+    """Whether a recorded mesh is for as many processes as there are now."""
+    data, _, latent = mesh.partition("x")
+    return int(data) * int(latent) == world_size()
 
 
 def _status_of(error: BaseException) -> int | None:
@@ -256,7 +298,8 @@ def _status_of(error: BaseException) -> int | None:
         return _say(*_describe_os_error(error)) if error.errno in _OS_ERRORS else None
     # refusals are exceptions defined in sae; any other is a bug
     if type(error).__module__.startswith("sae."):
-        return _say(f"error: {error}", 1 if isinstance(error, ArithmeticError) else 2)
+        status = 1 if isinstance(error, ArithmeticError) else getattr(error, "exit_status", 2)
+        return _say(f"error: {error}", status)
     return None
 
 

@@ -16,6 +16,7 @@ import sae
 from sae.cli import commands, harvest, image_commands
 from sae.cli.reporting import Report
 from sae.cli.selftest import SelfTest
+from sae.cli.steering import SteerMeasure
 
 WIDTH = 100
 """Columns that a call fills before its arguments get lines of their own."""
@@ -91,6 +92,10 @@ def _bench(command: commands.Bench) -> Call:
     if command.what == "recovery":
         named = {**named, "variants": command.variants.split(","), "worlds": command.worlds.split(",")}
         return Call("sae.cli.recovery:measure_recovery", **named, tell=Name("print"))
+    if command.what == "l0":
+        return Call(
+            "sae.cli.l0_worlds:measure_choices", **named | {"worlds": command.worlds.split(",")}, tell=Name("print")
+        )
     if command.what == "variants":
         return Call("sae.training.bench:measure_variants", named.pop("variants").split(","), **named)
     module = "kernels" if command.what == "kernels" else "step"
@@ -100,6 +105,19 @@ def _bench(command: commands.Bench) -> Call:
 def _browse(command: commands.Browse) -> Call:
     runs = [_run(run, "browse") for run in command.run_folders]
     return Call("sae.browser.serve:serve", runs, port=command.port, device=command.device, ready=Name("print"))
+
+
+def _match(command: commands.Match) -> Call:
+    text = {"dataset": command.config.dataset, "text_field": command.config.text_field}
+    runs = [_run(run, "match", with_text=text["dataset"] is not None, **text) for run in command.run_folders]
+    return Call("match", runs, *([command.config] if _settings(command.config) else []))
+
+
+def _choose_l0(command: commands.ChooseL0) -> Call:
+    if command.sweep is not None:
+        return Call("sae.cli.l0:sweep_and_choose", *_sweep(command.sweep).arguments)
+    runs = [_run(run, "choose-l0") for run in command.run_folders]
+    return Call("sae.cli.l0:choose_and_draw", runs, *([command.config] if _settings(command.config) else []))
 
 
 def _chapter(command: image_commands.ImageChapter) -> Call:
@@ -118,8 +136,11 @@ CALLS: dict[type, Callable[[Any], Call]] = {
     harvest.Harvest: _harvest,
     commands.Sweep: _sweep,
     commands.Eval: _on_run("evaluate", "eval"),
+    commands.Match: _match,
+    commands.ChooseL0: _choose_l0,
     commands.Explain: _on_run("explain", "explain"),
     commands.Steer: _on_run("steer", "steer"),
+    SteerMeasure: _on_run("measure_steering", "steer"),
     commands.Features: _on_run("collect", "features"),
     commands.Browse: _browse,
     Report: lambda c: Call("report", [_run(run, "report") for run in c.run_folders], c.out),

@@ -17,6 +17,7 @@ from sae.data.batching import Batch
 from sae.evaluation.synthetic.metrics import Recovery, recovery_metrics
 from sae.evaluation.synthetic.sampling import Sample, SyntheticData
 from sae.evaluation.synthetic.worlds import WORLDS
+from sae.models.autoencoder import Autoencoder
 from sae.models.language import VARIANTS, find_variant, recipe_of
 from sae.training.loop import train_in_memory
 from sae.training.trainer import Trainer
@@ -69,6 +70,12 @@ def recover(
     sae = SAEConfig(variant=variant, width=course.width, k=max(1, round(asked)), **settings)
     if find_variant(sae).penalty(sae) is not None or sae.recipe == "target":
         sae = SAEConfig(variant=variant, width=course.width, k=sae.k, l0_target=asked, **settings)
+    heldout = (views.seen(sample) for sample in views.data.heldout(HELDOUT_TOKENS))
+    return recovery_metrics(train_on(views, sae, course, seed), views.features, heldout)
+
+
+def train_on(views: Views, sae: SAEConfig, course: Course, seed: int) -> Autoencoder:
+    """The saved form of an autoencoder trained on a world's view; `seed` is that of the training."""
     trainer = Trainer(
         recipe_of(sae, views.site_widths, views.target_widths),
         OptimConfig(lr=course.lr),
@@ -79,8 +86,7 @@ def recover(
         seed=seed,
     )
     train_in_memory(trainer, WorldBatches(views, course, pairs=find_variant(sae).neighbours))
-    heldout = (views.seen(sample) for sample in views.data.heldout(HELDOUT_TOKENS))
-    return recovery_metrics(trainer.finished(), views.features, heldout)
+    return trainer.finished()
 
 
 class Views:

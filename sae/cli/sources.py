@@ -5,14 +5,18 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from sae.cli.commands import Browse, Eval, Explain, Export, Features, Steer, Verify
+from sae.cli.commands import Browse, ChooseL0, Eval, Explain, Export, Features, Match, Steer, Verify
 from sae.cli.reporting import Report
+from sae.cli.steering import SteerMeasure
 
 NAMES: dict[type, str] = {
     Eval: "eval",
+    Match: "match",
+    ChooseL0: "choose-l0",
     Features: "features",
     Explain: "explain",
     Steer: "steer",
+    SteerMeasure: "steer",
     Browse: "browse",
     Report: "report",
     Export: "export",
@@ -34,8 +38,14 @@ def on_runs(command: Any) -> Any:
     from sae.interop.opening import as_run
 
     name = NAMES[type(command)]
-    if isinstance(command, Browse | Report):
+    if isinstance(command, Browse | ChooseL0 | Report):
         return dataclasses.replace(command, run_folders=tuple(as_run(run, command=name) for run in command.run_folders))
+    if isinstance(command, Match):
+        # atoms need no text
+        texts = {"dataset": command.config.dataset, "text_field": command.config.text_field}
+        settings = {**texts, "with_text": texts["dataset"] is not None, "device": command.config.device}
+        folders = tuple(as_run(run, command=name, **settings) for run in command.run_folders)
+        return dataclasses.replace(command, run_folders=folders)
     with_text = not (isinstance(command, Verify) or (isinstance(command, Export) and command.to not in SHOWN))
     text = {}
     if isinstance(command, Eval | Features):

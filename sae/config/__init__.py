@@ -7,11 +7,12 @@ checks in `__post_init__` run before anything is loaded. Nothing here imports to
     from_json(TrainConfig, to_json(config)) == config
 """
 
-from sae.config.features import CollectConfig, ExplainConfig, SteerConfig
+from sae.config.features import CollectConfig, ExplainConfig, SteerConfig, SteerMeasureConfig
 from sae.config.fields import TYPED, ConfigError, built, check, from_json, refuse_ignored, to_json, unknown_choice
 from sae.config.image_variants import SPARSE, VisionConfig
 from sae.config.images import ImageDataConfig, ImageEvalConfig, ImageTrainConfig, usual_epochs
 from sae.config.imports import ImportConfig
+from sae.config.matching import L0Config, MatchConfig
 from sae.config.run import Device, OptimConfig, RunConfig
 from sae.config.tensors import TensorDataConfig, TensorTrainConfig, is_tensor_data
 from sae.config.text import EvalConfig, HarvestConfig, StoreConfig, TrainConfig
@@ -30,10 +31,13 @@ __all__ = [
     "ImageEvalConfig",
     "ImageTrainConfig",
     "ImportConfig",
+    "L0Config",
+    "MatchConfig",
     "OptimConfig",
     "RunConfig",
     "SAEConfig",
     "SteerConfig",
+    "SteerMeasureConfig",
     "StoreConfig",
     "TensorDataConfig",
     "TensorTrainConfig",

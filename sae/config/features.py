@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from sae.config.fields import Count, Limited, NonNegative, WholeNumber, check, refuse_ignored
+from sae.config.fields import Count, Limited, NonNegative, Positive, Resamples, WholeNumber, check, refuse_ignored
 from sae.config.run import Device
 
 
@@ -127,3 +127,33 @@ class SteerConfig(Limited):
         if self.where != "every":
             ignored["steer_bos"] = f"--where {self.where} lists the tokens; BOS is position 0"
         refuse_ignored(self, ignored)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SteerMeasureConfig(Limited):
+    """How steering with latents is measured."""
+
+    latent: tuple[int, ...]
+    """Latents, one or several, each measured by itself."""
+    doses: tuple[Positive, ...] = (0.25, 0.5, 1.0, 2.0, 4.0)
+    """Strengths, in units of the latent's largest collected activation."""
+    prompts: Count = 24
+    """Held-out documents whose beginnings are continued."""
+    prompt_tokens: Count = 12
+    """Tokens of each beginning."""
+    tokens: Count = 32
+    """Tokens to generate after each."""
+    resamples: Resamples = 1000
+    """Bootstrap resamples over prompts, for the 95% intervals."""
+    seed: WholeNumber = 0
+    """Seed of the generated texts, the random latents and the bootstrap."""
+    device: Device = "auto"
+    """Where to compute: auto takes a GPU where there is one."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(len(self.latent) >= 1, "latent", self.latent, "at least one latent")
+        check(len(set(self.latent)) == len(self.latent), "latent", self.latent, "each latent once")
+        check(len(self.doses) >= 1, "doses", self.doses, "at least one strength")
+        check(self.prompts >= 2, "prompts", self.prompts, "at least 2, between which intervals are taken")
+        object.__setattr__(self, "doses", tuple(sorted(set(self.doses))))

@@ -82,6 +82,8 @@ class TrainConfig(RunConfig):
     """Folder or URL (s3://..., gs://...) to keep the harvested activations in, and to reuse them from."""
     buffer_mb: Count = 512
     """Memory of the shuffle buffer in MiB: activations are mixed within one buffer."""
+    mesh: str | None = None
+    """Under torchrun: processes along DATAxLATENT, such as 4x2; by default all share the data. See docs/scale.md."""
 
 
 @dataclass(frozen=True, kw_only=True)

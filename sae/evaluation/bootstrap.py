@@ -58,23 +58,43 @@ class GroupSums:
         """The group of documents given by their order numbers (0 for the first that arrived)."""
         return order // self._per_group
 
-    def add(self, document: Tensor, values: Mapping[str, Tensor]) -> Tensor:
-        """Add rows: `document` int64 [n], every value [n] or [n, d]. Returns the documents' order numbers [n]."""
+    def see(self, document: Tensor) -> Tensor:
+        """Number documents int64 [n] in the order in which they arrive. Returns their order numbers [n].
+
+        By itself it is for rows that another process adds: then all processes have the same groups.
+        """
         unique, inverse = torch.unique(document, return_inverse=True)
         numbers = [self._number.setdefault(index, len(self._number)) for index in unique.tolist()]
         order = torch.tensor(numbers)[inverse]
         while self.groups > MAX_GROUPS:
             self._per_group *= 2
             self.sums = {name: _merge_pairs(s) for name, s in self.sums.items()}
+        return order
+
+    def add(self, document: Tensor, values: Mapping[str, Tensor]) -> Tensor:
+        """Add rows: `document` int64 [n], every value [n] or [n, d]. Returns the documents' order numbers [n]."""
+        order = self.see(document)
         for name, rows in values.items():
-            sums = self.sums.get(name)
-            if sums is None or len(sums) < self.groups:
-                longer = torch.zeros(self.groups, *rows.shape[1:], dtype=torch.float64)
-                if sums is not None:
-                    longer[: len(sums)] = sums
-                sums = longer
+            sums = self._of_all_groups(name, rows.shape[1:])
             self.sums[name] = sums.index_add_(0, self.group(order), rows.to("cpu", torch.float64))
         return order
+
+    def merge(self, sums: Mapping[str, Tensor]) -> None:
+        """Add the `sums` of another process that saw the same documents in the same order."""
+        for name, others in sums.items():
+            mine = self._of_all_groups(name, others.shape[1:])
+            mine[: len(others)] += others
+            self.sums[name] = mine
+
+    def _of_all_groups(self, name: str, shape: torch.Size) -> Tensor:
+        """The sums of that name, with zeros for groups that had no rows, [groups, *shape]."""
+        sums = self.sums.get(name)
+        if sums is not None and len(sums) == self.groups:
+            return sums
+        longer = torch.zeros(self.groups, *shape, dtype=torch.float64)
+        if sums is not None:
+            longer[: len(sums)] = sums
+        return longer
 
     def interval(self, metric: Callable[[dict[str, Tensor]], Tensor], *, resamples: int, seed: int) -> Interval | None:
         """`metric` of the sums with its percentile interval over resampled groups; None where it is not defined.

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from sae.base.ranks import ALONE, Ranks
 from sae.data.packing import Contexts
 from sae.evaluation.bootstrap import GroupSums, ratio
 from sae.harvest.hooks import capture, splice
@@ -41,7 +42,11 @@ class Splice(NamedTuple):
 
 @torch.no_grad()
 def measure(
-    harvest: Harvest, splices: Mapping[str, Splice], batches: Iterable[Contexts], advance: Callable[[int], None]
+    harvest: Harvest,
+    splices: Mapping[str, Splice],
+    batches: Iterable[Contexts],
+    advance: Callable[[int], None],
+    ranks: Ranks = ALONE,
 ) -> dict[str, GroupSums]:
     """For each autoencoder, sums a document: "count" and "clean", "spliced", "everywhere", "zero", "mean" losses, "kl".
 
@@ -53,9 +58,15 @@ def measure(
         splices: autoencoders by name.
         batches: contexts, whose documents are all evaluated.
         advance: called with the tokens of each batch.
+        ranks: processes that share out the batches; the first one returns the sums of all.
     """
     sums = {name: GroupSums() for name in splices}
-    for contexts in batches:
+    for number, contexts in enumerate(batches):
+        if not ranks.takes(number):
+            for of_one in sums.values():
+                of_one.see(_predictions(contexts)[2])
+            advance(contexts.tokens.numel())
+            continue
         one = _Batch(harvest, contexts)
         ablated: dict[tuple[Site, ...], dict[str, Tensor]] = {}
         for name, (model, inputs, targets, mean) in splices.items():
@@ -78,6 +89,8 @@ def measure(
             values["everywhere"] = one.losses(places, reconstruction, everywhere=True)
             sums[name].add(one.document, {key: value.cpu() for key, value in values.items()})
         advance(contexts.tokens.numel())
+    for of_one in sums.values():
+        ranks.merge(of_one.sums, of_one.merge)
     return sums
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -66,6 +66,20 @@ def fvu_sums(
     return rows if by_row else {name: row.sum(0) for name, row in rows.items()}
 
 
+class Parts(NamedTuple):
+    """What one process adds to a `Reconstruction`."""
+
+    sums: dict[str, Tensor]
+    fired: Tensor
+    """Rows in which each latent fired, int64 [F]."""
+    first: Tensor
+    """Order number of the first document in which it fired, int64 [F]."""
+    last: Tensor
+    """That of the last one, int64 [F]."""
+    total: Tensor
+    """Sum of the targets, float64 [d_out]."""
+
+
 class Reconstruction:
     """Sums about x and x̂, document by document.
 
@@ -90,6 +104,23 @@ class Reconstruction:
         """Add inputs [n, d] and their targets [n, d_out] of the documents int64 [n]."""
         for rows in zip(x.float().split(CHUNK), target.float().split(CHUNK), document.split(CHUNK), strict=True):
             self._add(*rows)
+
+    def see(self, document: Tensor) -> None:
+        """Count rows of the documents int64 [n] that another process adds, in the order of all processes' rows."""
+        self.sums.see(document)
+        self.tokens += len(document)
+
+    def parts(self) -> Parts:
+        """What this process has added, for `merge`."""
+        return Parts(self.sums.sums, self.fired, self.first, self.last, self.total)
+
+    def merge(self, parts: Parts) -> None:
+        """Add the parts of another process, whose rows this one has seen."""
+        self.sums.merge(parts.sums)
+        self.fired += parts.fired
+        self.first = torch.minimum(self.first, parts.first)
+        self.last = torch.maximum(self.last, parts.last)
+        self.total += parts.total
 
     def _add(self, x: Tensor, target: Tensor, document: Tensor) -> None:
         codes, x_hat = self.model(x)

@@ -7,6 +7,7 @@ report["fvu"]["value"], report["downstream"]["delta_ce"]["value"]
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,13 +17,16 @@ from torch import Tensor
 
 from sae.base.device import pick_device
 from sae.base.files import publish_json
+from sae.base.launcher import refuse_ranks
 from sae.base.progress import Progress, StopSignal
+from sae.base.ranks import Ranks
 from sae.config import ConfigError, EvalConfig, HarvestConfig, ImageEvalConfig, refuse_ignored, to_json
 from sae.data.packing import BEGINNING
 from sae.evaluation import bootstrap, downstream
 from sae.evaluation.baselines import PCA
 from sae.evaluation.images import evaluate_images
 from sae.evaluation.reconstruction import Reconstruction, training_form
+from sae.evaluation.sharing import shared
 from sae.evaluation.tensors import evaluate_tensors
 from sae.harvest.language_model import LanguageModel
 from sae.harvest.opening import opening
@@ -52,6 +56,8 @@ def evaluate(run: str | Path, config: EvalConfig | None = None) -> dict[str, Any
         (['high', 'low', 'value'], True)
     """
     config, kind = config or EvalConfig(), kind_of(run)
+    if kind != "language":
+        refuse_ranks(f"sae eval of a run on {'a file of activations' if kind == 'tensors' else 'images'}")
     if kind == "image":
         why = f"{run} is a run on images; see sae image eval --help for its settings"
         read = ("resamples", "seed", *(["device"] if config.device == "cpu" else []))  # it runs on a CPU
@@ -65,10 +71,18 @@ def evaluate(run: str | Path, config: EvalConfig | None = None) -> dict[str, Any
 def evaluate_all(runs: Sequence[str | Path], config: EvalConfig | None = None) -> list[dict[str, Any]]:
     """Evaluate runs of one model and data set on the same tokens: one harvest and one clean pass serve them all.
 
+    Under torchrun the ranks share out the batches, and the result is that of a single process.
+
     Raises:
         ConfigError: the runs are of different models or data; else as `evaluate`.
     """
     config = config or EvalConfig()
+    with Ranks.of_process(config.device) as ranks:
+        return ranks.share(_evaluate_all(runs, config, ranks))
+
+
+def _evaluate_all(runs: Sequence[str | Path], config: EvalConfig, ranks: Ranks) -> list[dict[str, Any]]:
+    """The reports, in the first rank; no one reads what the others return."""
     device = pick_device(config.device)
     opened = [open_run(run, device=device) for run in runs]
     settings = opened[0].settings(config.dataset, config.text_field)
@@ -80,7 +94,9 @@ def evaluate_all(runs: Sequence[str | Path], config: EvalConfig | None = None) -
         if config.dataset is not None:
             documents = harvest_of(opened, lm, split="heldout", settings=settings).documents
             progress.say(opening(documents, lm.tokenizer, settings, beginning=lm.beginning))
-        reports = _Evaluation(lm, opened, settings, config, stop, progress).reports()
+        reports = _Evaluation(lm, opened, settings, config, stop, progress, ranks).reports()
+    if not ranks.first:
+        return []
     seconds = round(time.perf_counter() - begun, 1)
     done = []
     for name, run, report in zip(runs, opened, reports, strict=True):
@@ -123,17 +139,20 @@ class _Evaluation:
         config: EvalConfig,
         stop: StopSignal,
         progress: Progress,
+        ranks: Ranks,
     ) -> None:
         self.lm, self.runs, self.settings, self.config = lm, runs, settings, config
-        self.stop, self.progress = stop, progress
+        self.stop, self.progress, self.ranks = stop, progress, ranks
         self.draws = {"resamples": config.resamples, "seed": config.seed}
 
     def reports(self) -> list[dict[str, Any]]:
-        """All metrics of every run as JSON values."""
+        """All metrics of every run as JSON values; in the first rank alone."""
         pcas = self._fit_pcas() if self.config.pca_tokens else None
         groups, forms = self._reconstruct(pcas)
-        losses = self._downstream([group[ORDINARY].mean for group in groups])
-        reports = []
+        losses = self._downstream(self.ranks.share([group[ORDINARY].mean for group in groups]))
+        reports: list[dict[str, Any]] = []
+        if not self.ranks.first:
+            return reports
         for index, run in enumerate(self.runs):
             ordinary, form = groups[index][ORDINARY], forms[index]
             k = run.config.sae.k
@@ -160,20 +179,31 @@ class _Evaluation:
     def _fit_pcas(self) -> dict[tuple[str, ...], PCA]:
         """Principal components of training activations, for every place that some run reconstructs."""
         harvest = self._harvest("train")
-        kept: dict[tuple[str, ...], tuple[Run, list[Tensor]]] = {_places(run): (run, []) for run in self.runs}
+        kept: dict[tuple[str, ...], dict[int, Tensor]] = {_places(run): {} for run in self.runs}
         left = self.config.pca_tokens
         with self.progress.bar("Baseline", left, "tokens") as bar:
-            for harvested in harvest.batches():
-                rows = harvest.trained_on(harvested.rows)
-                for run, parts in kept.values():
-                    parts.append(run.targets_of(rows)[:left].cpu())
-                added = min(left, len(rows.token))
-                left -= added
-                bar.advance(added)
-                self.stop.check("nothing was written")
+            for batch in shared(harvest, self.ranks):
+                trained = batch.select(harvest.trained(batch.kind).nonzero().squeeze(1)[:left])
+                if trained.rows is not None:
+                    for run in {_places(run): run for run in self.runs}.values():
+                        kept[_places(run)][batch.number] = run.targets_of(trained.rows).cpu()
+                left -= len(trained.document)
+                bar.advance(len(trained.document))
+                self._check_stop(batch.number)
                 if left <= 0:
                     break
-        return {places: PCA.fit(parts) for places, (_, parts) in kept.items()}
+        for parts in kept.values():
+            self.ranks.merge(parts, parts.update)
+        # the fit is quick beside the passes, so the first rank does it for all
+        fitted = {}
+        if self.ranks.first:
+            fitted = {p: PCA.fit([parts[number] for number in sorted(parts)]) for p, parts in kept.items()}
+        return self.ranks.share(fitted)
+
+    def _check_stop(self, number: int) -> None:
+        """Stop all ranks behind the batch of that number, where a signal came to any of them."""
+        if self.ranks.ends_round(number) and self.ranks.stopping(self.stop):
+            self.stop.check("nothing was written")
 
     def _reconstruct(
         self, pcas: dict[tuple[str, ...], PCA] | None
@@ -191,23 +221,28 @@ class _Evaluation:
             forms.append(None if form is None else Reconstruction(form, centre, None))
         left = self.config.tokens
         with self.progress.bar("Evaluating", left, "tokens") as bar:
-            for harvested in harvest.batches():
+            for batch in shared(harvest, self.ranks):
                 for kind in range(len(KINDS)):
-                    of_kind = (harvested.rows.kind == kind).nonzero().squeeze(1)
-                    rows = harvested.rows.select(of_kind[: left if kind == ORDINARY else None])
-                    if not len(rows.token):
+                    of_kind = (batch.kind == kind).nonzero().squeeze(1)
+                    part = batch.select(of_kind[: left if kind == ORDINARY else None])
+                    if not len(part.document):
                         continue
                     for run, group, form in zip(self.runs, groups, forms, strict=True):
-                        x, target = run.inputs_of(rows), run.targets_of(rows)
-                        group[kind].add(x, target, rows.document)
-                        if form is not None and kind == ORDINARY:
-                            form.add(x, target, rows.document)
+                        measured = [group[kind], *([form] if form is not None and kind == ORDINARY else [])]
+                        for reconstruction in measured:
+                            if part.rows is None:
+                                reconstruction.see(part.document)
+                            else:
+                                x, target = run.inputs_of(part.rows), run.targets_of(part.rows)
+                                reconstruction.add(x, target, part.document)
                 added = groups[0][ORDINARY].tokens - (self.config.tokens - left)
                 left -= added
                 bar.advance(added)
-                self.stop.check("nothing was written")
+                self._check_stop(batch.number)
                 if left <= 0:
                     break
+        for reconstruction in [*(r for group in groups for r in group.values()), *(f for f in forms if f is not None)]:
+            self.ranks.merge(reconstruction.parts(), reconstruction.merge)
         return groups, forms
 
     def _short(self, group: Reconstruction) -> dict[str, Any]:
@@ -231,12 +266,15 @@ class _Evaluation:
             for index, (run, mean) in enumerate(zip(self.runs, means, strict=True))
         }
         with self.progress.bar("Splicing in", total, "tokens") as bar:
+            batch = itertools.count()
 
             def advance(tokens: int) -> None:
                 bar.advance(tokens)
-                self.stop.check("nothing was written")
+                self._check_stop(next(batch))
 
-            sums = downstream.measure(harvest, subjects, batches, advance)
+            sums = downstream.measure(harvest, subjects, batches, advance, self.ranks)
+        if not self.ranks.first:
+            return None
         return [downstream.metrics(sums[name], **self.draws) for name in subjects]
 
 

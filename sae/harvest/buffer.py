@@ -76,7 +76,7 @@ def batches_in(buffer_bytes: int, row_bytes: int, batch: int, *, overlap: bool =
     return batches
 
 
-def _check_state(state: dict[str, Any], **cut: int) -> None:
+def check_state(state: dict[str, Any], **cut: int) -> None:
     """Refuse a state saved with other sizes: the same numbers would mean other rows."""
     for name, value in cut.items():
         if state.get(name) != value:
@@ -133,7 +133,7 @@ class StoredBatches:
         """Batches from the beginning, or from after the batch that carried `state`."""
         cut = self._cut()
         if state:
-            _check_state(state, **cut)
+            check_state(state, **cut)
         done = state["step"] if state else 0
         sites = sorted({*self.inputs, *self.targets})
         while done < self.steps:
@@ -235,7 +235,7 @@ class LiveBatches:
         """Batches from the beginning, or from after the batch that carried `state`."""
         cut = {"batch": self.batch, "batches_per_block": self.batches_per_block}
         if state:
-            _check_state(state, **cut)
+            check_state(state, **cut)
         done = state["step"] if state else 0
         if done == self.steps:
             return

@@ -114,6 +114,10 @@ class Harvest:
         """Site name -> the norm over which a token counts as a sink."""
         return self.first_pass.norm_limits if self._norm_limits is None else self._norm_limits
 
+    def use_limits(self, limits: Mapping[str, float]) -> None:
+        """Tell sinks by these limits: site name -> norm."""
+        self._norm_limits = limits
+
     @property
     def kinds(self) -> dict[int, str]:
         """The kinds that this harvest tells apart, and their names."""
@@ -140,9 +144,9 @@ class Harvest:
 
     def trained_on(self, rows: Rows) -> Rows:
         """The rows that belong in the training stream: ordinary tokens, and special ones with `keep_special`."""
-        return rows.select(self._trained(rows.kind).nonzero().squeeze(1))
+        return rows.select(self.trained(rows.kind).nonzero().squeeze(1))
 
-    def _trained(self, kind: Tensor) -> Tensor:
+    def trained(self, kind: Tensor) -> Tensor:
         """Which kinds [n] belong in the training stream, bool [n]."""
         kept = kind == ORDINARY
         if self.config.keep_special:
@@ -312,7 +316,7 @@ class Harvest:
                 percentiles[name] = np.percentile(norms.numpy(), PERCENTILES).tolist()
                 if self.config.max_norm:
                     limits[name] = self.config.max_norm * norms.median().item()
-            trained = self._trained(_with_sinks(rows.kind, rows.activations, limits))
+            trained = self.trained(_with_sinks(rows.kind, rows.activations, limits))
             # a limit on ordinary tokens does not bound the special ones
             bounds = {} if self.config.keep_special else limits
             kept = {name: Kept(a[trained.to(a.device)], bounds.get(name)) for name, a in rows.activations.items()}

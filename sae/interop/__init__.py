@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from sae.config import ConfigError
 from sae.interop.assembling import TWO_SIDED, assemble, cross_layer, gated, jump_relu, two_sided
-from sae.interop.files import check_readable
+from sae.interop.files import check_manifest, check_readable
 from sae.interop.origin import BEFORE_GAIN, Imported, Origin
 
 __all__ = [
@@ -64,12 +64,13 @@ def read(path: str | Path, format: str = "auto") -> Imported:
 
     Raises:
         ConfigError: nothing is there, the format is unknown, or not exactly one format recognises the path.
-        CorruptError: the weights do not have the shapes of an autoencoder.
+        CorruptError: a file is damaged, or the weights do not have the shapes of an autoencoder.
     """
     place, layer = split_layer(path)
     path = Path(place).expanduser()
     if not path.exists():
         raise ConfigError(f"{path}: no such file or folder")
+    check_manifest(path)
     format = recognised(path) if format == "auto" else format
     module = _module(format)
     if layer is None:

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sae.base.files import CorruptError, read_json
+from sae.base.files import MANIFEST, CorruptError, read_json, sha256_of
 
 TORCH = (".pt", ".pth", ".bin")
 UNREADABLE = (OSError, EOFError, SafetensorError, ValueError, KeyError, RuntimeError, TypeError, zipfile.BadZipFile)
@@ -56,6 +56,31 @@ def check_readable(path: Path) -> None:
             raise
         except UNREADABLE as error:
             raise CorruptError(f"{file}: cannot be read ({_reason(error)})") from error
+
+
+def check_manifest(path: Path) -> None:
+    """Compare a file or folder with the manifest beside it or in it, as `sae export` writes one; else do nothing.
+
+    Files that the manifest names and are not there are left to the reader: a part of a repository may be enough.
+
+    Raises:
+        CorruptError: a file is not the one that was exported.
+    """
+    for folder in (path, path.parent) if path.is_dir() else (path.parent,):
+        for name, entry in _manifest(folder).items():
+            file = folder / name
+            if ".." not in Path(name).parts and file.is_file() and sha256_of(file) != entry.get("sha256"):
+                raise CorruptError(f"{file}: its SHA-256 is not the one in {MANIFEST}; the file was changed or damaged")
+
+
+def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
+    """Name -> entry of a folder's manifest of ours; empty where there is none."""
+    if not (folder / MANIFEST).is_file():
+        return {}
+    record = read_json(folder / MANIFEST)
+    files = record.get("files") if isinstance(record, dict) else None
+    entries = files if isinstance(files, dict) else {}
+    return {name: entry for name, entry in entries.items() if isinstance(entry, dict) and "sha256" in entry}
 
 
 def _shapes(path: Path) -> dict[str, Shape]:

@@ -116,12 +116,11 @@ def locate_run(path: str | Path) -> Path:
     if str(path).count("/") != 1 or str(path).startswith((".", "~", "/")):
         raise ConfigError(f"{path}: no such run folder")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(str(path), allow_patterns=[CONFIG, WEIGHTS]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # network libraries share no base class
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(f"{path}: no such run folder, and it cannot be read from the hub ({reason})") from error
 
 

@@ -60,10 +60,11 @@ def run_selftest(
         if keep is not None:
             publish_json(keep / "selftest.json", {"results": [asdict(r) for r in results], **where})
             publish_file(keep / "selftest.md", markdown(results, where).encode())
+    shown = [line for result in results for line in result.failed[:FAILURES_SHOWN]]
     return {
         "rows": [result.row() for result in results],
         "counts": {result.name: dict(result.counts) for result in results},
-        **({"failed": [line for r in results for line in r.failed]} if any(r.failed for r in results) else {}),
+        **({"failed": shown} if shown else {}),
         "seed": seed,
         **({"broken": broken} if broken else {}),
         **where,
@@ -114,7 +115,7 @@ def _run(
         seed=seed,
         broken=broken,
         counts=outcome.counts,
-        failed=outcome.failures[:FAILURES_SHOWN],
+        failed=outcome.failures,
     )
 
 

@@ -10,11 +10,11 @@ from typing import Any
 from sae.base.files import CorruptError
 from sae.base.objects import StorageError
 from sae.base.progress import Interrupted, Progress, StopSignal
+from sae.base.pulse import PULSE
 from sae.config import RunConfig
 from sae.data.batching import Batch, Batches
 from sae.data.rows import DataError
-from sae.training.checkpoint import load_newest, save_checkpoint
-from sae.training.logging import RunLog
+from sae.training.logging import RunLog, SilentLog
 from sae.training.trainer import DivergedError, Trainer
 
 FIRST_BATCHES = 8  # whose inputs set the scale and the pre-bias
@@ -30,6 +30,7 @@ def take_steps(
     *,
     hint: str,
     unit: str = "tokens",
+    open_log: type[RunLog] | type[SilentLog] = RunLog,
 ) -> dict[str, Any]:
     """Take all remaining steps, from the newest checkpoint if `config.resume`.
 
@@ -37,6 +38,7 @@ def take_steps(
         batch_rows: rows of a batch.
         hint: tells the user how to resume after a stop.
         unit: what a row is, for the progress bar and the metrics.
+        open_log: where metrics go.
 
     Returns:
         The last line of the metrics.
@@ -51,10 +53,11 @@ def take_steps(
         trainer.seconds = earlier + time.perf_counter() - begun
         # after a step that was not finite, noticed late on a GPU, the data is ahead of the weights: keep the old one
         if state is not None and state["step"] == trainer.taken != saved:
-            save_checkpoint(folder, trainer.taken, *trainer.state(), state, keep=config.keep_checkpoints)
+            with PULSE.without_steps(f"Writing the checkpoint of step {trainer.taken}."):
+                trainer.save(folder, state, keep=config.keep_checkpoints)
             saved = trainer.taken
 
-    log = RunLog(config, resume_at=trainer.taken)
+    log = open_log(config, resume_at=trainer.taken)
     every = max(1, config.checkpoint_every // batch_rows)
     try:
         with progress.bar("Training", batches.steps * batch_rows, unit) as bar:
@@ -84,11 +87,10 @@ def _start(
     config: RunConfig, trainer: Trainer, batches: Batches, progress: Progress
 ) -> tuple[dict[str, Any] | None, Iterator[Batch]]:
     """Initialise the trainer, or restore the newest checkpoint; the data's state and the remaining batches."""
-    checkpoint = load_newest(config.out / "checkpoints") if config.resume else None
-    if checkpoint is not None:
-        trainer.restore(checkpoint.tensors, checkpoint.trainer)
+    state = trainer.resume(config.out / "checkpoints") if config.resume else None
+    if state is not None:
         progress.say(f"Resuming at step {trainer.taken} of {batches.steps}.")
-        return checkpoint.data, batches.iterate(checkpoint.data)
+        return state, batches.iterate(state)
     return None, initialised(trainer, batches)
 
 

@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sae.base.files import publish_json
+from sae.base.launcher import world_size
 from sae.base.progress import Progress, StopSignal
 from sae.config import RunConfig
+from sae.data.batching import Batches
 from sae.models.saved import CONFIG
 from sae.training.data import TrainingData
 from sae.training.loop import take_steps
 from sae.training.plan import Plan, make_plan
 from sae.training.run_folder import finish_record, own_folder
 from sae.training.space import check_space, try_steps
+from sae.training.trainer import Trainer
 from sae_kernels import backends_used
 
 
@@ -99,6 +102,10 @@ def train(config: RunConfig, data: TrainingData | None = None) -> TrainResult:
         >>> result.variant, result.available
         ('topk', None)
     """
+    if world_size() > 1:
+        from sae.training.distributed.run import train_on_ranks
+
+        return result_of(*train_on_ranks(config, data))
     plan = make_plan(config, data)
     check_space(plan)
     with own_folder(plan.config), StopSignal() as stop, Progress() as progress:
@@ -135,6 +142,14 @@ def fit(plan: Plan, stop: StopSignal, progress: Progress) -> TrainResult:
     finish_record(config, trainer, batch=data.batch, **data.finished())
     if data.advice and last["fvu"] > 1:
         progress.say(f"FVU {last['fvu']:.2f}: worse than the mean of the {data.unit}. {data.advice}")
+    return result_of(plan, batches, trainer, last, seconds)
+
+
+def result_of(
+    plan: Plan, batches: Batches, trainer: Trainer, last: dict[str, Any], seconds: dict[str, float]
+) -> TrainResult:
+    """What a run that has taken all its steps gives."""
+    config, data = plan.config, plan.data
     return TrainResult(
         out=config.out,
         variant=data.sae.variant,

@@ -32,6 +32,7 @@ MAY_CHANGE_ON_RESUME = {
     "wandb",
     "out",
     "store",
+    "mesh",
 }
 PACKAGES = ("sparsight", "torch", "transformers", "datasets", "numpy", "safetensors")
 """Packages whose versions a run records, those of them that are installed."""

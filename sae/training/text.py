@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sae.base.device import available_memory, product_rate
+from sae.base.launcher import world_size
 from sae.base.objects import check_room
 from sae.base.progress import PLAIN_SECONDS, Progress, StopSignal
 from sae.config import ConfigError, OptimConfig, SAEConfig, TrainConfig, refuse_ignored
@@ -39,6 +40,7 @@ from sae.models.language import find_variant, recipe_of
 from sae.models.recipe import Recipe
 from sae.models.settings import check_together, refuse_unread
 from sae.training import text_checks as checks
+from sae.training.distributed.shape import Shape
 from sae.training.run_folder import read_record
 
 
@@ -261,9 +263,9 @@ class TextData:
 
     def batches(self, stop: StopSignal, progress: Progress) -> StoredBatches | LiveBatches:
         if not self.cached:
-            return self._live(stop, progress)
+            return self.live(stop, progress)
         store = self.store or self.open_store(stop, progress)
-        batches = StoredBatches(store, epochs=self.config.epochs, **self._cut())
+        batches = StoredBatches(store, epochs=self.config.epochs, **self.cut())
         self.available, self.left_over = batches.tokens, batches.left_over
         return batches
 
@@ -276,15 +278,17 @@ class TextData:
             store = DiskStore(config.store, self.store_identity, view=self.opened.view)
             store.limit = config.tokens
         else:
-            store = DiskStore(config.store, self._whole_identity())
+            store = DiskStore(config.store, self.store_record())
             with store.writing():
                 self._fill(store, stop, progress)
         if store.rows < config.tokens:
             progress.say(f"The data set is used up: it gave {store.rows:,} of the {config.tokens:,} tokens asked for.")
         return store
 
-    def _whole_identity(self) -> dict[str, Any]:
+    def store_record(self) -> dict[str, Any]:
         """What a store records, with how segments begin; one from before that was recorded has BOS, else CLS, first."""
+        if self.harvest is None:
+            return self.store_identity  # a complete store was read instead of the model
         lm = self._harvest.lm
         if self.opened is None:
             return {**self.store_identity, "beginning": described(lm), "measured": measured(self._harvest)}
@@ -304,8 +308,10 @@ class TextData:
 
             return fill_store(store, self._harvest, tokens=config.tokens, progress=advance)
 
-    def _live(self, stop: StopSignal, progress: Progress) -> LiveBatches:
-        """Batches straight from the model."""
+    def live(
+        self, stop: StopSignal, progress: Progress, kind: type[LiveBatches] = LiveBatches, **more: Any
+    ) -> LiveBatches:
+        """Batches straight from the model, of one `kind` with `more` of its arguments."""
         spoken = time.perf_counter()
         rows_harvested = 0
 
@@ -318,19 +324,20 @@ class TextData:
                 progress.say(f"Harvested {rows_harvested:,} tokens.")
             stop.check(f"continue with: sae train --resume --out {self.config.out}")
 
-        batches = LiveBatches(
+        batches = kind(
             self._harvest,
             tokens=self.config.tokens,
             dtype=getattr(torch, self.precision),
             overlap=self.device.type == "cuda",
             on_restart=lambda n: progress.say(f"The data set is used up: pass {n} over it begins."),
             progress=advance,
-            **self._cut(),
+            **self.cut(),
+            **more,
         )
         self.left_over = batches.left_over
         return batches
 
-    def _cut(self) -> dict[str, Any]:
+    def cut(self) -> dict[str, Any]:
         """How batches are cut, live or stored."""
         return {
             "inputs": [site.name for site in self.inputs],
@@ -363,6 +370,7 @@ def open_text(config: TrainConfig, device: torch.device) -> TextData:
     if not config.resume:  # a run keeps the settings that it was begun with
         refuse_unread(config.sae, config.optim, variant)
         refuse_ignored(config, checks.ignored_by_batches(config))
+    Shape.of(config.mesh, world_size())
     check_together(config.sae, config.optim, variant, config.harvest.target_site)
     checks.check_same_store(config)
     batch = config.optim.batch or (4096 if device.type == "cuda" else 2048)

@@ -8,6 +8,7 @@ import { Histogram } from "./histogram.js";
 import { useApp, useLoaded, useSource } from "./app_state.js";
 import { noSteering, wordsOf } from "./kinds.js";
 import { Atom, Thumb } from "./pictures.js";
+import { Steering } from "./steering.js";
 
 export function Latent({ run, latent, info, route, keys }) {
   const source = useSource();
@@ -28,6 +29,7 @@ export function Latent({ run, latent, info, route, keys }) {
       <div class="reading">
         <${Histogram} record=${record} features=${features} range=${range} onRange=${setRange} />
         <${Examples} record=${record} run=${run} range=${range} />
+        <${Steering} record=${record} />
       </div>
       <aside class="relations">
         ${features.kind === "language" && html`<${Logits} run=${run} latent=${record.latent} revision=${features.revision} />`}

@@ -23,7 +23,7 @@ from sae.features.store.keys import FeatureError
 from sae.models.saved import read_description
 
 FILE = "annotations.sqlite"
-TABLES = ("annotations", "names")
+TABLES = ("annotations", "names", "steering")
 EMPTY: dict[str, Any] = {"label": None, "bookmark": False, "note": None}
 LONGEST = 10_000  # characters of a label or note
 REMEDY = "repair or delete the file"
@@ -76,11 +76,23 @@ class Annotations:
             for latent, value in names.items():
                 self._put(blobs, "names", int(latent), dict(value))
 
+    def steering(self) -> dict[int, dict[str, Any]]:
+        """What steering with a latent does, measured: see `sae.features.steer.measure.measure_latent`."""
+        return self._read("steering")
+
+    def set_steering(self, latent: int, measured: Mapping[str, Any]) -> None:
+        """Save what was measured of a latent (JSON values), in place of an earlier measurement."""
+        with self._writing() as blobs:
+            self._put(blobs, "steering", latent, dict(measured))
+
     def _read(self, table: str) -> dict[int, dict[str, Any]]:
         if not self.path.exists():
             return {}
         with contextlib.closing(open_read_only(self.path, recover=True)) as connection:
-            return _rows(Blobs(connection, self.path, REMEDY), table, self.weights)
+            blobs = Blobs(connection, self.path, REMEDY)
+            # a file from before steering was measured has no such table
+            tables = [name for (name,) in blobs.query("SELECT name FROM sqlite_master WHERE type = 'table'")]
+            return {} if table == "steering" and table not in tables else _rows(blobs, table, self.weights)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[Blobs]:

@@ -1,0 +1,1 @@
+"""What the data say about the right L0: `sae choose-l0`."""

@@ -1,0 +1,1 @@
+"""Which latents of several autoencoders are the same: `sae match`."""
