@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
+from sae.base.files import CorruptError
+from sae.base.objects import StorageError
 from sae.base.progress import Interrupted, Progress, StopSignal
 from sae.base.pulse import PULSE
 from sae.config import RunConfig
@@ -189,7 +191,7 @@ def take_steps(
                         finished(trainee)
                 stop.check(hint)
                 asked = time.perf_counter()
-    except (Interrupted, DataError):
+    except (Interrupted, DataError, CorruptError, StorageError):
         for trainee in trainees:
             trainee.save()
         raise

@@ -310,6 +310,8 @@ class TextData:
 
     def store_record(self) -> dict[str, Any]:
         """What a store records, with how segments begin; one from before that was recorded has BOS, else CLS, first."""
+        if self.harvest is None:
+            return self.store_identity  # a complete store was read instead of the model
         lm = self._harvest.lm
         if self.opened is None:
             return {**self.store_identity, "beginning": described(lm), "measured": measured(self._harvest)}

@@ -79,9 +79,10 @@ def train_on_ranks(config: RunConfig, data: TrainingData | None = None) -> Train
 
 
 def _check_alike(data: TextData, ranks: Ranks) -> None:
-    """One rank's measurements of the first forward pass for all."""
+    """One rank's measurements of the first forward pass for all; a complete store has recorded them."""
     harvest = data.harvest
-    assert harvest is not None
+    if harvest is None:
+        return
     measured = {"beginning": tuple(harvest.lm.beginning), "precision": data.precision}
     if ranks.any(ranks.share(measured) != measured):
         raise ConfigError(
@@ -92,9 +93,11 @@ def _check_alike(data: TextData, ranks: Ranks) -> None:
 
 
 def _add_counts(data: TextData, ranks: Ranks) -> None:
-    """Give every rank the tokens that all of them harvested."""
+    """Give every rank the tokens that all of them harvested, where text went through the model."""
     harvest = data.harvest
-    assert harvest is not None
+    if harvest is None:
+        ranks.any(False)  # waits all the same
+        return
     names = list(harvest.kinds.values())
     sums = ranks.sum(torch.tensor([harvest.counts[name] for name in names]))
     harvest.counts = Counter(dict(zip(names, sums.tolist(), strict=True)))
@@ -108,7 +111,7 @@ def _whole_store(data: TextData) -> Store:
     """
     config = data.config
     assert config.store is not None
-    store = DiskStore(config.store, data.store_record())
+    store = DiskStore(config.store, data.store_record(), view=None if data.opened is None else data.opened.view)
     store.limit = config.tokens
     if store.rows < config.tokens:
         raise ConfigError(
