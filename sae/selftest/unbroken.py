@@ -24,8 +24,8 @@ from sae.selftest.world import World
 
 SETTINGS: dict[str, Any] = {"tokens": 3_072, "checkpoint_every": 1_280, "keep_checkpoints": 2, "log_every": 3}
 """Of a training run: 12 steps with checkpoints after 5 and 10."""
-CHANGING = {"seconds", "collected_at", "revision", "run", "tokens_a_second", "megabytes"}
-"""Values that differ between two runs of the same command."""
+CHANGING = {"seconds", "collected_at", "revision", "run", "tokens_a_second", "megabytes", "store_view"}
+"""Values that differ between two runs of the same command; "store_view" says that the store was there before."""
 
 
 class Command(NamedTuple):
