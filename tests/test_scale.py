@@ -111,8 +111,8 @@ def commands() -> list[str]:
     """Every `sae` command of the page, launchers and line breaks left out."""
     blocks = "".join(re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)).replace("\\\n", " ")
     lines = [re.sub(r".*torchrun .*-m sae ", "sae ", line) for line in blocks.splitlines()]
-    return [
-        line.replace('"${RESUME[@]}"', "--resume").replace('"$OUT"', "OUT") for line in lines if line.startswith("sae ")
+    lines = [line.replace('"${RESUME[@]}"', "--resume").replace('"$OUT"', "OUT") for line in lines]
+    return [line for line in lines if line.startswith("sae ")]
     ]
 
 

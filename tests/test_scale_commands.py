@@ -1,4 +1,4 @@
-"""The commands of docs/scale.md in their order, at small size: harvest, sweep, then two ranks train, evaluate, collect."""
+"""The commands of docs/scale.md in their order, at small size: harvest, sweep; then two ranks train, eval, collect."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ def command(name: str, line: str, model: Path, corpus: Path, folder: Path) -> li
     line = line.replace(" runs/", f" {folder}/runs/")
     words = f"{line} {SMALL[name]}".split()
     python = [sys.executable, "-m"]
-    return [*python, "torch.distributed.run", *words[1:]] if words[0] == "torchrun" else [*python, *words]
+    # standalone: a free port, whatever else runs on the machine
+    launcher = [*python, "torch.distributed.run", "--standalone"]
+    return [*launcher, *words[1:]] if words[0] == "torchrun" else [*python, *words]
 
 
 def test_the_page_s_commands_run_and_a_stopped_job_goes_on(tiny_model: Path, corpus: Path, tmp_path: Path) -> None:
