@@ -17,8 +17,6 @@ from sae.base.progress import Interrupted, Progress, StopSignal
 from sae.base.ranks import Ranks
 from sae.config import ConfigError, RunConfig
 from sae.data.batching import Batches
-from sae.harvest.buffer import StoredBatches
-from sae.harvest.store import DiskStore, Store
 from sae.models.saved import CONFIG
 from sae.training.data import TrainingData
 from sae.training.distributed.batches import MeshLiveBatches, Slices
@@ -70,7 +68,7 @@ def train_on_ranks(config: RunConfig, data: TrainingData | None = None) -> Train
     with Ranks.of_process(config.device) as ranks:
         plan = make_plan(config)
         assert isinstance(plan.data, TextData)
-        check_mesh(plan.data.config, plan.recipe, plan.data.batch, shape)
+        check_mesh(plan.data, plan.recipe, shape)
         check_space(plan)
         mesh = Mesh(shape, plan.device)
         ranks.any(False)  # all ranks have seen the folder as it was
@@ -84,7 +82,8 @@ def train_on_ranks(config: RunConfig, data: TrainingData | None = None) -> Train
 def _check_alike(data: TextData, ranks: Ranks) -> None:
     """One rank's measurements of the first forward pass for all."""
     harvest = data.harvest
-    assert harvest is not None
+    if harvest is None:  # all rows come from a store
+        return
     measured = {"beginning": tuple(harvest.lm.beginning), "precision": data.precision}
     if ranks.any(ranks.share(measured) != measured):
         raise ConfigError(
@@ -97,37 +96,18 @@ def _check_alike(data: TextData, ranks: Ranks) -> None:
 def _add_counts(data: TextData, ranks: Ranks) -> None:
     """Give every rank the tokens that all of them harvested."""
     harvest = data.harvest
-    assert harvest is not None
+    if harvest is None:
+        ranks.any(False)
+        return
     names = list(harvest.kinds.values())
     sums = ranks.sum(torch.tensor([harvest.counts[name] for name in names]))
     harvest.counts = Counter(dict(zip(names, sums.tolist(), strict=True)))
 
 
-def _whole_store(data: TextData) -> Store:
-    """The store that all ranks read.
-
-    Raises:
-        ConfigError: rows are missing.
-    """
-    config = data.config
-    assert config.store is not None
-    store = DiskStore(config.store, data.store_record())
-    store.limit = config.tokens
-    if store.rows < config.tokens:
-        raise ConfigError(
-            f"--store {config.store}: it holds {store.rows:,} of {config.tokens:,} tokens, and several processes only "
-            f"read it; harvest first: sae harvest --store {config.store} --tokens {config.tokens} ..."
-        )
-    return store
-
-
 def _batches(data: TextData, mesh: Mesh, stop: StopSignal, progress: Progress) -> Batches:
-    if not data.cached:
-        return data.live(stop, progress, MeshLiveBatches, mesh=mesh)
-    store = _whole_store(data)
-    batches = StoredBatches(store, epochs=data.config.epochs, **data.cut())
-    data.available, data.left_over = batches.tokens, batches.left_over
-    return Slices(batches, mesh)
+    if data.cached:
+        return Slices(data.batches(stop, progress), mesh)
+    return data.live(stop, progress, MeshLiveBatches, mesh=mesh)
 
 
 def _fit(plan: Plan, mesh: Mesh, ranks: Ranks, stop: StopSignal, progress: Progress) -> Trained:
