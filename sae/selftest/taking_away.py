@@ -45,10 +45,21 @@ def no_guard() -> contextlib.AbstractContextManager[Any]:
     return mock.patch("sae.base.reading._passes", return_value=True)
 
 
+@contextlib.contextmanager
+def no_watchdog() -> Iterator[None]:
+    """Ranks meet and exchange, and none watches over the others."""
+    from sae.base.watchdog import Watchdog
+
+    nothing = {name: mock.DEFAULT for name in ("start", "fail", "check", "leave")}
+    with mock.patch.multiple(Watchdog, **nothing):
+        yield
+
+
 TAKEN_AWAY: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
     "no-hash": no_hash,
     "no-cap": no_cap,
     "no-guard": no_guard,
+    "no-watchdog": no_watchdog,
 }
 """What --break takes -> a context without that protection."""
 
