@@ -113,7 +113,6 @@ def commands() -> list[str]:
     lines = [re.sub(r".*torchrun .*-m sae ", "sae ", line) for line in blocks.splitlines()]
     lines = [line.replace('"${RESUME[@]}"', "--resume").replace('"$OUT"', "OUT") for line in lines]
     return [line for line in lines if line.startswith("sae ")]
-    ]
 
 
 @pytest.mark.parametrize("command", commands())
