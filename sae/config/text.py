@@ -121,13 +121,21 @@ class EvalConfig(Limited):
     """Column of that data set that is read; see `sae train`."""
     tokens: Count = 65_536
     """Held-out tokens, or rows of a file, for reconstruction metrics (fewer if the held-out part is smaller)."""
-    downstream_tokens: WholeNumber = 16_384
+    downstream_tokens: WholeNumber = 8_192
     """Held-out tokens on which the language model is run with the reconstruction spliced in; 0 leaves this out."""
     pca_tokens: WholeNumber = 32_768
     """Training tokens, or rows of a file, on which the PCA baseline is fitted; 0 leaves it out."""
+    controls: Literal["none", "fast", "all"] = "fast"
+    """Reconstructions without a learnt dictionary that are measured beside it: fast is the mean, PCA, the largest
+    channels and shuffled atoms; all adds random atoms with an encoder that is trained on --pca-tokens first."""
     resamples: Resamples = 1000
     """Bootstrap resamples over documents, for the 95% intervals."""
     seed: WholeNumber = 0
     """Seed of the bootstrap."""
     device: Device = "auto"
     """Where to compute: auto takes a GPU where there is one."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.controls == "all":
+            check(self.pca_tokens > 0, "pca_tokens", self.pca_tokens, "at least 1, on which --controls all trains")

@@ -11,16 +11,16 @@ a batch is a few integers. Resuming harvests one block again; no activations are
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sae.config import ConfigError
 from sae.data.batching import Batch, permutation
-from sae.data.documents import DataError
 from sae.data.packing import BEGINNING, Cursor
 from sae.data.prefetch import prefetch
+from sae.harvest.filling import Filled, Filler, fill
 from sae.harvest.order import WINDOW, PageOrder
 from sae.harvest.rows import Rows
 from sae.harvest.store import Store
@@ -191,17 +191,6 @@ class StoredBatches:
         return self._order[1].rows(first * self.batch, last * self.batch)
 
 
-class _Filled(NamedTuple):
-    """One buffer's worth of live rows."""
-
-    index: int
-    """Number of the block."""
-    begin: Cursor
-    end: Cursor
-    """Where the next block begins."""
-    rows: Rows
-
-
 class LiveBatches:
     """Batches straight from the model; a data set that ends too early is read again from its beginning.
 
@@ -244,52 +233,44 @@ class LiveBatches:
 
     def iterate(self, state: dict[str, Any] | None) -> Iterator[Batch]:
         """Batches from the beginning, or from after the batch that carried `state`."""
-        cut = {"batch": self.batch, "batches_per_block": self.batches_per_block}
-        if state:
-            check_state(state, **cut)
         done = state["step"] if state else 0
         if done == self.steps:
             return
-        begin = Cursor(*state["place"]) if state else BEGINNING
-        blocks = self._blocks(done // self.batches_per_block, begin)
-        for filled in prefetch(blocks, 1) if self.overlap else blocks:
-            block = _Block(filled.rows, self.inputs, self.targets, self.batch, self.pairs, (self.seed, 0, filled.index))
-            count = filled.rows.size // self.batch
-            for inside in range(done - filled.index * self.batches_per_block, count):
+        blocks = fill(self.harvest.passes, [self.filler(state)], on_restart=self.on_restart, progress=self.progress)
+        for filler, filled in prefetch(blocks, 1) if self.overlap else blocks:
+            if filled is None:
+                assert filler.error is not None
+                raise filler.error
+            for batch in self.of_block(filled, done):
                 done += 1
-                place = filled.end if inside + 1 == count else filled.begin
-                yield block.get(inside, {"step": done, "place": list(place), **cut})
-            del block, filled  # before the next one is filled: the stated memory is for one
+                yield batch
+            del filled, batch  # before the next block is filled: the stated memory is for one
 
-    def _blocks(self, index: int, begin: Cursor) -> Iterator[_Filled]:
-        """Fill block after block from `begin` on, each with whole batches, until all steps are served."""
-        while index * self.batches_per_block < self.steps:
-            size = self.batch * min(self.batches_per_block, self.steps - index * self.batches_per_block)
-            block: Rows | None = None
-            filled, end = 0, begin
-            for rows, here in self._rows_from(begin):
-                rows = rows.between(0, size - filled).stored(self.dtype, self.names, self.harvest.name_of)
-                block = rows.empty(size) if block is None else block
-                block.write(slice(filled, filled + rows.size), rows)
-                filled, end = filled + rows.size, here._replace(taken=here.taken + rows.size)
-                self.progress(rows.size)
-                if filled == size:
-                    break
-            assert block is not None  # the stream of rows never ends
-            yield _Filled(index, begin, end, block)
-            begin, index = end, index + 1
+    def filler(self, state: dict[str, Any] | None) -> Filler:
+        """Fills blocks from the beginning, or from the one with the batch after `state`."""
+        if state:
+            check_state(state, **self._cut)
+        return Filler(
+            self.harvest,
+            self.names,
+            self.dtype,
+            total=self.steps * self.batch,
+            block=self.batches_per_block * self.batch,
+            least=self.batch,
+            index=(state["step"] if state else 0) // self.batches_per_block,
+            begin=Cursor(*state["place"]) if state else BEGINNING,
+        )
 
-    def _rows_from(self, cursor: Cursor) -> Iterator[tuple[Rows, Cursor]]:
-        """Training rows of each forward pass and the place of the first one, epoch after epoch without an end."""
-        skip = cursor.taken
-        while True:
-            total = 0
-            for harvested in self.harvest.batches(cursor):
-                rows = self.harvest.trained_on(harvested.rows)
-                total += rows.size
-                yield rows.between(skip, rows.size), harvested.begin._replace(taken=skip, epoch=cursor.epoch)
-                skip = 0
-            if cursor[:2] == BEGINNING[:2] and total < self.batch:
-                raise DataError(f"the data set gives only {total} tokens to train on; a batch takes {self.batch}")
-            cursor = Cursor(epoch=cursor.epoch + 1)
-            self.on_restart(cursor.epoch)
+    def of_block(self, filled: Filled, done: int) -> Iterator[Batch]:
+        """The batches of a block, without those among the stream's first `done`."""
+        block = _Block(filled.rows, self.inputs, self.targets, self.batch, self.pairs, (self.seed, 0, filled.index))
+        count = filled.rows.size // self.batch
+        first = filled.index * self.batches_per_block
+        for inside in range(max(0, done - first), count):
+            place = filled.end if inside + 1 == count else filled.begin
+            yield block.get(inside, {"step": first + inside + 1, "place": list(place), **self._cut})
+
+    @property
+    def _cut(self) -> dict[str, int]:
+        """What a state is checked against."""
+        return {"batch": self.batch, "batches_per_block": self.batches_per_block}

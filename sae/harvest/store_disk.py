@@ -95,6 +95,8 @@ class DiskStore(Store):
             if not self.objects.create(IDENTITY, sealed(plain)):  # another worker was faster
                 plain = read_store(place, identity, self.objects) or plain
             recorded = plain
+        if not isinstance(recorded.get("sites"), dict):
+            raise CorruptError(f"{self.objects.where(IDENTITY)}: sites are missing{REMEDY}")
         super().__init__(recorded)
         count = recorded.get("workers", 1)
         if worker is not None and worker.count != count:
