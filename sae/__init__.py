@@ -25,6 +25,8 @@ _LAZY = {
     "load": "sae.interop.opening:load",
     "verify": "sae.models.saved:verify",
     "train": "sae.training.run:train",
+    "harvest_store": "sae.harvest.harvesting:harvest_store",
+    "sweep": "sae.training.sweep:sweep",
     "evaluate": "sae.evaluation.run:evaluate",
     "match": "sae.evaluation.matching.run:match",
     "choose_l0": "sae.evaluation.l0.run:choose_l0",
@@ -52,6 +54,7 @@ _LAZY = {
     "ExplainConfig": "sae.config:ExplainConfig",
     "SteerConfig": "sae.config:SteerConfig",
     "SteerMeasureConfig": "sae.config:SteerMeasureConfig",
+    "StoreConfig": "sae.config:StoreConfig",
     "ImportConfig": "sae.config:ImportConfig",
     "MatchConfig": "sae.config:MatchConfig",
     "L0Config": "sae.config:L0Config",
@@ -75,6 +78,7 @@ __all__ = [
     "SparseCodes",
     "SteerConfig",
     "SteerMeasureConfig",
+    "StoreConfig",
     "TensorDataConfig",
     "TensorTrainConfig",
     "TrainConfig",
@@ -84,11 +88,13 @@ __all__ = [
     "collect",
     "evaluate",
     "explain",
+    "harvest_store",
     "load",
     "match",
     "measure_steering",
     "report",
     "steer",
+    "sweep",
     "train",
     "verify",
 ]
@@ -109,6 +115,7 @@ if TYPE_CHECKING:
         SAEConfig,
         SteerConfig,
         SteerMeasureConfig,
+        StoreConfig,
         TensorDataConfig,
         TensorTrainConfig,
         TrainConfig,
@@ -122,12 +129,14 @@ if TYPE_CHECKING:
     from sae.features.steer.measure import measure_steering
     from sae.features.steer.steer import steer_run as steer
     from sae.harvest.attach import attach
+    from sae.harvest.harvesting import harvest_store
     from sae.interop.opening import load
     from sae.models.autoencoder import Autoencoder
     from sae.models.saved import verify
     from sae.reporting.report import report
     from sae.run import Run
     from sae.training.run import train
+    from sae.training.sweep import sweep
     from sae_kernels import SparseCodes
 
 

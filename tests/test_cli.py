@@ -653,6 +653,6 @@ def test_two_runs_do_not_write_to_one_store(train: TrainWith, tmp_path: Path) ->
 
     (tmp_path / "store").mkdir()
     with run_lock(tmp_path / "store"):
-        train(store=tmp_path / "store").refused("store: another process (pid", "is writing to this folder")
+        train(store=tmp_path / "store").refused("store: another process (pid", "is harvesting into")
     assert not train.out.exists()
     assert train(store=tmp_path / "store").status == 0

@@ -73,6 +73,8 @@ COMMAND_LINES = [
     "train --data digits --variant vae --out r",
     "train --data rows.npy --width 64 --out r",
     "sweep --model m --dataset d --layer 3 --k 4,8 --out r",
+    "harvest --model m --dataset d --layer 3,4 --store s --tokens 20000 --worker 0/2",
+    "harvest --model m --dataset d --layer 3 --store s --dry-run",
     "eval /nowhere/runs/x --tokens 4096",
     "eval /nowhere/runs/x",
     "match /nowhere/runs/x /nowhere/runs/y --pool p --at-least 0.7",

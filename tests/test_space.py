@@ -15,7 +15,7 @@ import pytest
 
 from sae.base.files import check_folder, sha256_of
 from sae.cli import main as cli
-from sae.training import loop
+from sae.training import trainer
 
 MIB = 1 << 20
 
@@ -110,7 +110,7 @@ def test_a_full_disk_stops_training_cleanly_and_a_resume_ends_with_the_same_weig
     if not unbroken:
         assert run(*arguments, "--out", tmp_path / "whole") == 0
         unbroken["sha256"] = sha256_of(tmp_path / "whole" / "sae.safetensors")
-    save = loop.save_checkpoint
+    save = trainer.save_checkpoint
 
     def save_then_fill(*given, **named):
         saved = save(*given, **named)
@@ -119,7 +119,7 @@ def test_a_full_disk_stops_training_cleanly_and_a_resume_ends_with_the_same_weig
 
     out = disk.folder / "run"
     with monkeypatch.context() as patched:
-        patched.setattr(loop, "save_checkpoint", save_then_fill)
+        patched.setattr(trainer, "save_checkpoint", save_then_fill)
         status = run(*arguments, "--out", out)
     errors = capsys.readouterr().err
     assert status == 1

@@ -18,6 +18,9 @@ from rich.progress import BarColumn, ProgressColumn, Task, TaskProgressColumn, T
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
+from sae.base.launcher import rank_number
+from sae.base.pulse import PULSE
+
 PLAIN_SECONDS = 15.0  # between two lines where stderr is no terminal
 
 
@@ -69,10 +72,12 @@ class Bar:
         self._done, self._start, self._spoken, self._note = 0, time.perf_counter(), time.perf_counter(), ""
         self._begun = 0
         self._task = rich.add_task(title, total=total, unit=unit, note="") if rich else None
+        PULSE.begin(self._line)
 
     def advance(self, amount: int) -> None:
         """Count `amount` more."""
         self._done += amount
+        PULSE.beat()
         if self._rich is not None and self._task is not None:
             self._rich.update(self._task, advance=amount)
         elif time.perf_counter() - self._spoken > PLAIN_SECONDS:
@@ -94,6 +99,7 @@ class Bar:
 
     def finish(self) -> None:
         """Print the total time and rate."""
+        PULSE.end()
         if self._rich is not None and self._task is not None:
             self._rich.remove_task(self._task)
         self._console.print(self._line(), highlight=False, soft_wrap=True)
@@ -116,11 +122,12 @@ class Progress:
     """Bars with rate and time left on a terminal; where stderr is none, a line every 15 seconds."""
 
     def __init__(self) -> None:
-        self.console = Console(stderr=True)
+        # among the processes of a launcher the first one speaks for all
+        self.console = Console(stderr=True, quiet=rank_number() != 0)
         self._rich: RichProgress | None = None
 
     def __enter__(self) -> Progress:
-        if self.console.is_terminal:
+        if self.console.is_terminal and not self.console.quiet:
             self._rich = RichProgress(
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -142,6 +149,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print a line above the bars; text in brackets is not taken as markup."""
+        PULSE.say(text)
         self.console.print(text, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
     @contextlib.contextmanager

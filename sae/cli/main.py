@@ -20,7 +20,9 @@ from typing import Annotated, Any, Union, cast
 
 import tyro
 
+from sae.base.launcher import rank_number, refuse_ranks, world_size
 from sae.cli.commands import COMMANDS, ChooseL0, Sweep, TensorTrain, Train
+from sae.cli.harvest import with_layers
 from sae.cli.image_commands import IMAGE_COMMANDS, ImageTrain
 from sae.cli.settings_help import with_variants
 from sae.cli.sources import on_runs
@@ -36,6 +38,9 @@ from sae.config import (
     unknown_choice,
 )
 
+ON_RANKS = ("train", "eval", "features")
+"""Commands that share their work out over the processes of a launcher (torchrun); others run in one process."""
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the command `sae`."""
@@ -43,10 +48,13 @@ def main(arguments: list[str] | None = None) -> None:
     typed = TYPED.set(frozenset(a[2:].partition("=")[0].replace("-", "_") for a in given if a.startswith("--")))
     try:
         command = PARSED_APART.get(given[0] if given else "", parse)(given)
+        if given[0] not in ON_RANKS:
+            refuse_ranks(f"sae {given[0]}")
         result = on_runs(command).run()
-        show(result, as_json=command.json)
-        if not command.json:
-            show_python(command)
+        if rank_number() == 0:
+            show(result, as_json=command.json, table=getattr(command, "table", None))
+            if not command.json:
+                show_python(command)
     except BaseException as error:
         status = _status_of(error)
         if status is None:
@@ -68,6 +76,8 @@ def parse(arguments: list[str]) -> Any:
         return _parse(arguments[1:], IMAGE_COMMANDS, "sae image", "Train image autoencoders, show them, compare them.")
     says = "Train sparse autoencoders on language-model activations, prove how good they are, look inside."
     commands = COMMANDS
+    if arguments[:1] == ["harvest"]:
+        arguments = with_layers(arguments)
     if arguments[:1] == ["train"]:
         commands = {**COMMANDS, "train": _train_command(arguments)}
     if arguments[:1] == ["steer"] and "--measure" in arguments:
@@ -175,13 +185,20 @@ PARSED_APART: dict[str, Callable[[list[str]], Any]] = {"sweep": parse_sweep, "ch
 """Commands whose flags may take several values with commas."""
 
 
-def show(result: dict[str, Any], *, as_json: bool) -> None:
-    """Print the table for people (on stderr when the JSON line goes to stdout)."""
+def show(
+    result: dict[str, Any], *, as_json: bool, table: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+) -> None:
+    """Print the table for people (on stderr when the JSON line goes to stdout).
+
+    Args:
+        result: what the JSON line holds.
+        table: makes what the table holds from it, where that is something else.
+    """
     from rich.console import Console
 
     from sae.base.tables import render
 
-    Console(stderr=as_json, highlight=False).print(render(result))
+    Console(stderr=as_json, highlight=False).print(render(table(result) if table else result))
     if as_json:
         print(json.dumps(result, allow_nan=False), flush=True)
 
@@ -260,7 +277,16 @@ def _resumed(arguments: list[str], cls: type) -> Any:
         return None
     out = _value(arguments, "--out") or ""
     config = from_json(TRAIN_CONFIGS[cls], record.get("train"), f"{out}/config.json: train")
-    return cls(config=dataclasses.replace(config, out=Path(out)))
+    config = dataclasses.replace(config, out=Path(out))
+    if isinstance(config, TrainConfig) and config.mesh is not None and not _fits(config.mesh):
+        config = dataclasses.replace(config, mesh=None)  # the run goes on with another number of processes
+    return cls(config=config)
+
+
+def _fits(mesh: str) -> bool:
+    """Whether a recorded mesh is for as many processes as there are now."""
+    data, _, latent = mesh.partition("x")
+    return int(data) * int(latent) == world_size()
 
 
 def _status_of(error: BaseException) -> int | None:
@@ -279,7 +305,8 @@ def _status_of(error: BaseException) -> int | None:
         return _say(*_describe_os_error(error)) if error.errno in _OS_ERRORS else None
     # refusals are exceptions defined in sae; any other is a bug
     if type(error).__module__.startswith("sae."):
-        return _say(f"error: {error}", 1 if isinstance(error, ArithmeticError) else 2)
+        status = 1 if isinstance(error, ArithmeticError) else getattr(error, "exit_status", 2)
+        return _say(f"error: {error}", status)
     return None
 
 

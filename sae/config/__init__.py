@@ -15,7 +15,7 @@ from sae.config.imports import ImportConfig
 from sae.config.matching import L0Config, MatchConfig
 from sae.config.run import Device, OptimConfig, RunConfig
 from sae.config.tensors import TensorDataConfig, TensorTrainConfig, is_tensor_data
-from sae.config.text import EvalConfig, HarvestConfig, TrainConfig
+from sae.config.text import EvalConfig, HarvestConfig, StoreConfig, TrainConfig
 from sae.config.variants import SAEConfig
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "SAEConfig",
     "SteerConfig",
     "SteerMeasureConfig",
+    "StoreConfig",
     "TensorDataConfig",
     "TensorTrainConfig",
     "TrainConfig",

@@ -20,8 +20,8 @@ class CollectConfig(Limited):
     """Column of that data set to read, as in `sae train`."""
     split: Literal["train", "heldout", "all"] = "train"
     """Which documents: those for training, those held out, or all."""
-    store: Path | None = None
-    """Read stored activations of the run's sites from this folder instead of harvesting text."""
+    store: str | Path | None = None
+    """Read stored activations of the run's sites from this folder or URL instead of harvesting text."""
     tokens: Count = 262_144
     """Tokens to read, in whole forward passes (special and sink tokens count, but are left out), or rows of images."""
     save_every: NonNegative = 60.0

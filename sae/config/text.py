@@ -48,8 +48,9 @@ class HarvestConfig(Limited):
     """Keep BOS and other special tokens in the training stream."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of the language model: auto is float32 on a CPU and bfloat16 on a GPU."""
-    store_precision: Literal["auto", "float16", "bfloat16", "float32"] = "auto"
-    """Precision of buffered and stored activations; auto: the first of these that can represent them."""
+    store_precision: Literal["auto", "float16", "bfloat16", "float32", "int8"] = "auto"
+    """Precision of buffered and stored activations; auto: the first of the three floats that can represent them. int8
+    is for stores alone: half of float16's bytes, the largest entries of each row exact."""
     trust_remote_code: bool = False
     """Allow a model repository to run its own Python code."""
 
@@ -77,10 +78,37 @@ class TrainConfig(RunConfig):
     """Tokens to harvest for training (tokens left out of the stream do not count)."""
     epochs: Count = 1
     """Passes over the harvested tokens; more than one keeps the activations in memory, or on disk with --store."""
-    store: Path | None = None
-    """Folder to keep the harvested activations in, and to reuse them from."""
+    store: str | Path | None = None
+    """Folder or URL (s3://..., gs://...) to keep the harvested activations in, and to reuse them from."""
     buffer_mb: Count = 512
     """Memory of the shuffle buffer in MiB: activations are mixed within one buffer."""
+    mesh: str | None = None
+    """Under torchrun: processes along DATAxLATENT, such as 4x2; by default all share the data. See docs/scale.md."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreConfig(Limited):
+    """A harvest into a store that runs are then trained from."""
+
+    harvest: HarvestConfig
+    store: str | Path
+    """Folder or URL (s3://..., gs://...) of the store; one that is there already is continued."""
+    tokens: Count = 1_000_000
+    """Tokens that the store shall hold, those of all workers together (tokens that are left out do not count)."""
+    worker: str | None = None
+    """`i/n`: harvest as worker i (from 0) of n that share the work without talking to each other; under torchrun the
+    ranks."""
+    device: Device = "auto"
+    """Where to run the language model: auto takes a GPU where there is one."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        unread = self.harvest.target_site
+        check(unread is None, "target_site", unread, "all places in --site, which may name several")
+        if self.worker is not None:
+            number, slash, count = self.worker.partition("/")
+            good = bool(slash) and number.isdecimal() and count.isdecimal() and int(number) < int(count)
+            check(good, "worker", self.worker, "i/n with i from 0 to n - 1, such as 0/4")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,13 +121,21 @@ class EvalConfig(Limited):
     """Column of that data set that is read; see `sae train`."""
     tokens: Count = 65_536
     """Held-out tokens, or rows of a file, for reconstruction metrics (fewer if the held-out part is smaller)."""
-    downstream_tokens: WholeNumber = 16_384
+    downstream_tokens: WholeNumber = 8_192
     """Held-out tokens on which the language model is run with the reconstruction spliced in; 0 leaves this out."""
     pca_tokens: WholeNumber = 32_768
     """Training tokens, or rows of a file, on which the PCA baseline is fitted; 0 leaves it out."""
+    controls: Literal["none", "fast", "all"] = "fast"
+    """Reconstructions without a learnt dictionary that are measured beside it: fast is the mean, PCA, the largest
+    channels and shuffled atoms; all adds random atoms with an encoder that is trained on --pca-tokens first."""
     resamples: Resamples = 1000
     """Bootstrap resamples over documents, for the 95% intervals."""
     seed: WholeNumber = 0
     """Seed of the bootstrap."""
     device: Device = "auto"
     """Where to compute: auto takes a GPU where there is one."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.controls == "all":
+            check(self.pca_tokens > 0, "pca_tokens", self.pca_tokens, "at least 1, on which --controls all trains")

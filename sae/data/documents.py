@@ -84,6 +84,7 @@ class Documents:
         self._template: ChatTemplate | None = None
         self._roles: tuple[str, ...] = ()
         self._ids_below: int | None = None
+        self._share = (0, 1)
 
     def __iter__(self) -> Iterator[Document]:
         return self.iterate()
@@ -98,6 +99,8 @@ class Documents:
         seen = unusable = given = 0
         names = [self._field, *([TOOLS] if self._tools else []), *self._table.labels]
         for index, record in enumerate(self._table.read(names, start), start):
+            if index % self._share[1] != self._share[0]:
+                continue
             seen += 1
             try:
                 content = parse(record.get(self._field), self.kind)
@@ -115,6 +118,12 @@ class Documents:
                 f"{self._spec}: none of {seen} rows is a document of the split {self._split!r} "
                 f"(heldout={self._heldout}; unusable rows: {_counts(self.skipped) or 'none'})"
             )
+
+    def shared(self, part: int, parts: int) -> Documents:
+        """Every `parts`-th document, from number `part` (from 0) on: parts have no document in common."""
+        mine = copy.copy(self)
+        mine.skipped, mine._counted, mine._share = {}, 0, (part, parts)
+        return mine
 
     def with_tokenizer(self, tokenizer: Any, *, ids_below: int | None, roles: Sequence[str] | None = None) -> Documents:
         """The same documents for a model: conversations rendered by its template, token ids checked against it.

@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class Prefixes(NamedTuple):
+    """Of rows x and their projections x̂_k, for every k from 1 to d; float64 [n, d], on the CPU."""
+
+    cosine: Tensor
+    """cos(x, x̂_k), 0 where either is zero."""
+    hat_square: Tensor
+    """||x̂_k||²."""
+    dot: Tensor
+    """x·x̂_k."""
 
 
 class PCA:
@@ -52,3 +64,11 @@ class PCA:
     def energies(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """||x - mean||² [n], and (v_i·(x - mean))² [n, d] for every component i."""
         return (x.double().cpu() - self.mean).pow(2).sum(1), self.codes(x).pow(2)
+
+    def prefixes(self, x: Tensor) -> Prefixes:
+        """What of rows [n, d] depends on the number of components, for every k from 1 to d."""
+        wide, z, along_mean = x.double().cpu(), self.codes(x), self.components @ self.mean
+        dot = (wide @ self.mean)[:, None] + (z * (z + along_mean)).cumsum(1)
+        square = (self.mean.square().sum() + (z * (z + 2 * along_mean)).cumsum(1)).clamp_min(0)
+        norms = wide.norm(dim=1, keepdim=True) * square.sqrt()
+        return Prefixes(torch.where(norms > 0, dot / norms, 0.0), square, dot)

@@ -8,7 +8,8 @@ bounded.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections import ChainMap
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,6 +44,7 @@ class GroupSums:
         self.sums: dict[str, Tensor] = {}
         self._number: dict[int, int] = {}
         self._per_group = 1
+        self._resampled: dict[tuple[int, int], _Weighted] = {}  # by resamples and seed, until rows are added
 
     @property
     def groups(self) -> int:
@@ -58,45 +60,98 @@ class GroupSums:
         """The group of documents given by their order numbers (0 for the first that arrived)."""
         return order // self._per_group
 
-    def add(self, document: Tensor, values: Mapping[str, Tensor]) -> Tensor:
-        """Add rows: `document` int64 [n], every value [n] or [n, d]. Returns the documents' order numbers [n]."""
+    def see(self, document: Tensor) -> Tensor:
+        """Number documents int64 [n] in the order in which they arrive. Returns their order numbers [n].
+
+        By itself it is for rows that another process adds: then all processes have the same groups.
+        """
+        self._resampled = {}
         unique, inverse = torch.unique(document, return_inverse=True)
         numbers = [self._number.setdefault(index, len(self._number)) for index in unique.tolist()]
         order = torch.tensor(numbers)[inverse]
         while self.groups > MAX_GROUPS:
             self._per_group *= 2
             self.sums = {name: _merge_pairs(s) for name, s in self.sums.items()}
+        return order
+
+    def add(self, document: Tensor, values: Mapping[str, Tensor]) -> Tensor:
+        """Add rows: `document` int64 [n], every value [n] or [n, d]. Returns the documents' order numbers [n]."""
+        order = self.see(document)
         for name, rows in values.items():
-            sums = self.sums.get(name)
-            if sums is None or len(sums) < self.groups:
-                longer = torch.zeros(self.groups, *rows.shape[1:], dtype=torch.float64)
-                if sums is not None:
-                    longer[: len(sums)] = sums
-                sums = longer
+            sums = self._of_all_groups(name, rows.shape[1:])
             self.sums[name] = sums.index_add_(0, self.group(order), rows.to("cpu", torch.float64))
         return order
 
-    def interval(self, metric: Callable[[dict[str, Tensor]], Tensor], *, resamples: int, seed: int) -> Interval | None:
+    def merge(self, sums: Mapping[str, Tensor]) -> None:
+        """Add the `sums` of another process that saw the same documents in the same order."""
+        for name, others in sums.items():
+            mine = self._of_all_groups(name, others.shape[1:])
+            mine[: len(others)] += others
+            self.sums[name] = mine
+
+    def _of_all_groups(self, name: str, shape: torch.Size) -> Tensor:
+        """The sums of that name, with zeros for groups that had no rows, [groups, *shape]."""
+        sums = self.sums.get(name)
+        if sums is not None and len(sums) == self.groups:
+            return sums
+        longer = torch.zeros(self.groups, *shape, dtype=torch.float64)
+        if sums is not None:
+            longer[: len(sums)] = sums
+        return longer
+
+    def interval(
+        self,
+        metric: Callable[[Mapping[str, Tensor]], Tensor],
+        also: Mapping[str, Tensor] | None = None,
+        /,
+        *,
+        resamples: int,
+        seed: int,
+    ) -> Interval | None:
         """`metric` of the sums with its percentile interval over resampled groups; None where it is not defined.
 
         `metric` gets sums with a leading axis R ([R] or [R, d]) and returns [R]. The bounds are NaN for a single group,
-        which has nothing to vary with, and where more than 2.5% of the resamples have no finite value.
+        which has nothing to vary with, and where more than 2.5% of the resamples have no finite value. `also` are
+        further sums [groups], by names that `metric` reads.
         """
         full = torch.ones(1, self.groups, dtype=torch.float64)
-        value = metric(self._weighted(full)).item()
+        value = metric(_Weighted(self.sums, full).with_sums(also)).item()
         if not np.isfinite(value):
             return None
         if self.groups < 2:
             return Interval(value, math.nan, math.nan)
-        draws = metric(self._weighted(resample_weights(self.groups, resamples, seed)))
+        if (resamples, seed) not in self._resampled:
+            weights = resample_weights(self.groups, resamples, seed)
+            self._resampled[resamples, seed] = _Weighted(self.sums, weights)
+        draws = metric(self._resampled[resamples, seed].with_sums(also))
         defined = draws[torch.isfinite(draws)]
         if len(draws) - len(defined) > MOST_UNDEFINED * len(draws) or len(defined) == 0:
             return Interval(value, math.nan, math.nan)
         low, high = torch.quantile(defined, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
         return Interval(value, low, high)
 
-    def _weighted(self, weights: Tensor) -> dict[str, Tensor]:
-        return {name: weights @ s for name, s in self.sums.items()}
+
+class _Weighted(Mapping[str, Tensor]):
+    """Weighted sums by name, weights [R, groups] @ sums, each computed when it is first read and then kept."""
+
+    def __init__(self, sums: Mapping[str, Tensor], weights: Tensor) -> None:
+        self._sums, self._weights = sums, weights
+        self._known: dict[str, Tensor] = {}
+
+    def with_sums(self, also: Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:
+        """These sums and others."""
+        return self if not also else ChainMap({name: self._weights @ s for name, s in also.items()}, self)  # type: ignore[arg-type]
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._known:
+            self._known[name] = self._weights @ self._sums[name]
+        return self._known[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sums)
+
+    def __len__(self) -> int:
+        return len(self._sums)
 
 
 def resample_weights(groups: int, resamples: int, seed: int) -> Tensor:
@@ -105,7 +160,7 @@ def resample_weights(groups: int, resamples: int, seed: int) -> Tensor:
     return torch.from_numpy(draws.astype(np.float64))
 
 
-def ratio(numerator: str, denominator: str) -> Callable[[dict[str, Tensor]], Tensor]:
+def ratio(numerator: str, denominator: str) -> Callable[[Mapping[str, Tensor]], Tensor]:
     """The metric sum(numerator) / sum(denominator)."""
     return lambda sums: sums[numerator] / sums[denominator]
 

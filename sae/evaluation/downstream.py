@@ -6,25 +6,33 @@ clean, with x̂ spliced in, with zero, and with the mean activation. The tokens 
 
     delta CE = CE_spliced - CE_clean        KL = mean KL(clean || spliced)
     CE recovered = (CE_ablated - CE_spliced) / (CE_ablated - CE_clean), for zero and for mean ablation
+
+Every pass but the clean one begins at the site (`sae.harvest.replay`), and no array of tokens by vocabulary is made
+(`sae.evaluation.losses`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sae.data.packing import Contexts
-from sae.evaluation.bootstrap import GroupSums, ratio
-from sae.harvest.hooks import capture, splice
+from sae.evaluation.bootstrap import GroupSums, Interval, ratio
+from sae.evaluation.controls import Control, Encoded
+from sae.evaluation.losses import losses
+from sae.harvest.hooks import Replacement
+from sae.harvest.replay import Clean, Passes
+from sae.harvest.rows import Rows
 from sae.harvest.sites import Site
 from sae.harvest.stream import ORDINARY, Harvest
 from sae.models.autoencoder import Autoencoder
 from sae.runs.text import joined
 
-ROWS_AT_ONCE = 2048  # rows of logits turned into probabilities together, so that the vocabulary fits into memory
+ROWS_AT_ONCE = 2048  # rows encoded together
 
 
 class Splice(NamedTuple):
@@ -37,16 +45,22 @@ class Splice(NamedTuple):
     """Where its reconstruction replaces the activations."""
     mean: Tensor
     """Mean of the targets' activations, side by side [d_out], for mean ablation."""
+    controls: Sequence[Control] = ()
+    """Other reconstructions of the targets, spliced in like the autoencoder's."""
+
+    @property
+    def places(self) -> tuple[Site, ...]:
+        """The sites that it replaces."""
+        return tuple(self.targets)
 
 
-@torch.no_grad()
 def measure(
-    harvest: Harvest, splices: Mapping[str, Splice], batches: Iterable[Contexts], advance: Callable[[int], None]
+    harvest: Harvest,
+    splices: Mapping[str, Splice],
+    batches: Iterable[Contexts],
+    advance: Callable[[int], None],
 ) -> dict[str, GroupSums]:
     """For each autoencoder, sums a document: "count" and "clean", "spliced", "everywhere", "zero", "mean" losses, "kl".
-
-    Every autoencoder reads the activations of the clean pass, so a transcoder or a crosscoder gets what it was trained
-    on; the clean pass and the ablations of a site are run once for all autoencoders.
 
     Args:
         harvest: the model, all sites of the autoencoders, and which tokens are ordinary.
@@ -54,102 +68,203 @@ def measure(
         batches: contexts, whose documents are all evaluated.
         advance: called with the tokens of each batch.
     """
-    sums = {name: GroupSums() for name in splices}
+    downstream = Downstream(harvest, [splice.places for splice in splices.values()])
     for contexts in batches:
-        one = _Batch(harvest, contexts)
-        ablated: dict[tuple[Site, ...], dict[str, Tensor]] = {}
-        for name, (model, inputs, targets, mean) in splices.items():
-            places = tuple(targets)
-            if places not in ablated:
-                ablated[places] = {
-                    "zero": one.losses(places, torch.zeros_like(one.target(places))),
-                    "mean": one.losses(places, mean.to(one.device).expand_as(one.target(places))),
-                }
-            reconstruction = torch.cat([model(rows)[1] for rows in one.target(inputs).split(ROWS_AT_ONCE)])
-            spliced = one.log_probabilities(places, reconstruction)
-            values = {
-                "count": torch.ones(len(one.following)),
-                "clean": one.cross_entropy(one.clean),
-                "spliced": one.cross_entropy(spliced),
-                "kl": _kl(one.clean, spliced),
-                **ablated[places],
-            }
-            del spliced
-            values["everywhere"] = one.losses(places, reconstruction, everywhere=True)
-            sums[name].add(one.document, {key: value.cpu() for key, value in values.items()})
+        downstream.add(downstream.batch(contexts), splices)
         advance(contexts.tokens.numel())
-    return sums
+    return downstream.sums
 
 
-class _Batch:
-    """One batch of contexts: its clean pass, and passes with other activations at some sites."""
+class Downstream:
+    """Losses of several autoencoders over the same contexts.
 
-    def __init__(self, harvest: Harvest, contexts: Contexts) -> None:
-        self.harvest, self.device = harvest, harvest.lm.device
-        self.inputs = harvest.inputs(contexts)
+    Every autoencoder reads the activations of the clean pass, so a transcoder or a crosscoder gets what it was trained
+    on; the clean pass, the ablations of a site and the controls that autoencoders share are run once for all of them.
+
+    Args:
+        harvest: the model, all sites of the autoencoders, and which tokens are ordinary.
+        places: the sites that are replaced together.
+    """
+
+    def __init__(self, harvest: Harvest, places: Sequence[tuple[Site, ...]]) -> None:
+        self.harvest, self.places = harvest, list(dict.fromkeys(places))
+        self.sums: dict[str, GroupSums] = {}
+        """Name of an autoencoder -> sums a document, see `add`."""
+        self.passes = Passes(harvest.lm.model)
+        self._verified = False
+
+    def batch(self, contexts: Contexts) -> Batch:
+        """A batch, whose clean pass runs when it is first asked for; the first one also verifies the passes."""
+        if not self._verified:
+            self.passes.verify(self.harvest.inputs(contexts.part(0, 1)), self.places)
+            self._verified = True
+        return Batch(self.harvest, self.passes, contexts, self.places)
+
+    def add(self, batch: Batch, splices: Mapping[str, Splice]) -> None:
+        """Splice everything into one batch and add its losses.
+
+        An autoencoder's sums are those of `measure` and, for each of its controls, "NAME" and "kl.NAME", with "kl.mean"
+        for the mean.
+        """
+        shared: dict[tuple[tuple[Site, ...], str], Tensor] = {}
+        for name, splice in splices.items():
+            known = {loss: values for (places, loss), values in shared.items() if places == splice.places}
+            values = known | self._losses(batch, splice, known)
+            general = {"clean", "zero", "mean", "kl.mean", *_names(c for c in splice.controls if c.shared)}
+            shared |= {(splice.places, loss): values[loss] for loss in values if loss in general}
+            count = torch.ones(len(batch.following))
+            self.sums.setdefault(name, GroupSums()).add(batch.document, {"count": count} | values)
+
+    def see(self, batch: Batch, names: Iterable[str]) -> None:
+        """Count the documents of a batch that another process adds for these autoencoders."""
+        for name in names:
+            self.sums.setdefault(name, GroupSums()).see(batch.document)
+
+    @torch.no_grad()
+    def _losses(self, batch: Batch, splice: Splice, known: Collection[str]) -> dict[str, Tensor]:
+        """The losses [n] of one autoencoder that are not known yet, on the CPU."""
+        target, places = batch.activations(splice.targets), splice.places
+        controls = [control for control in splice.controls if control.name not in known]
+        reconstruction, others = _reconstructed(splice, batch.activations(splice.inputs), target, controls)
+        hidden = {
+            "spliced": batch.spliced(places, reconstruction),
+            "everywhere": batch.spliced(places, reconstruction, everywhere=True),
+            **{name: batch.spliced(places, rows) for name, rows in others.items()},
+        }
+        if "zero" not in known:
+            hidden["zero"] = batch.spliced(places, torch.zeros_like(target))
+            hidden["mean"] = batch.spliced(places, splice.mean.to(target).expand_as(target))
+        divergences = ["spliced", *others, *(["mean"] if splice.controls and "mean" in hidden else [])]
+        values = losses(self.passes.logits, batch.last, hidden, batch.following, divergences=divergences)
+        values["kl"] = values.pop("kl.spliced")
+        return {name: rows.cpu() for name, rows in values.items()}
+
+    @property
+    def record(self) -> str:
+        """What each spliced pass computed, for the report."""
+        return "behind the site" if self.passes.whole is None else f"whole: {self.passes.whole}"
+
+
+class Batch:
+    """One batch of contexts: its clean pass, and passes with other activations at some sites.
+
+    T is the number of its tokens, padding included; n of them are followed by a token of their segment.
+    """
+
+    def __init__(self, harvest: Harvest, passes: Passes, contexts: Contexts, places: Sequence[Sequence[Site]]) -> None:
+        self.harvest, self.passes, self.contexts, self.places = harvest, passes, contexts, places
+        device = harvest.lm.device
         predicting, following, self.document = _predictions(contexts)
-        self.predicting, self.following = predicting.to(self.device), following.to(self.device)
-        with capture(harvest.lm.model, harvest.sites, stop=False) as captured:
-            self.clean = self._run()
-        self.activations = captured.activations
-        flat = {name: a.flatten(0, 1).float() for name, a in self.activations.items()}
-        real = (contexts.document >= 0).flatten().nonzero().squeeze(1)
-        harvest.check_finite(contexts, real, {name: a[real.to(a.device)] for name, a in flat.items()})
-        kind = harvest.token_kinds(contexts.tokens.flatten(), flat, harvest.wanted(contexts))
-        ordinary = (kind == ORDINARY) & (contexts.document.flatten() >= 0)
-        self.ordinary = ordinary.to(self.device).unsqueeze(1)
+        self.predicting, self.following = predicting.to(device), following.to(device)
+        self._ordinary: Tensor | None = None  # once the tokens were sorted into kinds
 
-    def target(self, sites: Sequence[Site]) -> Tensor:
-        """The clean activations of all tokens at some sites, side by side [T, d], float32."""
-        return joined({name: a.flatten(0, 1) for name, a in self.activations.items()}, sites)
+    @cached_property
+    def clean(self) -> Clean:
+        """The clean pass, kept until `forget`; `hidden` holds the n tokens that predict alone, [n, d]."""
+        clean = self.passes.clean(self.harvest.inputs(self.contexts), self.harvest.sites, self.places)
+        return clean._replace(hidden=self._predicting(clean.hidden))
 
-    def log_probabilities(self, sites: Sequence[Site], rows: Tensor, *, everywhere: bool = False) -> Tensor:
-        """log p [n, vocabulary] with `rows` [T, d] at the ordinary tokens (or all) of `sites`."""
-        replaced = rows if everywhere else torch.where(self.ordinary, rows, self.target(sites))
-        parts = replaced.split([site.width or 0 for site in sites], dim=1)
-        fixed = {site: _constant(part) for site, part in zip(sites, parts, strict=True)}
-        with splice(self.harvest.lm.model, fixed):
-            return self._run()
+    def rows(self) -> Rows:
+        """The rows of all tokens that are not padding, as of a harvest.
 
-    def losses(self, sites: Sequence[Site], rows: Tensor, *, everywhere: bool = False) -> Tensor:
-        """Cross-entropies [n] with `rows` at the sites, as in `log_probabilities`."""
-        return self.cross_entropy(self.log_probabilities(sites, rows, everywhere=everywhere))
-
-    def cross_entropy(self, log_p: Tensor) -> Tensor:
-        """Cross-entropies of the next tokens [n]."""
-        return -log_p.gather(1, self.following.unsqueeze(1)).squeeze(1)
-
-    def _run(self) -> Tensor:
-        """log p [n, vocabulary], float32, at the tokens whose next token is known."""
-        rows = self.harvest.lm.model(**self.inputs).logits.flatten(0, 1)[self.predicting].float()
-        for part in rows.split(ROWS_AT_ONCE):
-            part.copy_(part.log_softmax(-1))
+        Raises:
+            ActivationError: activations are not finite.
+        """
+        rows = self.harvest.rows(self.contexts, self.clean.activations)
+        ordinary = torch.zeros(self.contexts.document.numel(), dtype=torch.bool)
+        ordinary[(self.contexts.document >= 0).flatten()] = rows.kind == ORDINARY
+        self._ordinary = ordinary.to(self.predicting.device).unsqueeze(1)
         return rows
 
+    @property
+    def ordinary(self) -> Tensor:
+        """Which tokens are replaced, bool [T, 1]."""
+        if self._ordinary is None:
+            self.rows()
+        assert self._ordinary is not None  # `rows` sets it
+        return self._ordinary
 
-def _constant(rows: Tensor) -> Callable[[Tensor], Tensor]:
+    def forget(self) -> None:
+        """Free the clean pass, which runs again when it is asked for."""
+        self.__dict__.pop("clean", None)
+
+    @property
+    def last(self) -> Tensor:
+        """What the head reads in the clean pass, of the tokens that predict, [n, d]."""
+        return self.clean.hidden
+
+    def activations(self, sites: Sequence[Site]) -> Tensor:
+        """The clean activations of all tokens at some sites, side by side [T, d], float32."""
+        return joined({name: a.flatten(0, 1) for name, a in self.clean.activations.items()}, sites)
+
+    def spliced(self, sites: Sequence[Site], rows: Tensor, *, everywhere: bool = False) -> Tensor:
+        """What the head reads [n, d] with `rows` [T, d] at the ordinary tokens (or all) of `sites`."""
+        replaced = rows if everywhere else torch.where(self.ordinary, rows, self.activations(sites))
+        parts = replaced.split([site.width or 0 for site in sites], dim=1)
+        fixed = {site: _constant(part) for site, part in zip(sites, parts, strict=True)}
+        return self._predicting(self.passes.spliced(self.clean, fixed))
+
+    def _predicting(self, hidden: Tensor) -> Tensor:
+        return hidden.flatten(0, 1)[self.predicting]
+
+
+def _names(controls: Iterable[Control]) -> Iterator[str]:
+    """The names of the losses of some controls."""
+    for control in controls:
+        yield from (control.name, f"kl.{control.name}")
+
+
+def _reconstructed(
+    splice: Splice, x: Tensor, target: Tensor, controls: Sequence[Control]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """What the autoencoder and each of the controls make of rows, [T, d_out]."""
+    parts: list[Tensor] = []
+    others: dict[str, list[Tensor]] = {control.name: [] for control in controls}
+    for rows, expected in zip(x.split(ROWS_AT_ONCE), target.split(ROWS_AT_ONCE), strict=True):
+        codes, reconstruction = splice.model(rows)
+        parts.append(reconstruction)
+        for control in controls:
+            others[control.name].append(control.attempt(Encoded(rows, expected, codes)).reconstruction)
+    return torch.cat(parts), {name: torch.cat(some) for name, some in others.items()}
+
+
+def _constant(rows: Tensor) -> Replacement:
     return lambda activation: rows.to(activation.dtype).view_as(activation)
 
 
 def metrics(sums: GroupSums, *, resamples: int, seed: int) -> dict[str, Any]:
     """The metrics at the top of this file from `measure`'s sums, as intervals."""
 
-    def interval(metric: Callable[[dict[str, Tensor]], Tensor]) -> Any:
+    def interval(metric: Callable[[Mapping[str, Tensor]], Tensor]) -> Interval | None:
         return sums.interval(metric, resamples=resamples, seed=seed)
 
-    def recovered(ablated: str) -> Callable[[dict[str, Tensor]], Tensor]:
-        return lambda s: (s[ablated] - s["spliced"]) / (s[ablated] - s["clean"])
-
+    recovered = recovery(sums, "spliced", "kl", resamples=resamples, seed=seed)
     return {
         "tokens": int(sums.sums["count"].sum()),
         "documents": sums.documents,
         "ce_clean": interval(ratio("clean", "count")),
         "ce_spliced": interval(ratio("spliced", "count")),
-        "delta_ce": interval(lambda s: (s["spliced"] - s["clean"]) / s["count"]),
+        "delta_ce": recovered.pop("delta_ce"),
         "delta_ce_everywhere": interval(lambda s: (s["everywhere"] - s["clean"]) / s["count"]),
-        "kl": interval(ratio("kl", "count")),
+        "kl": recovered.pop("kl"),
         "ce_zero_ablation": interval(ratio("zero", "count")),
         "ce_mean_ablation": interval(ratio("mean", "count")),
+        **recovered,
+    }
+
+
+def recovery(sums: GroupSums, spliced: str, kl: str, *, resamples: int, seed: int) -> dict[str, Interval | None]:
+    """Delta CE, KL and CE recovered of what was spliced in, from its sums `spliced` and `kl`."""
+
+    def interval(metric: Callable[[Mapping[str, Tensor]], Tensor]) -> Interval | None:
+        return sums.interval(metric, resamples=resamples, seed=seed)
+
+    def recovered(ablated: str) -> Callable[[Mapping[str, Tensor]], Tensor]:
+        return lambda s: (s[ablated] - s[spliced]) / (s[ablated] - s["clean"])
+
+    return {
+        "delta_ce": interval(lambda s: (s[spliced] - s["clean"]) / s["count"]),
+        "kl": interval(ratio(kl, "count")),
         "ce_recovered_zero": interval(recovered("zero")),
         "ce_recovered_mean": interval(recovered("mean")),
     }
@@ -161,12 +276,6 @@ def _predictions(contexts: Contexts) -> tuple[Tensor, Tensor, Tensor]:
     row, column = inside.nonzero(as_tuple=True)
     width = contexts.tokens.shape[1]
     return row * width + column, contexts.tokens[row, column + 1], contexts.document[row, column]
-
-
-def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """KL(p || q) of each row [n]."""
-    parts = zip(log_p.split(ROWS_AT_ONCE), log_q.split(ROWS_AT_ONCE), strict=True)
-    return torch.cat([(p.exp() * (p - q)).sum(-1) for p, q in parts])
 
 
 def enough(batches: Iterable[Contexts], tokens: int) -> Sequence[Contexts]:

@@ -12,15 +12,17 @@ A latent fires where its code is not zero, of whatever sign.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
 from sae.config import SAEConfig
 from sae.evaluation.baselines import PCA
 from sae.evaluation.bootstrap import GroupSums, Interval, ratio
+from sae.evaluation.controls import MEAN, Control, Encoded, pca_name
 from sae.models.autoencoder import Autoencoder
 from sae.modules.codes import make_code
 
@@ -66,6 +68,20 @@ def fvu_sums(
     return rows if by_row else {name: row.sum(0) for name, row in rows.items()}
 
 
+class Parts(NamedTuple):
+    """What one process adds to a `Reconstruction`."""
+
+    sums: dict[str, Tensor]
+    fired: Tensor
+    """Rows in which each latent fired, int64 [F]."""
+    first: Tensor
+    """Order number of the first document in which it fired, int64 [F]."""
+    last: Tensor
+    """That of the last one, int64 [F]."""
+    total: Tensor
+    """Sum of the targets, float64 [d_out]."""
+
+
 class Reconstruction:
     """Sums about x and x̂, document by document.
 
@@ -73,10 +89,14 @@ class Reconstruction:
         model: the saved autoencoder.
         centre: any fixed point [d] near the data's mean; sums are taken around it so that they stay accurate.
         pca: a fitted baseline, or None.
+        controls: other ways to reconstruct the same rows, measured beside it; None also leaves out the sums from
+            which `control_sums` has the mean and PCA.
     """
 
-    def __init__(self, model: Autoencoder, centre: Tensor, pca: PCA | None) -> None:
-        self.model, self.centre, self.pca = model, centre.double(), pca
+    def __init__(
+        self, model: Autoencoder, centre: Tensor, pca: PCA | None, controls: Sequence[Control] | None = None
+    ) -> None:
+        self.model, self.centre, self.pca, self.controls = model, centre.double().cpu(), pca, controls
         self.sums = GroupSums()
         self.fired = torch.zeros(model.width, dtype=torch.int64)
         # order number of the first and last document in which a latent fired
@@ -91,6 +111,23 @@ class Reconstruction:
         for rows in zip(x.float().split(CHUNK), target.float().split(CHUNK), document.split(CHUNK), strict=True):
             self._add(*rows)
 
+    def see(self, document: Tensor) -> None:
+        """Count rows of the documents int64 [n] that another process adds, in the order of all processes' rows."""
+        self.sums.see(document)
+        self.tokens += len(document)
+
+    def parts(self) -> Parts:
+        """What this process has added, for `merge`."""
+        return Parts(self.sums.sums, self.fired, self.first, self.last, self.total)
+
+    def merge(self, parts: Parts) -> None:
+        """Add the parts of another process, whose rows this one has seen."""
+        self.sums.merge(parts.sums)
+        self.fired += parts.fired
+        self.first = torch.minimum(self.first, parts.first)
+        self.last = torch.maximum(self.last, parts.last)
+        self.total += parts.total
+
     def _add(self, x: Tensor, target: Tensor, document: Tensor) -> None:
         codes, x_hat = self.model(x)
         wide, wide_hat = target.double(), x_hat.double()
@@ -98,7 +135,7 @@ class Reconstruction:
         values = {
             **fvu_sums(wide, wide_hat, self.centre, by_row=True),
             "l0": codes.l0().view(len(x), -1).sum(1),
-            "cosine": torch.nn.functional.cosine_similarity(wide, wide_hat, dim=1),
+            "cosine": cosine_similarity(wide, wide_hat, dim=1),
             "norm_ratio": torch.where(norms > 0, wide_hat.norm(dim=1) / norms, 0.0),
             "with_norm": norms > 0,
             "hat_square": wide_hat.pow(2).sum(1),
@@ -106,6 +143,8 @@ class Reconstruction:
         }
         if self.pca is not None:
             values["pca_square"], values["pca_energy"] = self.pca.energies(wide)
+        if self.controls is not None:
+            values |= self._control_values(Encoded(x, target, codes))
         order = self.sums.add(document, values)
         fired = codes.values != 0
         latents = codes.indices[fired].cpu()
@@ -115,6 +154,52 @@ class Reconstruction:
         self.last.scatter_reduce_(0, latents, when, "amax")
         self.total += wide.sum(0).cpu()
         self.tokens += len(x)
+
+    def _control_values(self, rows: Encoded) -> dict[str, Tensor]:
+        wide = rows.target.double()
+        values = {"unit": torch.nn.functional.normalize(wide, dim=1)}
+        if self.pca is not None:
+            values |= {f"pca.{name}": numbers for name, numbers in self.pca.prefixes(wide)._asdict().items()}
+        for control in self.controls or ():
+            attempt = control.attempt(rows)
+            other = attempt.reconstruction.double()
+            numbers = {
+                "error": (wide - other).square().sum(1),
+                "cosine": cosine_similarity(wide, other, dim=1),
+                "hat_square": other.square().sum(1),
+                "dot": (wide * other).sum(1),
+                "l0": attempt.l0,
+            }
+            values |= {f"{control.name}.{name}": number for name, number in numbers.items()}
+        return values
+
+    def control_sums(self, components: Collection[int] = ()) -> dict[str, dict[str, Tensor]]:
+        """Every control's sums a group of documents, [groups]: "error", "cosine", "hat_square", "dot", "l0".
+
+        Args:
+            components: numbers of principal components with which PCA is a control.
+
+        Returns:
+            "the mean", `pca_name` of all `components`, and the controls that were given.
+        """
+        sums, count = self.sums.sums, self.sums.sums["count"]
+        shift = self.mean - self.centre
+        controls = {
+            MEAN: {
+                "error": sums["square"] - 2 * sums["offset"] @ shift + count * shift.square().sum(),
+                "cosine": sums["unit"] @ torch.nn.functional.normalize(self.mean, dim=0),
+                "hat_square": count * self.mean.square().sum(),
+                "dot": (sums["offset"] + count[:, None] * self.centre) @ self.mean,
+                "l0": torch.zeros_like(count),
+            }
+        }
+        for m in components:
+            of_pca = {name: sums[f"pca.{name}"][:, m - 1] for name in ("cosine", "hat_square", "dot")}
+            controls[pca_name(m)] = {"error": self.pca_left(m), **of_pca, "l0": m * count}
+        for control in self.controls or ():
+            names = ("error", "cosine", "hat_square", "dot", "l0")
+            controls[control.name] = {name: sums[f"{control.name}.{name}"] for name in names}
+        return controls
 
     @property
     def mean(self) -> Tensor:
@@ -141,26 +226,31 @@ class Reconstruction:
 
     def baselines(self, *, k: int, resamples: int, seed: int) -> dict[str, Any]:
         """FVU of PCA with k components and of the training mean; the components for the autoencoder's FVU."""
+        draws = {"resamples": resamples, "seed": seed}
+        return {
+            "pca_fvu": self.pca_fvu(k, **draws),
+            "pca_components": k,
+            "pca_components_for_same_fvu": self.components_for_same_fvu(),
+            "mean_fvu": self.pca_fvu(0, **draws),
+        }
+
+    def pca_fvu(self, components: int, *, resamples: int, seed: int) -> Interval | None:
+        """FVU of PCA with some components; with none, of the training mean."""
+        left = {"left": self.pca_left(components)}
+        return self.sums.interval(lambda sums: fvu_of("left", sums), left, resamples=resamples, seed=seed)
+
+    def pca_left(self, components: int) -> Tensor:
+        """Squared error of PCA with some components, sums a group of documents [groups]."""
+        return self.sums.sums["pca_square"] - self.sums.sums["pca_energy"][:, :components].sum(1)
+
+    def components_for_same_fvu(self) -> int | None:
+        """The fewest components with which PCA reaches the autoencoder's FVU; None where all of them do not."""
         full = {name: s.sum(0, keepdim=True) for name, s in self.sums.sums.items()}
-        target = fvu_of("error", full).item()
-
-        def pca_fvu(components: int) -> Interval | None:
-            def metric(sums: dict[str, Tensor]) -> Tensor:
-                left = sums["pca_square"] - sums["pca_energy"][:, :components].sum(1)
-                return fvu_of("left", sums | {"left": left})
-
-            return self.sums.interval(metric, resamples=resamples, seed=seed)
-
         # the first entry is the mean alone, without a component
         explained = torch.nn.functional.pad(full["pca_energy"].cumsum(1), (1, 0))
         curve = fvu_of("left", full | {"left": full["pca_square"][:, None] - explained})
-        reached = (curve[0] <= target).nonzero()
-        return {
-            "pca_fvu": pca_fvu(k),
-            "pca_components": k,
-            "pca_components_for_same_fvu": int(reached[0]) if len(reached) else None,
-            "mean_fvu": pca_fvu(0),
-        }
+        reached = (curve[0] <= fvu_of("error", full).item()).nonzero()
+        return int(reached[0]) if len(reached) else None
 
     def dead(self) -> Interval:
         """Share of latents that never fired in the tokens seen.

@@ -20,6 +20,9 @@ from sae.config import EvalConfig, refuse_ignored
 from sae.data.tensors import TensorPart
 from sae.evaluation import bootstrap
 from sae.evaluation.baselines import PCA
+from sae.evaluation.control_table import control_rows
+from sae.evaluation.controls import controls_of
+from sae.evaluation.random_dictionary import train_random_dictionary
 from sae.evaluation.reconstruction import Reconstruction, training_form
 from sae.runs import open_run
 
@@ -47,16 +50,21 @@ def evaluate_tensors(run: str | Path, config: EvalConfig | None = None) -> dict[
     heldout, centre = opened.rows("heldout"), opened.model.dictionary.b.detach().cpu()
     form = training_form(opened.model, opened.record, opened.config.sae)
     train = opened.rows("train") if config.pca_tokens else None
-    pca = None if train is None else PCA.fit(_spread(train, config.pca_tokens))
-    saved = Reconstruction(opened.model, centre, pca)
+    rows = None if train is None else torch.cat(list(_spread(train, config.pca_tokens))).float()
+    pca = None if rows is None else PCA.fit(rows.split(CHUNK))
+    k, dictionary = min(opened.config.sae.k, opened.model.dim), None
+    if config.controls == "all" and rows is not None:
+        dictionary = train_random_dictionary(rows, rows, opened.model, k=k, seed=config.seed)
+    controls = controls_of(config.controls, opened.model, pca, dictionary, k=k)
+    saved = Reconstruction(opened.model, centre, pca, controls)
     trained = None if form is None else Reconstruction(form, centre, None)
     count = min(config.tokens, heldout.rows)
     with StopSignal() as stop, Progress() as progress, progress.bar("Evaluating", count, "rows") as bar:
-        for rows in _positions(heldout.rows, config.tokens):
-            x = heldout.read(rows)
+        for numbers in _positions(heldout.rows, config.tokens):
+            x = heldout.read(numbers)
             for measured in (saved, trained):
                 if measured is not None:
-                    measured.add(x, x, rows)
+                    measured.add(x, x, numbers)
             bar.advance(len(x))
             stop.check("nothing was written")
     draws = {"resamples": config.resamples, "seed": config.seed}
@@ -64,8 +72,10 @@ def evaluate_tensors(run: str | Path, config: EvalConfig | None = None) -> dict[
         **_metrics(saved, draws),
         "densities": saved.densities(),
         "training_form": None if trained is None else _metrics(trained, draws),
-        "baselines": None if pca is None else saved.baselines(k=min(opened.config.sae.k, opened.model.dim), **draws),
+        "baselines": None if pca is None else saved.baselines(k=k, **draws),
     }
+    if controls is not None:
+        report["controls"] = control_rows(saved, None, k=k, **draws)
     head = {"run": str(run), "variant": opened.config.sae.variant, "data": opened.config.rows.data}
     done = {**head, **bootstrap.plain(report), "seconds": round(time.perf_counter() - begun, 1)}
     publish_json(opened.folder / "eval.json", done)

@@ -9,6 +9,7 @@ Shapes: B batch rows, S tokens (or patches), d the width at the site.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +29,7 @@ Visit = Callable[[Tensor], Tensor | None]
 """Gets an activation [B, S, d]; returns its replacement of the same shape, or None to leave it."""
 
 
-class _Stopped(Exception):  # noqa: N818 - it reports no error
+class Stopped(Exception):  # noqa: N818 - it reports no error
     """Ends a forward once every site has been reached."""
 
 
@@ -52,8 +53,12 @@ class Captured:
         Raises SiteError when the forward ends and a site has not been reached, or has not one row for each token.
         """
         # Not inference_mode: a trainer may use these tensors in a graph.
-        with torch.no_grad(), suppress(_Stopped):
+        with torch.no_grad(), suppress(Stopped):
             self._model(**{**self._defaults, **inputs})
+        return self.checked(inputs)
+
+    def checked(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+        """All activations of the latest forward, which was of `inputs`; raises SiteError as `run` does."""
         if missed := sorted(self._names - self.activations.keys()):
             raise SiteError(f"this forward of {type(self._model).__name__} never reached {', '.join(missed)}")
         if "pixel_values" not in inputs and "input_ids" in inputs:
@@ -87,7 +92,7 @@ class Captured:
         kept = scaled if stopping or scaled is not activation else scaled.clone()
         self.activations[site.name] = kept.detach()
         if stopping:
-            raise _Stopped
+            raise Stopped
 
 
 @contextmanager
@@ -106,7 +111,7 @@ def capture(model: nn.Module, sites: Sequence[Site], *, stop: bool = True) -> It
         hooks.callback(model.register_forward_pre_hook(lambda *_: captured._start()).remove)
         for site in dict.fromkeys(sites):
             _attach(hooks, model, _SiteHook(site, partial(captured._take, site)))
-        with suppress(_Stopped):
+        with suppress(Stopped):
             yield captured
 
 
@@ -192,8 +197,8 @@ class _SiteHook:
 
     def after(self, module: nn.Module, args: tuple, output: Any) -> Any:
         """Forward hook of the site's module, for an output."""
-        new = self._visit(_first_output(output, self.site))
-        return None if new is None else _with_first(output, new)
+        new = self._visit(first_output(output, self.site.name))
+        return None if new is None else with_first(output, new)
 
     def _visit(self, tensor: Tensor) -> Tensor | None:
         call, self.calls = self.calls, self.calls + 1
@@ -236,23 +241,24 @@ def _first_input(module: nn.Module, args: tuple, kwargs: dict, site: Site) -> tu
     return key, tensor
 
 
-def _first_output(output: Any, site: Site) -> Tensor:
-    """The tensor that comes out. By type: ``output[0]`` of a tensor would be batch row 0."""
+def first_output(output: Any, place: str) -> Tensor:
+    """The tensor that comes out at `place`. By type: ``output[0]`` of a tensor would be batch row 0."""
     first = output
     if isinstance(output, ModelOutput):
         first = next(iter(output.values()))
     elif isinstance(output, (tuple, list)) and output:
         first = output[0]
     if not isinstance(first, Tensor):
-        raise SiteError(f"the output at {site.name} is a {type(output).__name__} without a tensor in front")
+        raise SiteError(f"the output at {place} is a {type(output).__name__} without a tensor in front")
     return first
 
 
-def _with_first(output: Any, new: Tensor) -> Any:
-    """`output` with its first tensor replaced, of the same type."""
+def with_first(output: Any, new: Tensor) -> Any:
+    """A copy of `output` with its first tensor replaced, of the same type."""
     if isinstance(output, Tensor):
         return new
     if isinstance(output, ModelOutput):
+        output = copy.copy(output)
         output[next(iter(output))] = new
         return output
     items = [new, *output[1:]]

@@ -12,8 +12,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sae.harvest.int8 import row_bytes
+
 PRECISIONS = ("float16", "bfloat16", "float32")
 """From the one that rounds least in two bytes to the one that takes four."""
+STORED = (*PRECISIONS, "int8")
+"""What a store may be in; int8 is never chosen by itself."""
 ROUNDING = 1e-3  # share of the variance that rounding may cost: far below the FVU of any sparse autoencoder
 ROUNDED_ROWS = 4096  # rows on which that share is measured
 
@@ -70,3 +74,15 @@ def rounding_cost(rows: Tensor, dtype: torch.dtype) -> float:
     x = rows.double()
     variance = (x - x.mean(0)).square().sum()
     return ((x - x.to(dtype)).square().sum() / variance).item() if variance > 0 else 0.0
+
+
+def read_dtype(precision: str) -> torch.dtype:
+    """The type in which activations of a store in this precision are read: float32 for int8."""
+    return torch.float32 if precision == "int8" else getattr(torch, precision)
+
+
+def stored_bytes(precision: str, width: int) -> int:
+    """Bytes of a row of `width` in a store; auto takes two bytes a number nearly always."""
+    if precision == "int8":
+        return row_bytes(width)
+    return width * (2 if precision == "auto" else getattr(torch, precision).itemsize)

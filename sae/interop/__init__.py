@@ -16,9 +16,10 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sae.base.reading import reading
 from sae.config import ConfigError
 from sae.interop.assembling import TWO_SIDED, assemble, cross_layer, gated, jump_relu, two_sided
-from sae.interop.files import check_readable
+from sae.interop.files import check_manifest, check_readable
 from sae.interop.origin import BEFORE_GAIN, Imported, Origin
 
 __all__ = [
@@ -64,19 +65,22 @@ def read(path: str | Path, format: str = "auto") -> Imported:
 
     Raises:
         ConfigError: nothing is there, the format is unknown, or not exactly one format recognises the path.
-        CorruptError: the weights do not have the shapes of an autoencoder.
+        CorruptError: a file is damaged, or the weights do not have the shapes of an autoencoder.
     """
     place, layer = split_layer(path)
     path = Path(place).expanduser()
     if not path.exists():
         raise ConfigError(f"{path}: no such file or folder")
-    format = recognised(path) if format == "auto" else format
-    module = _module(format)
-    if layer is None:
-        return module.read(path)
-    if not hasattr(module, "read_layer"):
-        raise ConfigError(f"{path}:{layer}: {format} has no layers to select; expected {path}")
-    return module.read_layer(path, layer)
+    check_manifest(path)
+    # settings can be wrong in as many ways as there are formats
+    with reading(path):
+        format = recognised(path) if format == "auto" else format
+        module = _module(format)
+        if layer is None:
+            return module.read(path)
+        if not hasattr(module, "read_layer"):
+            raise ConfigError(f"{path}:{layer}: {format} has no layers to select; expected {path}")
+        return module.read_layer(path, layer)
 
 
 class Source(NamedTuple):

@@ -8,23 +8,34 @@ take(tensors, {"W_enc": (768, 24576)}, source=path)
 from __future__ import annotations
 
 import json
+import math
 import pickle
 import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sae.base.files import CorruptError, read_json
+from sae.base.files import MANIFEST, CorruptError, read_json, sha256_of
 
 TORCH = (".pt", ".pth", ".bin")
 UNREADABLE = (OSError, EOFError, SafetensorError, ValueError, KeyError, RuntimeError, TypeError, zipfile.BadZipFile)
 """What the libraries raise for a file that is cut short, or is not what its name says."""
 Shape = tuple[int, ...]
+
+
+class Unpacked(NamedTuple):
+    """How many bytes an archive may have when unpacked: `least`, and `times` its own."""
+
+    least: int
+    times: int
+
+
+UNPACKED = Unpacked(64 << 20, 16)
 
 
 def shapes_in(path: Path) -> dict[str, Shape]:
@@ -58,6 +69,31 @@ def check_readable(path: Path) -> None:
             raise CorruptError(f"{file}: cannot be read ({_reason(error)})") from error
 
 
+def check_manifest(path: Path) -> None:
+    """Compare a file or folder with the manifest beside it or in it, as `sae export` writes one; else do nothing.
+
+    Files that the manifest names and are not there are left to the reader: a part of a repository may be enough.
+
+    Raises:
+        CorruptError: a file is not the one that was exported.
+    """
+    for folder in (path, path.parent) if path.is_dir() else (path.parent,):
+        for name, entry in _manifest(folder).items():
+            file = folder / name
+            if ".." not in Path(name).parts and file.is_file() and sha256_of(file) != entry.get("sha256"):
+                raise CorruptError(f"{file}: its SHA-256 is not the one in {MANIFEST}; the file was changed or damaged")
+
+
+def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
+    """Name -> entry of a folder's manifest of ours; empty where there is none."""
+    if not (folder / MANIFEST).is_file():
+        return {}
+    record = read_json(folder / MANIFEST)
+    files = record.get("files") if isinstance(record, dict) else None
+    entries = files if isinstance(files, dict) else {}
+    return {name: entry for name, entry in entries.items() if isinstance(entry, dict) and "sha256" in entry}
+
+
 def _shapes(path: Path) -> dict[str, Shape]:
     if path.suffix == ".safetensors":
         with safe_open(path, "pt") as file:
@@ -89,6 +125,7 @@ def tensors_in(path: Path, rows: Mapping[str, int | None] | None = None) -> dict
                 names = file.keys() if rows is None else [name for name in rows if name in file.keys()]  # noqa: SIM118
                 tensors = {name: _row(file.get_slice(name), (rows or {}).get(name)) for name in names}
         elif path.suffix == ".npz":
+            check_sizes(path)
             with np.load(path, allow_pickle=False) as file:
                 tensors = {name: torch.from_numpy(np.array(file[name])) for name in file.files}
         elif path.suffix in TORCH:
@@ -127,8 +164,8 @@ def settings_in(path: Path) -> dict[str, Any]:
         import yaml
 
         try:
-            value = yaml.safe_load(path.read_text())
-        except yaml.YAMLError as error:
+            value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise CorruptError(f"{path}: not YAML ({error})") from error
     else:
         value = read_json(path)
@@ -190,9 +227,38 @@ def _members(path: Path) -> list[str]:
 
 def _header(path: Path, name: str) -> Shape:
     with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as member:
-        version = np.lib.format.read_magic(member)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        return read(member)[0]
+        return _shape_and_type(member)[0]
+
+
+def _shape_and_type(member: IO[bytes]) -> tuple[Shape, np.dtype]:
+    """From the header of an array; what follows is not read."""
+    version = np.lib.format.read_magic(member)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(member)
+    return shape, dtype
+
+
+def check_sizes(path: Path) -> None:
+    """Refuse an .npz file whose arrays would take far more memory than the file has bytes, before they are read.
+
+    Raises:
+        CorruptError: an array is larger than its member of the archive, or all of them than `UNPACKED` allows.
+    """
+    allowed = UNPACKED.least + UNPACKED.times * path.stat().st_size
+    with zipfile.ZipFile(path) as archive:
+        total = sum(info.file_size for info in archive.infolist())
+        if total > allowed:
+            raise CorruptError(
+                f"{path}: {total:,} bytes when unpacked, expected at most {allowed:,} of a file of this size"
+            )
+        for info in archive.infolist():
+            with archive.open(info) as member:
+                if member.read(6) != np.lib.format.MAGIC_PREFIX:
+                    continue
+            with archive.open(info) as member:
+                shape, dtype = _shape_and_type(member)
+            if math.prod(shape) * dtype.itemsize > info.file_size:
+                raise CorruptError(f"{path}: {info.filename} says {dtype} {shape}, and has {info.file_size:,} bytes")
 
 
 def text_of(value: Any) -> str | None:

@@ -49,7 +49,7 @@ class Term(NamedTuple):
         Terms of dead rows are zero where no latent is dead.
         """
         samples = len(everything.output.target)
-        if self.view is DeadRows and everything.dead.numel() == 0:
+        if self.view is DeadRows and not everything.any_dead:
             return everything.x.new_zeros(samples)
         values = self.of(everything.view(self.view))
         if isinstance(values, SquaredError):
@@ -148,12 +148,9 @@ def auxk(dead: DeadRows) -> Tensor:
     Var(e) is the mean over samples of ||e - mean(e)||². Zero where the quotient is not a number (a residual that is
     exactly constant). Dense on the rows of the dead latents: the gradient reaches their rows of W_enc, b_enc and W_dec.
     """
-    values, top = dead.pre.topk(min(dead.auxk, dead.pre.shape[1]), dim=-1)
-    code = torch.zeros_like(dead.pre).scatter(1, top, torch.relu(values))
-    estimate = (code @ dead.W_dec).float()
+    estimate = dead.decoded(dead.strongest()).float()
     error = dead.residual
-    variance = (error - error.mean(0)).pow(2).sum(-1).mean()
-    return torch.nan_to_num((error - estimate).pow(2).sum(-1) / variance, nan=0.0, posinf=0.0)
+    return torch.nan_to_num((error - estimate).pow(2).sum(-1) / dead.variance(), nan=0.0, posinf=0.0)
 
 
 @term

@@ -77,6 +77,19 @@ class DeadRows:
         """Norm of every atom, summed over sites [R]; None where every atom has norm 1."""
         return site_norms(self.W_dec, self.site_widths)
 
+    def strongest(self) -> Tensor:
+        """A code [N, R] of the relu of every token's `auxk` largest pre-activations, zero elsewhere."""
+        values, top = self.pre.topk(min(self.auxk, self.pre.shape[1]), dim=-1)
+        return torch.zeros_like(self.pre).scatter(1, top, torch.relu(values))
+
+    def decoded(self, code: Tensor) -> Tensor:
+        """A code [N, R] -> its reconstruction [N, d_out], without the bias."""
+        return code @ self.W_dec
+
+    def variance(self) -> Tensor:
+        """Mean over samples of ||e - mean(e)||², e the residual; 0-dim."""
+        return (self.residual - self.residual.mean(0)).pow(2).sum(-1).mean()
+
 
 class SquaredError(NamedTuple):
     """Names a squared error of the reconstruction; the route computes it, and its gradient in a way of its own."""
@@ -139,6 +152,11 @@ class Everything:
     """How many dead latents the auxiliary loss uses for each token."""
     site_widths: Sequence[int]
     """Widths of the sites that atoms write to, side by side."""
+
+    @property
+    def any_dead(self) -> bool:
+        """Whether there are dead latents."""
+        return self.dead.numel() > 0
 
     def view(self, kind: type) -> object:
         """The part of this pass that terms of one kind read."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,22 +24,26 @@ class Trial(NamedTuple):
 
 
 def run(task: Task) -> Outcome:
-    """Damage one file at a time, read everything, put the file back."""
+    """Damage one file at a time, read everything, put all files back."""
     draw = random.Random(task.seed)
-    scenes = make_scenes(task)
-    truth = {scene.name: fingerprint(scene.read(scene.folder)) for scene in scenes}
+    scenes = make_scenes(task.folder)
+    truths = {scene.name: fingerprint(scene.read(scene.folder)) for scene in scenes}
     counts: Counter[str] = Counter()
     failures: list[str] = []
     with taken_away(task.broken), task.progress.bar("corrupt", task.n, "files") as bar:
         for number in range(task.n):
             scene = scenes[number % len(scenes)]
-            file = draw.choice(scene.files)
-            damage = draw.choice(list(DAMAGES))
-            path = scene.folder / file
-            original = path.read_bytes()
-            damaged = DAMAGES[damage](original, draw, (scene.other / file).read_bytes())
-            with _replaced(path, damaged, original):
-                trial = _read(scene, truth[scene.name])
+            file, damage = draw.choice(scene.files), draw.choice(list(DAMAGES))
+            if damage == "swap" and file in scene.of_any_run:
+                damage = "flip"
+            originals = {name: (scene.folder / name).read_bytes() for name in scene.files}
+            damaged = DAMAGES[damage](originals[file], draw, (scene.other / file).read_bytes())
+            _put(scene.folder / file, damaged)
+            trial = _read(scene, truths[scene.name])
+            # all, for reading may write too: what was computed from weights, say
+            for name, content in originals.items():
+                if not (scene.folder / name).is_file() or (scene.folder / name).read_bytes() != content:
+                    _put(scene.folder / name, content)
             counts[trial.ending] += 1
             if trial.detail:
                 failures.append(f"{number}: {scene.name}, {damage} of {file}: {trial.ending}: {trial.detail}")
@@ -67,16 +69,7 @@ def _read(scene: Scene, truth: str) -> Trial:
     return Trial("silent", "read without an error, and what was read differs")
 
 
-@contextlib.contextmanager
-def _replaced(path: Path, damaged: bytes, original: bytes) -> Iterator[None]:
-    """The file with other content, as a new file: one that is mapped into memory keeps its own."""
-    _put(path, damaged)
-    try:
-        yield
-    finally:
-        _put(path, original)
-
-
 def _put(path: Path, content: bytes) -> None:
-    path.unlink()
+    """A new file of that name: one that is mapped into memory keeps its content."""
+    path.unlink(missing_ok=True)
     path.write_bytes(content)

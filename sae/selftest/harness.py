@@ -93,7 +93,7 @@ class HarnessResult:
     counts: Mapping[str, int]
     """How the trials ended, or what they consisted of -> how many."""
     failed: tuple[str, ...]
-    """The first failures, one line each."""
+    """The failures, one line each."""
 
     def row(self) -> dict[str, Any]:
         """The row as it is printed."""

@@ -61,6 +61,8 @@ SETTINGS: dict[str, Any] = {
 class World(NamedTuple):
     """What runs need."""
 
+    folder: Path
+    """Where all of it is."""
     model: Path
     """Folder of the language model and its tokenizer."""
     texts: Path
@@ -111,14 +113,19 @@ class World(NamedTuple):
         }  # fmt: skip
 
 
-def make_world(folder: Path, *, documents: int = 200) -> World:
-    """Write the model and a corpus into a new folder."""
+def make_world(folder: Path, *, documents: int = 200, seed: int = 0) -> World:
+    """Write the model and a corpus, which the seed draws, into a new folder."""
     folder.mkdir(parents=True)
+    model = save_model(tiny_llama(), folder / "model")
+    return World(folder, model, save_texts(folder / "texts.jsonl", documents, seed))
+
+
+def tiny_llama() -> Any:
+    """A random Llama of LLAMA's sizes and VOCABULARY tokens."""
     torch.manual_seed(0)
-    llama = AutoModelForCausalLM.from_config(LlamaConfig(**LLAMA, vocab_size=VOCABULARY)).eval()
-    randomise(llama)
-    model = save_model(llama, folder / "model")
-    return World(model, save_texts(folder / "texts.jsonl", documents))
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**LLAMA, vocab_size=VOCABULARY)).eval()
+    randomise(model)
+    return model
 
 
 def randomise(model: torch.nn.Module) -> None:

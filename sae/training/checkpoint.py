@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -20,8 +21,10 @@ from sae.base.files import (
     remove_leftovers,
     save_tensors,
 )
+from sae.base.reading import reading
 
 FORMAT = 2
+STATE = "state.safetensors"
 
 
 class Checkpoint(NamedTuple):
@@ -41,7 +44,7 @@ def save_checkpoint(
     """Write `folder/<step>` and delete all but the `keep` newest."""
     target = folder / f"{step:09d}"
     with publish_folder(target) as temporary:
-        save_tensors(temporary / "state.safetensors", tensors)
+        save_tensors(temporary / STATE, tensors)
         publish_json(temporary / "state.json", {"format": FORMAT, "trainer": trainer, "data": data})
     for old in steps_in(folder)[:-keep]:
         disk.remove(old)
@@ -59,19 +62,81 @@ def load_newest(folder: Path) -> Checkpoint | None:
     Raises:
         CorruptError: it was damaged after it was written; names the file, and the older checkpoint that could be used.
     """
+    newest = verified(folder)
+    return None if newest is None else Checkpoint(read_tensors(newest.path), newest.trainer, newest.data)
+
+
+class Verified(NamedTuple):
+    """A checkpoint whose files are as they were written."""
+
+    path: Path
+    trainer: dict[str, Any]
+    data: dict[str, Any]
+
+
+def verified(folder: Path) -> Verified | None:
+    """The newest checkpoint without its tensors, or None where there is none.
+
+    Raises:
+        CorruptError: as `load_newest`.
+    """
     remove_leftovers(folder)
     checkpoints = steps_in(folder)
     if not checkpoints:
         return None
     newest = checkpoints[-1]
     try:
-        check_folder(newest)
-        values = read_json(newest / "state.json")
-        if values.get("format") != FORMAT:
-            raise CorruptError(f"{newest / 'state.json'}: format {values.get('format')!r}, this version reads {FORMAT}")
-        return Checkpoint(load_file(newest / "state.safetensors"), values["trainer"], values["data"])
-    except (CorruptError, SafetensorError) as error:
+        with reading(newest / "state.json"):
+            check_folder(newest)
+            values = read_json(newest / "state.json")
+            if values.get("format") != FORMAT:
+                raise CorruptError(
+                    f"{newest / 'state.json'}: format {values.get('format')!r}, this version reads {FORMAT}"
+                )
+            if not any(newest.glob("*.safetensors")):
+                raise CorruptError(f"{newest}: holds no tensors")
+            return Verified(newest, values["trainer"], values["data"])
+    except CorruptError as error:
         older = "no older one is left"
         if len(checkpoints) > 1:
             older = f"delete {newest} to resume from {checkpoints[-2].name}"
         raise CorruptError(f"{error}; {older}") from error
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, of one process or of several ranks.
+
+    Raises:
+        CorruptError: a file cannot be read.
+    """
+    try:
+        if (path / STATE).is_file():
+            return load_file(path / STATE)
+        return load_parts(path, {}, alone=True)
+    except SafetensorError as error:
+        raise CorruptError(f"{path}: {error}") from error
+
+
+def load_parts(path: Path, views: Mapping[str, Tensor], *, alone: bool = False) -> dict[str, Tensor]:
+    """The tensors of a checkpoint by torch.distributed.checkpoint, whichever number of processes wrote it.
+
+    Args:
+        views: tensors (DTensors, of which this rank has a part) that are filled in place; all others come whole.
+        alone: whether this process reads without the others of its job.
+
+    Raises:
+        CorruptError: a tensor has another shape.
+    """
+    from torch.distributed import checkpoint
+    from torch.distributed.checkpoint import HuggingFaceStorageReader  # safetensors: nothing is unpickled
+
+    reader = HuggingFaceStorageReader(str(path))
+    sizes = reader.read_metadata().state_dict_metadata
+    tensors: dict[str, Any] = {}
+    for name, about in sizes.items():
+        whole = views[name] if name in views else torch.empty(about.size, dtype=about.properties.dtype)
+        if whole.shape != about.size:
+            raise CorruptError(f"{path}: {name} has the shape {tuple(about.size)}, expected {tuple(whole.shape)}")
+        tensors[name] = whole
+    checkpoint.load(tensors, storage_reader=reader, no_dist=alone)
+    return tensors

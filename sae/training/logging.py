@@ -42,6 +42,21 @@ class RunLog:
             self._wandb.finish()
 
 
+class SilentLog:
+    """What a process that is not the first of its job keeps of the metrics: the last line."""
+
+    def __init__(self, config: RunConfig, *, resume_at: int) -> None:
+        del config, resume_at
+        self.last: dict[str, Any] = {}
+
+    def write(self, values: dict[str, Any]) -> None:
+        """Remember a line."""
+        self.last = values
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
 def _open_wandb(config: RunConfig, *, resume: bool) -> Any:
     import wandb
 

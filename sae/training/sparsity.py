@@ -8,6 +8,7 @@ sparsity.observe(codes)             # after the step
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -49,6 +50,9 @@ class Sparsity:
         pace: float = 1.0,
     ) -> None:
         self.penalty, self.steps, self.target, self.fixed = penalty, steps, target, fixed
+        # a batch may lie on several ranks, in equal parts
+        self.over_ranks: Callable[[Tensor], Tensor] = lambda values: values
+        self.shares = 1
         self.rising = max(1, round(warmup * steps))
         # a run of any length must have time for some tens of corrections
         self.proportional = 1.0
@@ -68,7 +72,7 @@ class Sparsity:
     @torch.no_grad()
     def observe(self, codes: SparseCodes) -> None:
         """Update the running L0 and the controller with a step's codes."""
-        l0 = (codes.values != 0).sum().double() / codes.tokens
+        l0 = self.over_ranks((codes.values != 0).sum().double()) / (self.shares * codes.tokens)
         if self.taken == 0:
             self.values["first"], self.values["l0"] = l0.clamp_min(1e-3), l0
         else:
@@ -79,7 +83,7 @@ class Sparsity:
         self.taken += 1
         if self.penalty == "lp" and (power := self._power_at(self.taken)) != self.power:
             positive = codes.values[codes.values > 0].double()
-            before, after = total(positive.pow(self.power)), total(positive.pow(power))
+            before, after = (self.over_ranks(total(positive.pow(p))) for p in (self.power, power))
             ratio = torch.where(after > 0, before / after, torch.ones_like(after))
             self.values["scale"] = self.values["scale"] * ratio
             self.power = power

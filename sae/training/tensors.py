@@ -29,6 +29,10 @@ class TensorStore:
     def __init__(self, part: TensorPart) -> None:
         self.part, self.rows, self.dtype = part, part.rows, part.whole.dtype
         self.identity = {"sites": {SITE: part.whole.width}}
+        self.part_rows = [part.rows]
+
+    def ahead(self, rows: range | Tensor) -> None:
+        """Nothing has to be made ready."""
 
     def read(self, rows: range | Tensor, sites: Sequence[str]) -> Rows:
         """Rows by number; they belong to no document."""

@@ -11,13 +11,16 @@ import torch
 from torch import Tensor
 
 from sae.base.device import available_memory, product_rate
-from sae.base.files import read_json
+from sae.base.launcher import world_size
+from sae.base.objects import check_room
 from sae.base.progress import PLAIN_SECONDS, Progress, StopSignal
-from sae.config import ConfigError, OptimConfig, SAEConfig, TrainConfig, refuse_ignored, to_json
+from sae.config import ConfigError, OptimConfig, SAEConfig, TrainConfig, refuse_ignored
 from sae.data.documents import Documents
 from sae.data.packing import named_ids
 from sae.harvest.beginning import Beginning, described, recorded, settle
 from sae.harvest.buffer import LiveBatches, StoredBatches, batches_in
+from sae.harvest.filling import Filler
+from sae.harvest.identity import measured, store_identity
 from sae.harvest.language_model import (
     LanguageModel,
     ModelSource,
@@ -26,16 +29,20 @@ from sae.harvest.language_model import (
     locate_model,
     skeleton,
 )
+from sae.harvest.model_shape import check_context, parameters_up_to
 from sae.harvest.opening import opening
+from sae.harvest.precision import read_dtype, stored_bytes
 from sae.harvest.rows import PLACE_BYTES
 from sae.harvest.sites import Site
-from sae.harvest.store import DiskStore, MemoryStore, Store, check_store, fill_store
+from sae.harvest.store import DiskStore, MemoryStore, Store, fill_store
+from sae.harvest.store_disk import read_store
 from sae.harvest.stream import PERCENTILES, Harvest
 from sae.models.language import find_variant, recipe_of
 from sae.models.recipe import Recipe
 from sae.models.settings import check_together, refuse_unread
 from sae.training import text_checks as checks
-from sae.training.run_folder import check_disk, read_record, run_lock
+from sae.training.distributed.shape import Shape
+from sae.training.run_folder import read_record
 
 
 @dataclass
@@ -64,6 +71,10 @@ class TextData:
     """Once prepared."""
     store: Store | None = None
     """Activations that other runs harvested; by default this one harvests its own."""
+    hint: str = ""
+    """How to go on after a stop; by default the command that resumes this run."""
+    opened: DiskStore | None = None
+    """The store that is named, if it is there."""
 
     @property
     def sae(self) -> SAEConfig:
@@ -92,9 +103,21 @@ class TextData:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of a token's activations where they are kept; what auto chooses takes two a number nearly always."""
-        itemsize = 2 if self.precision == "auto" else getattr(torch, self.precision).itemsize
+        """Bytes of a token's activations in memory; what auto chooses takes two a number nearly always."""
+        itemsize = 2 if self.precision == "auto" else read_dtype(self.precision).itemsize
         return sum(widths(self.sites)) * itemsize
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of all tokens where they are kept, in memory or in a store."""
+        in_store = sum(stored_bytes(self.precision, width) for width in widths(self.sites))
+        return self.config.tokens * (PLACE_BYTES + (self.row_bytes if self.config.store is None else in_store))
+
+    @property
+    def complete(self) -> bool:
+        """Whether the store holds all that the run needs, so that no text goes through the model."""
+        opened = self.opened
+        return opened is not None and (opened.rows >= self.config.tokens or (opened.ended and opened.rows > 0))
 
     @property
     def cached(self) -> bool:
@@ -112,17 +135,8 @@ class TextData:
     @property
     def store_identity(self) -> dict[str, Any]:
         """What a store of this harvest records of it."""
-        harvest = to_json(self.config.harvest)
-        return {
-            "format": 1,
-            "sites": {site.name: site.width for site in self.sites},
-            "precision": self.precision,
-            "data": self.documents.provenance,
-            **{name: harvest[name] for name in ("model", "context", "contexts", "max_norm", "keep_special")},
-            **({} if harvest["roles"] is None else {"roles": harvest["roles"]}),
-            "model_revision": self.source.revision,
-            "model_precision": self.config.harvest.precision,
-        }
+        data = self.documents.provenance
+        return store_identity(self.config.harvest, self.source, self.sites, data, precision=self.precision)
 
     def recipe(self) -> Recipe:
         return recipe_of(self.config.sae, widths(self.inputs), widths(self.targets))
@@ -133,7 +147,7 @@ class TextData:
     def estimate(self) -> dict[str, Any]:
         """The device's speed is measured on one product."""
         config, rate = self.config, product_rate(self.device)
-        store = config.tokens * (self.row_bytes + PLACE_BYTES)
+        store = self.kept_bytes
         step_flops = 3 * (sum(widths(self.inputs)) + sum(widths(self.targets))) * config.sae.width * self.samples
         return {
             "site": ", ".join(site.name for site in self.inputs),
@@ -143,24 +157,30 @@ class TextData:
             "steps": self.samples // self.batch,
             "training_tokens": self.samples,
             "memory_bytes": {
-                "language_model": self.layer_parameters * (4 if self.device.type == "cpu" else 2),
-                "activations": store if self._in_memory else min(store, config.buffer_mb << 20),
+                "language_model": self.language_model_bytes,
+                "activations": store if self.in_memory else min(store, config.buffer_mb << 20),
             },
             "disk_bytes": {"store": store if config.store else 0},
             "seconds": {
-                "harvest": round(2 * self.layer_parameters * config.tokens / rate / 0.7, 1),
+                "harvest": 0.0 if self.complete else round(2 * self.layer_parameters * config.tokens / rate / 0.7, 1),
                 "training": round(step_flops / rate / 0.7, 1),
             },
             "measured_gflops": round(rate / 1e9, 1),
         }
 
     @property
-    def _in_memory(self) -> bool:
+    def language_model_bytes(self) -> int:
+        """Memory of the part of the language model that a harvest runs through."""
+        return self.layer_parameters * (4 if self.device.type == "cpu" else 2)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether all activations are kept in memory."""
         return self.cached and self.config.store is None
 
     def check_space(self) -> None:
-        config, store = self.config, self.config.tokens * (self.row_bytes + PLACE_BYTES)
-        if self._in_memory:
+        config, store = self.config, self.kept_bytes
+        if self.in_memory:
             free = available_memory(torch.device("cpu"))
             if store > free * 0.7:
                 raise ConfigError(
@@ -170,17 +190,36 @@ class TextData:
         else:
             overlap = self.device.type == "cuda" and not self.cached
             batches_in(config.buffer_mb << 20, self.row_bytes, self.batch, overlap=overlap)
-        if config.store is not None:
-            check_disk("--store", config.store, store)
+        if config.store is not None and not self.complete:
+            check_room(config.store, store)
 
     # --- once the weights are read ---
 
     def prepare(self, progress: Progress) -> None:
-        """Load the language model, look at its first forward pass, and settle the precision of activations."""
-        lm = self._load_model(progress)
-        harvest = Harvest(lm, self.sites, self.documents, self.config.harvest, tell=progress.say)
-        progress.say(opening(harvest.documents, lm.tokenizer, self.config.harvest, beginning=lm.beginning))
+        """Load the language model, look at its first forward pass, and settle the precision of activations.
+
+        A store that holds all rows, and what else must be known of the model, makes this needless.
+        """
+        if self.complete and self.opened is not None and "measured" in self.opened.identity:
+            rows = min(self.opened.rows, self.config.tokens)
+            progress.say(f"Activations of {rows:,} tokens are read from {self.config.store}; the model is not loaded.")
+            return
+        harvest = self.open_harvest(progress)
         progress.say(norm_report(harvest))
+        self.use(harvest, progress)
+
+    def open_harvest(self, progress: Progress) -> Harvest:
+        """Load the language model; what is read is said, and no forward pass made yet."""
+        lm = self._load_model(progress)
+        limits = None if self.opened is None else self.opened.identity.get("measured", {}).get("norm_limits")
+        if limits is not None and not limits.keys() <= {site.name for site in self.sites}:
+            limits = None
+        harvest = Harvest(lm, self.sites, self.documents, self.config.harvest, limits, tell=progress.say)
+        progress.say(opening(harvest.documents, lm.tokenizer, self.config.harvest, beginning=lm.beginning))
+        return harvest
+
+    def use(self, harvest: Harvest, progress: Progress) -> None:
+        """Take rows from this harvest, and settle the precision of activations."""
         self.harvest = harvest
         if self.precision == "auto":
             precision, reason = harvest.first_pass.precision
@@ -203,38 +242,53 @@ class TextData:
         """The language model; segments begin as in the resumed run or the store, where there is one."""
         config = self.config
         lm = load_language_model(self.source, device=self.device, precision=config.harvest.precision)
-        identity = config.store / "identity.json" if config.store else None
+        identity = None if self.opened is None else self.opened.identity
         if config.resume:
             kept = read_record(config.out).get("harvest") or {}
             beginning = Beginning(recorded(kept.get("beginning"), lm.tokenizer), "as the run began")
-        elif identity is not None and identity.is_file() and config.harvest.bos == "auto":
-            beginning = Beginning(recorded(read_json(identity).get("beginning"), lm.tokenizer), f"as in {config.store}")
+        elif identity is not None and config.harvest.bos == "auto":
+            beginning = Beginning(recorded(identity.get("beginning"), lm.tokenizer), f"as in {config.store}")
         else:
             beginning = settle(lm, config.harvest, self.documents)
         progress.say(beginning.line(lm.tokenizer))
         return lm._replace(beginning=beginning.ids)
 
     @property
+    def stop_hint(self) -> str:
+        """How to go on after a stop."""
+        return self.hint or f"continue with: {self.command} --resume --out {self.config.out}"
+
+    @property
     def _harvest(self) -> Harvest:
         assert self.harvest is not None, "prepare() first"
         return self.harvest
 
+    @property
+    def _stream(self) -> dict[str, Any]:
+        """The model and its stream, as the harvest or the store that was read knows them."""
+        if self.harvest is not None:
+            return {**measured(self.harvest), "beginning": described(self.harvest.lm)}
+        store = self.store or self.opened
+        assert store is not None, "prepare() first"
+        return {**store.identity["measured"], "beginning": store.identity["beginning"]}
+
     def record(self) -> dict[str, Any]:
-        lm = self._harvest.lm
+        stream = self._stream
+        view = {"store_view": self.opened.view} if self.complete and self.opened is not None else {}
         return {
             "sites": {
                 "inputs": [site.describe() for site in self.inputs],
                 "targets": [site.describe() for site in self.targets],
             },
-            "model": lm.provenance,
-            "harvest": {"beginning": described(lm), "store_precision": self.precision},
+            "model": stream["model"],
+            "harvest": {"beginning": stream["beginning"], "store_precision": self.precision, **view},
         }
 
     def batches(self, stop: StopSignal, progress: Progress) -> StoredBatches | LiveBatches:
         if not self.cached:
-            return self._live(stop, progress)
+            return self.live(stop, progress)
         store = self.store or self.open_store(stop, progress)
-        batches = StoredBatches(store, epochs=self.config.epochs, **self._cut())
+        batches = StoredBatches(store, epochs=self.config.epochs, **self.cut())
         self.available, self.left_over = batches.tokens, batches.left_over
         return batches
 
@@ -243,20 +297,25 @@ class TextData:
         config = self.config
         if config.store is None:
             store = self._fill(MemoryStore(self.store_identity, config.tokens), stop, progress)
+        elif self.complete and self.opened is not None:
+            store = DiskStore(config.store, self.store_identity, view=self.opened.view)
+            store.limit = config.tokens
         else:
-            config.store.mkdir(parents=True, exist_ok=True)
-            with run_lock(config.store):
-                store = self._fill(DiskStore(config.store, self._whole_identity()), stop, progress)
+            store = DiskStore(config.store, self.store_record())
+            with store.writing():
+                self._fill(store, stop, progress)
         if store.rows < config.tokens:
             progress.say(f"The data set is used up: it gave {store.rows:,} of the {config.tokens:,} tokens asked for.")
         return store
 
-    def _whole_identity(self) -> dict[str, Any]:
+    def store_record(self) -> dict[str, Any]:
         """What a store records, with how segments begin; one from before that was recorded has BOS, else CLS, first."""
+        if self.harvest is None:
+            return self.store_identity  # a complete store was read instead of the model
         lm = self._harvest.lm
-        path = self.config.store / "identity.json" if self.config.store else None
-        old = path is not None and path.is_file() and "beginning" not in read_json(path)
-        if old and lm.beginning == named_ids(lm.tokenizer):
+        if self.opened is None:
+            return {**self.store_identity, "beginning": described(lm), "measured": measured(self._harvest)}
+        if "beginning" not in self.opened.identity and lm.beginning == named_ids(lm.tokenizer):
             return self.store_identity
         return {**self.store_identity, "beginning": described(lm)}
 
@@ -268,12 +327,20 @@ class TextData:
 
             def advance(rows: int) -> None:
                 bar.advance(rows)
-                stop.check(f"{kept}continue with: sae train --resume --out {config.out}")
+                stop.check(kept + self.stop_hint)
 
             return fill_store(store, self._harvest, tokens=config.tokens, progress=advance)
 
-    def _live(self, stop: StopSignal, progress: Progress) -> LiveBatches:
-        """Batches straight from the model."""
+    def memory_filler(self) -> Filler:
+        """Fills one block with all that this run keeps in memory."""
+        tokens, names = self.config.tokens, [site.name for site in self.sites]
+        dtype = getattr(torch, self.precision)
+        return Filler(self._harvest, names, dtype, total=tokens, block=tokens, repeats=False, on_cpu=True)
+
+    def live(
+        self, stop: StopSignal, progress: Progress, kind: type[LiveBatches] = LiveBatches, **more: Any
+    ) -> LiveBatches:
+        """Batches straight from the model, of one `kind` with `more` of its arguments."""
         spoken = time.perf_counter()
         rows_harvested = 0
 
@@ -284,21 +351,22 @@ class TextData:
             if time.perf_counter() - spoken > PLAIN_SECONDS:
                 spoken = time.perf_counter()
                 progress.say(f"Harvested {rows_harvested:,} tokens.")
-            stop.check(f"continue with: sae train --resume --out {self.config.out}")
+            stop.check(self.stop_hint)
 
-        batches = LiveBatches(
+        batches = kind(
             self._harvest,
             tokens=self.config.tokens,
             dtype=getattr(torch, self.precision),
             overlap=self.device.type == "cuda",
             on_restart=lambda n: progress.say(f"The data set is used up: pass {n} over it begins."),
             progress=advance,
-            **self._cut(),
+            **self.cut(),
+            **more,
         )
         self.left_over = batches.left_over
         return batches
 
-    def _cut(self) -> dict[str, Any]:
+    def cut(self) -> dict[str, Any]:
         """How batches are cut, live or stored."""
         return {
             "inputs": [site.name for site in self.inputs],
@@ -313,11 +381,12 @@ class TextData:
         return iter(())
 
     def finished(self) -> dict[str, Any]:
-        harvest = self._harvest
+        stream = self._stream
         names = {site.name for site in self.sites}  # a harvest that feeds other runs too knows more
-        limits = {name: limit for name, limit in harvest.norm_limits.items() if name in names}
-        known = {"norm_limits": limits, "isolation": harvest.isolation, "beginning": described(harvest.lm)}
-        return {"harvest": {**known, "store_precision": self.precision}}
+        limits = {name: limit for name, limit in stream["norm_limits"].items() if name in names}
+        known = {"norm_limits": limits, "isolation": stream["isolation"], "beginning": stream["beginning"]}
+        view = {"store_view": self.opened.view} if self.complete and self.opened is not None else {}
+        return {"harvest": {**known, "store_precision": self.precision, **view}}
 
 
 def open_text(config: TrainConfig, device: torch.device) -> TextData:
@@ -330,6 +399,7 @@ def open_text(config: TrainConfig, device: torch.device) -> TextData:
     if not config.resume:  # a run keeps the settings that it was begun with
         refuse_unread(config.sae, config.optim, variant)
         refuse_ignored(config, checks.ignored_by_batches(config))
+    Shape.of(config.mesh, world_size())
     check_together(config.sae, config.optim, variant, config.harvest.target_site)
     checks.check_same_store(config)
     batch = config.optim.batch or (4096 if device.type == "cuda" else 2048)
@@ -337,7 +407,7 @@ def open_text(config: TrainConfig, device: torch.device) -> TextData:
         raise ConfigError(f"--tokens {config.tokens}: less than one batch; expected at least --batch {batch}")
     source = locate_model(config.harvest.model, trust_remote_code=config.harvest.trust_remote_code)
     model = skeleton(source)
-    checks.check_context(config, model)
+    check_context(config.harvest, model)
     inputs = checks.input_sites(config, variant, model)
     targets = checks.target_sites(config, inputs, model)
     data = TextData(
@@ -348,11 +418,15 @@ def open_text(config: TrainConfig, device: torch.device) -> TextData:
         documents=checks.training_documents(config, source, model),
         device=device,
         batch=batch,
-        layer_parameters=checks.parameters_up_to(model, [*inputs, *targets]),
+        layer_parameters=parameters_up_to(model, [*inputs, *targets]),
         precision=checks.known_precision(config),
     )
-    if config.store is not None:
-        check_store(config.store, data.store_identity)
+    if data.precision == "int8" and config.store is None:
+        raise ConfigError("--store-precision int8: a precision of stores, and no --store is given; leave it out")
+    if config.store is not None and read_store(config.store, data.store_identity) is not None:
+        view = (read_record(config.out).get("harvest") or {}).get("store_view") if config.resume else None
+        data.opened = DiskStore(config.store, data.store_identity, view=view, verify=False)
+        checks.check_rows(config, data.opened)
     return data
 
 

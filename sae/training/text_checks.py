@@ -9,11 +9,11 @@ import torch
 from sae.config import ConfigError, TrainConfig
 from sae.data.columns import TEXT
 from sae.data.documents import Documents, open_documents
-from sae.harvest.language_model import ModelSource, load_tokenizer, measure_width
-from sae.harvest.sites import Site, resolve_sites
-from sae.harvest.store import stored_precision
+from sae.harvest.language_model import ModelSource, load_tokenizer
+from sae.harvest.model_shape import named_sites
+from sae.harvest.sites import Site
+from sae.harvest.store import DiskStore, stored_precision
 from sae.harvest.stream import prepared
-from sae.harvest.traits import known_limit
 from sae.models.settings import Ignored
 from sae.models.variants.base import Variant
 from sae.training.run_folder import read_record
@@ -43,15 +43,18 @@ def check_same_store(config: TrainConfig) -> None:
         )
 
 
-def check_context(config: TrainConfig, model: torch.nn.Module) -> None:
-    """Refuse contexts that are longer than the model reads.
+def check_rows(config: TrainConfig, store: DiskStore) -> None:
+    """Refuse a store of many workers that holds too few tokens: a run extends a store of one worker alone.
 
     Raises:
-        ConfigError: names the limit.
+        ConfigError: says what it holds and how to go on.
     """
-    limit = known_limit(model)
-    if limit is not None and limit < config.harvest.context:
-        raise ConfigError(f"--context {config.harvest.context}: this model reads at most {limit} tokens")
+    workers = store.identity.get("workers", 1)
+    if workers > 1 and store.rows < config.tokens and not store.ended:
+        raise ConfigError(
+            f"--tokens {config.tokens}: {store.place} holds {store.rows} tokens of {workers} workers so far; run sae "
+            f"harvest --tokens {config.tokens} --worker i/{workers} for every i, or lower --tokens to {store.rows}"
+        )
 
 
 def input_sites(config: TrainConfig, variant: Variant[Any], model: torch.nn.Module) -> list[Site]:
@@ -60,7 +63,7 @@ def input_sites(config: TrainConfig, variant: Variant[Any], model: torch.nn.Modu
     Raises:
         ConfigError, SiteError: there is no such place, or the variant reads another number of them.
     """
-    sites = _resolve(model, "site", config.harvest.site, config.harvest.layer)
+    sites = named_sites(model, "site", config.harvest.site, config.harvest.layer)
     if variant.several_sites != (len(sites) > 1):
         expected = "two or more, with commas" if variant.several_sites else "one (several are for a crosscoder)"
         raise ConfigError(
@@ -77,21 +80,10 @@ def target_sites(config: TrainConfig, inputs: list[Site], model: torch.nn.Module
     """
     if config.harvest.target_site is None:
         return inputs
-    sites = _resolve(model, "target_site", config.harvest.target_site, config.harvest.layer)
+    sites = named_sites(model, "target_site", config.harvest.target_site, config.harvest.layer)
     if len(sites) != 1 or sites == inputs:
         raise ConfigError(f"--target-site {config.harvest.target_site}: expected one place, another than --site")
     return sites
-
-
-def _resolve(model: torch.nn.Module, flag: str, names: str, layer: int | None) -> list[Site]:
-    """The places that a flag names, with commas between them, their widths measured."""
-    spelled = [name.strip() for name in names.replace("+", ",").split(",")]
-    if not all(spelled):
-        raise ConfigError(f"--{flag.replace('_', '-')} {names}: expected names with one comma (or +) between two")
-    sites = resolve_sites(model, spelled, layer=layer)
-    if len(set(spelled)) < len(spelled):
-        raise ConfigError(f"--{flag.replace('_', '-')} {names}: names one place twice")
-    return [measure_width(model, site) for site in sites]
 
 
 def training_documents(config: TrainConfig, source: ModelSource, model: torch.nn.Module) -> Documents:
@@ -123,18 +115,3 @@ def known_precision(config: TrainConfig) -> str:
         if begun.get("store_precision", "auto") != "auto":
             return begun["store_precision"]
     return stored_precision(config.store) or "auto"
-
-
-def parameters_up_to(model: torch.nn.Module, sites: list[Site]) -> int:
-    """Parameters of the modules that run before the last site, embeddings left out (they are looked up)."""
-    paths = [name for name, _ in model.named_modules()]
-    last = max(paths.index(site.path) for site in sites)
-    inside = {name for name in paths[: last + 1]}
-    inside |= {name for name in paths for site in sites if name.startswith(site.path + ".")}
-    embeddings = {id(m) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
-    return sum(
-        parameter.numel()
-        for name, module in model.named_modules()
-        if name in inside and id(module) not in embeddings
-        for parameter in module.parameters(recurse=False)
-    )

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +25,7 @@ from sae.models.recipe import Recipe
 from sae.modules.corruption import corrupt
 from sae.modules.losses import Term
 from sae.modules.normalise import Affine, fit, identity, layer_norm
+from sae.training.checkpoint import load_newest, save_checkpoint
 from sae.training.optimizers import Library, make_optimizer
 from sae.training.revival import resample
 from sae.training.routes import StepContext, StepOutcome, choose_route
@@ -99,7 +101,7 @@ class Trainer:
         # a recipe may be trained several times, to measure its speed for example: its own model stays untrained
         self.model = copy.deepcopy(recipe.model).to(device)
         self.terms: list[Term] = list(recipe.terms)
-        default = recipe.lr or default_peak(self.model.width, steps, optim.optimizer)
+        default = recipe.lr or default_peak(self.width, steps, optim.optimizer)
         self.peak = optim.lr or default
         self.sparsity = None if recipe.penalty is None else self._sparsity(recipe.penalty, self.peak / default)
         compute = optim.compute if optim.compute != "auto" else ("bfloat16" if device.type == "cuda" else "float32")
@@ -131,6 +133,14 @@ class Trainer:
         self._window: dict[str, Tensor] = {}
         self._window_steps = 0
 
+    shares = 1
+    """Equal parts that every batch is cut into, of which this trainer gets one."""
+
+    @property
+    def width(self) -> int:
+        """Number of latents, F."""
+        return self.model.width
+
     def _sparsity(self, penalty: str, pace: float) -> Sparsity:
         sae = self.sae
         target = None if sae.sparsity is not None else (sae.l0_target or float(sae.k))
@@ -143,7 +153,7 @@ class Trainer:
 
         A penalised variant starts with `active` times the active latents of its target.
         """
-        self.model.initialise(torch.Generator().manual_seed(self.seed))
+        self._draw_weights()
         x = torch.cat([batch.to(self.device).float() for batch in inputs])
         self.inputs = fit(self.sae.normalise, x, self.recipe.site_widths)
         self.probe = x[:PROBE_ROWS].cpu()
@@ -156,13 +166,16 @@ class Trainer:
         if self.sparsity is not None or any(term.name == "l0_target" for term in self.terms):
             self._start_sparse(embedded, active)
 
+    def _draw_weights(self) -> None:
+        self.model.initialise(torch.Generator().manual_seed(self.seed))
+
     def _start_sparse(self, x: Tensor, active: float) -> None:
         """Fit encoder biases to embedded inputs x, so that every latent fires at `active` times the target rate.
 
         Otherwise half of all latents would fire at first, and the first steps would only switch them off.
         """
         l0 = self.sae.l0_target or float(self.sae.k)
-        rate = min(0.5, active * l0 / self.model.width)
+        rate = min(0.5, active * l0 / self.width)
         centred = x if self.model.b_pre is None else x - self.model.b_pre
         rank = max(1, round(rate * len(x)))
         for rows in torch.arange(self.model.width, device=x.device).split(4096):
@@ -190,7 +203,7 @@ class Trainer:
         if targets is not inputs or corruption is not None:
             target = self._normalised(targets.to(self.device, non_blocking=True).float(), self.targets)
         if self.taken % DEAD_REFRESH == 0:
-            self.dead = self.model.dictionary.dead(self.dead_after).nonzero().squeeze(1)
+            self._refresh_dead()
         lr = self.peak * course(self.taken, self.steps, warmup=self.config.warmup, decay=self._decay())
         if self.sae.k_start is not None:
             self.model.code.set_k(annealed(self.taken, self.steps, self.sae.k_start, self.sae.k, self.sae.k_anneal))
@@ -222,7 +235,10 @@ class Trainer:
         self._revive(x, target, taken)
         self.taken += 1
         if self.model.code.settles:
-            self._recent = [*self._recent, inputs][-max(1, SETTLE_ROWS // len(inputs)) :]
+            self._recent = [*self._recent, inputs][-max(1, SETTLE_ROWS // (self.shares * len(inputs))) :]
+
+    def _refresh_dead(self) -> None:
+        self.dead = self.model.dictionary.dead(self.dead_after).nonzero().squeeze(1)
 
     def _draws(self, use: int, device: torch.device | str | None = None) -> torch.Generator:
         """This step's random generator for one use."""
@@ -265,10 +281,14 @@ class Trainer:
             model = model.like(model.code.settled(x, model.W_enc, model.b_enc, model.b_pre))
         return model.folded(self.inputs, self.targets)
 
-    @torch.no_grad()
     def _note(self, taken: StepOutcome, target: Tensor) -> None:
-        """Add the step to the window, and keep the checks of the first step that is not finite; no synchronisation."""
+        """Add the step to the window."""
         variance = (target - target.mean(0)).square().sum()
+        self._add(taken, variance, taken.error.sum(), (taken.codes.values != 0).sum() / taken.codes.tokens)
+
+    @torch.no_grad()
+    def _add(self, taken: StepOutcome, variance: Tensor, error: Tensor, l0: Tensor) -> None:
+        """Add a batch's sums and its L0, and keep the checks of the first step that is not finite; nothing waits."""
         checks = torch.stack([variance, *taken.parts.values(), taken.grad_norm]).float()
         self._checks = torch.where(torch.isfinite(self._checks).all(), checks, self._checks)
         dictionary = self.model.dictionary
@@ -278,9 +298,9 @@ class Trainer:
         dictionary.tokens_since_fired.copy_(torch.where(good, dictionary.tokens_since_fired, before))
         values = {
             "loss": taken.loss,
-            "error": taken.error.sum(),
+            "error": error,
             "variance": variance,
-            "l0": (taken.codes.values != 0).sum() / taken.codes.tokens,
+            "l0": l0,
             "grad_norm": taken.grad_norm,
             **{f"part.{name}": value for name, value in taken.parts.items()},
         }
@@ -309,12 +329,36 @@ class Trainer:
             fvu=sums["error"] / sums["variance"],
             l0=sums["l0"] / n,
             grad_norm=sums["grad_norm"] / n,
-            dead=self.model.dictionary.dead(self.dead_after).float().mean().item(),
+            dead=self._dead_share(),
             sparsity=sums["sparsity"] / n if self.sparsity is not None else None,
         )
 
+    def _dead_share(self) -> float:
+        return self.model.dictionary.dead(self.dead_after).float().mean().item()
+
+    def save(self, folder: Path, data: dict[str, Any], *, keep: int) -> None:
+        """Write a checkpoint of this step; `data` is the state of its batch, and the `keep` newest are kept."""
+        save_checkpoint(folder, self.taken, *self.state(), data, keep=keep)
+
+    def resume(self, folder: Path) -> dict[str, Any] | None:
+        """Restore the newest checkpoint; the state of its batch, or None where there is none.
+
+        Raises:
+            CorruptError: it is damaged.
+        """
+        checkpoint = load_newest(folder)
+        if checkpoint is None:
+            return None
+        self.restore(checkpoint.tensors, checkpoint.trainer)
+        return checkpoint.data
+
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything a later process needs to continue bit-identically: tensors, and JSON values."""
+        tensors, values = self._state()
+        return {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, values
+
+    def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """`state`, with the tensors that training changes."""
         model = self.model.state_dict()
         if self.model.code.tied:
             del model["W_enc"]  # the same memory as the dictionary's
@@ -330,7 +374,7 @@ class Trainer:
         if self.sparsity is not None:
             more, values["sparsity"] = self.sparsity.state()
             tensors |= {f"sparsity.{name}": t for name, t in more.items()}
-        return {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, values
+        return tensors, values
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+import weakref
 from pathlib import Path
 
+import naive_downstream
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from sae.cli.main import main
 from sae.config import EvalConfig, HarvestConfig, OptimConfig, SAEConfig, TrainConfig
 from sae.data.documents import open_documents
 from sae.data.packing import BEGINNING
 from sae.evaluation import downstream
+from sae.evaluation.losses import ARRAYS, LOGITS, divergence, losses
 from sae.evaluation.run import evaluate
 from sae.harvest.language_model import load_language_model, locate_model, measure_width
 from sae.harvest.sites import resolve_sites
@@ -53,26 +58,93 @@ def measured(harvest: Harvest, model: Autoencoder, mean: torch.Tensor) -> dict:
 def test_kl_is_that_of_the_clean_model_from_the_spliced_one() -> None:
     """p = (1/2, 1/4, 1/4), q = (1/4, 1/4, 1/2): the same both ways; p = (1/2, 1/2), q = (1/4, 3/4): not."""
     turned = torch.tensor([[0.5, 0.25, 0.25]]).log(), torch.tensor([[0.25, 0.25, 0.5]]).log()
-    assert downstream._kl(*turned).item() == pytest.approx(math.log(2) / 4)
+    assert divergence(*turned).item() == pytest.approx(math.log(2) / 4)
     even, skew = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.25, 0.75]]).log()
-    assert downstream._kl(even, skew).item() == pytest.approx(0.5 * math.log(4 / 3))
-    assert downstream._kl(skew, even).item() == pytest.approx(0.25 * math.log(0.5) + 0.75 * math.log(1.5))
+    assert divergence(even, skew).item() == pytest.approx(0.5 * math.log(4 / 3))
+    assert divergence(skew, even).item() == pytest.approx(0.25 * math.log(0.5) + 0.75 * math.log(1.5))
 
 
-def test_kl_of_a_spliced_pass_is_taken_from_the_clean_one(harvest: Harvest) -> None:
-    dim = harvest.sites[0].width
-    model = linear(dim, torch.zeros(3, dim), torch.full((dim,), 0.7))
-    contexts = next(iter(harvest.contexts(BEGINNING)))
-    subject = downstream.Splice(model, harvest.sites, harvest.sites, torch.zeros(dim))
-    sums = downstream.measure(harvest, {"it": subject}, [contexts], lambda tokens: None)["it"].sums
-    with torch.no_grad():
-        batch = downstream._Batch(harvest, contexts)
-        there = batch.target(harvest.sites)
-        spliced = batch.log_probabilities(harvest.sites, torch.full_like(there, 0.7)).double()
-    clean = batch.clean.double()
-    forward, backward = ((a.exp() * (a - b)).sum().item() for a, b in ((clean, spliced), (spliced, clean)))
-    assert sums["kl"].sum().item() == pytest.approx(forward, rel=1e-3)
-    assert backward != pytest.approx(forward, rel=1e-2)
+def test_losses_are_those_of_whole_passes(harvest: Harvest) -> None:
+    dim = harvest.sites[0].width or 0
+    model = linear(dim, torch.eye(dim)[: dim // 2], torch.full((dim,), 0.1))
+    compare(harvest, downstream.Splice(model, harvest.sites, harvest.sites, torch.full((dim,), 0.3)))
+
+
+def compare(harvest: Harvest, subject: downstream.Splice) -> None:
+    batches = downstream.enough(harvest.contexts(BEGINNING), 500)
+    sums = downstream.measure(harvest, {"it": subject}, batches, lambda tokens: None)["it"].sums
+    expected = naive_downstream.measure(harvest, subject, batches)
+    assert sums.keys() == expected.keys()
+    for name, values in expected.items():
+        assert torch.allclose(sums[name], values, rtol=1e-5, atol=1e-4), name
+    assert (sums["kl"].sum() / sums["count"].sum()).item() > 1e-3
+
+
+def test_losses_of_a_transcoder_and_a_crosscoder_are_those_of_whole_passes(harvest: Harvest) -> None:
+    layers = places(harvest, "mlp_in.1", "mlp_out.1")
+    width = layers.sites[0].width or 0
+    transcoder = Autoencoder(width, 6, Identity(), dim_out=layers.sites[1].width, transcodes=True)
+    transcoder.initialise(torch.Generator().manual_seed(0))
+    mean = torch.full((layers.sites[1].width or 0,), 0.3)
+    compare(layers, downstream.Splice(transcoder, layers.sites[:1], layers.sites[1:], mean))
+    both = places(harvest, "resid_post.1", "mlp_out.2")
+    dim = sum(site.width or 0 for site in both.sites)
+    crosscoder = linear(dim, torch.eye(dim)[::2], torch.zeros(dim))
+    compare(both, downstream.Splice(crosscoder, both.sites, both.sites, torch.full((dim,), 0.3)))
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 1000])
+def test_losses_do_not_depend_on_the_rows_at_once(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = torch.Generator().manual_seed(0)
+    head = torch.randn(50, 8, generator=draw)
+    clean, other = torch.randn(2, 20, 8, generator=draw)
+    following = torch.randint(50, (20,), generator=draw)
+    monkeypatch.setattr("sae.evaluation.losses.LOGITS", 50 * at_once)
+    values = losses(lambda rows: rows @ head.T, clean, {"a": other, "b": other}, following, divergences=["a"])
+    log_p, log_q = (clean @ head.T).log_softmax(-1), (other @ head.T).log_softmax(-1)
+    expected = {
+        "clean": -log_p[torch.arange(20), following],
+        "a": -log_q[torch.arange(20), following],
+        "b": -log_q[torch.arange(20), following],
+        "kl.a": (log_p.exp() * (log_p - log_q)).sum(1),
+    }
+    assert values.keys() == expected.keys()
+    for name, rows in expected.items():
+        assert torch.allclose(values[name], rows, atol=1e-5), name
+
+
+class LiveMemory(TorchDispatchMode):
+    """Bytes of the tensors made within the block that were alive at one time, at most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self._storages: dict[int, list[int]] = {}  # address -> bytes, tensors that use it
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                self._storages.setdefault(storage.data_ptr(), [storage.nbytes(), 0])[1] += 1
+                weakref.finalize(tensor, self._gone, storage.data_ptr())
+        self.peak = max(self.peak, sum(nbytes for nbytes, _ in self._storages.values()))
+        return result
+
+    def _gone(self, address: int) -> None:
+        self._storages[address][1] -= 1
+        if not self._storages[address][1]:
+            del self._storages[address]
+
+
+def test_memory_for_logits_is_bounded_for_a_vocabulary_of_262144() -> None:
+    """300 tokens by 262,144 words are 315 MB in float32, for each of three passes."""
+    head = torch.randn(262_144, 2)
+    clean, other = torch.randn(2, 300, 2)
+    following = torch.randint(262_144, (300,))
+    with LiveMemory() as memory:
+        losses(lambda rows: rows @ head.T, clean, {"a": other, "b": other}, following, divergences=["a"])
+    assert LOGITS * 4 < memory.peak <= ARRAYS * LOGITS * 4
 
 
 def test_identity_costs_nothing(harvest: Harvest) -> None:

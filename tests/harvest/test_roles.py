@@ -188,13 +188,13 @@ def test_evaluation_and_features_leave_out_the_same_tokens(run: Run, lm, config:
 
 
 def test_a_store_of_other_roles_is_refused(run: Run, config: TrainConfig, tmp_path: Path) -> None:
-    from sae.base.files import publish_json
     from sae.features.collect.text_chunks import open_store
+    from sae.harvest.shards import sealed
 
     folder = tmp_path / "store"
     folder.mkdir()
     identity = read_json(config.store / "identity.json")  # type: ignore[operator]
-    publish_json(folder / "identity.json", {**identity, "roles": None})
+    (folder / "identity.json").write_bytes(sealed({**identity, "roles": None}))
     with pytest.raises(ConfigError, match=r"holds tokens of the roles all, this run is trained on \['assistant'\]"):
         open_store(folder, run)
 

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from sae.base.files import CorruptError, publish_folder
+from sae.base.files import CorruptError, publish_file, publish_folder
 from sae.config import ConfigError, HarvestConfig
 from sae.data.documents import open_documents
 from sae.harvest import rows as rows_module
 from sae.harvest import store as stores
+from sae.harvest import store_disk
 from sae.harvest.language_model import LanguageModel, load_language_model, locate_model
 from sae.harvest.rows import ActivationError, Rows, to_stored
+from sae.harvest.shards import sealed
 from sae.harvest.sites import Site, resolve_sites
 from sae.harvest.store import DiskStore, MemoryStore, Store, fill_store
 from sae.harvest.stream import Harvest
@@ -69,6 +72,22 @@ def rows_of(store: Store) -> dict[str, torch.Tensor]:
     }
 
 
+def shards_of(folder: Path) -> list[Path]:
+    return sorted(folder.glob("shards/*/*.safetensors"))
+
+
+def legacy(store: DiskStore, folder: Path, change: Callable[[dict[str, torch.Tensor]], Any] = lambda t: None) -> None:
+    """The same rows as a store of the first format, with changed tensors."""
+    publish_file(folder / "identity.json", json.dumps({**store.identity, "format": 1}).encode())
+    for index, (part, entry) in enumerate(zip(store.parts, store.shards, strict=True)):
+        tensors = {f"activations.{site}": a.clone() for site, a in part.activations.items()}
+        tensors |= {name: getattr(part, name).clone() for name in Rows._fields[1:]}
+        change(tensors)
+        with publish_folder(folder / "shards" / f"{index:06d}") as shard:
+            save_file(tensors, shard / "rows.safetensors")
+            (shard / "end.json").write_text(json.dumps(list(entry.end)))
+
+
 def assert_same(ours: Store, theirs: Store) -> None:
     assert ours.rows == theirs.rows
     left, right = rows_of(ours), rows_of(theirs)
@@ -96,7 +115,7 @@ def test_the_rows_are_those_of_the_stream(source: Source, expected: Store) -> No
 def test_disk_and_memory_hold_the_same_rows(source: Source, expected: Store, tmp_path: Path) -> None:
     folder = tmp_path / "store"
     assert_same(fill(DiskStore(folder, identity()), source), expected)
-    assert len(list((folder / "shards").iterdir())) == 4
+    assert len(shards_of(folder)) == 4
     again = DiskStore(folder, identity())
     again.limit = TOKENS
     assert_same(again, expected)
@@ -137,13 +156,15 @@ def test_a_killed_harvest_goes_on_behind_its_last_whole_shard(
 
     with pytest.raises(Killed):
         fill(DiskStore(tmp_path, identity()), source, progress=kill)
-    left = tmp_path / "shards" / ".partial-000009-killed"  # what a kill in the middle of writing leaves
-    left.mkdir(parents=True)
-    (left / "rows.safetensors").write_bytes(b"half")
+    left = tmp_path / "shards" / "0-of-1" / ".partial-000009-killed"  # what a kill in the middle of writing leaves
+    left.parent.mkdir(parents=True, exist_ok=True)
+    left.write_bytes(b"half")
     again = DiskStore(tmp_path, identity())
     assert again.rows >= at - 400 - 128, "at most one shard is lost"
     passes: list[int] = []
-    assert_same(fill(again, source, progress=passes.append), expected)
+    with again.writing():
+        fill(again, source, progress=passes.append)
+    assert_same(again, expected)
     assert passes[0] == sum(len(part.token) for part in again.parts) - sum(passes[1:])
     assert not left.exists()
 
@@ -236,33 +257,81 @@ def _flip(path: Path) -> None:
     path.write_bytes(data)
 
 
-DAMAGES: dict[str, Callable[[Path], Any]] = {
-    "a bit flipped in the rows": lambda shard: _flip(shard / "rows.safetensors"),
-    "rows cut short": lambda shard: (shard / "rows.safetensors").write_bytes(
-        (shard / "rows.safetensors").read_bytes()[:-9]
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def _reseal(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """A manifest that is whole, and says something else."""
+    path = folder / "shards/0-of-1/manifest.json"
+    record = json.loads(path.read_text())
+    change(record)
+    path.write_bytes(sealed(record))
+
+
+SHARD, MANIFEST = "shards/0-of-1/000002.safetensors", "shards/0-of-1/manifest.json"
+DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "a bit flipped in the rows": (lambda folder: _flip(folder / SHARD), f"{SHARD}: its SHA-256"),
+    "rows cut short": (lambda folder: _cut(folder / SHARD), rf"{SHARD}: \d+ bytes, \d+ were written"),
+    "rows missing": (lambda folder: (folder / SHARD).unlink(), f"{SHARD}: missing"),
+    "another shard's rows": (
+        lambda folder: shutil.copy(folder / SHARD.replace("2", "1"), folder / SHARD),
+        f"{SHARD}: its SHA-256",
     ),
-    "rows missing": lambda shard: (shard / "rows.safetensors").unlink(),
-    "the end changed": lambda shard: (shard / "end.json").write_text("[0, 0, 0]\n"),
-    "no manifest": lambda shard: (shard / "manifest.json").unlink(),
-    "another shard's rows": lambda shard: (shard / "rows.safetensors").write_bytes(
-        (shard.parent / "000000" / "rows.safetensors").read_bytes()
+    "a bit flipped in the manifest": (lambda folder: _flip(folder / MANIFEST), f"{MANIFEST}: "),
+    "the manifest cut short": (lambda folder: _cut(folder / MANIFEST), f"{MANIFEST}: cannot be read as JSON"),
+    "a manifest of something else": (lambda folder: _reseal(folder, lambda r: r.pop("ended")), f"{MANIFEST}: not a"),
+    "a number changed in the record": (
+        lambda folder: (folder / "identity.json").write_text(
+            (folder / "identity.json").read_text().replace('"context": 32', '"context": 33')
+        ),
+        "identity.json: its content is not the one that was written",
     ),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_shard_is_named(damage: str, source: Source, tmp_path: Path) -> None:
+def test_a_damaged_store_is_refused_naming_the_file_and_the_remedy(damage: str, source: Source, tmp_path: Path) -> None:
     fill(DiskStore(tmp_path, identity()), source)
-    DAMAGES[damage](tmp_path / "shards" / "000002")
+    spoil, says = DAMAGES[damage]
+    spoil(tmp_path)
+    with pytest.raises(CorruptError, match=f"{says}.*delete the store and harvest again"):
+        DiskStore(tmp_path, identity())
+
+
+def test_a_large_store_is_compared_with_its_hashes_when_a_shard_is_first_read(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(DiskStore(tmp_path, identity()), source)
+    _flip(tmp_path / SHARD)
+    monkeypatch.setattr(store_disk, "VERIFIED_AT_ONCE", 0)
+    store = DiskStore(tmp_path, identity())
+    store.read(range(800), SITES)
+    with pytest.raises(CorruptError, match=f"{SHARD}: its SHA-256"):
+        store.read(range(700, 900), SITES)
+
+
+LEGACY_DAMAGES: dict[str, Callable[[Path], Any]] = {
+    "a bit flipped in the rows": lambda shard: _flip(shard / "rows.safetensors"),
+    "rows missing": lambda shard: (shard / "rows.safetensors").unlink(),
+    "the end changed": lambda shard: (shard / "end.json").write_text("[0, 0, 0]\n"),
+    "no manifest": lambda shard: (shard / "manifest.json").unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", LEGACY_DAMAGES)
+def test_a_damaged_shard_of_the_first_format_is_named(damage: str, source: Source, tmp_path: Path) -> None:
+    legacy(DiskStore(fill(DiskStore(tmp_path / "new", identity()), source).place), tmp_path / "old")  # type: ignore[attr-defined]
+    LEGACY_DAMAGES[damage](tmp_path / "old" / "shards" / "000002")
     with pytest.raises(CorruptError, match="shards/000002"):
-        DiskStore(tmp_path, identity())
+        DiskStore(tmp_path / "old", identity())
 
 
-def test_a_missing_shard_is_named(source: Source, tmp_path: Path) -> None:
-    fill(DiskStore(tmp_path, identity()), source)
-    (tmp_path / "shards" / "000001").rename(tmp_path / "elsewhere")
+def test_a_missing_shard_of_the_first_format_is_named(source: Source, tmp_path: Path) -> None:
+    legacy(DiskStore(fill(DiskStore(tmp_path / "new", identity()), source).place), tmp_path / "old")  # type: ignore[attr-defined]
+    (tmp_path / "old" / "shards" / "000001").rename(tmp_path / "elsewhere")
     with pytest.raises(CorruptError, match="shard 000001 is missing, 000002 is there"):
-        DiskStore(tmp_path, identity())
+        DiskStore(tmp_path / "old", identity())
 
 
 def test_shards_are_read_from_the_disk_and_not_copied(source: Source, tmp_path: Path) -> None:
@@ -270,7 +339,7 @@ def test_shards_are_read_from_the_disk_and_not_copied(source: Source, tmp_path: 
     maps = Path("/proc/self/maps")
     assert store.parts[0].activations[SITES[0]].dtype == torch.float16
     if maps.exists():
-        assert str(tmp_path / "shards" / "000000" / "rows.safetensors") in maps.read_text()
+        assert str(tmp_path / "shards" / "0-of-1" / "000000.safetensors") in maps.read_text()
 
 
 @pytest.mark.parametrize("value", [70_000.0, -70_000.0])
@@ -323,22 +392,12 @@ def test_any_rows_are_read_with_their_columns(
             assert getattr(found, name).equal(columns[name][wanted]), name
 
 
-def _rewrite(shard: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
-    """Publish a shard again with changed tensors, as another program might."""
-    tensors, end = load_file(shard / "rows.safetensors"), json.loads((shard / "end.json").read_text())
-    change(tensors)
-    with publish_folder(shard) as folder:
-        save_file(tensors, folder / "rows.safetensors")
-        (folder / "end.json").write_text(json.dumps(end[:3]))
-
-
-def test_a_store_without_the_later_columns_is_read_and_continued(
-    source: Source, expected: Store, tmp_path: Path
-) -> None:
-    fill(DiskStore(tmp_path, identity()), source, 700)
-    for shard in sorted((tmp_path / "shards").iterdir()):
-        _rewrite(shard, lambda tensors: (tensors.pop("start"), tensors.pop("kind")))
-    store = fill(DiskStore(tmp_path, identity()), source)
+def test_a_store_of_the_first_format_is_read_and_continued(source: Source, expected: Store, tmp_path: Path) -> None:
+    fill(DiskStore(tmp_path / "new", identity()), source, 700)
+    legacy(DiskStore(tmp_path / "new"), tmp_path / "old", lambda tensors: (tensors.pop("start"), tensors.pop("kind")))
+    assert DiskStore(tmp_path / "old", identity()).rows == 700
+    store = fill(DiskStore(tmp_path / "old", identity()), source)
+    assert_same(DiskStore(tmp_path / "old", identity()), store)
     ours, theirs = rows_of(store), rows_of(expected)
     for name in (*SITES, "token", "document", "position"):
         assert ours[name].equal(theirs[name]), name
@@ -351,15 +410,17 @@ def test_a_store_without_the_later_columns_is_read_and_continued(
 def test_a_stored_value_that_is_not_finite_is_named_with_file_and_row(
     value: float, source: Source, tmp_path: Path
 ) -> None:
-    fill(DiskStore(tmp_path, identity()), source)
+    fill(DiskStore(tmp_path / "new", identity()), source)
 
     def spoil(tensors: dict[str, torch.Tensor]) -> None:
-        tensors[f"activations.{SITES[1]}"][17, 3] = value
+        if int(tensors["token"].shape[0]) == 400 and not spoilt:
+            spoilt.append(tensors[f"activations.{SITES[1]}"])
+            spoilt[0][17, 3] = value
 
-    _rewrite(tmp_path / "shards" / "000001", spoil)
-    store = DiskStore(tmp_path, identity())
+    spoilt: list[torch.Tensor] = []
+    legacy(DiskStore(tmp_path / "new"), tmp_path / "old", spoil)
+    store = DiskStore(tmp_path / "old", identity())
     store.read(range(TOKENS), SITES[:1])
-    row = store.parts[0].size + 17
-    for rows in (range(TOKENS), torch.tensor([3, row, 5])):
-        with pytest.raises(CorruptError, match=rf"shards/000001/rows.safetensors: row 17 of site {SITES[1]} is not"):
+    for rows in (range(TOKENS), torch.tensor([3, 17, 405])):
+        with pytest.raises(CorruptError, match=rf"shards/000000/rows.safetensors: row 17 of site {SITES[1]} is not"):
             store.read(rows, SITES)

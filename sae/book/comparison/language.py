@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from sae.base.device import pick_device
-from sae.base.files import read_json
 from sae.base.progress import Progress, StopSignal
 from sae.config import HarvestConfig, TrainConfig
 from sae.data.cache import cache_dir
@@ -62,7 +61,7 @@ def language_rows(run: str | None, *, tokens: int, quick: bool, scratch: Path) -
     if quick:
         if not (folder / "identity.json").exists():
             return f"there is no harvest of the demo model in {folder}, and a quick report fetches none"
-        return _of_store(DiskStore(folder, read_json(folder / "identity.json")), tokens)
+        return _of_store(DiskStore(folder), tokens)
     try:
         return _of_store(_demo_store(folder, tokens, scratch), tokens)
     except FetchError as error:

@@ -24,8 +24,9 @@ from filelock import FileLock, Timeout
 
 from sae.base.device import pick_device
 from sae.base.progress import Progress, StopSignal
+from sae.base.pulse import PULSE
+from sae.base.ranks import Ranks
 from sae.config import CollectConfig, ConfigError
-from sae.features.collect.ranks import Ranks
 from sae.features.collect.subject import Chunk, Mark, Subject
 from sae.features.store import windows
 from sae.features.store.buffers import NAMES
@@ -63,7 +64,7 @@ def collect(run: str | Path, config: CollectConfig | None = None) -> dict[str, A
         True
     """
     config = config or CollectConfig()
-    with Ranks.of_process() as ranks:
+    with Ranks.of_process(config.device) as ranks:
         subject = open_subject(run, config)
         if subject.folder != Path(run).expanduser():
             raise ConfigError(
@@ -142,22 +143,23 @@ class _Collecting:
         with progress.bar("Collecting", limit, "tokens") as bar:
             bar.skip(min(self.seen, limit))
             for number, chunk in enumerate(self._chunks()):
-                if number % self.ranks.world == self.ranks.rank:
+                if self.ranks.takes(number):
                     self._collect(chunk)
                 self.seen += chunk.tokens
                 self.mark, self.open_document = chunk.after, chunk.open_document
                 bar.advance(min(chunk.tokens, max(0, limit - self.seen + chunk.tokens)))
-                if (number + 1) % self.ranks.world:
+                if not self.ranks.ends_round(number):
                     continue
                 due = time.perf_counter() - written > max(self.config.save_every, SHARE * cost)
-                if self.ranks.any(stop.requested is not None):
+                if self.ranks.stopping(stop):
                     progress.say("Writing what was collected.")
-                    self._publish(vocabulary, finished=False)
-                    stop.requested = stop.requested or 15
+                    with PULSE.without_steps("Writing what was collected."):
+                        self._publish(vocabulary, finished=False)
                     stop.check(f"continue with: {self._how_to_resume()}")
                 if self.ranks.any(due and self.ranks.first):
                     begun = time.perf_counter()
-                    self._publish(vocabulary, finished=False)
+                    with PULSE.without_steps("Writing what was collected."):
+                        self._publish(vocabulary, finished=False)
                     written, cost = time.perf_counter(), time.perf_counter() - begun
             if self.seen < limit:
                 progress.say(f"The data set has ended after {self.seen:,} of {limit:,} tokens.")
@@ -179,9 +181,14 @@ class _Collecting:
 
     def _publish(self, vocabulary: Vocabulary, *, finished: bool, nearest: np.ndarray | None = None) -> None:
         """Merge the processes' collections in the first process, which writes them."""
-        self.collection = self.ranks.gather(self.collection, self.open_document)
+        self.collection.finish(self.open_document)
+        mine = None if self.ranks.first else self.collection.to("cpu")
+        self.ranks.merge(mine, self.collection.merge)
         if not self.ranks.first:
+            self.collection = Collection(self.collection.width, self.collection.seed, self.device)
             return
+        if self.ranks.world > 1:
+            self.collection.finish(self.open_document)
         self.revision += 1
         norms = self.subject.model.dictionary.W.detach().float().norm(dim=1).cpu().numpy()
         write_store(self.subject.folder, self.collection, vocabulary, self._info(finished), norms, nearest)

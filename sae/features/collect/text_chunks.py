@@ -13,13 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae.base.files import read_json
 from sae.config import ConfigError
 from sae.data.packing import Cursor
 from sae.features.collect.subject import Chunk, Mark, ReadChunk
 from sae.features.store.documents import Tokens
 from sae.harvest.rows import Rows
-from sae.harvest.store import DiskStore
+from sae.harvest.store_disk import DiskStore, read_store
 from sae.harvest.stream import BOS, KINDS, ORDINARY, SINK, SPECIAL, Harvest
 from sae.runs.text import Run
 
@@ -59,7 +58,7 @@ def stored_chunks(
     A store lacks the tokens that were left out of it, so positions have gaps. Stores of earlier versions do not record
     where segments begin: there a segment begins where positions fall, right after the last stored token before it.
     """
-    places = Rows.join([part.at(()) for part in store.parts])
+    places = store.places()
     lead, total = len(first), places.size
     if (places.start < 0).any():
         places = places._replace(start=_segment_starts(places, lead))
@@ -105,17 +104,17 @@ def _segment_starts(rows: Rows, lead: int) -> Tensor:
     return (before - before[torch.searchsorted(documents, documents)]).repeat_interleave(lengths)
 
 
-def open_store(folder: Path, run: Run) -> DiskStore:
+def open_store(folder: str | Path, run: Run) -> DiskStore:
     """The store of activations in `folder`, if it contains what the run reads.
 
     Raises:
         ConfigError: there is none, or it is of other sites or another model.
         CorruptError: it is damaged.
     """
-    if not (folder / "identity.json").is_file():
+    identity = read_store(folder, {})
+    if identity is None:
         raise ConfigError(f"--store {folder}: no store of activations there; without --store text is harvested anew")
-    identity = read_json(folder / "identity.json")
-    stored = identity.get("sites") if isinstance(identity, dict) else None
+    stored = identity.get("sites")
     wanted = {site.name: site.width for site in run.inputs}
     if not isinstance(stored, dict) or any(stored.get(name) != width for name, width in wanted.items()):
         raise ConfigError(f"--store {folder}: it holds {stored}, this run reads {wanted}")

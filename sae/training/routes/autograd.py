@@ -10,18 +10,19 @@ from torch import Tensor
 
 from sae.config import OptimConfig
 from sae.models.autoencoder import Autoencoder
-from sae.modules.losses import total_loss
+from sae.modules.losses import Term, total_loss
 from sae.modules.sums import total
 from sae.modules.views import Entries, Everything, Output, frozen_error, site_norms
 from sae.training.optimizers import Optimizer, parameters_of
 from sae.training.routes.base import StepContext, StepOutcome, largest_norm
-from sae_kernels import clip_scale
+from sae_kernels import SparseCodes, clip_scale
 
 
 class AutogradRoute:
     """Whole gradients by autograd, under autocast where `compute` is not float32."""
 
     name = "autograd"
+    _everything = Everything
 
     def __init__(
         self,
@@ -44,7 +45,8 @@ class AutogradRoute:
         parameters = parameters_of(model)
         by_parameter = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, materialize_grads=True)
         gradients = dict(zip(parameters, by_parameter, strict=True))
-        norm = torch.stack([total(g.float().square()) for g in gradients.values()]).sum().sqrt()
+        loss, parts, gradients = self._over_ranks(now.terms, loss, parts, gradients)
+        norm = self._norm(gradients)
         scale = clip_scale(norm, largest_norm(self.config, model))
         scale = torch.where(now.allowed & torch.isfinite(loss), scale, torch.nan)
         self.optimizer.step(gradients, step=now.step, lr=now.lr, scale=scale)
@@ -52,6 +54,21 @@ class AutogradRoute:
         error = (output.target - output.mean).detach().float().square().sum(1)
         codes = codes.with_values(codes.values.detach())
         return StepOutcome(codes, everything.x.detach(), error, loss.detach(), parts, norm)
+
+    def _over_ranks(
+        self, terms: Sequence[Term], loss: Tensor, parts: dict[str, Tensor], gradients: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """Loss, its parts and the gradients of the whole batch, where other processes have a share in them."""
+        del terms
+        return loss, parts, gradients
+
+    def _norm(self, gradients: dict[str, Tensor]) -> Tensor:
+        """The global norm of all gradients."""
+        return torch.stack([total(g.float().square()) for g in gradients.values()]).sum().sqrt()
+
+    def _frozen_error(self, codes: SparseCodes, target: Tensor) -> Tensor:
+        """`Entries.frozen_error`."""
+        return frozen_error(codes, target, self.model.dictionary.W, self.model.dictionary.b)
 
     def _forward(self, x: Tensor, target: Tensor, now: StepContext) -> Everything:
         model = self.model
@@ -69,9 +86,9 @@ class AutogradRoute:
             adjacent=now.adjacent,
             progress=now.progress,
             running=now.running,
-            frozen_error=partial(frozen_error, target=target, W_dec=W_dec, b_dec=b_dec),
+            frozen_error=partial(self._frozen_error, target=target),
         )
-        return Everything(
+        return self._everything(
             entries=entries,
             output=Output(target=target, reconstruction=outputs, squashed=model.squashes, corrupted=now.corrupted),
             x=embedded,

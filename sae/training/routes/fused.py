@@ -74,7 +74,9 @@ class FusedRoute:
         views = {Reconstructions, DeadRows} | ({Entries} if len(site_widths) == 1 else set())
         errors = [term for term in terms if term.view is Reconstructions]
         weights = [(term.weight, term.warmup) for term in errors]
-        linear = model.stem is None and model.head is None and model.dictionary.unit
+        linear = (
+            model.stem is None and model.head is None and model.dictionary.unit and model.dictionary.W.requires_grad
+        )
         return linear and model.code.fused and weights == [(1.0, 0.0)] and all(term.view in views for term in terms)
 
     def take(self, x: Tensor, target: Tensor, now: StepContext) -> StepOutcome:

@@ -1,0 +1,51 @@
+"""Checkpoints of a mesh: every rank writes its part of the tensors into one folder, which is published at once.
+
+The parts are those of torch.distributed.checkpoint, as safetensors; the names are those of a single process's
+checkpoint. `sae.training.checkpoint.load_parts` reads them in one process or on another mesh.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, distributed
+from torch.distributed import checkpoint
+from torch.distributed.checkpoint import HuggingFaceStorageWriter
+
+from sae.base.files import publish_folder, publish_json
+from sae.base.ranks import Ranks
+from sae.training.checkpoint import FORMAT, steps_in
+
+
+def save_parts(
+    folder: Path, step: int, tensors: Mapping[str, Tensor], values: dict[str, Any], *, keep: int, ranks: Ranks
+) -> None:
+    """Write `folder/<step>`, each rank its part, and delete all but the `keep` newest. All ranks must call this.
+
+    Args:
+        tensors: DTensors, and tensors that are the same in all ranks.
+        values: what `state.json` holds beside the format.
+    """
+    with _shared_folder(folder / f"{step:09d}", ranks) as temporary:
+        checkpoint.save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(temporary), save_distributed=True))
+        if ranks.first:
+            publish_json(temporary / "state.json", {"format": FORMAT, **values})
+    if ranks.first:
+        for old in steps_in(folder)[:-keep]:
+            shutil.rmtree(old)
+
+
+@contextlib.contextmanager
+def _shared_folder(target: Path, ranks: Ranks) -> Iterator[Path]:
+    """`publish_folder` by the first rank, for the files of all: it becomes `target` once every rank has written."""
+    if ranks.first:
+        with publish_folder(target) as temporary:
+            ranks.share(temporary)
+            yield temporary
+    else:
+        yield ranks.share(None)
+    distributed.barrier()
