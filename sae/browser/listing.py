@@ -28,7 +28,10 @@ FIELDS = {
     "cosine": "nearest_cos",
     "score": "score",
 }
-SORTS = ("latent", *FIELDS, "name")
+STABILITY = "stability"
+"""The column that `sae match` gives."""
+NUMBERS = (*FIELDS, STABILITY)
+SORTS = ("latent", *NUMBERS, "name")
 MARKS = ("", "named", "labelled", "bookmarked")
 _KEPT = 16  # selections in the cache; one of a million latents takes 4 MB
 
@@ -61,8 +64,8 @@ class Query:
         for part in filter.split(",") if filter else ():
             name, colon, bounds = part.partition(":")
             low, dots, high = bounds.partition("..")
-            if name not in ("latent", *FIELDS) or not colon or not dots:
-                raise QueryError(f"filter {part!r}: expected COLUMN:LOW..HIGH with a column of {', '.join(FIELDS)}")
+            if name not in ("latent", *NUMBERS) or not colon or not dots:
+                raise QueryError(f"filter {part!r}: expected COLUMN:LOW..HIGH with a column of {', '.join(NUMBERS)}")
             try:
                 bounds = (float(low or "-inf"), float(high or "inf"))
             except ValueError:
@@ -104,13 +107,26 @@ class Marks:
 
 
 class Listing:
-    """Sorted and filtered views of one revision of a store's scalars, with the scores of later explanations."""
+    """Sorted and filtered views of one revision of a store's scalars, with the scores of later explanations.
 
-    def __init__(self, scalars: NDArray[Any], scores: dict[int, float] | None = None) -> None:
+    `stability` [F] comes from `sae match`; NaN, like None, where it is unknown.
+    """
+
+    def __init__(
+        self,
+        scalars: NDArray[Any],
+        scores: dict[int, float] | None = None,
+        stability: NDArray[np.float32] | None = None,
+    ) -> None:
         self.width = len(scalars)
         self._scalars = scalars
         self._scores = {latent: score for latent, score in (scores or {}).items() if latent < self.width}
-        self._columns: dict[str, NDArray[Any]] = {"latent": np.arange(self.width, dtype=np.int32)}
+        unknown = np.full(self.width, np.nan, np.float32)
+        known = stability is not None and len(stability) == self.width
+        self._columns: dict[str, NDArray[Any]] = {
+            "latent": np.arange(self.width, dtype=np.int32),
+            STABILITY: stability if stability is not None and known else unknown,
+        }
         self._orders: dict[str, NDArray[np.int32]] = {}
         self._tokens: NDArray[Any] | None = None
         self._selections: OrderedDict[tuple[Query, int], NDArray[np.int32]] = OrderedDict()
@@ -151,6 +167,7 @@ class Listing:
             "latent": latent,
             **numbers,
             "score": self._scores.get(latent, numbers["score"]),
+            STABILITY: _json_number(self._columns[STABILITY][latent]),
             "token": str(values["top_token"]),
             "name": explanation.get("name"),
             "label": note.get("label"),

@@ -8,6 +8,7 @@ run.report()                           # configuration, curves, evaluation
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import threading
 from pathlib import Path
@@ -18,6 +19,8 @@ import numpy as np
 from sae.base.files import CorruptError, read_json
 from sae.browser.listing import Listing, Marks
 from sae.browser.pictures import Pictures
+from sae.evaluation.matching.scores import FILE as STABILITY_FILE
+from sae.evaluation.matching.scores import Scores, read_scores
 from sae.evaluation.words import described
 from sae.features.store.annotations import Annotations
 from sae.features.store.keys import FeatureError
@@ -33,6 +36,8 @@ class View(NamedTuple):
     store: FeatureStore
     listing: Listing
     marks: Marks
+    scores: Scores | None = None
+    """What `sae match` found; None where it was not run on these weights."""
 
     def strength(self, latent: int) -> float:
         """The strength at which a latent's atom is drawn: its largest activation, or 1 where it never fired."""
@@ -49,6 +54,7 @@ class BrowsedRun:
         self._store: FeatureStore | None = None
         self._listing: Listing | None = None
         self._marks = Marks()
+        self._stability: Scores | None = None
         self._pictures: Pictures | None = None
         self._opening = threading.Lock()
         self._seen: dict[str, tuple[float, int] | None] = {}
@@ -62,6 +68,7 @@ class BrowsedRun:
         with self._lock:
             fresh_store = self._changed("features.sqlite") | self._changed("features.scalars.npy")
             fresh_marks = self._changed("annotations.sqlite")
+            fresh_scores = self._changed(STABILITY_FILE)
             try:
                 if fresh_store or self._store is None:
                     # a store of other weights has other marks
@@ -69,13 +76,17 @@ class BrowsedRun:
                     self._store, self._listing = FeatureStore(self.folder), None
                 if fresh_marks:
                     self._read_marks(self._store.annotations)
+                if fresh_scores or fresh_store:
+                    self._stability, self._listing = read_scores(self.folder, self._store.info["weights"]), None
+                    self._marks = dataclasses.replace(self._marks, revision=self._marks.revision + 1)
             except BaseException:
                 # the next request tries again
                 self._seen.clear()
                 raise
             if self._listing is None:
-                self._listing = Listing(self._store.scalars, _scores(self._marks))
-            return View(self._store, self._listing, self._marks)
+                stability = None if self._stability is None else self._stability.stability
+                self._listing = Listing(self._store.scalars, _scores(self._marks), stability)
+            return View(self._store, self._listing, self._marks, self._stability)
 
     def info(self) -> dict[str, Any]:
         """What the page's header and every poll need; "features" is None until features are collected."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sae.browser.opened import BrowsedRun, View
+from sae.evaluation.matching.scores import Scores
 from sae.features.store.annotations import EMPTY
 from sae.features.store.keys import FeatureError
 from sae.features.store.related import coactive
@@ -22,7 +26,38 @@ def full_record(view: View, latent: int) -> dict[str, Any]:
         "explanation": view.marks.names.get(latent),
         "annotation": EMPTY | view.marks.notes.get(latent, {}),
         "steering": view.marks.steering.get(latent),
+        "stability": None if view.scores is None else stability(view.scores, latent),
     }
+
+
+def stability(scores: Scores, latent: int) -> dict[str, Any]:
+    """A latent's stability with what it rests on: its best match in every other run, and what chance gives.
+
+    A latent's page finds the other run among the opened ones by its "weights".
+    """
+    runs = [
+        {
+            "name": Path(run["name"]).name,
+            "weights": run["weights"],
+            "latent": int(scores.nearest[place, latent]) if scores.nearest[place, latent] >= 0 else None,
+            "cosine": _known(scores.cosine[place, latent]),
+            "correlation": _known(scores.correlation[place, latent]),
+        }
+        for place, run in enumerate(scores.info["runs"])
+    ]
+    known = scores.stability[np.isfinite(scores.stability)]
+    score = _known(scores.stability[latent])
+    return {
+        "score": score,
+        "activity": _known(scores.activity[latent]),
+        "below": None if score is None else float((known < scores.stability[latent]).mean()),
+        **{name: scores.info[name] for name in ("by", "chance", "chance_mean", "tokens")},
+        "runs": runs,
+    }
+
+
+def _known(value: Any) -> float | None:
+    return float(f"{value:.4g}") if np.isfinite(value) else None
 
 
 def _shown(example: dict[str, Any]) -> dict[str, Any]:

@@ -40,6 +40,10 @@ def from_json(cls: type, values: Any, where: str = "config") -> Any:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             raise ConfigError(f"{where}.{name}: unknown field" + (f"; did you mean {near[0]!r}?" if near else ""))
+    for field in dataclasses.fields(cls):
+        optional = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+        if field.name not in values and not optional:
+            raise ConfigError(f"{where}.{field.name}: missing")
     hints = typing.get_type_hints(cls)
     return cls(**{name: _value_from_json(hints[name], value, f"{where}.{name}") for name, value in values.items()})
 
@@ -154,7 +158,7 @@ def _value_from_json(hint: Any, value: Any, where: str) -> Any:
         return tuple(_value_from_json(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if hint is Path and isinstance(value, str):
         return Path(value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1023:
         return float(value)
     plain = typing.cast(type, origin or hint)
     if not isinstance(value, plain) or (isinstance(value, bool) and plain is not bool):

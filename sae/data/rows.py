@@ -15,6 +15,7 @@ import io
 import itertools
 import json
 import re
+import zlib
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -25,6 +26,8 @@ TEXT_LIMIT = 10_000_000  # bytes of a text; a longer one is more often a broken 
 LINE_LIMIT = 8 * TEXT_LIMIT  # bytes of a line: a text of the limit with every character escaped, and other columns
 JSON_LIMIT = 1_000_000_000  # a .json file is one value and is read at once
 PEEKED_ROWS = 20
+DAMAGED = (OSError, EOFError, zlib.error)
+"""What is raised for a damaged compressed file."""
 COMPRESSIONS = (".gz", ".zst")  # not for .parquet, which is compressed inside
 # where pre-tokenized data sets name their tokenizer: in a Parquet file's metadata, or in SAELens's file beside the data
 TOKENIZER_KEYS = ("tokenizer_name", "tokenizer")
@@ -65,7 +68,7 @@ class FileTable:
         self.provenance = {"path": str(path), "files": [stamp(file, path) for file in files]}
         try:
             self.columns = COLUMNS[kind](files)
-        except (OSError, EOFError) as error:  # a damaged compressed file
+        except DAMAGED as error:
             raise DataError(f"{path}: cannot be read ({error})") from error
         if recorded := recorded_tokenizer(path, files[0] if kind == ".parquet" else None):
             self.provenance["tokenizer"] = recorded
@@ -74,7 +77,7 @@ class FileTable:
         for file in self.files:
             try:
                 size = yield from self._reader(file, names, start)
-            except (OSError, EOFError) as error:
+            except DAMAGED as error:
                 raise DataError(f"{file}: cannot be read to its end ({error})") from error
             start = max(0, start - size)
 

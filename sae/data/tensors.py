@@ -17,10 +17,11 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from sae.base.files import sha256_of
+from sae.base.reading import reading
 from sae.config import ConfigError
 from sae.config.tensors import SUFFIXES
 from sae.data.batching import permutation
@@ -146,7 +147,7 @@ def open_tensors(data: str | Path, *, tensor: str | None = None, column: str | N
     for flag, name, owner in (("--tensor", tensor, ".safetensors"), ("--column", column, ".parquet")):
         if name is not None and owner != suffix:
             raise ConfigError(f"{flag} {name}: expected with {owner} files, and {data} is {suffix}")
-    files = [OPENERS[suffix](file, tensor if suffix == ".safetensors" else column) for file in paths]
+    files = [_opened(suffix, file, tensor if suffix == ".safetensors" else column) for file in paths]
     first = files[0]
     for file in files:
         if (file.name, file.width, file.dtype) != (first.name, first.width, first.dtype):
@@ -157,6 +158,11 @@ def open_tensors(data: str | Path, *, tensor: str | None = None, column: str | N
     if rows.count < 2 or rows.width < 1:
         raise DataError(f"{path}: {rows.count} rows of width {rows.width}; expected more")
     return rows
+
+
+def _opened(suffix: str, path: Path, asked: str | None) -> TensorFile:
+    with reading(path, DataError):
+        return OPENERS[suffix](path, asked)
 
 
 def _checked(file: TensorFile, rows: Tensor) -> Tensor:
@@ -190,25 +196,19 @@ def _choose(path: Path, flag: str, asked: str | None, usable: dict[str, str], ot
 
 def _safetensors(path: Path, asked: str | None) -> TensorFile:
     usable, others = {}, {}
-    try:
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - the file is no mapping
-                part = file.get_slice(name)
-                good = len(part.get_shape()) == 2 and part.get_dtype() in ("F64", "F32", "F16", "BF16")
-                (usable if good else others)[name] = f"{part.get_dtype()} {part.get_shape()}"
-            name = _choose(path, "--tensor", asked, usable, others)
-            values = file.get_tensor(name)  # mapped, not read
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
+    with safe_open(path, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118 - the file is no mapping
+            part = file.get_slice(name)
+            good = len(part.get_shape()) == 2 and part.get_dtype() in ("F64", "F32", "F16", "BF16")
+            (usable if good else others)[name] = f"{part.get_dtype()} {part.get_shape()}"
+        name = _choose(path, "--tensor", asked, usable, others)
+        values = file.get_tensor(name)  # mapped, not read
     return TensorFile(path, name, values.shape[0], values.shape[1], values.dtype, lambda rows: values[rows])
 
 
 def _npy(path: Path, asked: str | None) -> TensorFile:
-    try:
-        # copy-on-write: a tensor must be writable, the file stays as it is
-        array = np.load(path, mmap_mode="c", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
+    # copy-on-write: a tensor must be writable, the file stays as it is
+    array = np.load(path, mmap_mode="c", allow_pickle=False)
     if array.ndim != 2 or array.dtype.newbyteorder("=") not in (np.float16, np.float32, np.float64):
         expected = "expected float32 or float16 [rows, width] (bfloat16 can be kept as .safetensors)"
         raise DataError(f"{path}: {array.dtype} {list(array.shape)}; {expected}")
@@ -225,20 +225,17 @@ def _parquet(path: Path, asked: str | None) -> TensorFile:
     import pyarrow as pa
     from pyarrow.parquet import ParquetFile
 
-    try:
-        file = ParquetFile(path, memory_map=True)
-        usable, others = {}, {}
-        for field in file.schema_arrow:
-            kind = field.type
-            listed = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-            good = listed and pa.types.is_floating(kind.value_type)
-            (usable if good else others)[field.name] = str(kind)
-        name = _choose(path, "--column", asked, usable, others)
-        first = next(file.iter_batches(batch_size=1, columns=[name]), None)
-        kind = file.schema_arrow.field(name).type.value_type
-        width = 0 if first is None else len(first.column(0)[0] or ())
-    except (OSError, pa.ArrowInvalid) as error:
-        raise DataError(f"{path}: not a readable Parquet file ({error})") from error
+    file = ParquetFile(path, memory_map=True)
+    usable, others = {}, {}
+    for field in file.schema_arrow:
+        kind = field.type
+        listed = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+        good = listed and pa.types.is_floating(kind.value_type)
+        (usable if good else others)[field.name] = str(kind)
+    name = _choose(path, "--column", asked, usable, others)
+    first = next(file.iter_batches(batch_size=1, columns=[name]), None)
+    kind = file.schema_arrow.field(name).type.value_type
+    width = 0 if first is None else len(first.column(0)[0] or ())
     dtype = {"halffloat": torch.float16, "float": torch.float32, "double": torch.float64}[str(kind)]
     sizes = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
     starts = np.cumsum([0, *sizes])
@@ -248,11 +245,12 @@ def _parquet(path: Path, asked: str | None) -> TensorFile:
         values = np.empty((len(wanted), width), dtype=str(dtype).removeprefix("torch."))
         for group in np.unique(np.searchsorted(starts, wanted, side="right") - 1).tolist():
             begin = int(starts[group])
-            for batch in file.iter_batches(batch_size=CHUNK, row_groups=[group], columns=[name]):
-                here = np.flatnonzero((wanted >= begin) & (wanted < begin + len(batch)))
-                if len(here):
-                    values[here] = _lists(batch.column(0), path, begin, width)[wanted[here] - begin]
-                begin += len(batch)
+            with reading(path, DataError):
+                for batch in file.iter_batches(batch_size=CHUNK, row_groups=[group], columns=[name]):
+                    here = np.flatnonzero((wanted >= begin) & (wanted < begin + len(batch)))
+                    if len(here):
+                        values[here] = _lists(batch.column(0), path, begin, width)[wanted[here] - begin]
+                    begin += len(batch)
         return torch.from_numpy(values)
 
     return TensorFile(path, name, file.metadata.num_rows, width, dtype, read)

@@ -15,6 +15,7 @@ import contextlib
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ OPEN_SHARDS = 64  # shards mapped into memory at once
 VERIFIED_AT_ONCE = 4 << 30
 """Bytes up to which a local store is compared with its hashes when it is opened; of a larger one each shard is when it
 is first read."""
+FETCHERS = 4  # shards that are fetched or verified at once
 LEAST_RUN = 32  # rows in a row, on average, from which on they are copied run by run
 
 
@@ -94,6 +96,8 @@ class DiskStore(Store):
             if not self.objects.create(IDENTITY, sealed(plain)):  # another worker was faster
                 plain = read_store(place, identity, self.objects) or plain
             recorded = plain
+        if not isinstance(recorded.get("sites"), dict):
+            raise CorruptError(f"{self.objects.where(IDENTITY)}: sites are missing{REMEDY}")
         super().__init__(recorded)
         count = recorded.get("workers", 1)
         if worker is not None and worker.count != count:
@@ -104,6 +108,8 @@ class DiskStore(Store):
         self._workers = [Worker(i, count) for i in range(count)] if worker is None else [worker]
         self._legacy = legacy_shards(self.objects.folder) if isinstance(self.objects, LocalObjects) else []
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
+        self._paths: dict[int, Future[Path]] = {}
+        self._fetchers = ThreadPoolExecutor(FETCHERS, thread_name_prefix="sae-shards")
         self._manifests: list[Manifest] = []
         self._check_writing: Callable[[], None] | None = None
         self._list(view)
@@ -264,19 +270,37 @@ class DiskStore(Store):
                         f"(NaN or infinite), which no harvest stores; delete {self.place} and harvest again"
                     )
 
+    def ahead(self, rows: range | Tensor) -> None:
+        """Fetch and verify the shards of these rows in the background; the `read` that needs them raises errors."""
+        numbers = rows if isinstance(rows, Tensor) else torch.tensor([rows.start, *rows[:: min(self.part_rows)]])
+        ends = torch.tensor(self.part_rows).cumsum(0)
+        for index in torch.bucketize(numbers, ends, right=True).unique().tolist():
+            self._path(index)
+
+    def _path(self, index: int) -> Future[Path]:
+        """A shard's file on this machine, its content compared with its hash once."""
+        if index not in self._paths:
+            entry = self.shards[index]
+            self._paths[index] = self._fetchers.submit(self.objects.local, entry.name, entry.bytes, entry.sha256)
+        return self._paths[index]
+
     def _opened(self, index: int) -> OpenShard:
         """A shard, its content compared with its hash."""
         if index in self._open:
             self._open.move_to_end(index)
             return self._open[index]
         entry = self.shards[index]
-        path = self.objects.local(entry.name, entry.bytes, entry.sha256)
+        path = self._path(index).result()
+        if not path.exists():  # given up to make room in the cache before it was mapped
+            del self._paths[index]
+            path = self._path(index).result()
         shard = OpenShard(
             path, self.objects.where(entry.name), self.identity["precision"], list(self.identity["sites"])
         )
         self._open[index] = shard
         if len(self._open) > OPEN_SHARDS:
-            self._open.popitem(last=False)
+            closed, _ = self._open.popitem(last=False)
+            del self._paths[closed]  # a remote shard may leave the cache
         return shard
 
 

@@ -16,6 +16,7 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sae.base.reading import reading
 from sae.config import ConfigError
 from sae.interop.assembling import TWO_SIDED, assemble, cross_layer, gated, jump_relu, two_sided
 from sae.interop.files import check_manifest, check_readable
@@ -71,13 +72,15 @@ def read(path: str | Path, format: str = "auto") -> Imported:
     if not path.exists():
         raise ConfigError(f"{path}: no such file or folder")
     check_manifest(path)
-    format = recognised(path) if format == "auto" else format
-    module = _module(format)
-    if layer is None:
-        return module.read(path)
-    if not hasattr(module, "read_layer"):
-        raise ConfigError(f"{path}:{layer}: {format} has no layers to select; expected {path}")
-    return module.read_layer(path, layer)
+    # settings can be wrong in as many ways as there are formats
+    with reading(path):
+        format = recognised(path) if format == "auto" else format
+        module = _module(format)
+        if layer is None:
+            return module.read(path)
+        if not hasattr(module, "read_layer"):
+            raise ConfigError(f"{path}:{layer}: {format} has no layers to select; expected {path}")
+        return module.read_layer(path, layer)
 
 
 class Source(NamedTuple):

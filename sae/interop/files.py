@@ -8,11 +8,12 @@ take(tensors, {"W_enc": (768, 24576)}, source=path)
 from __future__ import annotations
 
 import json
+import math
 import pickle
 import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +26,16 @@ TORCH = (".pt", ".pth", ".bin")
 UNREADABLE = (OSError, EOFError, SafetensorError, ValueError, KeyError, RuntimeError, TypeError, zipfile.BadZipFile)
 """What the libraries raise for a file that is cut short, or is not what its name says."""
 Shape = tuple[int, ...]
+
+
+class Unpacked(NamedTuple):
+    """How many bytes an archive may have when unpacked: `least`, and `times` its own."""
+
+    least: int
+    times: int
+
+
+UNPACKED = Unpacked(64 << 20, 16)
 
 
 def shapes_in(path: Path) -> dict[str, Shape]:
@@ -114,6 +125,7 @@ def tensors_in(path: Path, rows: Mapping[str, int | None] | None = None) -> dict
                 names = file.keys() if rows is None else [name for name in rows if name in file.keys()]  # noqa: SIM118
                 tensors = {name: _row(file.get_slice(name), (rows or {}).get(name)) for name in names}
         elif path.suffix == ".npz":
+            check_sizes(path)
             with np.load(path, allow_pickle=False) as file:
                 tensors = {name: torch.from_numpy(np.array(file[name])) for name in file.files}
         elif path.suffix in TORCH:
@@ -152,8 +164,8 @@ def settings_in(path: Path) -> dict[str, Any]:
         import yaml
 
         try:
-            value = yaml.safe_load(path.read_text())
-        except yaml.YAMLError as error:
+            value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise CorruptError(f"{path}: not YAML ({error})") from error
     else:
         value = read_json(path)
@@ -215,9 +227,38 @@ def _members(path: Path) -> list[str]:
 
 def _header(path: Path, name: str) -> Shape:
     with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as member:
-        version = np.lib.format.read_magic(member)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        return read(member)[0]
+        return _shape_and_type(member)[0]
+
+
+def _shape_and_type(member: IO[bytes]) -> tuple[Shape, np.dtype]:
+    """From the header of an array; what follows is not read."""
+    version = np.lib.format.read_magic(member)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(member)
+    return shape, dtype
+
+
+def check_sizes(path: Path) -> None:
+    """Refuse an .npz file whose arrays would take far more memory than the file has bytes, before they are read.
+
+    Raises:
+        CorruptError: an array is larger than its member of the archive, or all of them than `UNPACKED` allows.
+    """
+    allowed = UNPACKED.least + UNPACKED.times * path.stat().st_size
+    with zipfile.ZipFile(path) as archive:
+        total = sum(info.file_size for info in archive.infolist())
+        if total > allowed:
+            raise CorruptError(
+                f"{path}: {total:,} bytes when unpacked, expected at most {allowed:,} of a file of this size"
+            )
+        for info in archive.infolist():
+            with archive.open(info) as member:
+                if member.read(6) != np.lib.format.MAGIC_PREFIX:
+                    continue
+            with archive.open(info) as member:
+                shape, dtype = _shape_and_type(member)
+            if math.prod(shape) * dtype.itemsize > info.file_size:
+                raise CorruptError(f"{path}: {info.filename} says {dtype} {shape}, and has {info.file_size:,} bytes")
 
 
 def text_of(value: Any) -> str | None:

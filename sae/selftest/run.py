@@ -30,6 +30,24 @@ HARNESSES: dict[str, Harness] = {
         unit="damaged files",
         breaks={"no-hash": "SHA-256 of files is not compared"},
     ),
+    "powerloss": Harness(
+        claim="after a loss of power all that is published is whole, nothing acknowledged is lost, commands resume",
+        n=1_000,
+        unit="losses of power",
+        breaks={"no-fsync": "files are not flushed", "no-folder-fsync": "folders are not flushed"},
+    ),
+    "fuzz": Harness(
+        claim="a mutated file is read or refused by name, in under 1 GB and 20 s, and never executed",
+        n=100_000,
+        unit="mutated files",
+        breaks={"no-cap": "sizes in headers are believed", "no-guard": "errors of libraries pass through readers"},
+    ),
+    "ranks": Harness(
+        claim="a rank that dies, stops, raises or hangs ends all within 30 s, is named, and the job resumes",
+        n=40,
+        unit="broken jobs",
+        breaks={"no-watchdog": "no rank watches over the others"},
+    ),
 }
 """Name -> what it claims; its code is `sae/selftest/NAME.py`."""
 ALL = "all"

@@ -2,43 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import io
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sae.base.disk import Operation, observed
-from sae.base.files import read_json
 from sae.browser.opened import curves
-from sae.config import CollectConfig, EvalConfig
-from sae.evaluation.run import evaluate
-from sae.features.collect.collect import collect
-from sae.features.store.annotations import Annotations
 from sae.features.store.restore import restore
 from sae.features.store.search import search
 from sae.features.store.store import FeatureStore
-from sae.harvest.store import DiskStore
+from sae.harvest.store_disk import DiskStore
 from sae.interop import read
-from sae.interop.export import export
 from sae.run import Run
-from sae.selftest.world import World, make_world
+from sae.selftest.made import EXPORTS, LENS_KEPT, make_runs
 from sae.training.checkpoint import load_newest
 from sae.training.logging import read_metrics
-from sae.training.run import train
 from sae.training.run_folder import read_record
 
-EXPORTS = {"saelens": "", "sparsify": "layers.1", "dictionary_learning": ""}
-"""Format -> where in the exported folder its reader begins."""
 RUN_FILES = ["config.json", "eval.json", "metrics.jsonl", "sae.safetensors"]
 FEATURE_FILES = ["annotations.sqlite", "features.lens.sqlite", "features.scalars.npy", "features.sqlite"]
 UNBOUND = ("annotations.sqlite", "metrics.jsonl")
 """annotations.sqlite may hold those of other weights alone, which are not shown."""
 WORDS_SEARCHED = ("river", "children")
-LENS_KEPT = 2  # latents whose neighbours and logits are kept
 
 
 class Scene(NamedTuple):
@@ -60,22 +44,15 @@ class Scene(NamedTuple):
 
 def make_scenes(folder: Path) -> list[Scene]:
     """Two sets of runs that differ in their texts and their seed, with all that is made of them."""
-    worlds = [make_world(folder / name, seed=seed) for seed, name in enumerate(("one", "other"))]
-    with contextlib.redirect_stderr(io.StringIO()):  # what the commands tell a person
-        for seed, world in enumerate(worlds):
-            _make(world, seed)
-    one, other = (world.folder for world in worlds)
+    one, other = (make_runs(folder / name, seed=seed).folder for seed, name in enumerate(("one", "other")))
     scenes = [
         Scene("run", one / "run", other / "run", RUN_FILES, _run, UNBOUND),
-        Scene("features", one / "run", other / "run", FEATURE_FILES, _features, UNBOUND),
-        Scene(
-            "unfinished run", one / "unfinished", other / "unfinished", _files(one / "unfinished"), _unfinished, UNBOUND
-        ),
-        Scene("store", one / "store", other / "store", _files(one / "store"), _store),
+        Scene("features", one / "run", other / "run", FEATURE_FILES, read_features, UNBOUND),
     ]
-    for format, inside in EXPORTS.items():
-        folder = one / "export" / format
-        scenes.append(Scene(format, folder, other / "export" / format, _files(folder), _exported(inside)))
+    whole = {"unfinished": _unfinished, "store": _store}
+    whole |= {f"export/{format}": _exported(inside) for format, inside in EXPORTS.items()}
+    for name, reader in whole.items():
+        scenes.append(Scene(name, one / name, other / name, _files(one / name), reader, UNBOUND))
     return scenes
 
 
@@ -84,38 +61,6 @@ def _files(folder: Path) -> list[str]:
     files = [str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p.stat().st_size]
     newest = max((file for file in files if file.startswith("checkpoints/")), default="").rpartition("/")[0]
     return sorted(f for f in files if not f.startswith("checkpoints/") or f.startswith(newest))
-
-
-def _make(world: World, seed: int) -> None:
-    """A finished run with features, labels and an evaluation, one without its end, a store, exported files."""
-    run = world.folder / "run"
-    train(world.config(run, seed=seed, tokens=4_096))
-    evaluate(
-        str(run),
-        EvalConfig(tokens=1_024, downstream_tokens=256, pca_tokens=1_024, resamples=20),
-    )
-    collect(str(run), CollectConfig(tokens=2_048))
-    annotations = Annotations(run)
-    annotations.set(3, label=f"label {seed}", note="seen", bookmark=True)
-    annotations.set_names({4: {"name": f"name {seed}", "method": "rules", "score": 0.5}})
-    features = FeatureStore(run)
-    for latent in range(LENS_KEPT):
-        features.neighbours(latent)
-        features.logits(latent)
-    features.close()
-    with observed(_full_at_the_end), contextlib.suppress(OSError):
-        train(world.config(world.folder / "unfinished", seed=seed, tokens=2_048, checkpoint_every=512))
-    train(world.config(world.folder / "epochs", seed=seed, epochs=2, tokens=1_024, store=world.folder / "store"))
-    shutil.rmtree(world.folder / "epochs")
-    for format in EXPORTS:
-        export(run, format, world.folder / "export" / format)
-
-
-def _full_at_the_end(operation: Operation, perform: Callable[[], None]) -> None:
-    """The disk is full when the trained autoencoder is saved."""
-    if operation.kind == "write" and "sae.safetensors" in operation.path.name:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(operation.path))
-    perform()
 
 
 def _run(folder: Path) -> Any:
@@ -130,7 +75,7 @@ def _run(folder: Path) -> Any:
     }
 
 
-def _features(folder: Path) -> Any:
+def read_features(folder: Path) -> Any:
     """What the page, the commands and a resumed pass read of the features."""
     features = FeatureStore(folder)
     try:
@@ -146,7 +91,7 @@ def _features(folder: Path) -> Any:
             "labels": features.annotations.all(),
             "names": features.annotations.names(),
             "neighbours": [_rounded(features.lens.neighbours(latent)) for latent in range(LENS_KEPT)],
-            "logits": [_rounded(sum(features.lens.logits(latent), [])) for latent in range(LENS_KEPT)],
+            "logits": [[_rounded(part) for part in features.lens.logits(latent)] for latent in range(LENS_KEPT)],
             "restored": _restored(folder),
         }
     finally:
@@ -173,7 +118,7 @@ def _unfinished(folder: Path) -> Any:
 
 def _store(folder: Path) -> Any:
     """All rows."""
-    store = DiskStore(folder, read_json(folder / "identity.json"))
+    store = DiskStore(folder)
     return {
         "identity": store.identity,
         "rows": store.read(range(store.rows), list(store.identity["sites"])),

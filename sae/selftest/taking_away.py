@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import Any
 from unittest import mock
 
 from sae.base import files
@@ -32,10 +33,37 @@ def no_hash() -> Iterator[None]:
         yield
 
 
-TAKEN_AWAY: dict[str, Callable[[], contextlib.AbstractContextManager[None]]] = {"no-hash": no_hash}
+def no_cap() -> contextlib.AbstractContextManager[Any]:
+    """What an archive says of its size is believed."""
+    from sae.interop import files as foreign
+
+    return mock.patch.object(foreign, "check_sizes")
+
+
+def no_guard() -> contextlib.AbstractContextManager[Any]:
+    """What libraries raise for a damaged file passes through readers."""
+    return mock.patch("sae.base.reading._passes", return_value=True)
+
+
+@contextlib.contextmanager
+def no_watchdog() -> Iterator[None]:
+    """Ranks meet and exchange, and none watches over the others."""
+    from sae.base.watchdog import Watchdog
+
+    nothing = {name: mock.DEFAULT for name in ("start", "fail", "check", "leave")}
+    with mock.patch.multiple(Watchdog, **nothing):
+        yield
+
+
+TAKEN_AWAY: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
+    "no-hash": no_hash,
+    "no-cap": no_cap,
+    "no-guard": no_guard,
+    "no-watchdog": no_watchdog,
+}
 """What --break takes -> a context without that protection."""
 
 
-def taken_away(broken: str | None) -> contextlib.AbstractContextManager[None]:
+def taken_away(broken: str | None) -> contextlib.AbstractContextManager[Any]:
     """A context without the protection; None keeps all."""
     return contextlib.nullcontext() if broken is None else TAKEN_AWAY[broken]()

@@ -116,11 +116,16 @@ class World(NamedTuple):
 def make_world(folder: Path, *, documents: int = 200, seed: int = 0) -> World:
     """Write the model and a corpus, which the seed draws, into a new folder."""
     folder.mkdir(parents=True)
-    torch.manual_seed(0)
-    llama = AutoModelForCausalLM.from_config(LlamaConfig(**LLAMA, vocab_size=VOCABULARY)).eval()
-    randomise(llama)
-    model = save_model(llama, folder / "model")
+    model = save_model(tiny_llama(), folder / "model")
     return World(folder, model, save_texts(folder / "texts.jsonl", documents, seed))
+
+
+def tiny_llama() -> Any:
+    """A random Llama of LLAMA's sizes and VOCABULARY tokens."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**LLAMA, vocab_size=VOCABULARY)).eval()
+    randomise(model)
+    return model
 
 
 def randomise(model: torch.nn.Module) -> None:

@@ -21,6 +21,7 @@ from sae.base.files import (
     remove_leftovers,
     save_tensors,
 )
+from sae.base.reading import reading
 
 FORMAT = 2
 STATE = "state.safetensors"
@@ -85,13 +86,16 @@ def verified(folder: Path) -> Verified | None:
         return None
     newest = checkpoints[-1]
     try:
-        check_folder(newest)
-        values = read_json(newest / "state.json")
-        if values.get("format") != FORMAT:
-            raise CorruptError(f"{newest / 'state.json'}: format {values.get('format')!r}, this version reads {FORMAT}")
-        if not any(newest.glob("*.safetensors")):
-            raise CorruptError(f"{newest}: holds no tensors")
-        return Verified(newest, values["trainer"], values["data"])
+        with reading(newest / "state.json"):
+            check_folder(newest)
+            values = read_json(newest / "state.json")
+            if values.get("format") != FORMAT:
+                raise CorruptError(
+                    f"{newest / 'state.json'}: format {values.get('format')!r}, this version reads {FORMAT}"
+                )
+            if not any(newest.glob("*.safetensors")):
+                raise CorruptError(f"{newest}: holds no tensors")
+            return Verified(newest, values["trainer"], values["data"])
     except CorruptError as error:
         older = "no older one is left"
         if len(checkpoints) > 1:

@@ -59,7 +59,7 @@ def check_run_folder(config: RunConfig) -> None:
     if not (out / CONFIG).is_file():
         raise ConfigError(f"--resume: {out} holds no run to continue (it has no {CONFIG})")
     record = read_record(out)
-    if (out / WEIGHTS).is_file() and record.get("autoencoder"):
+    if is_finished(out):
         raise ConfigError(f"--resume: the run in {out} is finished; evaluate it with: sae eval {out}")
     begun = from_json(type(config), record["train"], f"{out / CONFIG}: train")  # with defaults that are newer than it
     saved, now = flat(to_json(begun)), flat(to_json(config))
@@ -156,6 +156,15 @@ def _take_back(out: Path, error: BaseException, *, existed: bool) -> None:
         with contextlib.suppress(OSError):  # something else is in it
             if not existed:
                 out.rmdir()
+
+
+def is_finished(out: Path) -> bool:
+    """Whether the run in a folder has saved its autoencoder.
+
+    Raises:
+        CorruptError: its config.json is not the record of a run.
+    """
+    return (out / WEIGHTS).is_file() and bool(read_record(out).get("autoencoder"))
 
 
 def read_record(out: Path) -> dict[str, Any]:

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from sae.browser.app import STATIC
-from sae.browser.listing import FIELDS, Listing, Marks, Query, QueryError
+from sae.browser.listing import FIELDS, NUMBERS, Listing, Marks, Query, QueryError
 from sae.browser.opened import curves
 from sae.features.store import writer
 
 WIDTH = 500
 NAMES = {3: {"name": "Zebra", "score": 0.9}, 7: {"name": "apple", "score": None}, 400: {"name": "Mango"}}
 NOTES = {7: {"label": "Ärger", "bookmark": True, "note": None}, 9: {"label": None, "bookmark": True, "note": "apples"}}
-MARKS = Marks(NAMES, NOTES, 1)
+MARKS = Marks(NAMES, NOTES, revision=1)
 
 
 @pytest.fixture(scope="module")
@@ -31,14 +31,16 @@ def listing() -> Listing:
             scalars[field][draw.random(WIDTH) < 0.3] = np.nan
     scalars["count"] = draw.integers(0, 5, WIDTH)
     scalars["top_token"] = draw.choice([" Apple", "zèbre", "", "<b>"], WIDTH)
-    return Listing(scalars, {3: 0.9})
+    stability = draw.random(WIDTH).round(1).astype(np.float32)
+    stability[draw.random(WIDTH) < 0.3] = np.nan
+    return Listing(scalars, {3: 0.9}, stability)
 
 
 def values(listing: Listing, name: str) -> list[float | None]:
     return [listing.row(i, MARKS)[name] for i in range(WIDTH)]
 
 
-@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize("name", NUMBERS)
 @pytest.mark.parametrize("sign", ["", "-"])
 def test_sorting_keeps_ties_in_order_and_the_unknown_last(listing: Listing, name: str, sign: str) -> None:
     column = values(listing, name)
@@ -77,7 +79,7 @@ def test_words_marks_and_names(listing: Listing) -> None:
 def test_a_changed_mark_is_seen_at_once(listing: Listing) -> None:
     query = Query.parse(mark="bookmarked")
     listing.select(query, MARKS)
-    assert listing.select(query, Marks({}, {1: {"bookmark": True}}, 2)).tolist() == [1]
+    assert listing.select(query, Marks({}, {1: {"bookmark": True}}, revision=2)).tolist() == [1]
 
 
 @pytest.mark.parametrize("wrong", [{"filter": "max"}, {"filter": "size:1.."}, {"filter": "max:a..b"}, {"sort": "size"}])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import layouts
 import pytest
 import torch
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from sae.config import ConfigError
 from sae.interop import read
 from sae.interop.gain import divided_by_gain, gain_of
 from sae.interop.registry import named
+from sae.selftest import layouts
 from tiny_models import FAMILIES
 
 NAME = "gemma-scope-2b-pt-transcoders/layer_1/width_16k/average_l0_65"

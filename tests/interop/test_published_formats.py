@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import layouts
 import pytest
 import torch
-from layouts import D, F, draw
 from torch import Tensor
 
 from sae.base.files import CorruptError
 from sae.config import ConfigError
 from sae.interop import Imported, read
 from sae.interop.registry import Published, named
+from sae.selftest import layouts
+from sae.selftest.layouts import D, F, draw
 
 
 def written(name: str, folder: Path) -> Path:

@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import layouts
 import pytest
 import torch
 from hub import Hub, stand_in
@@ -19,6 +18,7 @@ from sae.interop.importing import _spelled
 from sae.interop.published import SETS
 from sae.interop.registry import Published, at, entries, named, near
 from sae.interop.sources import fetch
+from sae.selftest import layouts
 from tiny_models import FAMILIES
 
 FAMILY = {

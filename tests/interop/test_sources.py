@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import layouts
 import pytest
 import torch
 from hub import COMMIT, Hub, stand_in
@@ -18,6 +17,7 @@ from sae.config import ConfigError
 from sae.interop import read
 from sae.interop.registry import Published, named
 from sae.interop.sources import fetch
+from sae.selftest import layouts
 
 NAME = "gemma-scope-2b-pt-res/layer_12/width_16k/canonical"
 

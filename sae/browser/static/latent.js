@@ -8,6 +8,7 @@ import { Histogram } from "./histogram.js";
 import { useApp, useLoaded, useSource } from "./app_state.js";
 import { noSteering, wordsOf } from "./kinds.js";
 import { Atom, Thumb } from "./pictures.js";
+import { Stability } from "./stability.js";
 import { Steering } from "./steering.js";
 
 export function Latent({ run, latent, info, route, keys }) {
@@ -35,6 +36,7 @@ export function Latent({ run, latent, info, route, keys }) {
         ${features.kind === "language" && html`<${Logits} run=${run} latent=${record.latent} revision=${features.revision} />`}
         <${Related} run=${run} latent=${record.latent} what="neighbours" measure="cosine" title="Nearest atoms" revision=${features.revision} />
         <${Related} run=${run} latent=${record.latent} what="coactive" measure="jaccard" title="Fires together with" revision=${features.revision} />
+        <${Stability} record=${record} />
         <${Matches} run=${run} latent=${record.latent} route=${route} />
       </aside>
     </div>
@@ -146,6 +148,7 @@ export function Facts({ record, features }) {
     ["Entropy", number(row.entropy), `in bits, of the ${diversity} on which it fires`, "entropy"],
     ["Norm", number(row.norm), "length of its atom", "norm"],
   ];
+  if (row.stability != null) facts.push(["Stability", number(row.stability), "how nearly other trainings find it again, 0 to 1", "stability"]);
   return html`<dl class="facts">
     ${facts.map(
       ([name, value, about, id]) =>

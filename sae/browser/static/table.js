@@ -20,6 +20,7 @@ export const COLUMNS = [
   { name: "norm", title: "Norm", width: "64px", show: (row) => number(row.norm), about: "length of its atom" },
   { name: "cosine", title: "Nearest", width: "78px", show: (row) => number(row.cosine), about: "largest cosine with another atom" },
   { name: "score", title: "Score", width: "64px", show: (row) => number(row.score), about: "AUROC of its name on held-out examples" },
+  { name: "stability", title: "Stable", width: "70px", show: (row) => number(row.stability), about: "how nearly other trainings find it again, 0 to 1 (sae match)" },
 ];
 
 function Title(row) {

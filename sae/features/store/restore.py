@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from sae.base.reading import reading
 from sae.features.store import records
 from sae.features.store.buffers import Events
 from sae.features.store.collection import Collection
@@ -26,7 +27,7 @@ def restore(folder: Path, device: torch.device | str = "cpu") -> Collection:
     """
     path = folder / STORE
     info = read_info(path)
-    with contextlib.closing(open_read_only(path)) as connection:
+    with reading(path), contextlib.closing(open_read_only(path)) as connection:
         blobs = Blobs(connection, path)
         collection = Collection(info["width"], info["seed"], device)
         collection.tokens, collection.left_out = info["tokens"], dict(info["left_out"])

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from sae.base.files import CorruptError
+from sae.base.reading import reading
 from sae.features.store import records, windows
 from sae.features.store.annotations import Annotations
 from sae.features.store.database import Blobs, has_fts5, open_read_only
@@ -45,16 +46,18 @@ class FeatureStore:
             raise FeatureError(f"{self.folder}: no features there; collect them first: sae features {self.folder}")
         self._lock = threading.RLock()
         self.blobs = Blobs(open_read_only(path), path)
-        self.info: dict[str, Any] = json.loads(self._part("info"))
+        with self._reading():
+            self.info: dict[str, Any] = json.loads(self._part("info"))
         """What was collected, from which data, and how far; every rewrite has another "revision"."""
         if self.info.get("format") != FORMAT:
             raise FeatureError(
                 f"{path}: format {self.info.get('format')}, expected {FORMAT}; collect again: sae features RUN"
             )
-        self.vocabulary = Vocabulary.unpack(self._part("vocabulary"))
-        self.annotations = Annotations(self.folder, self.info["weights"])
-        self.lens = Lens(self.folder, self.info["weights"])
-        self.scalars = self._map_scalars()
+        with self._reading():
+            self.vocabulary = Vocabulary.unpack(self._part("vocabulary"))
+            self.annotations = Annotations(self.folder, self.info["weights"])
+            self.lens = Lens(self.folder, self.info["weights"])
+            self.scalars = self._map_scalars()
         """Columns of all latents, a structured array [F]; see `writer.FIELDS`."""
         self.has_fts5 = has_fts5(self.blobs.connection)
         """Whether this SQLite can use the index of words."""
@@ -75,22 +78,25 @@ class FeatureStore:
     def record(self, latent: int) -> dict[str, Any]:
         """A latent's statistics, examples and bands, as JSON values; FeatureError where there is no such latent."""
         record = self.raw(latent)
-        events = records.examples(record, self.info["seed"])
-        return {
-            "latent": latent,
-            **records.statistics_of(record, self.info["tokens"]),
-            "examples": [self.example(example) for example in events],
-            "bands": records.bands(record, events),
-        }
+        with self._reading():
+            events = records.examples(record, self.info["seed"])
+            return {
+                "latent": latent,
+                **records.statistics_of(record, self.info["tokens"]),
+                "examples": [self.example(example) for example in events],
+                "bands": records.bands(record, events),
+            }
 
     def document(self, document: int) -> dict[str, Any]:
         """A document's tokens, as strings and ids; FeatureError where it has no example."""
         ids = self.tokens(document)
-        return {"tokens": self.vocabulary.display(ids), "token_ids": ids.tolist()}
+        with self._reading():
+            return {"tokens": self.vocabulary.display(ids), "token_ids": ids.tolist()}
 
     def events_in(self, document: int) -> PlacedEvents:
         """A document's events in the top and uniform buffers."""
-        return PlacedEvents.unpack(self._get("events", document) or b"")
+        with self._reading():
+            return PlacedEvents.unpack(self._get("events", document) or b"")
 
     def logits(self, latent: int) -> dict[str, Any]:
         """The 20 tokens that a latent makes most and least likely, see `Lens.logits`; computed once.
@@ -153,13 +159,19 @@ class FeatureStore:
         data = self._get("records", self._checked(latent))
         if data is None:
             raise CorruptError(f"{self.folder / STORE}: the record of latent {latent} is missing")
-        return records.unpack(data)
+        with self._reading():
+            return records.unpack(data)
 
     def _tokens(self, document: int) -> np.ndarray:
         data = self._get("documents", document)
         if data is None:
             raise FeatureError(f"document {document}: no example of these features stands in it")
-        return np.frombuffer(data, "<i4")
+        with self._reading():
+            return np.frombuffer(data, "<i4")
+
+    def _reading(self) -> contextlib.AbstractContextManager[None]:
+        """Names the file in what is raised for a blob that was written wrongly."""
+        return reading(self.folder / STORE, remedy="collect again: sae features RUN")
 
     def _map_scalars(self) -> np.ndarray:
         """The mapped file, or the database's copy where the file is from another writing; scores are filled in."""
@@ -168,9 +180,9 @@ class FeatureStore:
         scalars = None
         if path.is_file() and path.read_bytes() == inside:
             # copied on write: the scores filled in below change nothing on the disk
-            scalars = np.load(path, mmap_mode="c")
+            scalars = np.load(path, mmap_mode="c", allow_pickle=False)
         else:
-            scalars = np.load(io.BytesIO(inside))
+            scalars = np.load(io.BytesIO(inside), allow_pickle=False)
         if scalars.dtype != FIELDS or scalars.shape != (self.width,):
             raise CorruptError(f"{self.folder / STORE}: scalars of another shape; collect again: sae features RUN")
         for latent, value in self.annotations.names().items():
@@ -185,4 +197,5 @@ def read_info(path: Path) -> dict[str, Any]:
         data = Blobs(connection, path).get("parts", PARTS["info"])
     if data is None:
         raise CorruptError(f"{path}: info is missing; collect again: sae features RUN")
-    return json.loads(data)
+    with reading(path):
+        return json.loads(data)

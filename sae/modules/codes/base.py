@@ -48,6 +48,12 @@ class Code(nn.Module):
     """Whether it lists few of the latents once it is trained."""
     plain = False
     """Whether `activate` is a relu, which the sparse ops apply by themselves."""
+    shares = 1
+    """Equal parts of a batch, of which this process has one."""
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean of all values of a batch, 0-dim; other processes may have some of them."""
+        return values.mean()
 
     @property
     def fused(self) -> bool:
@@ -166,6 +172,7 @@ def dense(x: Tensor, W_enc: Tensor, b_enc: Tensor, b_pre: Tensor | None) -> Spar
 
 
 def above(
+    code: Code,
     x: Tensor,
     W_enc: Tensor,
     b_enc: Tensor,
@@ -174,11 +181,11 @@ def above(
     margin: float = 0.0,
     most: float = DENSE_ABOVE,
 ) -> SparseCodes:
-    """Pre-activations over theta - margin, as CSR; dense, if in a sample their share exceeds `most`."""
+    """Pre-activations over theta - margin, as CSR; dense, if in a sample of the batch their share exceeds `most`."""
     with torch.no_grad():
-        every = max(1, x.shape[0] // SAMPLE)
+        every = max(1, code.shares * x.shape[0] // SAMPLE)
         sample = dense(x[::every], W_enc, b_enc, b_pre).values
-        many = (sample > theta - margin).float().mean() > most
+        many = code.mean((sample > theta - margin).float()) > most
     if many:
         return dense(x, W_enc, b_enc, b_pre)
     return threshold_encode(x, W_enc, b_enc, theta, margin=margin, b_pre=b_pre)

@@ -36,7 +36,7 @@ class ReLU(Code):
 
     def select(self, x: Tensor, W_enc: Tensor, b_enc: Tensor, b_pre: Tensor | None) -> SparseCodes:
         """CSR, or dense while more than a tenth of all latents fire."""
-        return above(x, W_enc, b_enc, b_pre, 0.0)
+        return above(self, x, W_enc, b_enc, b_pre, 0.0)
 
     def rescaled(self, factors: Tensor) -> ReLU:
         del factors

@@ -28,7 +28,7 @@ class Gated(Code):
 
     def select(self, x: Tensor, W_enc: Tensor, b_enc: Tensor, b_pre: Tensor | None) -> SparseCodes:
         """CSR with the entries whose gate is open, or dense while these are more than a tenth."""
-        return above(x, W_enc, b_enc, b_pre, 0.0)
+        return above(self, x, W_enc, b_enc, b_pre, 0.0)
 
     def activate(self, listed: SparseCodes) -> SparseCodes:
         gate = listed.values

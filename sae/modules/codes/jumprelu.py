@@ -53,11 +53,11 @@ class JumpReLU(Code):
         """CSR with the entries over θ - ε/2, or dense while these are more than a tenth."""
         theta, margin = self.theta.detach(), self.bandwidth / 2
         if self.every == 1:
-            return above(x, W_enc, b_enc, b_pre, theta, margin)
+            return above(self, x, W_enc, b_enc, b_pre, theta, margin)
         windowed = torch.arange(x.shape[0], device=x.device) % self.every == 0
         parts = (
-            above(x[windowed], W_enc, b_enc, b_pre, theta, margin, DENSE_ABOVE * self.every),
-            above(x[~windowed], W_enc, b_enc, b_pre, theta),
+            above(self, x[windowed], W_enc, b_enc, b_pre, theta, margin, DENSE_ABOVE * self.every),
+            above(self, x[~windowed], W_enc, b_enc, b_pre, theta),
         )
         if any(part.offsets is None for part in parts):
             return dense(x, W_enc, b_enc, b_pre)

@@ -61,6 +61,10 @@ class Mesh:
         """The sum over an axis, the same bits in each of its ranks; `values` itself along an axis of one rank."""
         return self._reduce(values, axis, distributed.ReduceOp.SUM)
 
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean of as many values in every rank, 0-dim."""
+        return self.total(values.mean(), "all") / self.world
+
     def largest(self, values: Tensor, axis: Axis) -> Tensor:
         """The largest over an axis, element by element."""
         return self._reduce(values, axis, distributed.ReduceOp.MAX)

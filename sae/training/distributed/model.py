@@ -111,6 +111,7 @@ def part_of(recipe: Recipe, mesh: Mesh) -> Autoencoder:
     model.dictionary.b.requires_grad_(whole.b.requires_grad)
     if type(model.code) in MESH_CODES:
         model.code = MESH_CODES[type(model.code)](recipe.config.k, mesh)
+    model.code.shares, model.code.mean = mesh.shape.data, mesh.mean
     return model
 
 

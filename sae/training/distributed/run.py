@@ -6,9 +6,8 @@ torchrun --nproc-per-node 4 -m sae train --mesh 2x2 ...
 from __future__ import annotations
 
 import contextlib
-import time
 from collections import Counter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -26,7 +25,7 @@ from sae.training.distributed.checks import check_mesh, shape_of
 from sae.training.distributed.mesh import Mesh
 from sae.training.distributed.trainer import MeshTrainer
 from sae.training.logging import RunLog, SilentLog
-from sae.training.loop import take_steps
+from sae.training.loop import Taking, Trainee, take_steps
 from sae.training.plan import Plan, make_plan
 from sae.training.run_folder import finish_record, own_folder
 from sae.training.space import check_space
@@ -51,11 +50,9 @@ class Trained(NamedTuple):
     """A run on ranks that has taken all its steps and is saved."""
 
     plan: Plan
-    batches: Batches
-    trainer: MeshTrainer
-    last: dict[str, Any]
-    """The last line of the metrics."""
+    trainee: Trainee
     seconds: dict[str, float]
+    """Beside those of training; none."""
 
 
 def train_on_ranks(config: RunConfig, data: TrainingData | None = None) -> Trained:
@@ -82,9 +79,10 @@ def train_on_ranks(config: RunConfig, data: TrainingData | None = None) -> Train
 
 
 def _check_alike(data: TextData, ranks: Ranks) -> None:
-    """One rank's measurements of the first forward pass for all."""
+    """One rank's measurements of the first forward pass for all; a complete store has recorded them."""
     harvest = data.harvest
-    assert harvest is not None
+    if harvest is None:
+        return
     measured = {"beginning": tuple(harvest.lm.beginning), "precision": data.precision}
     if ranks.any(ranks.share(measured) != measured):
         raise ConfigError(
@@ -95,9 +93,11 @@ def _check_alike(data: TextData, ranks: Ranks) -> None:
 
 
 def _add_counts(data: TextData, ranks: Ranks) -> None:
-    """Give every rank the tokens that all of them harvested."""
+    """Give every rank the tokens that all of them harvested, where text went through the model."""
     harvest = data.harvest
-    assert harvest is not None
+    if harvest is None:
+        ranks.any(False)  # waits all the same
+        return
     names = list(harvest.kinds.values())
     sums = ranks.sum(torch.tensor([harvest.counts[name] for name in names]))
     harvest.counts = Counter(dict(zip(names, sums.tolist(), strict=True)))
@@ -111,7 +111,7 @@ def _whole_store(data: TextData) -> Store:
     """
     config = data.config
     assert config.store is not None
-    store = DiskStore(config.store, data.store_record())
+    store = DiskStore(config.store, data.store_record(), view=None if data.opened is None else data.opened.view)
     store.limit = config.tokens
     if store.rows < config.tokens:
         raise ConfigError(
@@ -145,13 +145,15 @@ def _fit(plan: Plan, mesh: Mesh, ranks: Ranks, stop: StopSignal, progress: Progr
         f"{mesh.shape.data} data x {mesh.shape.latent} latent: {data.batch // mesh.shape.data:,} rows and "
         f"{trainer.model.width:,} latents each, {trainer.route.name} route."
     )
-    begun = time.perf_counter()
-    hint = f"continue with: {data.command} --resume --out {config.out}"
     log = RunLog if ranks.first else SilentLog
-    last = take_steps(config, trainer, batches, data.batch, stop, progress, hint=hint, unit=data.unit, open_log=log)
-    seconds = {"training": time.perf_counter() - begun}
+    trainee = Trainee(config, trainer, steps=batches.steps, batch_rows=data.batch, unit=data.unit, open_log=log)
+    if trainee.state is not None:
+        progress.say(f"Resuming at step {trainer.taken} of {batches.steps}.")
+    hint = f"continue with: {data.command} --resume --out {config.out}"
+    stream = (Taking([trainee], batch) for batch in batches.iterate(trainee.state))
+    take_steps(stream, [trainee], stop, progress, hint=hint, unit=data.unit)
     trainer.join()
     if ranks.first:
         finish_record(config, trainer, batch=data.batch, mesh=str(mesh.shape), **data.finished())
     _add_counts(data, ranks)  # waits for the first rank to have written
-    return Trained(plan, batches, trainer, last, seconds)
+    return Trained(plan, trainee, {})
