@@ -649,10 +649,10 @@ def test_a_signal_is_honoured_while_the_buffer_fills(
 
 
 def test_two_runs_do_not_write_to_one_store(train: TrainWith, tmp_path: Path) -> None:
-    from sae.training.run_folder import run_lock
+    from sae.base.locks import locked
 
     (tmp_path / "store").mkdir()
-    with run_lock(tmp_path / "store"):
+    with locked(tmp_path / "store"):
         train(store=tmp_path / "store").refused("store: another process (pid", "is harvesting into")
     assert not train.out.exists()
     assert train(store=tmp_path / "store").status == 0

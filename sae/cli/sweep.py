@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sae.base.files import publish_file, publish_json, read_json
+from sae.base.files import publish_file, publish_json, remove_leftovers
 from sae.base.tables import number
 from sae.config import EvalConfig, TrainConfig
 from sae.evaluation.run import evaluate_all
-from sae.models.saved import CONFIG, WEIGHTS
+from sae.models.saved import CONFIG, WEIGHTS, read_config
 from sae.training.sweep import sweep
 
 TABLE, RECORD = "comparison.md", "comparison.json"
@@ -35,6 +35,7 @@ def run_sweep(out: Path, members: Sequence[TrainConfig], evaluation: EvalConfig)
         out: folder of the members, of the shared store unless they name another, and of the comparison.
         members: each with its own folder inside `out`.
     """
+    remove_leftovers(out, "comparison")
     shared = [dataclasses.replace(member, store=member.store or out / "store") for member in members]
     unfinished = [config for config in shared if not is_finished(config.out)]
     if unfinished:
@@ -53,11 +54,11 @@ def run_sweep(out: Path, members: Sequence[TrainConfig], evaluation: EvalConfig)
 
 def is_finished(folder: Path) -> bool:
     """Whether a run's autoencoder is saved there."""
-    return (folder / WEIGHTS).is_file() and bool(read_json(folder / CONFIG).get("autoencoder"))
+    return (folder / WEIGHTS).is_file() and bool(read_config(folder).get("autoencoder"))
 
 
 def _row(config: TrainConfig, report: dict[str, Any]) -> dict[str, Any]:
-    training = read_json(config.out / CONFIG)["training"]
+    training = read_config(config.out)["training"]
     form, losses = report["training_form"], report["downstream"]
     target = f" -> {report['target_site']}" if "target_site" in report else ""
     return {

@@ -15,6 +15,8 @@ from sae.data.rows import DataError
 from sae.training.logging import RunLog, SilentLog
 from sae.training.trainer import DivergedError, Trainer
 
+METRICS_STATE = "metrics"
+"""Key of a checkpoint's data: length and hash of metrics.jsonl."""
 FIRST_BATCHES = 8  # whose inputs set the scale and the pre-bias
 
 
@@ -42,7 +44,7 @@ def take_steps(
         The last line of the metrics.
     """
     folder, begun = config.out / "checkpoints", time.perf_counter()
-    state, stream = _start(config, trainer, batches, progress)
+    state, stream, metrics = _start(config, trainer, batches, progress)
     earlier = trainer.seconds
     saved = trainer.taken if state is not None else None  # the newest checkpoint's step
 
@@ -52,10 +54,10 @@ def take_steps(
         # after a step that was not finite, noticed late on a GPU, the data is ahead of the weights: keep the old one
         if state is not None and state["step"] == trainer.taken != saved:
             with PULSE.without_steps(f"Writing the checkpoint of step {trainer.taken}."):
-                trainer.save(folder, state, keep=config.keep_checkpoints)
+                trainer.save(folder, {**state, METRICS_STATE: log.state()}, keep=config.keep_checkpoints)
             saved = trainer.taken
 
-    log = open_log(config, resume_at=trainer.taken)
+    log = open_log(config, resume_at=trainer.taken, before=metrics)
     every = max(1, config.checkpoint_every // batch_rows)
     try:
         with progress.bar("Training", batches.steps * batch_rows, unit) as bar:
@@ -83,13 +85,15 @@ def take_steps(
 
 def _start(
     config: RunConfig, trainer: Trainer, batches: Batches, progress: Progress
-) -> tuple[dict[str, Any] | None, Iterator[Batch]]:
-    """Initialise the trainer, or restore the newest checkpoint; the data's state and the remaining batches."""
+) -> tuple[dict[str, Any] | None, Iterator[Batch], dict[str, Any] | None]:
+    """Initialise the trainer, or restore the newest checkpoint: the data's state, the batches left, the log's state."""
     state = trainer.resume(config.out / "checkpoints") if config.resume else None
     if state is not None:
         progress.say(f"Resuming at step {trainer.taken} of {batches.steps}.")
-        return state, batches.iterate(state)
-    return None, initialised(trainer, batches)
+        # a checkpoint of an earlier version has none
+        metrics = state.pop(METRICS_STATE, None)
+        return state, batches.iterate(state), metrics
+    return None, initialised(trainer, batches), None
 
 
 def initialised(trainer: Trainer, batches: Batches) -> Iterator[Batch]:
