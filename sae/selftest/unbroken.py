@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -93,7 +93,7 @@ def run_unbroken(
     Raises:
         RuntimeError: a command fails though nothing disturbs it.
     """
-    done: dict[str, Unbroken] = {}
+    done: Mapping[str, Unbroken] = {}
     for name, command in wanted.items():
         place = prepared(folder / name, command, done)
         ended = children.run(Job(place, command.begin, broken=broken))
@@ -103,7 +103,7 @@ def run_unbroken(
     return done
 
 
-def prepared(folder: Path, command: Command, done: dict[str, Unbroken]) -> Path:
+def prepared(folder: Path, command: Command, done: Mapping[str, Unbroken]) -> Path:
     """A new folder for a command, with a copy of what it works on."""
     if command.after is None:
         folder.mkdir(parents=True)
