@@ -71,7 +71,7 @@ def _run(folder: Path) -> Any:
         "weights": dict(run.model.state_dict()),
         "evaluation": run.evaluation,
         "metrics": read_metrics(folder),
-        "curves": curves(folder / "metrics.jsonl"),
+        "curves": curves(folder),
     }
 
 

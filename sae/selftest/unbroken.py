@@ -93,7 +93,7 @@ def run_unbroken(
     Raises:
         RuntimeError: a command fails though nothing disturbs it.
     """
-    done: dict[str, Unbroken] = {}
+    done: Mapping[str, Unbroken] = {}
     for name, command in wanted.items():
         place = prepared(folder / name, command, done)
         ended = children.run(Job(place, command.begin, broken=broken))

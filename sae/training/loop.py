@@ -78,7 +78,7 @@ class Trainee:
 
     @property
     def seconds(self) -> float:
-        """Time of training in this process: its own steps, and the wait for its batches."""
+        """Time of training in this process: its own steps and, where it is the only run, the wait for its batches."""
         return self.trainer.seconds - self._earlier
 
     @property
@@ -185,7 +185,7 @@ def take_steps(
                 waited = time.perf_counter() - asked
                 for trainee in takers:
                     try:
-                        trainee.take(batch, waited)
+                        trainee.take(batch, waited if len(trainees) == 1 else 0.0)
                     except DivergedError as error:
                         if failed is None:
                             raise

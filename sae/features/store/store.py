@@ -64,9 +64,9 @@ class FeatureStore:
             raise FeatureError(
                 f"{path}: format {self.info.get('format')}, expected {FORMAT}; collect again: sae features RUN"
             )
-        self._check_weights()
-        self._search_checked = self.info["format"] < 2  # older stores have no hash of what a search reads
         with self._reading():
+            self._check_weights()
+            self._search_checked = self.info["format"] < 2  # older stores have no hash of what a search reads
             self.vocabulary = Vocabulary.unpack(self._part("vocabulary"))
             self.annotations = Annotations(self.folder, self.info["weights"])
             self.lens = Lens(self.folder, self.info["weights"])
