@@ -104,7 +104,7 @@ def test_estimates_are_their_arithmetic() -> None:
     estimates = estimate(CASES[0])
     hours = 2 * 1e9 * 1e9 / (0.4 * 989e12 * 0.955) / 3600
     assert estimates["GPU hours of the harvest"][1] == f"{hours:.1f}" == "1.5"
-    assert estimates["store, one site, float16"][1] == f"{2 * 2304 * 1e9 / 1e12:.1f} TB" == "4.6 TB"
+    assert estimates["store, one site, float16"][1] == f"{2 * 2304 + 21:,} B x T = 4.6 TB"
 
 
 def commands() -> list[str]:

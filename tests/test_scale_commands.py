@@ -10,6 +10,10 @@ import sys
 import time
 from pathlib import Path
 
+import fsspec
+import pytest
+from moto.server import ThreadedMotoServer
+
 from sae.base.files import read_json
 from sae.features.store.store import FeatureStore
 
@@ -55,6 +59,33 @@ def test_the_page_s_commands_run_and_a_stopped_job_goes_on(tiny_model: Path, cor
     assert (run / "sae.safetensors").exists()
     assert read_json(run / "eval.json")["downstream"]["tokens"] > 0
     assert FeatureStore(run).info["finished"]
+
+
+def test_two_ranks_train_from_a_bucket(
+    tiny_model: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of more than 10 s: three processes in a row, each of which imports torch and transformers."""
+    lines = [line for line in PAGE.splitlines() if "s3://bucket/demo" in line and "-m sae train" in line]
+    lines = [line for line in PAGE.splitlines() if line.startswith("sae harvest") and "s3://" in line] + lines
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
+        bucket = {**keys, "AWS_ENDPOINT_URL": f"http://{host}:{port}", "SAE_CACHE": str(tmp_path / "cache")}
+        for name, value in bucket.items():
+            monkeypatch.setenv(name, value)
+        fsspec.filesystem("s3", skip_instance_cache=True).mkdir("bucket")
+        assert len(lines) == 2
+        for line in lines:
+            name = re.sub(r".*\bsae (\w+).*", r"\1", line)
+            words = command(name, line, tiny_model, corpus, tmp_path)
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False, env=environment)
+            assert done.returncode == 0, f"{line}\n{done.stderr[-3000:]}"
+    finally:
+        server.stop()
+    assert (tmp_path / "runs/three/sae.safetensors").exists()
 
 
 def stopped(words: list[str], run: Path, environment: dict[str, str]) -> int:

@@ -5,11 +5,10 @@ python -m scripts.scale.estimates
 
 from __future__ import annotations
 
+from sae.harvest.precision import stored_bytes
+from sae.harvest.rows import PLACE_BYTES
 from scripts.scale.model import flops, state_bytes
 from scripts.scale.settings import CASES, OF_BARE_PASS, SHARE_OF_DENSE, SHARE_OF_MEMORY, Case, memory_of
-
-FLOAT16, INT8 = 2.0, 1.06
-"""Bytes a value in a store: int8 has a scale a row and a few exact outliers; sae harvest --dry-run has your numbers."""
 
 
 def estimate(case: Case) -> dict[str, tuple[str, str]]:
@@ -25,8 +24,8 @@ def estimate(case: Case) -> dict[str, tuple[str, str]]:
     whole = harvest_hours + train_hours
     return {
         "tokens T": ("", f"{tokens:.0e}"),
-        "store, one site, float16": ("2 d T", f"{FLOAT16 * case.d * tokens / 1e12:.1f} TB"),
-        "store, one site, int8": ("1.06 d T", f"{INT8 * case.d * tokens / 1e12:.1f} TB"),
+        "store, one site, float16": ("(2 d + 21) T", _terabytes("float16", case)),
+        "store, one site, int8": ("(d + 4 + outliers + 21) T", _terabytes("int8", case)),
         "FLOPs of the harvest": ("2 P T", f"{harvest:.1e}"),
         "GPU hours of the harvest": (
             f"2 P T / ({SHARE_OF_DENSE} x peak x {OF_BARE_PASS}) / 3600",
@@ -49,6 +48,11 @@ def estimate(case: Case) -> dict[str, tuple[str, str]]:
         ),
         "cost of 8 that each harvest": ("8 x (harvest + training) x price", f"${8 * whole * gpu.dollars:,.0f}"),
     }
+
+
+def _terabytes(precision: str, case: Case) -> str:
+    row = stored_bytes(precision, case.d) + PLACE_BYTES
+    return f"{row:,} B x T = {row * case.tokens / 1e12:.1f} TB"
 
 
 def settings(case: Case) -> str:
