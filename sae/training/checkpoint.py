@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from safetensors import SafetensorError
@@ -127,16 +128,18 @@ def load_parts(path: Path, views: Mapping[str, Tensor], *, alone: bool = False) 
     Raises:
         CorruptError: a tensor has another shape.
     """
-    from torch.distributed import checkpoint
-    from torch.distributed.checkpoint import HuggingFaceStorageReader  # safetensors: nothing is unpickled
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader  # safetensors: nothing is unpickled
+    from torch.distributed.checkpoint.state_dict_loader import load
 
     reader = HuggingFaceStorageReader(str(path))
-    sizes = reader.read_metadata().state_dict_metadata
+    sizes = cast("dict[str, Any]", reader.read_metadata().state_dict_metadata)
     tensors: dict[str, Any] = {}
     for name, about in sizes.items():
         whole = views[name] if name in views else torch.empty(about.size, dtype=about.properties.dtype)
         if whole.shape != about.size:
             raise CorruptError(f"{path}: {name} has the shape {tuple(about.size)}, expected {tuple(whole.shape)}")
         tensors[name] = whole
-    checkpoint.load(tensors, storage_reader=reader, no_dist=alone)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # that is what `alone` says
+        load(tensors, storage_reader=reader, no_dist=alone)
     return tensors

@@ -31,8 +31,10 @@ from sae.training.text import TextData
 
 BOUND = 2e-5
 """Relative distance, in norm, of the weights after 50 steps from those of a single process. Ranks add up in another
-order, which costs 1e-7 to 1e-5 (where a threshold amplifies it). Not covered: where a token's k-th and next value
-are equal up to rounding, the selection differs, and the weights by 1e-4."""
+order, which costs 1e-7 to 1e-5. Not covered: where a token's k-th and next value are equal up to rounding, the
+selection differs, and the weights by 1e-4."""
+STEEP = {"p_anneal": 5e-4}
+"""Bounds where a step amplifies rounding: f^p with p = .2 has a slope of 40 p below f = .01, which falls with f^-.8."""
 VARIANTS: dict[str, dict[str, Any]] = {
     "topk": {},
     "topk-annealed": {"variant": "topk", "k_start": 24, "normalise": "layer_norm"},
@@ -75,14 +77,14 @@ def sites_of(name: str) -> dict[str, Any]:
 def world(tiny_model: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
     folder = tmp_path_factory.mktemp("mesh")
 
-    def config(name: str, out: str, mesh: str | None = None, **more: Any) -> TrainConfig:
+    def config(name: str, run: str = "run", mesh: str | None = None, **more: Any) -> TrainConfig:
         settings = {"variant": name, **VARIANTS[name]}
         harvest = {"model": str(tiny_model), "dataset": str(corpus), "context": 64, "contexts": 8, **sites_of(name)}
         whole = TrainConfig(
             harvest=HarvestConfig(**harvest, store_precision="float32"),
             sae=SAEConfig(width=128, k=8, dead_after=1_500, **settings),
             optim=OptimConfig(batch=200),
-            out=folder / out,
+            out=folder / run,
             tokens=10_000,
             buffer_mb=1,  # less than the tokens: two blocks
             device="cpu",
@@ -172,7 +174,7 @@ def test_weights_are_those_of_a_single_process(
 ) -> None:
     runs: Path = request.getfixturevalue("resumed" if mesh in ON_FOUR else "on_two")
     distances = distance(runs / mesh / name, alone / name)
-    assert max(distances.values()) < BOUND, distances
+    assert max(distances.values()) < STEEP.get(name, BOUND), distances
     ours, theirs = (
         [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         for folder in (runs / mesh / name, alone / name)
@@ -221,7 +223,7 @@ def test_a_damaged_part_of_a_checkpoint_is_named(world: World, on_two: Path, tmp
     cut_after(on_two / "kept", tmp_path / "run", step=20)
     (part,) = (tmp_path / "run" / "checkpoints" / "000000020").glob("shard-00002*")
     part.write_bytes(part.read_bytes()[:-1])
-    config = world.config("batchtopk", "", checkpoint_every=4_000, resume=True, out=tmp_path / "run")
+    config = world.config("batchtopk", checkpoint_every=4_000, resume=True, out=tmp_path / "run")
     with pytest.raises(ValueError, match="shard-00002"):
         train(config)
 
@@ -248,7 +250,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_ranks_cannot_share_is_refused_by_name(case: str, world: World, tmp_path: Path) -> None:
     mesh, changes, message = REFUSED[case]
-    config = world.config("topk", "", out=tmp_path / "run")
+    config = world.config("topk", out=tmp_path / "run")
     for part, settings in changes.items():
         value = type(getattr(config, part))(**settings) if isinstance(settings, dict) else settings
         config = dataclasses.replace(config, **{part: value})
@@ -267,5 +269,5 @@ def test_a_mesh_that_is_not_for_these_processes_is_refused(text: str) -> None:
 
 def test_a_mesh_without_torchrun_is_refused(world: World, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--nproc-per-node 2"):
-        train(world.config("topk", "", "1x2", out=tmp_path / "run"))
+        train(world.config("topk", mesh="1x2", out=tmp_path / "run"))
     assert not (tmp_path / "run").exists()

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, distributed
-from torch.distributed import checkpoint
-from torch.distributed.checkpoint import HuggingFaceStorageWriter
 
 from sae.base import disk
 from sae.base.files import publish_folder, publish_json
@@ -31,12 +29,20 @@ def save_parts(
         values: what `state.json` holds beside the format.
     """
     with _shared_folder(folder / f"{step:09d}", ranks) as temporary:
-        checkpoint.save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(temporary), save_distributed=True))
+        disk.write_by(temporary, lambda: _write(temporary, tensors))
         if ranks.first:
             publish_json(temporary / "state.json", {"format": FORMAT, **values})
     if ranks.first:
         for old in steps_in(folder)[:-keep]:
             disk.remove(old)
+
+
+def _write(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write this rank's part of the tensors."""
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
 
 
 @contextlib.contextmanager

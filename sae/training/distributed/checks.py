@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+
+from torch import __version__ as version
+
 from sae.base.launcher import world_size
 from sae.config import ConfigError, OptimConfig, RunConfig, TrainConfig
 from sae.models.recipe import Recipe
@@ -37,6 +41,8 @@ def check_mesh(data: TextData, recipe: Recipe, shape: Shape) -> None:
     Raises:
         ConfigError: names the flag, and what would do.
     """
+    if importlib.util.find_spec("torch.distributed.checkpoint.hf_storage") is None:
+        raise ConfigError(f"torchrun: checkpoints of several processes need torch 2.9 or newer, this is {version}")
     config, batch = data.config, data.batch
     _check_variant(config, recipe)
     _check_optimizer(config.optim, shape)

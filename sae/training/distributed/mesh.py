@@ -76,7 +76,8 @@ class Mesh:
         values = values.contiguous()
         parts = values.new_empty(self.size(axis), *values.shape)
         with self._timed("gather", values):
-            distributed.all_gather_into_tensor(_bytes(parts.view(-1)), _bytes(values.view(-1)), group=self._group(axis))
+            rooms = list(_bytes(parts.view(self.size(axis), -1)).unbind(0))
+            distributed.all_gather(rooms, _bytes(values.view(-1)), group=self._group(axis))
         return parts
 
     def exchange(self, rows: Tensor, sent: list[int], received: list[int]) -> Tensor:
