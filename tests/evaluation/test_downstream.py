@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from evaluated import DRAWS, autoencoder, measured
+from sae.base.files import read_json
 from sae.cli.main import main
 from sae.config import ConfigError, EvalConfig, HarvestConfig, OptimConfig, SAEConfig, TrainConfig
 from sae.data.documents import open_documents
@@ -180,7 +181,7 @@ def test_eval_prints_one_json_line_and_keeps_it(trained: Path, capsys: pytest.Ca
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1
     report = json.loads(lines[0])
-    assert report == json.loads((trained / "eval.json").read_text())
+    assert report == read_json(trained / "eval.json")
     for name in ("fvu", "l0", "dead", "cosine", "norm_ratio", "reconstruction_bias"):
         assert report[name]["low"] <= report[name]["value"] <= report[name]["high"], name
     assert 0 < report["fvu"]["value"] < 1
