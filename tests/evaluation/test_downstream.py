@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from evaluated import DRAWS, autoencoder, measured
 from sae.base.files import read_json
 from sae.cli.main import main
-from sae.config import EvalConfig, HarvestConfig, OptimConfig, SAEConfig, TrainConfig
+from sae.config import ConfigError, EvalConfig, HarvestConfig, OptimConfig, SAEConfig, TrainConfig
 from sae.data.documents import open_documents
 from sae.data.packing import BEGINNING
 from sae.evaluation import downstream
@@ -247,3 +247,37 @@ def test_a_crosscoder_that_gives_every_site_back_costs_nothing(harvest: Harvest)
     assert metrics["all"]["delta_ce"].value == pytest.approx(0, abs=1e-5)
     assert metrics["half"]["kl"].value > 1e-3 > metrics["all"]["kl"].value
     assert torch.equal(sums["all"].sums["zero"], sums["half"].sums["zero"])
+
+
+def test_states_that_do_not_fit_are_computed_again(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = EvalConfig(tokens=900, downstream_tokens=600, pca_tokens=500, resamples=20)
+    kept = evaluate(trained, config)
+    monkeypatch.setattr("sae.evaluation.language.KEPT_BYTES", 0)
+    again = evaluate(trained, config)
+    assert again["downstream"] == kept["downstream"]
+    assert again["controls"] == kept["controls"]
+
+
+def test_losses_may_be_over_more_tokens_than_reconstruction(trained: Path) -> None:
+    few = EvalConfig(tokens=200, downstream_tokens=1_200, pca_tokens=0, resamples=20)
+    many = EvalConfig(tokens=1_500, downstream_tokens=1_200, pca_tokens=0, resamples=20)
+    short, long = evaluate(trained, few), evaluate(trained, many)
+    assert (short["tokens"], long["tokens"]) == (200, 1_500)
+    assert short["downstream"]["ce_spliced"] == long["downstream"]["ce_spliced"]
+    assert [row["control"] for row in short["controls"]] == ["the mean", "shuffled atoms"], "PCA needs training tokens"
+
+
+def test_controls_are_printed_under_the_autoencoder(trained: Path, capsys: pytest.CaptureFixture) -> None:
+    flags = ["--tokens", "900", "--downstream-tokens", "300", "--pca-tokens", "500", "--resamples", "20"]
+    main(["eval", str(trained), *flags])
+    table = capsys.readouterr().out
+    for name in ("this autoencoder", "the mean", "PCA, 8 components", "the 8 largest channels", "shuffled atoms"):
+        assert name in table
+    assert "beside its controls" in table
+    main(["eval", str(trained), *flags, "--controls", "none", "--json"])
+    assert "controls" not in json.loads(capsys.readouterr().out)
+
+
+def test_controls_that_could_not_be_made_are_refused() -> None:
+    with pytest.raises(ConfigError, match="--pca-tokens 0: expected at least 1, on which --controls all trains"):
+        EvalConfig(controls="all", pca_tokens=0)
