@@ -17,11 +17,11 @@ from sae.features.store.writer import STORE
 from sae.harvest.store_disk import DiskStore
 from sae.models.saved import CONFIG, WEIGHTS, load
 from sae.run import Run
+from sae.runs.metrics import read_metrics
 from sae.selftest.content import fingerprint
 from sae.selftest.scenes import read_features
 from sae.selftest.world import World
 from sae.training.checkpoint import load_newest
-from sae.training.logging import read_metrics
 from sae.training.run import train
 from sae.training.run_folder import read_record
 from sae.training.sweep import sweep

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from sae.base.files import publish_folder, publish_json
+from sae.base.files import publish_folder, publish_json, write_file
 from sae.base.tables import number
 from sae.config import ConfigError, MatchConfig
 from sae.evaluation.bootstrap import Interval
@@ -86,7 +86,7 @@ def match(runs: Sequence[str | Path], config: MatchConfig | None = None) -> dict
     if config.out is not None:
         with publish_folder(config.out) as folder:
             publish_json(folder / RECORD, report)
-            (folder / TABLE).write_text(markdown(report), encoding="utf-8")
+            write_file(folder / TABLE, markdown(report))
     for subject, given, score in zip(subjects, runs, scores, strict=True):
         # a run downloaded from the hub is not ours to write into; a checkpoint is one file of a training run
         if score is not None and subject.kind != "checkpoint" and subject.folder == Path(given).expanduser():
