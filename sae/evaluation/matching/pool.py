@@ -51,10 +51,12 @@ def write_pool(subject: Subject, scores: Scores, out: Path, at_least: float) -> 
         raise ConfigError(f"--at-least {at_least}: no latent of {subject.name} is that stable; the best has {best:.3f}")
     record = copy.deepcopy(read_config(subject.folder))
     pooled = narrowed(load(subject.folder), latents)
-    settings = record.get("train", {}).get("sae")
-    if settings is not None:
-        settings["width"] = len(latents)
-        settings["k"] = min(settings["k"], len(latents))
+    # whoever opens it reads its size from the settings too, and the form in which it was trained
+    trained = record.get("train", {})
+    for settings in (trained.get("sae"), trained.get("vision"), record.get("training", {}).get("form")):
+        for name, value in (("width", len(latents)), ("k", len(latents))):
+            if settings is not None and settings.get(name) is not None:
+                settings[name] = min(settings[name], value)
     record["pooled"] = {
         "from": subject.name,
         "weights": subject.weights,
