@@ -152,6 +152,12 @@ class Eval:
 
         return evaluate(self.run_folder, self.config)
 
+    def table(self, report: dict[str, Any]) -> dict[str, Any]:
+        """What people are shown of it."""
+        from sae.evaluation.control_table import readable
+
+        return readable(report)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Match:

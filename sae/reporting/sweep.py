@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sae.base.files import publish_file, publish_json, read_json
+from sae.base.files import publish_file, publish_json
 from sae.base.tables import number
 from sae.config import ConfigError, EvalConfig
 from sae.evaluation.run import evaluate_all
-from sae.models.saved import CONFIG
+from sae.models.saved import CONFIG, read_config
 from sae.reporting.figures import write_figure
 from sae.reporting.sections import draw_fidelity
 from sae.runs.sweeps import Sweep, sweep_of
@@ -66,7 +66,7 @@ def compare(folder: str | Path, evaluation: EvalConfig | None = None) -> dict[st
 
 
 def _row(folder: Path, report: Mapping[str, Any]) -> dict[str, Any]:
-    training = read_json(folder / CONFIG)["training"]
+    training = read_config(folder)["training"]
     form, losses = report["training_form"], report["downstream"]
     target = f" -> {report['target_site']}" if "target_site" in report else ""
     return {
@@ -114,7 +114,7 @@ def _curves(folders: Sequence[Path], reports: Sequence[Mapping[str, Any]]) -> di
     """Evaluations by the name of a line: members that differ in k alone are points of one line."""
     curves: dict[str, list[Mapping[str, Any]]] = {}
     for folder, report in zip(folders, reports, strict=True):
-        settings = read_json(folder / CONFIG)["train"]["sae"]
+        settings = read_config(folder)["train"]["sae"]
         parts = [part for part in folder.name.split("-") if part != f"k{settings['k']}"]
         curves.setdefault("-".join(parts) or report["variant"], []).append(report)
     return curves

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import signal
-import sys
 import threading
 import time
 from pathlib import Path
@@ -17,7 +17,6 @@ from typing import Any
 
 from sae.base.launcher import rank_number
 from sae.base.pulse import PULSE
-from sae.cli.main import main
 from sae.selftest.taking_away import taken_away
 
 VARIABLE = "SAE_RANK_FAULT"
@@ -31,7 +30,7 @@ def run() -> None:
     if told.get("rank") == rank_number():
         _set_trap(told, folder)
     with taken_away(told.get("broken")):
-        main(sys.argv[1:])
+        runpy.run_module("sae", run_name="__main__", alter_sys=True)
     (folder / f"beats-{rank_number()}").write_text(str(PULSE.beats))
 
 

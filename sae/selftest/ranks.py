@@ -18,10 +18,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from safetensors.torch import load_file
+
 from sae.config import CollectConfig, EvalConfig
 from sae.evaluation.run import evaluate
 from sae.features.collect.collect import collect
 from sae.features.store.writer import STORE
+from sae.models.saved import WEIGHTS
 from sae.selftest.content import fingerprint
 from sae.selftest.harness import Outcome, Task
 from sae.selftest.rank_job import VARIABLE
@@ -30,10 +33,17 @@ from sae.training.run import train
 LIMIT = 30.0  # seconds from the fault to the end of the last rank
 TOO_LONG = 300.0  # of a job, with its start
 FAULTS = ("kill", "stop", "raise", "hang")
-WORLDS = (2, 3)
+WORLDS = {"train": (2, 4), "features": (2, 3), "eval": (2, 3)}
+"""Command that is broken -> numbers of ranks; a batch of training has to divide by its one."""
 TOKENS = 8_192
 EVALUATION = EvalConfig(tokens=TOKENS, downstream_tokens=1_024, pca_tokens=2_048, resamples=20)
-COLLECTION = CollectConfig(tokens=TOKENS, save_every=0)
+FLAGS = {
+    "features": {"tokens": TOKENS, "save-every": 0},
+    "eval": {
+        name.replace("_", "-"): getattr(EVALUATION, name)
+        for name in ("tokens", "downstream_tokens", "pca_tokens", "resamples")
+    },
+}
 
 
 class Job(NamedTuple):
@@ -51,30 +61,30 @@ class Job(NamedTuple):
 def run(task: Task) -> Outcome:
     """Start jobs, break one rank of each, and let each resume."""
     draw = random.Random(task.seed)
-    source = task.folder / "source"
     with _quiet():
-        train(task.world.config(source))
-    truth: dict[str, str] = {}
-    beats: dict[str, int] = {}
+        train(task.world.config(task.folder / SOURCE))
+    unbroken: dict[tuple[str, int], Unbroken] = {}
     counts: Counter[str] = Counter()
     failures: list[str] = []
     slowest = 0.0
     with task.progress.bar("ranks", task.n, "jobs") as bar:
         for number in range(task.n):
-            name, fault, world = draw.choice(list(COMMANDS)), FAULTS[number % len(FAULTS)], draw.choice(WORLDS)
-            folder = task.folder / str(number)
-            if name not in beats:
-                truth[name] = _finish(name, source, task.folder / f"truth-{name}")
-                beats[name] = _count_beats(name, source, task.folder / f"beats-{name}")
+            name, fault = draw.choice(list(WORLDS)), FAULTS[number % len(FAULTS)]
+            world = draw.choice(WORLDS[name])
+            # results of training alone depend on the number of ranks, in their last bits
+            kind = (name, world if name == "train" else 2)
+            if kind not in unbroken:
+                unbroken[kind] = _unbroken(task, *kind)
             told = {
-                "fault": fault, "rank": draw.randrange(world), "beat": draw.randrange(2, max(3, beats[name] * 2 // 3)),
-                "delay": draw.random() / 4, "broken": task.broken,
+                "fault": fault, "rank": draw.randrange(world), "delay": draw.random() / 4, "broken": task.broken,
+                "beat": draw.randrange(2, max(3, unbroken[kind].beats * 2 // 3)),
             }  # fmt: skip
-            job = _start(name, source, folder, world, told)
+            folder = task.folder / str(number)
+            job = _start(task, name, folder, world, told)
             trouble = _judge(job, told, folder)
-            if not trouble and job.seconds is not None and _finish(name, None, folder) != truth[name]:
+            if not trouble and job.seconds is not None and _finish(task, name, folder, world) != unbroken[kind].result:
                 trouble = "what it wrote after resuming differs from the unbroken run's"
-            counts[fault if job.seconds is not None else "over before the fault"] += 1
+            counts[f"{name}: {fault}" if job.seconds is not None else "over before the fault"] += 1
             slowest = max(slowest, job.seconds or 0.0)
             if trouble:
                 what = f"{number}: {name} on {world} ranks, {fault} of rank {told['rank']} at beat {told['beat']}"
@@ -86,24 +96,50 @@ def run(task: Task) -> Outcome:
     return Outcome(task.n, tuple(failures), {**counts, "seconds of the slowest end, rounded up": int(slowest) + 1})
 
 
-COMMANDS: dict[str, list[str]] = {
-    "features": ["--tokens", str(COLLECTION.tokens), "--save-every", str(COLLECTION.save_every)],
-    "eval": [
-        "--tokens", str(EVALUATION.tokens), "--downstream-tokens", str(EVALUATION.downstream_tokens),
-        "--pca-tokens", str(EVALUATION.pca_tokens), "--resamples", str(EVALUATION.resamples),
-    ],
-}  # fmt: skip
-"""Command that is broken -> its flags behind the run."""
+SOURCE = "source"
+"""The finished run that is evaluated and whose features are collected."""
 
 
-def _start(name: str, source: Path, folder: Path, world: int, told: dict[str, Any]) -> Job:
-    """Run a command on a copy of the run until all its ranks have ended, or should have."""
-    folder.mkdir()
-    shutil.copytree(source, folder / "run")
+class Unbroken(NamedTuple):
+    """A job without a fault."""
+
+    result: str
+    """Hash of what it wrote."""
+    beats: int
+    """Steps that its first rank took."""
+
+
+def _unbroken(task: Task, name: str, world: int) -> Unbroken:
+    folder = task.folder / f"unbroken-{name}-{world}"
+    job = _start(task, name, folder, world, {"broken": None})
+    if job.status != 0:
+        raise RuntimeError(f"{name} failed on {world} ranks without a fault:\n{job.said[-3000:]}")
+    beats = int((folder / "beats-0").read_text())
+    if name != "train":  # compared with a single process
+        shutil.rmtree(folder)
+        shutil.copytree(task.folder / SOURCE, folder / RUN)
+    return Unbroken(_finish(task, name, folder, world), beats)
+
+
+RUN = "run"
+
+
+def _start(task: Task, name: str, folder: Path, world: int, told: dict[str, Any]) -> Job:
+    """Run a command in a folder, which is new or holds a broken run, until its ranks have ended or should have."""
+    run, resume = folder / RUN, (folder / RUN / "config.json").exists()
+    if name == "train":
+        folder.mkdir(exist_ok=True)
+        arguments = ["train", *task.world.arguments(), "--out", str(run), *(["--resume"] if resume else [])]
+    else:
+        shutil.copytree(task.folder / SOURCE, run)
+        arguments = [name, str(run), *(f"--{flag}={value}" for flag, value in FLAGS[name].items())]
+    for file in (*folder.glob("pid-*"), *folder.glob("beats-*"), *folder.glob("struck")):
+        file.unlink()
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
-    command = [*launcher, "-m", "sae.selftest.rank_job", name, str(folder / "run"), *COMMANDS[name]]
-    told = {**told, "folder": str(folder)}
-    environment = {**os.environ, VARIABLE: json.dumps(told), "OMP_NUM_THREADS": "1"}
+    command = [*launcher, "-m", "sae.selftest.rank_job", *arguments]
+    environment = {
+        **os.environ, VARIABLE: json.dumps({**told, "folder": str(folder.resolve())}), "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
     with (folder / "said").open("w") as said:
         process = subprocess.Popen(command, stdout=said, stderr=said, env=environment, start_new_session=True)
         try:
@@ -156,29 +192,28 @@ def _judge(job: Job, told: dict[str, Any], folder: Path) -> str:
     return ""
 
 
-def _finish(name: str, source: Path | None, folder: Path) -> str:
-    """Run the command to its end in this process, resuming what is there; a hash of what it wrote.
+def _finish(task: Task, name: str, folder: Path, world: int) -> str:
+    """Run the command to its end, resuming what is there; a hash of what it wrote.
 
-    Args:
-        source: the run to copy first; None for the one in `folder`.
+    Training goes on with as many ranks; the others in this process, whose results must be those of any number.
     """
-    if source is not None:
-        shutil.copytree(source, folder / "run")
-    run = folder / "run"
+    run = folder / RUN
+    if name == "train":
+        if not (run / WEIGHTS).exists():
+            job = _start(task, name, folder, world, {"broken": None})
+            if job.status != 0:
+                return f"resuming failed: {job.said[-500:]}"
+        return fingerprint(load_file(run / WEIGHTS))
     if name == "eval":
         with _quiet():
             report = evaluate(run, EVALUATION)
         # sums of another order differ in their last bits
         return fingerprint(_rounded({**report, "seconds": 0, "run": ""}))
     with _quiet():
-        collect(run, CollectConfig(tokens=COLLECTION.tokens, save_every=3600, resume=(run / STORE).exists()))
+        collect(run, CollectConfig(tokens=TOKENS, resume=(run / STORE).exists()))
     with contextlib.closing(sqlite3.connect(run / STORE)) as connection:
-        return fingerprint(
-            {
-                table: connection.execute(f"SELECT * FROM {table} ORDER BY id").fetchall()
-                for table in ("records", "documents", "events", "texts")
-            }
-        )
+        tables = ("records", "documents", "events", "texts")
+        return fingerprint({t: connection.execute(f"SELECT * FROM {t} ORDER BY id").fetchall() for t in tables})
 
 
 def _quiet() -> contextlib.AbstractContextManager[Any]:
@@ -192,14 +227,6 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, list):
         return [_rounded(part) for part in value]
     return float(f"{value:.9g}") if isinstance(value, float) else value
-
-
-def _count_beats(name: str, source: Path, folder: Path) -> int:
-    """Steps that a rank takes in an unbroken job."""
-    job = _start(name, source, folder, WORLDS[0], {"broken": None})
-    if job.status != 0:
-        raise RuntimeError(f"{name} failed on {WORLDS[0]} ranks without a fault:\n{job.said[-3000:]}")
-    return int((folder / "beats-0").read_text())
 
 
 def _pids(folder: Path, world: int) -> list[int]:

@@ -13,9 +13,9 @@ from sae.features.store.store import FeatureStore
 from sae.harvest.store_disk import DiskStore
 from sae.interop import read
 from sae.run import Run
+from sae.runs.metrics import read_metrics
 from sae.selftest.made import EXPORTS, LENS_KEPT, make_runs
 from sae.training.checkpoint import load_newest
-from sae.training.logging import read_metrics
 from sae.training.run_folder import read_record
 
 RUN_FILES = ["config.json", "eval.json", "metrics.jsonl", "sae.safetensors"]

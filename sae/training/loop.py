@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
+from sae.base.files import CorruptError
+from sae.base.objects import StorageError
 from sae.base.progress import Interrupted, Progress, StopSignal
 from sae.base.pulse import PULSE
 from sae.config import RunConfig
@@ -19,6 +21,8 @@ from sae.data.rows import DataError
 from sae.training.logging import RunLog, SilentLog
 from sae.training.trainer import DivergedError, Trainer
 
+METRICS_STATE = "metrics"
+"""Key of a checkpoint's data: length and hash of metrics.jsonl."""
 FIRST_BATCHES = 8  # whose inputs set the scale and the pre-bias
 
 
@@ -56,7 +60,10 @@ class Trainee:
         """The data's state, with which the stream continues."""
         self._saved: int | None = None  # the newest checkpoint's step
         if self.state is not None:
-            self._log, self._saved = open_log(config, resume_at=trainer.taken), trainer.taken
+            # a checkpoint of an earlier version has none
+            metrics = self.state.pop(METRICS_STATE, None)
+            self._log = open_log(config, resume_at=trainer.taken, before=metrics)
+            self._saved = trainer.taken
         self._earlier = trainer.seconds
 
     @property
@@ -122,13 +129,13 @@ class Trainee:
 
     def save(self) -> None:
         """Write a checkpoint, unless the newest one is of this step or the run is closed."""
-        state, trainer = self.state, self.trainer
-        if self._closed:
+        state, trainer, log = self.state, self.trainer, self._log
+        if self._closed or log is None:
             return
         # after a step that was not finite, noticed late on a GPU, the data is ahead of the weights: keep the old one
         if state is not None and state["step"] == trainer.taken != self._saved:
             with PULSE.without_steps(f"Writing the checkpoint of step {trainer.taken}."):
-                trainer.save(self._folder, state, keep=self.config.keep_checkpoints)
+                trainer.save(self._folder, {**state, METRICS_STATE: log.state()}, keep=self.config.keep_checkpoints)
             self._saved = trainer.taken
 
     def close(self) -> None:
@@ -189,7 +196,7 @@ def take_steps(
                         finished(trainee)
                 stop.check(hint)
                 asked = time.perf_counter()
-    except (Interrupted, DataError):
+    except (Interrupted, DataError, CorruptError, StorageError):
         for trainee in trainees:
             trainee.save()
         raise

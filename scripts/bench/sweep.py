@@ -1,7 +1,7 @@
 """Eight autoencoders from one live stream against one alone, in one process: seconds, tokens a second, their ratio.
 
     python scripts/bench/sweep.py [--json]
-    python scripts/bench/sweep.py --model FOLDER --dataset FILE --layer 1 --context 64 --width 64 --tokens 8192 --batch 256
+    python scripts/bench/sweep.py --model FOLDER --dataset FILE --layer 1 --context 64 --width 64 --batch 256
 
 Rounds of one and eight alternate; figures are medians. A round is all of training but for loading the language model:
 harvest, steps, and the saved autoencoders. The harvest is timed by itself as well: what is left of a round is the time

@@ -18,7 +18,8 @@ from sae.config import ConfigError
 from sae.data.batching import Batch, permutation
 from sae.data.documents import DataError
 from sae.data.packing import BEGINNING, Cursor
-from sae.harvest.buffer import PAGE, LiveBatches, StoredBatches
+from sae.harvest.buffer import LiveBatches, StoredBatches
+from sae.harvest.order import PAGE
 from sae.harvest.rows import ActivationError, Rows
 from sae.harvest.store import DiskStore, MemoryStore, Store
 from sae.harvest.stream import Harvested

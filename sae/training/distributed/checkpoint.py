@@ -7,7 +7,6 @@ checkpoint. `sae.training.checkpoint.load_parts` reads them in one process or on
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor, distributed
 from torch.distributed import checkpoint
 from torch.distributed.checkpoint import HuggingFaceStorageWriter
 
+from sae.base import disk
 from sae.base.files import publish_folder, publish_json
 from sae.base.ranks import Ranks
 from sae.training.checkpoint import FORMAT, steps_in
@@ -36,7 +36,7 @@ def save_parts(
             publish_json(temporary / "state.json", {"format": FORMAT, **values})
     if ranks.first:
         for old in steps_in(folder)[:-keep]:
-            shutil.rmtree(old)
+            disk.remove(old)
 
 
 @contextlib.contextmanager
