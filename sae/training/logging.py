@@ -104,4 +104,5 @@ def _open_wandb(config: RunConfig, *, resume: bool) -> Any:
         config=to_json(config),
         id=f"sparsight-{name}-{config.seed}",
         resume="allow" if resume else None,
+        reinit="create_new",  # beside the runs of a sweep's other members
     )
