@@ -23,8 +23,8 @@ from sae.training.run_folder import read_record
 RUN_FILES = ["config.json", "eval.json", "metrics.jsonl", "sae.safetensors"]
 FEATURE_FILES = ["annotations.sqlite", "features.lens.sqlite", "features.scalars.npy", "features.sqlite"]
 LEGAL: dict[str, tuple[str, ...]] = {"annotations.sqlite": ("swap", "empty"), "metrics.jsonl": ("swap",)}
-"""File -> damage that leaves what may be there. Annotations of other weights are kept, and not shown; a process that was
-killed before its first transaction leaves an empty database; lines of metrics do not say whose they are."""
+"""File -> damage that leaves what may be there. Annotations of other weights are kept, and not shown; a process killed
+before its first transaction leaves an empty database; lines of metrics do not say whose they are."""
 WORDS_SEARCHED = ("river", "children")
 
 
