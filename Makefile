@@ -34,6 +34,7 @@ bench: install
 	$(BIN)/python scripts/bench/harvest.py
 	$(BIN)/sae bench step
 	$(BIN)/python scripts/bench/collect.py
+	$(BIN)/python scripts/bench/evaluate.py
 	$(BIN)/python scripts/bench/browse.py
 
 # the same training step in other toolkits, which need an environment of their own

@@ -26,6 +26,7 @@ _LAZY = {
     "verify": "sae.models.saved:verify",
     "train": "sae.training.run:train",
     "harvest_store": "sae.harvest.harvesting:harvest_store",
+    "sweep": "sae.training.sweep:sweep",
     "evaluate": "sae.evaluation.run:evaluate",
     "match": "sae.evaluation.matching.run:match",
     "choose_l0": "sae.evaluation.l0.run:choose_l0",
@@ -93,6 +94,7 @@ __all__ = [
     "measure_steering",
     "report",
     "steer",
+    "sweep",
     "train",
     "verify",
 ]
@@ -134,6 +136,7 @@ if TYPE_CHECKING:
     from sae.reporting.report import report
     from sae.run import Run
     from sae.training.run import train
+    from sae.training.sweep import sweep
     from sae_kernels import SparseCodes
 
 

@@ -435,7 +435,7 @@ def read_only(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.usefixtures("no_weights")
 def test_a_read_only_parent_folder_is_refused(train: TrainWith, read_only: Path) -> None:
-    train(out=read_only / "run").refused("--out", f"{read_only} cannot be written to")
+    train(out=read_only / "run").refused("--out", f"{read_only}: cannot be written to")
 
 
 @pytest.mark.usefixtures("no_weights")

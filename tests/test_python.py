@@ -138,7 +138,10 @@ def test_the_python_makes_the_call_that_the_command_makes(line: str, monkeypatch
         bound.apply_defaults()
         # no settings are the default ones; how progress is shown is the caller's own
         settings = bound.arguments.get("config")
-        usual = original.__name__ in ("evaluate", "collect", "explain") and settings in (None, type(settings)())
+        usual = original.__name__ in ("evaluate", "collect", "explain", "match") and settings in (
+            None,
+            type(settings)(),
+        )
         apart = {"tell", "ready", *(["config"] if usual else [])}
         calls.append({n: v for n, v in bound.arguments.items() if n not in apart})
         return Answer()

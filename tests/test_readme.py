@@ -19,6 +19,22 @@ COMMANDS = [shlex.split(line, comments=True)[1:] for line in LINES if line.start
 ELSEWHERE = {
     "train --resume": ("test_kill.py", "test_a_killed_run_resumes_to_identical_weights"),
     "browse": ("browser/test_page.py", "test_the_table_sorts_and_filters_and_the_address_keeps_it"),
+    "match runs/demo runs/seed1 runs/seed2 --pool": (
+        "evaluation/test_match_runs.py",
+        "test_the_pool_holds_the_stable_latents_unchanged_and_is_evaluated_like_any_run",
+    ),
+    "match": (
+        "evaluation/test_match_runs.py",
+        "test_another_seed_is_less_alike_than_a_copy_and_a_latent_left_out_is_gone",
+    ),
+    "choose-l0 --model": (
+        "evaluation/test_choose_l0.py",
+        "test_the_flags_of_a_sweep_give_its_members_with_two_seeds",
+    ),
+    "choose-l0 runs": (
+        "evaluation/test_choose_l0.py",
+        "test_runs_that_differ_in_k_alone_are_levels_and_their_curve_is_drawn",
+    ),
     "list --model": ("interop/test_listing.py", "test_a_model_and_a_layer_list_short_names_that_can_be_fetched"),
     "import gemma-scope": ("interop/test_sources.py", "test_an_import_by_short_name_is_measured_on_its_language_model"),
     "import their_sae": ("interop/test_importing.py", "test_an_imported_run_is_evaluated_and_collected_like_ours"),

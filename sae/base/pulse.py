@@ -94,9 +94,14 @@ class Pulse:
             self.beats += 1
 
     @property
+    def settled(self) -> bool:
+        """Whether the pace of the loop is known."""
+        return self._in_loop and not self._apart and self._steps >= WARM_STEPS
+
+    @property
     def patience(self) -> float:
         """Seconds that may pass until the next beat."""
-        if self._apart or not self._in_loop or self._steps < WARM_STEPS:
+        if not self.settled:
             return seconds_from("SAE_RANKS_WAIT", 600.0)
         return max(seconds_from("SAE_RANKS_PATIENCE", 15.0), SLACK * self._longest)
 

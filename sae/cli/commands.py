@@ -99,12 +99,12 @@ def run_training(config: RunConfig, *, dry_run: bool) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """Train several autoencoders on one harvest and compare them in one table.
+    """Train several autoencoders on one read of the activations and compare them in one table and one plot.
 
     Takes the flags of `sae train`; --variant, --k, --width, --layer, --lr and --seed take several values with commas,
     and every combination is a member. A variant may bring settings of its own: `jumprelu:recipe=anthropic`,
-    `transcoder:site=mlp_in:target-site=mlp_out`, `crosscoder:layer=None:site=resid_post.6+resid_post.9`. Run again with
-    the same flags, it resumes where it stopped.
+    `transcoder:site=mlp_in:target-site=mlp_out`, `crosscoder:layer=None:site=resid_post.6+resid_post.9`. Every member
+    ends with the weights of its own `sae train`. Run again with the same flags, it resumes where it stopped.
     """
 
     config: TrainConfig
@@ -112,13 +112,17 @@ class Sweep:
     """Held-out tokens on which members are evaluated."""
     downstream_tokens: int = 4_096
     """Held-out tokens on which the language model runs with reconstructions spliced in; 0 leaves this out."""
+    dry_run: bool = False
+    """Print members, memory, disk and time; train nothing, write nothing."""
     members: tyro.conf.Suppress[tuple[TrainConfig, ...]] = ()
     json: Json = False
 
     def run(self) -> dict[str, Any]:
-        from sae.cli.sweep import run_sweep
+        from sae.cli.sweep import dry_run, run_sweep
 
         refuse_ignored(self.config, {"resume": "sae sweep always resumes what is there"})
+        if self.dry_run:
+            return dry_run(self.members)
         return run_sweep(self.config.out, self.members, self.evaluation())
 
     def evaluation(self) -> EvalConfig:
@@ -130,17 +134,29 @@ class Sweep:
 
 @dataclass(frozen=True, kw_only=True)
 class Eval:
-    """Evaluate a saved autoencoder on held-out documents, images, or rows of a file of activations."""
+    """Evaluate a saved autoencoder, or all of a sweep, on held-out documents, images, or rows of a file."""
 
     run_folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
-    """Run folder, a hub repository that holds one, or what `sae import` reads (with --dataset)."""
+    """Run folder, folder of a sweep, hub repository that holds a run, or what `sae import` reads (with --dataset)."""
     config: EvalConfig = dataclasses.field(default_factory=EvalConfig)
     json: Json = False
 
     def run(self) -> dict[str, Any]:
+        from sae.runs.sweeps import sweep_of
+
+        if sweep_of(self.run_folder) is not None:
+            from sae.reporting.sweep import compare
+
+            return compare(self.run_folder, self.config)
         from sae.evaluation.run import evaluate
 
         return evaluate(self.run_folder, self.config)
+
+    def table(self, report: dict[str, Any]) -> dict[str, Any]:
+        """What people are shown of it."""
+        from sae.evaluation.control_table import readable
+
+        return readable(report)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,7 +258,7 @@ class Browse:
     """Serve a page on one or several runs on this machine: search, read, compare, test and steer latents."""
 
     run_folders: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN [RUN ...]")]
-    """Run folders."""
+    """Run folders, or the folder of a sweep for all its members that have features."""
     port: int = 0
     """Port on 127.0.0.1; 0 takes a free one."""
     open: bool = False

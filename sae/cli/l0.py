@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from sae.base.files import publish_file, publish_json
-from sae.book.pictures.l0 import draw_choice
 from sae.cli.sweep import run_sweep
 from sae.config import ConfigError, EvalConfig, L0Config, TrainConfig
 from sae.evaluation.l0.run import RECORD, choose_l0
+from sae.pictures.l0 import draw_choice
 
 PICTURE = "l0.svg"
 

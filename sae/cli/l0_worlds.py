@@ -23,7 +23,8 @@ from sae.evaluation.synthetic.worlds import WORLDS
 FACTORS = (0.5, 0.7, 1.0, 1.4, 2.0)
 """Multiples of the true L0 at which autoencoders are trained, rounded to whole k."""
 HELDOUT_TOKENS = 8192
-STATISTICS: tuple[Statistic, ...] = ("agreement", "decoder_cosine")
+STATISTICS: tuple[Statistic | None, ...] = (None, "agreement", "decoder_cosine")
+"""Whose verdicts are counted: those of the choice, or those of one statistic alone."""
 
 
 class Trial(NamedTuple):
@@ -37,9 +38,16 @@ class Trial(NamedTuple):
 
 
 def trial(
-    world: str, *, draw: int, seeds: int, variant: str = "batchtopk", course: Course | None = None, resamples: int = 500
+    world: str,
+    *,
+    draw: int,
+    seeds: int,
+    factors: Sequence[float] = FACTORS,
+    course: Course | None = None,
+    variant: str = "batchtopk",
+    resamples: int = 500,
 ) -> Trial:
-    """Train on one draw of a world at several L0, and let `choose` judge them.
+    """Train on one draw of a world at several multiples of its L0, and let `choose` judge them.
 
     Raises:
         ConfigError: an unknown world.
@@ -51,7 +59,7 @@ def trial(
     views = Views(world, variant, draw)
     x = torch.cat([sample.x for sample in views.data.heldout(HELDOUT_TOKENS)])
     levels, recovery = [], []
-    for k in sorted({max(1, round(true * factor)) for factor in FACTORS}):
+    for k in sorted({max(1, round(true * factor)) for factor in factors}):
         atoms, l0s, mccs = [], [], []
         for seed in range(seeds):
             # unrelated to the draw's own seed
@@ -75,14 +83,14 @@ def measure_choices(
     draws: int,
     tell: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """How often half and twice the true L0 are noticed on each world, by each statistic.
+    """How often half and twice the true L0 are noticed on each world.
 
     Returns:
-        JSON values: "rows", one for each world and statistic: "low" and "high" are the draws in which the lowest level
-        is said to be too low and the highest too high, "false" those in which the true L0 is said to be wrong,
-        "ratio" is the geometric mean of the best level over the true L0, and "recovered" the draws in which training at
-        the true L0 finds the true features (MCC of 0.9 or more): elsewhere no dictionary there is right, and a
-        statistic of dictionaries has nothing to notice.
+        JSON values: "rows", for each world by `choose` and by each statistic alone. "low" and "high" are the draws in
+        which the lowest level is said to be too low and the highest too high, "false" those in which the true L0 is
+        said to be wrong; "ratio" is the geometric mean of the best level over the true L0. "recovered" are the draws in
+        which training at the true L0 finds the true features (MCC of 0.9 or more): elsewhere no dictionary there is
+        right, and a statistic of dictionaries has nothing to notice.
     """
     for world in worlds:
         if world not in WORLDS:
@@ -93,17 +101,17 @@ def measure_choices(
     for world in worlds:
         trials = [trial(world, draw=draw, seeds=seeds) for draw in range(draws)]
         for statistic in STATISTICS:
-            rows.append({"world": world, "statistic": statistic, **_counts(trials, statistic)})
+            rows.append({"world": world, "by": statistic or "choose-l0", **_counts(trials, statistic)})
             counts = ", ".join(f"{name} {rows[-1][name]}" for name in ("low", "high", "false", "recovered"))
-            tell(f"{world}, {statistic}: {counts} of {draws}, best / true {rows[-1]['ratio']:.2f}")
+            tell(f"{world}, {rows[-1]['by']}: {counts} of {draws}, best / true {rows[-1]['ratio']:.2f}")
     return {"bench": "l0", "seeds": seeds, "draws": draws, "rows": rows}
 
 
-def _counts(trials: Sequence[Trial], statistic: Statistic) -> dict[str, Any]:
+def _counts(trials: Sequence[Trial], statistic: Statistic | None) -> dict[str, Any]:
     low = high = false = recovered = 0
     logs = []
     for true, choice, recovery in trials:
-        measured = choice.measured[statistic]
+        measured = choice.measured[statistic or choice.decided_by]
         verdicts = measured.verdicts()
         at_truth = min(range(len(choice.levels)), key=lambda place: abs(math.log(choice.levels[place] / true)))
         low += verdicts[0] == "too low"

@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
             refuse_ranks(f"sae {given[0]}")
         result = on_runs(command).run()
         if rank_number() == 0:
-            show(result, as_json=command.json)
+            show(result, as_json=command.json, table=getattr(command, "table", None))
             if not command.json:
                 show_python(command)
     except BaseException as error:
@@ -185,13 +185,20 @@ PARSED_APART: dict[str, Callable[[list[str]], Any]] = {"sweep": parse_sweep, "ch
 """Commands whose flags may take several values with commas."""
 
 
-def show(result: dict[str, Any], *, as_json: bool) -> None:
-    """Print the table for people (on stderr when the JSON line goes to stdout)."""
+def show(
+    result: dict[str, Any], *, as_json: bool, table: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+) -> None:
+    """Print the table for people (on stderr when the JSON line goes to stdout).
+
+    Args:
+        result: what the JSON line holds.
+        table: makes what the table holds from it, where that is something else.
+    """
     from rich.console import Console
 
     from sae.base.tables import render
 
-    Console(stderr=as_json, highlight=False).print(render(result))
+    Console(stderr=as_json, highlight=False).print(render(table(result) if table else result))
     if as_json:
         print(json.dumps(result, allow_nan=False), flush=True)
 

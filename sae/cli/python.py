@@ -16,6 +16,7 @@ import sae
 from sae.cli import commands, harvest, image_commands
 from sae.cli.reporting import Report
 from sae.cli.selftest import SelfTest
+from sae.cli.sources import members_of
 from sae.cli.steering import SteerMeasure
 
 WIDTH = 100
@@ -81,7 +82,18 @@ def _export(command: commands.Export) -> Call:
     return Call("sae.interop.export:export", run, command.to, out)
 
 
+def _evaluate(command: commands.Eval) -> Call:
+    from sae.runs.sweeps import sweep_of
+
+    if sweep_of(command.run_folder) is not None:
+        settings = [command.config] if any(_settings(command.config)) else []
+        return Call("sae.reporting.sweep:compare", command.run_folder, *settings)
+    return _on_run("evaluate", "eval")(command)
+
+
 def _sweep(command: commands.Sweep) -> Call:
+    if command.dry_run:
+        return Call("sae.cli.sweep:dry_run", command.members)
     return Call("sae.cli.sweep:run_sweep", command.config.out, command.members, command.evaluation())
 
 
@@ -102,8 +114,13 @@ def _bench(command: commands.Bench) -> Call:
     return Call(f"sae_kernels.bench.{module}:measure_{command.what}", **named)
 
 
+def _members(command: Any, name: str) -> list[Any]:
+    """The runs that a command shows, a sweep's members one by one."""
+    return [_run(member, name) for run in command.run_folders for member in members_of(run, command)]
+
+
 def _browse(command: commands.Browse) -> Call:
-    runs = [_run(run, "browse") for run in command.run_folders]
+    runs = _members(command, "browse")
     return Call("sae.browser.serve:serve", runs, port=command.port, device=command.device, ready=Name("print"))
 
 
@@ -135,7 +152,7 @@ CALLS: dict[type, Callable[[Any], Call]] = {
     commands.TensorTrain: _train,
     harvest.Harvest: _harvest,
     commands.Sweep: _sweep,
-    commands.Eval: _on_run("evaluate", "eval"),
+    commands.Eval: _evaluate,
     commands.Match: _match,
     commands.ChooseL0: _choose_l0,
     commands.Explain: _on_run("explain", "explain"),
@@ -143,7 +160,9 @@ CALLS: dict[type, Callable[[Any], Call]] = {
     SteerMeasure: _on_run("measure_steering", "steer"),
     commands.Features: _on_run("collect", "features"),
     commands.Browse: _browse,
-    Report: lambda c: Call("report", [_run(run, "report") for run in c.run_folders], c.out),
+    Report: lambda c: Call(
+        "report", [_run(member, "report") for run in c.run_folders for member in members_of(run, c)], c.out
+    ),
     commands.List: lambda c: Call("sae.interop.listing:list_published", **c.given()),
     commands.Import: lambda c: Call("sae.interop.importing:import_run", c.source, c.config),
     commands.Export: _export,

@@ -8,6 +8,7 @@ from typing import Any
 from sae.cli.commands import Browse, ChooseL0, Eval, Explain, Export, Features, Match, Steer, Verify
 from sae.cli.reporting import Report
 from sae.cli.steering import SteerMeasure
+from sae.config import ConfigError
 
 NAMES: dict[type, str] = {
     Eval: "eval",
@@ -36,16 +37,21 @@ def on_runs(command: Any) -> Any:
     if type(command) not in NAMES:
         return command
     from sae.interop.opening import as_run
+    from sae.runs.sweeps import refuse_sweep, sweep_of
 
     name = NAMES[type(command)]
     if isinstance(command, Browse | ChooseL0 | Report):
-        return dataclasses.replace(command, run_folders=tuple(as_run(run, command=name) for run in command.run_folders))
+        runs = [member for run in command.run_folders for member in members_of(run, command)]
+        return dataclasses.replace(command, run_folders=tuple(as_run(run, command=name) for run in runs))
     if isinstance(command, Match):
         # atoms need no text
         texts = {"dataset": command.config.dataset, "text_field": command.config.text_field}
         settings = {**texts, "with_text": texts["dataset"] is not None, "device": command.config.device}
         folders = tuple(as_run(run, command=name, **settings) for run in command.run_folders)
         return dataclasses.replace(command, run_folders=folders)
+    if isinstance(command, Eval) and sweep_of(command.run_folder) is not None:
+        return command
+    refuse_sweep(command.run_folder, name)
     with_text = not (isinstance(command, Verify) or (isinstance(command, Export) and command.to not in SHOWN))
     text = {}
     if isinstance(command, Eval | Features):
@@ -53,3 +59,25 @@ def on_runs(command: Any) -> Any:
         text = {"dataset": config.dataset, "text_field": config.text_field, "device": config.device}
     folder = as_run(command.run_folder, command=name, with_text=with_text, **text)
     return dataclasses.replace(command, run_folder=type(command.run_folder)(folder))
+
+
+def members_of(run: str, command: Browse | Report) -> list[str]:
+    """The run itself or, of a sweep, the members that the command can show.
+
+    Raises:
+        ConfigError: there is none yet; the message has the command that helps.
+    """
+    from sae.features.store.writer import STORE
+    from sae.models.saved import WEIGHTS
+    from sae.runs.sweeps import sweep_of
+
+    sweep = sweep_of(run)
+    if sweep is None:
+        return [run]
+    needed = STORE if isinstance(command, Browse) else WEIGHTS
+    members = [str(member) for member in sweep.members if (member / needed).is_file()]
+    if not members and needed == STORE:
+        raise ConfigError(f"{run}: no member of this sweep has features; collect them: sae features {sweep.members[0]}")
+    if not members:
+        raise ConfigError(f"{run}: no member of this sweep is finished; run the same sae sweep again")
+    return members

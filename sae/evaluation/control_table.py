@@ -1,28 +1,30 @@
 """The table of controls of an evaluation: every number of the autoencoder for each control, and the paired difference.
 
 rows = control_rows(reconstruction, losses, k=32, resamples=1000, seed=0)
-rows[1]["fvu"].value, rows[1]["difference"]["fvu"].high, sentences(rows)
+rows[1]["fvu"].value, rows[1]["difference"]["fvu"].high
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
+from sae.base.tables import number
 from sae.evaluation import downstream
 from sae.evaluation.bootstrap import GroupSums, Interval, ratio
-from sae.evaluation.controls import MEAN
+from sae.evaluation.controls import MEAN, pca_name
 from sae.evaluation.reconstruction import Reconstruction, fvu_of
+from sae.evaluation.words import value_at
 
 COLUMNS = {
     "fvu": "FVU",
     "l0": "L0",
     "cosine": "cosine",
     "downstream.delta_ce": "delta CE",
-    "downstream.kl": "KL",
-    "downstream.ce_recovered_zero": "recovered",
+    "downstream.ce_recovered_zero": "CE recovered",
 }
 """Number of a control -> its heading in the table for people."""
 BETTER = {"fvu": (-1, "FVU"), "cosine": (1, "cosine"), "downstream.delta_ce": (-1, "delta CE")}
@@ -48,8 +50,10 @@ def control_rows(
         k: components of PCA.
 
     Returns:
-        Each row's "control" is its name, "difference" its numbers less the autoencoder's on the same tokens.
+        Each row's "control" is its name, "difference" its numbers less the autoencoder's on the same tokens, "training"
+        what it was trained on, if it was.
     """
+    budgets = {control.name: control.training for control in reconstruction.controls or ()}
     rows = []
     for name, sums in reconstruction.control_sums(components_of(reconstruction, k)).items():
         row = _reconstructed(reconstruction.sums, sums, resamples=resamples, seed=seed)
@@ -58,6 +62,8 @@ def control_rows(
             row["difference"]["delta_ce"] = losses.interval(
                 lambda s, of=spliced["spliced"]: (s[of] - s["spliced"]) / s["count"], resamples=resamples, seed=seed
             )
+        if (budget := budgets.get(name)) is not None:
+            row["training"] = budget
         rows.append({"control": name, **row})
     return rows
 
@@ -87,18 +93,54 @@ def _reconstructed(sums: GroupSums, of: Mapping[str, Tensor], *, resamples: int,
     }
 
 
-def sentences(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A sentence for each number in which a control is as good as the autoencoder, from the rows of an eval.json."""
+def sentences(report: Mapping[str, Any]) -> list[str]:
+    """A sentence for each number in which a control of an eval.json is as good as the autoencoder or better."""
     said = []
-    for row in rows:
+    same = (report.get("baselines") or {}).get("pca_components_for_same_fvu")
+    for row in report.get("controls") or ():
         for key, (sign, word) in BETTER.items():
-            number = key.rpartition(".")[2]
-            difference = row["difference"].get(number)
-            if difference is None or difference["low"] is None:
+            difference = row["difference"].get(key.rpartition(".")[2])
+            # PCA with as many components as make the same FVU has it by construction
+            by_construction = key == "fvu" and same is not None and row["control"] == pca_name(same)
+            if difference is None or difference["low"] is None or by_construction:
                 continue
             worst, best = sorted((sign * difference["low"], sign * difference["high"]))
-            if worst > 0:
-                said.append(f"{row['control']}: better than the autoencoder in {word}.")
-            elif best >= 0:
-                said.append(f"{row['control']}: not told apart from the autoencoder in {word}.")
+            if best >= 0:
+                theirs, ours = (number(value_at(dict(of), key)["value"]) for of in (row, report))
+                verdict = "better than" if worst > 0 else "not told apart from"
+                said.append(f"{row['control']}: {word} {theirs}, {verdict} the autoencoder's {ours}")
     return said
+
+
+def readable(report: Mapping[str, Any]) -> dict[str, Any]:
+    """An evaluation as it is printed: its controls as a table under the autoencoder's own numbers, with `sentences`."""
+    shown = dict(report)
+    rows = shown.pop("controls", None)
+    if not rows:
+        return shown
+    names = ["this autoencoder", *(row["control"] for row in rows)]
+    table = [
+        {"": name, **{head: _cell(value_at(dict(numbers), key)) for key, head in COLUMNS.items()}}
+        for name, numbers in zip(names, [report, *rows], strict=True)
+    ]
+    if report.get("downstream") is None:
+        table = [{head: cell for head, cell in row.items() if "CE" not in head} for row in table]
+    return {**shown, "controls": table, "beside its controls": sentences(report) or "no control is as good"}
+
+
+def _cell(value: Any) -> str:
+    """A number with half the width of its interval, short enough for a row of five."""
+    if value is None:
+        return "-"
+    if not isinstance(value, Mapping):
+        return number(value)
+    if value["low"] is None:
+        return number(value["value"])
+    half = (value["high"] - value["low"]) / 2
+    middle = f"{value['value']:.3g}"
+    return _short(middle if half <= 1e-4 * abs(value["value"]) else f"{middle} ±{half:.1g}")
+
+
+def _short(numbers: str) -> str:
+    """Without the zeros in front of points."""
+    return re.sub(r"(?<![0-9])0\.", ".", numbers)

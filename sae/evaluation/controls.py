@@ -58,6 +58,8 @@ class Control(NamedTuple):
     attempt: Callable[[Encoded], Attempt]
     shared: bool
     """Whether it does the same for all autoencoders with its name and targets."""
+    training: dict[str, int] | None = None
+    """The budget of its training, "tokens" and "epochs"; None where nothing was trained."""
 
 
 def principal(pca: PCA, components: int) -> Control:
@@ -98,14 +100,14 @@ def shuffled_atoms(model: Autoencoder) -> Control:
     return Control("shuffled atoms", attempt, shared=False)
 
 
-def autoencoder(name: str, model: Autoencoder) -> Control:
-    """Another autoencoder on the same inputs."""
+def random_dictionary(model: Autoencoder, training: dict[str, int]) -> Control:
+    """A dictionary of random atoms on the same inputs, whose encoder was trained on a stated budget."""
 
     def attempt(rows: Encoded) -> Attempt:
         codes, reconstruction = model(rows.x)
         return Attempt(reconstruction, codes.l0())
 
-    return Control(name, attempt, shared=False)
+    return Control("random dictionary", attempt, shared=False, training=training)
 
 
 class TrainingRows(NamedTuple):
@@ -117,8 +119,18 @@ class TrainingRows(NamedTuple):
     """[n, d_out]."""
 
 
+class RandomDictionary(NamedTuple):
+    """A dictionary of random atoms with a trained encoder, and its budget."""
+
+    model: Autoencoder
+    tokens: int
+    """Training tokens."""
+    epochs: int
+    """How often each of them was read."""
+
+
 def controls_of(
-    wanted: str, model: Autoencoder, pca: PCA | None, dictionary: Autoencoder | None, *, k: int
+    wanted: str, model: Autoencoder, pca: PCA | None, dictionary: RandomDictionary | None, *, k: int
 ) -> list[Control] | None:
     """The controls of one autoencoder, but for the mean and PCA, whose sums `Reconstruction` has itself.
 
@@ -132,5 +144,8 @@ def controls_of(
     if wanted == "none":
         return None
     channels = [] if pca is None else [largest_channels(pca.mean.float(), min(k, len(pca.mean)))]
-    random = [] if dictionary is None else [autoencoder("random dictionary", dictionary.to(model.W_enc.device))]
+    random = []
+    if dictionary is not None:
+        trained = dictionary.model.to(model.W_enc.device)
+        random = [random_dictionary(trained, {"tokens": dictionary.tokens, "epochs": dictionary.epochs})]
     return [*channels, shuffled_atoms(model), *random]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sae.base import draws
 from sae.config import OptimConfig, SAEConfig
+from sae.evaluation.controls import RandomDictionary
 from sae.models.autoencoder import Autoencoder
 from sae.models.language import recipe_of
 from sae.training.trainer import Trainer
@@ -22,7 +23,7 @@ FIRST_ROWS = 16_384
 """Rows whose scale and median set the normalisation and the pre-bias."""
 
 
-def train_random_dictionary(x: Tensor, target: Tensor, like: Autoencoder, *, k: int, seed: int) -> Autoencoder:
+def train_random_dictionary(x: Tensor, target: Tensor, like: Autoencoder, *, k: int, seed: int) -> RandomDictionary:
     """A TopK autoencoder of random, frozen atoms.
 
     Args:
@@ -52,4 +53,4 @@ def train_random_dictionary(x: Tensor, target: Tensor, like: Autoencoder, *, k: 
         for rows in order.split(batch)[: len(x) // batch]:
             inputs = x[rows]
             trainer.step(inputs, target[rows] if like.transcodes else inputs)
-    return trainer.finished()
+    return RandomDictionary(trainer.finished(), len(x), EPOCHS)

@@ -83,7 +83,7 @@ def _evaluate_all(runs: Sequence[str | Path], config: EvalConfig, ranks: Ranks) 
     begun = time.perf_counter()
     local = [run.folder for name, run in zip(runs, opened, strict=True) if run.folder == Path(name).expanduser()]
     with contextlib.ExitStack() as locks, StopSignal() as stop, Progress() as progress:
-        for folder in dict.fromkeys(local):
+        for folder in dict.fromkeys(local) if ranks.first else ():
             locks.enter_context(locked(folder, "eval", "evaluating this run"))
             remove_leftovers(folder, "eval.json")
         lm = opened[0].load_language_model(device)

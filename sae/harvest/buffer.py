@@ -11,21 +11,22 @@ a batch is a few integers. Resuming harvests one block again; no activations are
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sae.config import ConfigError
 from sae.data.batching import Batch, permutation
-from sae.data.documents import DataError
 from sae.data.packing import BEGINNING, Cursor
 from sae.data.prefetch import prefetch
+from sae.harvest.filling import Filled, Filler, fill
+from sae.harvest.order import WINDOW, PageOrder
 from sae.harvest.rows import Rows
 from sae.harvest.store import Store
+from sae.harvest.store_disk import DiskStore
 from sae.harvest.stream import Harvest
 
-PAGE = 256  # rows that stay together when a store's pages are dealt out to blocks: one sequential read
 OVERLAPPED = 3  # blocks alive when harvest and training overlap: one trained on, one waiting, one being filled
 
 
@@ -57,7 +58,7 @@ class _Block:
 
     def _side_by_side(self, sites: list[str], numbers: Tensor) -> Tensor:
         parts = [self.rows.activations[site] for site in sites]
-        parts = [part[numbers.to(part.device)] for part in parts]
+        parts = [part.index_select(0, numbers.to(part.device)) for part in parts]
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
@@ -76,9 +77,9 @@ def batches_in(buffer_bytes: int, row_bytes: int, batch: int, *, overlap: bool =
     return batches
 
 
-def check_state(state: dict[str, Any], batch: int, batches_per_block: int) -> None:
+def check_state(state: dict[str, Any], **cut: int) -> None:
     """Refuse a state saved with other sizes: the same numbers would mean other rows."""
-    for name, value in (("batch", batch), ("batches_per_block", batches_per_block)):
+    for name, value in cut.items():
         if state.get(name) != value:
             raise ConfigError(
                 f"--resume: {name} was {state.get(name)}, now it is {value}; a run resumes with the --batch, "
@@ -90,7 +91,8 @@ class StoredBatches:
     """Batches over a store, every row once an epoch (a remainder that does not fill a batch is left out).
 
     A store that fits into the buffer is shuffled as one block. Of a larger one, pages of 256 rows are dealt out to
-    blocks in random order, and rows are shuffled inside each block: reads stay sequential and memory bounded.
+    blocks from many shards at once (see `sae.harvest.order`), and rows are shuffled inside each block: reads stay
+    sequential and memory bounded. The next block's shards are fetched and verified while the present one is trained on.
     """
 
     def __init__(
@@ -116,6 +118,8 @@ class StoredBatches:
             row_bytes = sum(store.identity["sites"][site] for site in {*inputs, *targets}) * store.dtype.itemsize
             self.batches_per_block = min(self.per_epoch, batches_in(buffer_bytes, row_bytes, batch))
         self.blocks = -(-self.per_epoch // self.batches_per_block)
+        self._order: tuple[int, PageOrder] | None = None
+        self._room: Rows | None = None
 
     @property
     def tokens(self) -> int:
@@ -129,18 +133,20 @@ class StoredBatches:
 
     def iterate(self, state: dict[str, Any] | None) -> Iterator[Batch]:
         """Batches from the beginning, or from after the batch that carried `state`."""
-        cut = {"batch": self.batch, "batches_per_block": self.batches_per_block}
+        cut = self._cut()
         if state:
             check_state(state, **cut)
         done = state["step"] if state else 0
+        sites = sorted({*self.inputs, *self.targets})
         while done < self.steps:
             epoch, inside = divmod(done, self.per_epoch)
             block = inside // self.batches_per_block
-            first = block * self.batches_per_block
-            last = min(first + self.batches_per_block, self.per_epoch)
-            rows = self.store.read(
-                self._block_rows(epoch, first * self.batch, last * self.batch), sorted({*self.inputs, *self.targets})
-            )
+            first, last = self._range(block)
+            numbers = self._block_rows(epoch, block)
+            self.store.ahead(numbers)
+            rows = self._read(numbers, sites)
+            if done + last - inside < self.steps:
+                self.store.ahead(self._block_rows(*((epoch, block + 1) if last < self.per_epoch else (epoch + 1, 0))))
             shuffled_rows = _Block(rows, self.inputs, self.targets, self.batch, self.pairs, (self.seed, epoch, block))
             del rows
             for index in range(inside - first, last - first):
@@ -148,25 +154,41 @@ class StoredBatches:
                 yield shuffled_rows.get(index, {"step": done, **cut})
             del shuffled_rows  # before the next block is read: the stated memory is for one
 
-    def _block_rows(self, epoch: int, first: int, last: int) -> range | Tensor:
-        """Numbers of the store's rows at first..last - 1 in the epoch's order of pages."""
+    def _read(self, numbers: range | Tensor, sites: list[str]) -> Rows:
+        """Rows of a block, in the memory of the block before it where that is one of the disk."""
+        if self.blocks == 1 or not isinstance(self.store, DiskStore):
+            return self.store.read(numbers, sites)
+        rows = self.store.read(numbers, sites, into=self._room)
+        if self._room is None or rows.size > self._room.size:
+            self._room = rows
+        return rows
+
+    def numbers(self, epoch: int) -> Iterator[Tensor]:
+        """Numbers of the store's rows in each batch of an epoch, int64 [batch], without reading them."""
+        for block in range(self.blocks):
+            rows = self._block_rows(epoch, block)
+            rows = rows if isinstance(rows, Tensor) else torch.arange(rows.start, rows.stop)
+            yield from rows[shuffled(len(rows), self.pairs, self.seed, epoch, block)].split(self.batch)
+
+    def _cut(self) -> dict[str, int]:
+        """How batches are cut; states of stores of one window are as they were before there were several."""
+        windows = {} if self.blocks == 1 or len(self.store.part_rows) <= WINDOW else {"window": WINDOW}
+        return {"batch": self.batch, "batches_per_block": self.batches_per_block, **windows}
+
+    def _range(self, block: int) -> tuple[int, int]:
+        """The block's batches in their epoch: the first, and the one behind the last."""
+        first = block * self.batches_per_block
+        return first, min(first + self.batches_per_block, self.per_epoch)
+
+    def _block_rows(self, epoch: int, block: int) -> range | Tensor:
+        """Numbers of the store's rows in a block."""
+        first, last = self._range(block)
         if self.blocks == 1:
-            return range(last)
-        pages = -(-self.store.rows // PAGE)
-        order = permutation(pages, self.seed, epoch)
-        rows = (order.unsqueeze(1) * PAGE + torch.arange(PAGE)).flatten()
-        return rows[rows < self.store.rows][first:last]
-
-
-class _Filled(NamedTuple):
-    """One buffer's worth of live rows."""
-
-    index: int
-    """Number of the block."""
-    begin: Cursor
-    end: Cursor
-    """Where the next block begins."""
-    rows: Rows
+            return range(last * self.batch)
+        if self._order is None or self._order[0] != epoch:
+            rows = self.store.rows
+            self._order = (epoch, PageOrder(self.store.part_rows, rows=rows, seed=self.seed, epoch=epoch))
+        return self._order[1].rows(first * self.batch, last * self.batch)
 
 
 class LiveBatches:
@@ -211,52 +233,44 @@ class LiveBatches:
 
     def iterate(self, state: dict[str, Any] | None) -> Iterator[Batch]:
         """Batches from the beginning, or from after the batch that carried `state`."""
-        cut = {"batch": self.batch, "batches_per_block": self.batches_per_block}
-        if state:
-            check_state(state, **cut)
         done = state["step"] if state else 0
         if done == self.steps:
             return
-        begin = Cursor(*state["place"]) if state else BEGINNING
-        blocks = self._blocks(done // self.batches_per_block, begin)
-        for filled in prefetch(blocks, 1) if self.overlap else blocks:
-            block = _Block(filled.rows, self.inputs, self.targets, self.batch, self.pairs, (self.seed, 0, filled.index))
-            count = filled.rows.size // self.batch
-            for inside in range(done - filled.index * self.batches_per_block, count):
+        blocks = fill(self.harvest.passes, [self.filler(state)], on_restart=self.on_restart, progress=self.progress)
+        for filler, filled in prefetch(blocks, 1) if self.overlap else blocks:
+            if filled is None:
+                assert filler.error is not None
+                raise filler.error
+            for batch in self.of_block(filled, done):
                 done += 1
-                place = filled.end if inside + 1 == count else filled.begin
-                yield block.get(inside, {"step": done, "place": list(place), **cut})
-            del block, filled  # before the next one is filled: the stated memory is for one
+                yield batch
+            del filled, batch  # before the next block is filled: the stated memory is for one
 
-    def _blocks(self, index: int, begin: Cursor) -> Iterator[_Filled]:
-        """Fill block after block from `begin` on, each with whole batches, until all steps are served."""
-        while index * self.batches_per_block < self.steps:
-            size = self.batch * min(self.batches_per_block, self.steps - index * self.batches_per_block)
-            block: Rows | None = None
-            filled, end = 0, begin
-            for rows, here in self._rows_from(begin):
-                rows = rows.between(0, size - filled).stored(self.dtype, self.names, self.harvest.name_of)
-                block = rows.empty(size) if block is None else block
-                block.write(slice(filled, filled + rows.size), rows)
-                filled, end = filled + rows.size, here._replace(taken=here.taken + rows.size)
-                self.progress(rows.size)
-                if filled == size:
-                    break
-            assert block is not None  # the stream of rows never ends
-            yield _Filled(index, begin, end, block)
-            begin, index = end, index + 1
+    def filler(self, state: dict[str, Any] | None) -> Filler:
+        """Fills blocks from the beginning, or from the one with the batch after `state`."""
+        if state:
+            check_state(state, **self._cut)
+        return Filler(
+            self.harvest,
+            self.names,
+            self.dtype,
+            total=self.steps * self.batch,
+            block=self.batches_per_block * self.batch,
+            least=self.batch,
+            index=(state["step"] if state else 0) // self.batches_per_block,
+            begin=Cursor(*state["place"]) if state else BEGINNING,
+        )
 
-    def _rows_from(self, cursor: Cursor) -> Iterator[tuple[Rows, Cursor]]:
-        """Training rows of each forward pass and the place of the first one, epoch after epoch without an end."""
-        skip = cursor.taken
-        while True:
-            total = 0
-            for harvested in self.harvest.batches(cursor):
-                rows = self.harvest.trained_on(harvested.rows)
-                total += rows.size
-                yield rows.between(skip, rows.size), harvested.begin._replace(taken=skip, epoch=cursor.epoch)
-                skip = 0
-            if cursor[:2] == BEGINNING[:2] and total < self.batch:
-                raise DataError(f"the data set gives only {total} tokens to train on; a batch takes {self.batch}")
-            cursor = Cursor(epoch=cursor.epoch + 1)
-            self.on_restart(cursor.epoch)
+    def of_block(self, filled: Filled, done: int) -> Iterator[Batch]:
+        """The batches of a block, without those among the stream's first `done`."""
+        block = _Block(filled.rows, self.inputs, self.targets, self.batch, self.pairs, (self.seed, 0, filled.index))
+        count = filled.rows.size // self.batch
+        first = filled.index * self.batches_per_block
+        for inside in range(max(0, done - first), count):
+            place = filled.end if inside + 1 == count else filled.begin
+            yield block.get(inside, {"step": first + inside + 1, "place": list(place), **self._cut})
+
+    @property
+    def _cut(self) -> dict[str, int]:
+        """What a state is checked against."""
+        return {"batch": self.batch, "batches_per_block": self.batches_per_block}

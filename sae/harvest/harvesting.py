@@ -8,13 +8,13 @@ Run again it continues where it stopped; with more tokens it appends.
 
 from __future__ import annotations
 
-import os
 import time
 from typing import Any, NamedTuple
 
 import torch
 
 from sae.base.device import pick_device, product_rate
+from sae.base.launcher import rank_number, world_size
 from sae.base.objects import check_room
 from sae.base.progress import Progress, StopSignal
 from sae.config import StoreConfig
@@ -146,7 +146,7 @@ def worker_of(config: StoreConfig) -> Worker:
     if config.worker is not None:
         number, _, count = config.worker.partition("/")
         return Worker(int(number), int(count))
-    return Worker(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+    return Worker(rank_number(), world_size())
 
 
 def dry_run(config: StoreConfig) -> dict[str, Any]:

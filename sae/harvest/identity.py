@@ -43,13 +43,13 @@ def check_identity(place: str | Path, recorded: dict[str, Any], wanted: dict[str
     Raises:
         ConfigError: names the first field that differs, both values and what helps.
     """
-    same_weights = recorded.get("model_sha256") is not None and all(recorded.get(n) == wanted.get(n) for n in HASHES)
+    hashed = recorded.get("model_sha256") is not None and wanted.get("model_sha256") is not None
     for name, value in wanted.items():
         other = recorded.get(name)
         more = name == "sites" and isinstance(other, dict) and value.items() <= other.items()
         any_precision = name == "precision" and value == "auto" and other in STORED
-        # stores of earlier versions hold no hashes, and a model may have moved
-        passes = name in NOT_COMPARED or (name in HASHES and other is None) or (name == "model" and same_weights)
+        # stores of earlier versions hold no hashes; with them the model's name does not matter, which may have moved
+        passes = name in NOT_COMPARED or (name in HASHES and other is None) or (name == "model" and hashed)
         if other != value and not (more or any_precision or passes):
             remedy = f"{REMEDIES[name]}, or " if name in REMEDIES else ""
             raise ConfigError(

@@ -15,6 +15,7 @@ import contextlib
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from sae.data.packing import Cursor
 from sae.harvest.identity import check_identity
 from sae.harvest.legacy import legacy_shards
 from sae.harvest.precision import STORED
-from sae.harvest.rows import Rows, all_finite, first_not_finite
+from sae.harvest.rows import Rows
 from sae.harvest.shards import (
     FOLDER,
     FORMAT,
@@ -47,11 +48,11 @@ from sae.harvest.shards import (
 )
 from sae.harvest.store_memory import Store
 
-CHECKED_ROWS = 4096  # rows checked at a time for values that are not finite, so that no large copy is made
 OPEN_SHARDS = 64  # shards mapped into memory at once
 VERIFIED_AT_ONCE = 4 << 30
 """Bytes up to which a local store is compared with its hashes when it is opened; of a larger one each shard is when it
 is first read."""
+FETCHERS = 4  # shards that are fetched or verified at once
 LEAST_RUN = 32  # rows in a row, on average, from which on they are copied run by run
 
 
@@ -107,6 +108,9 @@ class DiskStore(Store):
         self._workers = [Worker(i, count) for i in range(count)] if worker is None else [worker]
         self._legacy = legacy_shards(self.objects.folder) if isinstance(self.objects, LocalObjects) else []
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
+        self._paths: dict[int, Future[Path]] = {}
+        self._finite: set[tuple[int, str]] = set()
+        self._fetchers = ThreadPoolExecutor(FETCHERS, thread_name_prefix="sae-shards")
         self._manifests: list[Manifest] = []
         self._check_writing: Callable[[], None] | None = None
         self._list(view)
@@ -215,8 +219,12 @@ class DiskStore(Store):
         shards = self._manifests[0].shards
         return shards[-1].end if self._writer is not None and shards else None
 
-    def read(self, rows: range | Tensor, sites: Sequence[str]) -> Rows:
+    def read(self, rows: range | Tensor, sites: Sequence[str], into: Rows | None = None) -> Rows:
         """Rows by number, as in `Store`.
+
+        Args:
+            into: rows of an earlier read that are no longer needed: their memory is used again if it suffices, which
+                saves touching it anew.
 
         Raises:
             CorruptError: a shard was changed since it was written, or an activation is not finite; names the file, and
@@ -228,11 +236,10 @@ class DiskStore(Store):
             first = int(torch.searchsorted(starts, rows.start, right=True)) - 1
             if rows.stop <= starts[first] + sizes[first]:
                 begin = rows.start - int(starts[first])
-                taken = self._opened(first).take(slice(begin, begin + len(rows)), sites)
-                self._check_finite(taken, rows)
-                return taken
+                return self._opened(first, sites).take(slice(begin, begin + len(rows)), sites)
         numbers = rows if isinstance(rows, Tensor) else torch.arange(rows.start, rows.stop)
-        gathered = self._empty(len(numbers), sites)
+        fits = into is not None and into.size >= len(numbers) and into.activations.keys() == set(sites)
+        gathered = into.between(0, len(numbers)) if fits and into is not None else self._empty(len(numbers), sites)
         shard = torch.bucketize(numbers, starts, right=True) - 1
         new = torch.ones(len(numbers), dtype=torch.bool)
         new[1:] = (numbers[1:] != numbers[:-1] + 1) | (shard[1:] != shard[:-1])
@@ -242,12 +249,11 @@ class DiskStore(Store):
             order = shard[begins].argsort(stable=True)
             runs = torch.stack([begins, lengths, shard[begins], numbers[begins] - starts[shard[begins]]], 1)[order]
             for at, length, index, of in runs.tolist():
-                gathered.write(slice(at, at + length), self._opened(index).take(slice(of, of + length), sites))
+                gathered.write(slice(at, at + length), self._opened(index, sites).take(slice(of, of + length), sites))
         else:
             for index in shard.unique().tolist():
                 here = (shard == index).nonzero().squeeze(1)
-                gathered.write(here, self._opened(index).take(numbers[here] - starts[index], sites))
-        self._check_finite(gathered, rows)
+                gathered.write(here, self._opened(index, sites).take(numbers[here] - starts[index], sites))
         return gathered
 
     def _empty(self, size: int, sites: Sequence[str]) -> Rows:
@@ -257,32 +263,39 @@ class DiskStore(Store):
         columns = [torch.empty(size, dtype=types.get(name, torch.int8)) for name in Rows._fields[1:]]
         return Rows(activations, *columns)
 
-    def _check_finite(self, result: Rows, rows: range | Tensor) -> None:
-        for site, activations in result.activations.items():
-            for first in range(0, result.size, CHECKED_ROWS):
-                if not all_finite(part := activations[first : first + CHECKED_ROWS]):
-                    number, index = int(rows[first + first_not_finite(part)]), 0
-                    sizes = self.part_rows
-                    while number >= sizes[index]:
-                        number, index = number - sizes[index], index + 1
-                    raise CorruptError(
-                        f"{self.objects.where(self.shards[index].name)}: row {number} of site {site} is not finite "
-                        f"(NaN or infinite), which no harvest stores; delete {self.place} and harvest again"
-                    )
+    def ahead(self, rows: range | Tensor) -> None:
+        """Fetch and verify the shards of these rows in the background; the `read` that needs them raises errors."""
+        numbers = rows if isinstance(rows, Tensor) else torch.tensor([rows.start, *rows[:: min(self.part_rows)]])
+        ends = torch.tensor(self.part_rows).cumsum(0)
+        for index in torch.bincount(torch.bucketize(numbers, ends, right=True)).nonzero().flatten().tolist():
+            self._path(index)
 
-    def _opened(self, index: int) -> OpenShard:
-        """A shard, its content compared with its hash."""
+    def _path(self, index: int) -> Future[Path]:
+        """A shard's file on this machine, its content compared with its hash once."""
+        if index not in self._paths:
+            entry = self.shards[index]
+            self._paths[index] = self._fetchers.submit(self.objects.local, entry.name, entry.bytes, entry.sha256)
+        return self._paths[index]
+
+    def _opened(self, index: int, sites: Sequence[str] = ()) -> OpenShard:
+        """A shard, its content compared with its hash, and activations at these sites known to be finite."""
         if index in self._open:
             self._open.move_to_end(index)
-            return self._open[index]
-        entry = self.shards[index]
-        path = self.objects.local(entry.name, entry.bytes, entry.sha256)
-        shard = OpenShard(
-            path, self.objects.where(entry.name), self.identity["precision"], list(self.identity["sites"])
-        )
-        self._open[index] = shard
-        if len(self._open) > OPEN_SHARDS:
-            self._open.popitem(last=False)
+        else:
+            path = self._path(index).result()
+            if not path.exists():  # given up to make room in the cache before it was mapped
+                del self._paths[index]
+                path = self._path(index).result()
+            where, precision = self.objects.where(self.shards[index].name), self.identity["precision"]
+            self._open[index] = OpenShard(path, where, precision, list(self.identity["sites"]))
+            if len(self._open) > OPEN_SHARDS:
+                closed, _ = self._open.popitem(last=False)
+                del self._paths[closed]  # a remote shard may leave the cache
+        shard = self._open[index]
+        for site in sites:
+            if (index, site) not in self._finite:
+                shard.check_finite(site)
+                self._finite.add((index, site))
         return shard
 
 

@@ -58,6 +58,9 @@ class Store:
     def finish(self) -> None:
         """Record that the data are used up."""
 
+    def ahead(self, rows: range | Tensor) -> None:
+        """Make ready, in the background, what a later `read` of these rows needs."""
+
     def read(self, rows: range | Tensor, sites: Sequence[str]) -> Rows:
         """Rows by number (a range, or int64 [n] on the CPU), with activations at some sites, on the CPU."""
         raise NotImplementedError

@@ -11,6 +11,7 @@ The kinds of tokens, and which of them are left out of training, are decided her
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -126,12 +127,25 @@ class Harvest:
     def batches(self, start: Cursor = BEGINNING) -> Iterator[Harvested]:
         """Forward passes of `contexts` contexts each, from `start` to the end of the documents."""
         _ = self.norm_limits  # measured before the stream begins; raises where no token can be trained on
+        for harvested in self.passes(start):
+            yield self.seen(harvested)
+
+    def passes(self, start: Cursor = BEGINNING) -> Iterator[Harvested]:
+        """The forward passes of `batches` as they come from the model, for `seen` of this harvest or of its views."""
         begin = start
         for contexts in self.contexts(start):
-            rows = self.rows(contexts)
-            self.counts.update({name: int((rows.kind == kind).sum()) for kind, name in self.kinds.items()})
-            yield Harvested(rows, contexts, begin)
+            yield Harvested(self._forward(contexts), contexts, begin)
             begin = contexts.next
+
+    def seen(self, harvested: Harvested) -> Harvested:
+        """A forward pass at this harvest's sites: checked, its sinks told apart, its tokens counted.
+
+        Raises:
+            ActivationError: see `check_finite`.
+        """
+        rows = self._sorted(harvested.contexts, harvested.rows)
+        self.counts.update({name: int((rows.kind == kind).sum()) for kind, name in self.kinds.items()})
+        return harvested._replace(rows=rows)
 
     def rows(self, contexts: Contexts, captured: Mapping[str, Tensor] | None = None) -> Rows:
         """One forward pass: the rows of every token that is not padding.
@@ -143,7 +157,34 @@ class Harvest:
         Raises:
             ActivationError: see `check_finite`.
         """
-        rows = self._forward(contexts, captured)
+        return self._sorted(contexts, self._forward(contexts, captured))
+
+    def views(self, groups: Sequence[Sequence[Site]]) -> list[Harvest]:
+        """For each group of these sites, the harvest of that group alone, to be fed from `passes` of this one.
+
+        A token is a sink by the norms at a harvest's own sites: each view has the limits, the kinds and the choice of
+        precision that it would have by itself. One forward pass is measured for all of them and this one.
+
+        Raises:
+            ActivationError, DataError: see `first_pass`.
+        """
+        rows = self._first_rows()
+        self.first_pass = self._measured(rows)
+        views = []
+        for sites in groups:
+            view = copy.copy(self)
+            names = [site.name for site in sites]
+            view.sites, view.counts = list(sites), Counter()
+            view.first_pass = view._measured(rows.at(names))
+            if self._norm_limits is not None:
+                view._norm_limits = {name: limit for name, limit in self._norm_limits.items() if name in names}
+            views.append(view)
+        return views
+
+    def _sorted(self, contexts: Contexts, rows: Rows) -> Rows:
+        """Rows of a forward pass at this harvest's sites, checked, with their kinds."""
+        rows = rows.at(site.name for site in self.sites)
+        self.check_finite(contexts, (contexts.document >= 0).flatten().nonzero().squeeze(1), rows.activations)
         return rows._replace(kind=_with_sinks(rows.kind, rows.activations, self.norm_limits))
 
     def trained_on(self, rows: Rows) -> Rows:
@@ -214,13 +255,12 @@ class Harvest:
         return kind
 
     def _forward(self, contexts: Contexts, captured: Mapping[str, Tensor] | None = None) -> Rows:
-        """Rows of every token that is not padding, sinks not told apart yet."""
+        """Rows of every token that is not padding, not checked and sinks not told apart yet."""
         real = (contexts.document >= 0).flatten().nonzero().squeeze(1)
         captured = self._captured(contexts) if captured is None else captured
         activations = {name: a.flatten(0, 1) for name, a in captured.items()}
         if len(real) < contexts.document.numel():
             activations = {name: a[real.to(a.device)] for name, a in activations.items()}
-        self.check_finite(contexts, real, activations)
         wanted = self.wanted(contexts)
         kind = self._kinds_of_tokens(contexts.tokens.flatten()[real], None if wanted is None else wanted[real])
         columns = (contexts.tokens, contexts.document, contexts.position, contexts.start)
@@ -308,25 +348,34 @@ class Harvest:
             ActivationError: see `check_finite`.
             DataError: the data set has no ordinary token.
         """
+        return self._measured(self._first_rows())
+
+    def _first_rows(self) -> Rows:
+        """Rows of the first forward pass that holds an ordinary token."""
         for contexts in self.contexts(BEGINNING):
             rows = self._forward(contexts)
-            ordinary = rows.kind == ORDINARY
-            if not ordinary.any():
-                continue
-            limits: dict[str, float] = {}
-            percentiles: dict[str, list[float]] = {}
-            for name, a in rows.activations.items():
-                norms = a[ordinary.to(a.device)].float().norm(dim=1).cpu()
-                # not torch.quantile, which is limited to 2^24 values
-                percentiles[name] = np.percentile(norms.numpy(), PERCENTILES).tolist()
-                if self.config.max_norm:
-                    limits[name] = self.config.max_norm * norms.median().item()
-            trained = self.trained(_with_sinks(rows.kind, rows.activations, limits))
-            # a limit on ordinary tokens does not bound the special ones
-            bounds = {} if self.config.keep_special else limits
-            kept = {name: Kept(a[trained.to(a.device)], bounds.get(name)) for name, a in rows.activations.items()}
-            return FirstPass(limits, percentiles, choose_precision(kept))
+            real = (contexts.document >= 0).flatten().nonzero().squeeze(1)
+            self.check_finite(contexts, real, rows.activations)
+            if (rows.kind == ORDINARY).any():
+                return rows
         raise DataError("the data set gave no token to train on")
+
+    def _measured(self, rows: Rows) -> FirstPass:
+        """Norms and precision of rows at this harvest's sites."""
+        ordinary = rows.kind == ORDINARY
+        limits: dict[str, float] = {}
+        percentiles: dict[str, list[float]] = {}
+        for name, a in rows.activations.items():
+            norms = a[ordinary.to(a.device)].float().norm(dim=1).cpu()
+            # not torch.quantile, which is limited to 2^24 values
+            percentiles[name] = np.percentile(norms.numpy(), PERCENTILES).tolist()
+            if self.config.max_norm:
+                limits[name] = self.config.max_norm * norms.median().item()
+        trained = self.trained(_with_sinks(rows.kind, rows.activations, limits))
+        # a limit on ordinary tokens does not bound the special ones
+        bounds = {} if self.config.keep_special else limits
+        kept = {name: Kept(a[trained.to(a.device)], bounds.get(name)) for name, a in rows.activations.items()}
+        return FirstPass(limits, percentiles, choose_precision(kept))
 
 
 def _with_sinks(kind: Tensor, activations: Mapping[str, Tensor], limits: Mapping[str, float]) -> Tensor:

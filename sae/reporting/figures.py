@@ -29,14 +29,18 @@ class IllustratedPage(Page):
 
     def write_figures(self, folder: Path) -> list[str]:
         """Write every figure as NAME.svg and NAME.png into `folder`; the names of the files."""
-        written = []
-        for name, figure in self.figures.items():
-            for kind in ("svg", "png"):
-                data = io.BytesIO()
-                # no date and no random ids, so that the same report has the same bytes
-                about: dict[str, Any] = {"metadata": {"Date": None}} if kind == "svg" else {"dpi": PNG_DPI}
-                with rc_context({"svg.hashsalt": "sparsight"}):
-                    figure.savefig(data, format=kind, bbox_inches="tight", **about)
-                publish_file(folder / f"{name}.{kind}", data.getvalue())
-                written.append(f"{name}.{kind}")
-        return written
+        return [file for name, figure in self.figures.items() for file in write_figure(folder, name, figure)]
+
+
+def write_figure(folder: Path, name: str, figure: Figure) -> list[str]:
+    """Write a figure as NAME.svg and NAME.png into `folder`; the names of the files."""
+    written = []
+    for kind in ("svg", "png"):
+        data = io.BytesIO()
+        # no date and no random ids, so that the same figure has the same bytes
+        about: dict[str, Any] = {"metadata": {"Date": None}} if kind == "svg" else {"dpi": PNG_DPI}
+        with rc_context({"svg.hashsalt": "sparsight"}):
+            figure.savefig(data, format=kind, bbox_inches="tight", **about)
+        publish_file(folder / f"{name}.{kind}", data.getvalue())
+        written.append(f"{name}.{kind}")
+    return written

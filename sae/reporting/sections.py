@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from sae.evaluation.words import described, value_at
 from sae.pictures.charts import draw_histograms
@@ -26,6 +27,8 @@ COLUMNS = {
 """Key in eval.json -> head of the column, for runs and controls."""
 CURVES = {"fvu": "FVU", "l0": "L0", "dead": "Dead latents, share"}
 """Key in metrics.jsonl -> name of the axis."""
+SPREAD = 10
+"""Largest FVU over the smallest from which on the axis is logarithmic."""
 POINTS = 400
 """Points of a training curve that are drawn."""
 
@@ -45,7 +48,7 @@ def overview(page: IllustratedPage, subjects: Sequence[Subject]) -> None:
     page.table([{name: row.get(name) for name in ("name", *COLUMNS.values())} for row in rows])
     page.figure(
         "fvu_over_l0",
-        _plane(subjects),
+        draw_fidelity({s.name: [s.numbers] for s in subjects}, {"": [s.numbers for s in subjects]}),
         "Share of the variance that is not explained, over the number of active latents; lower and further left is "
         "better. PCA is drawn with as many components as the run has active latents, and with as many as it needs for "
         "the run's FVU.",
@@ -72,20 +75,33 @@ def _columns(numbers: Mapping[str, Any]) -> dict[str, Any]:
     return {head: value_at(dict(numbers), key) for key, head in COLUMNS.items()}
 
 
-def _plane(subjects: Sequence[Subject]) -> Any:
+def draw_fidelity(
+    runs: Mapping[str, Sequence[Mapping[str, Any]]], places: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> Figure:
+    """FVU over L0 of evaluations (eval.json), beside as many principal components of the activations.
+
+    Args:
+        runs: name of a line -> its evaluations, joined in the order of their L0.
+        places: site -> evaluations of what is reconstructed there, whose controls give the line of components.
+    """
     curves: dict[str, Curve] = {}
-    for subject in subjects:
-        numbers = subject.numbers
-        curves[subject.name] = Curve([_middle(numbers["l0"])], [numbers["fvu"]], "o")
-    pca = {
-        _middle(row["l0"]): _middle(row["fvu"])
-        for subject in subjects
-        for name, row in controls_of(subject.numbers).items()
-        if name.startswith("PCA")
-    }
-    if pca:
-        curves["PCA"] = Curve(sorted(pca), [pca[k] for k in sorted(pca)], "--o")
-    return draw_lines(curves, "L0 (active latents a token, or components)", "FVU", log_x=True)
+    for name, numbers in runs.items():
+        points = sorted(numbers, key=lambda n: _middle(n["l0"]))
+        style = "-o" if len(points) > 1 else "o"
+        curves[name] = Curve([_middle(n["l0"]) for n in points], [n["fvu"] for n in points], style)
+    for site, numbers in places.items():
+        pca = {
+            _middle(row["l0"]): _middle(row["fvu"])
+            for evaluation in numbers
+            for name, row in controls_of(evaluation).items()
+            if name.startswith("PCA")
+        }
+        if pca:
+            name = "PCA" if len(places) == 1 else f"PCA, {site}"
+            curves[name] = Curve(sorted(pca), [pca[k] for k in sorted(pca)], "--o")
+    shown = [value for curve in curves.values() for value in map(_middle, curve.y)]
+    far = 0 < min(shown) < max(shown) / SPREAD
+    return draw_lines(curves, "L0 (active latents a token, or components)", "FVU", log_x=True, log_y=far)
 
 
 def _middle(value: Any) -> float:

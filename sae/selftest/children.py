@@ -13,6 +13,7 @@ import hashlib
 import io
 import multiprocessing
 import os
+import runpy
 import signal
 import sys
 import time
@@ -149,10 +150,10 @@ def _child(connection: Connection, job: Job) -> None:
 
 
 def _status(arguments: tuple[str, ...]) -> int:
-    from sae.cli.main import main
-
+    """Exit status of `python -m sae`."""
     try:
-        main(list(arguments))
+        with mock.patch.object(sys, "argv", ["sae", *arguments]):
+            runpy.run_module("sae", run_name="__main__")
     except SystemExit as stopped:
         return stopped.code if isinstance(stopped.code, int) else 1
     except BaseException:  # a bug, whose traceback the parent is to see

@@ -61,6 +61,12 @@ HARNESSES: dict[str, Harness] = {
         unit="mutated files",
         breaks={"no-cap": "sizes in headers are believed", "no-guard": "errors of libraries pass through readers"},
     ),
+    "ranks": Harness(
+        claim="a rank that dies, stops, raises or hangs ends all within 30 s, is named, and the job resumes",
+        n=40,
+        unit="broken jobs",
+        breaks={"no-watchdog": "no rank watches over the others"},
+    ),
 }
 """Name -> what it claims; its code is `sae/selftest/NAME.py`."""
 ALL = "all"

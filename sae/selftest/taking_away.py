@@ -35,18 +35,6 @@ def no_hash() -> Iterator[None]:
         yield
 
 
-def no_cap() -> contextlib.AbstractContextManager[Any]:
-    """What an archive says of its size is believed."""
-    from sae.interop import files as foreign
-
-    return mock.patch.object(foreign, "check_sizes")
-
-
-def no_guard() -> contextlib.AbstractContextManager[Any]:
-    """What libraries raise for a damaged file passes through readers."""
-    return mock.patch("sae.base.reading._passes", return_value=True)
-
-
 @contextlib.contextmanager
 def no_rename() -> Iterator[None]:
     """A file is written at once under its final name."""
@@ -104,14 +92,37 @@ def no_fsync_errors() -> Iterator[None]:
         yield
 
 
+def no_cap() -> contextlib.AbstractContextManager[Any]:
+    """What an archive says of its size is believed."""
+    from sae.interop import files as foreign
+
+    return mock.patch.object(foreign, "check_sizes")
+
+
+def no_guard() -> contextlib.AbstractContextManager[Any]:
+    """What libraries raise for a damaged file passes through readers."""
+    return mock.patch("sae.base.reading._passes", return_value=True)
+
+
+@contextlib.contextmanager
+def no_watchdog() -> Iterator[None]:
+    """Ranks meet and exchange, and none watches over the others."""
+    from sae.base.watchdog import Watchdog
+
+    nothing = {name: mock.DEFAULT for name in ("start", "fail", "check", "leave")}
+    with mock.patch.multiple(Watchdog, **nothing):
+        yield
+
+
 TAKEN_AWAY: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
     "no-hash": no_hash,
+    "no-cap": no_cap,
+    "no-guard": no_guard,
+    "no-watchdog": no_watchdog,
     "no-rename": no_rename,
     "no-moments": no_moments,
     "no-place": no_place,
     "no-fsync-errors": no_fsync_errors,
-    "no-cap": no_cap,
-    "no-guard": no_guard,
 }
 """What --break takes -> a context without that protection."""
 

@@ -1,17 +1,21 @@
 """What the process that children are forked from imports; it computes nothing and starts no thread."""
 
-import torch
-import transformers
+import importlib
 
-import sae.cli.main
-import sae.cli.sweep
-import sae.evaluation.run
-import sae.features.collect.collect
-import sae.features.collect.text_subject
-import sae.features.explain.explain
-import sae.models.saved
-import sae.selftest.taking_away
-import sae.training.run
-import sae.training.text
-
-__all__ = ["sae", "torch", "transformers"]
+MODULES = (
+    "torch",
+    "transformers",
+    # the command stands above this room, and is started by its name as a person starts it
+    "sae.cli.main",
+    "sae.cli.sweep",
+    "sae.evaluation.run",
+    "sae.features.collect.collect",
+    "sae.features.collect.text_subject",
+    "sae.features.explain.explain",
+    "sae.harvest.harvesting",
+    "sae.selftest.taking_away",
+    "sae.training.run",
+    "sae.training.text",
+)
+for name in MODULES:
+    importlib.import_module(name)

@@ -14,14 +14,12 @@ from sae.base.files import publish_json
 from sae.base.launcher import world_size
 from sae.base.progress import Progress, StopSignal
 from sae.config import RunConfig
-from sae.data.batching import Batches
 from sae.models.saved import CONFIG
 from sae.training.data import TrainingData
-from sae.training.loop import take_steps
+from sae.training.loop import Taking, Trainee, take_steps
 from sae.training.plan import Plan, make_plan
 from sae.training.run_folder import finish_record, own_folder
 from sae.training.space import check_space, try_steps
-from sae.training.trainer import Trainer
 from sae_kernels import backends_used
 
 
@@ -116,52 +114,75 @@ def train(config: RunConfig, data: TrainingData | None = None) -> TrainResult:
 def fit(plan: Plan, stop: StopSignal, progress: Progress) -> TrainResult:
     """Train on data that are prepared, in a folder that this process owns."""
     config, data = plan.config, plan.data
-    if not config.resume:
-        publish_json(config.out / CONFIG, plan.record())
+    begin_record(plan)
     begun = time.perf_counter()
     batches = data.batches(stop, progress)
-    seconds = {"harvest": time.perf_counter() - begun} if data.unit == "tokens" else {}
+    harvest = {"harvest": time.perf_counter() - begun} if data.unit == "tokens" else {}
+    say_left_over(data, progress)
+    trial = try_steps(plan)
+    trainee = begin(plan, batches.steps, progress, about="" if trial is None else _duration(trial.seconds))
+    hint = f"continue with: {data.command} --resume --out {config.out}"
+    stream = (Taking([trainee], batch) for batch in batches.iterate(trainee.state))
+    take_steps(stream, [trainee], stop, progress, hint=hint, unit=data.unit)
+    progress.say("Kernels: " + ", ".join(f"{op} on {backend}" for op, backend in backends_used().items()) + ".")
+    return finish(plan, trainee, progress, seconds=harvest)
+
+
+def begin_record(plan: Plan) -> None:
+    """Write the record of a run that begins."""
+    if not plan.config.resume:
+        publish_json(plan.config.out / CONFIG, plan.record())
+
+
+def say_left_over(data: TrainingData, progress: Progress) -> None:
+    """Say how many samples fill no batch."""
     if data.left_over:
         total = data.samples if data.available is None else data.available
         progress.say(
             f"{data.left_over:,} of {total:,} {data.unit} do not fill a batch of {data.batch:,} and are left out of "
             "each epoch."
         )
-    trial = try_steps(plan)
-    trainer = plan.trainer(batches.steps)
+
+
+def begin(plan: Plan, steps: int, progress: Progress, *, about: str = "") -> Trainee:
+    """The run with its trainer, untrained or from its newest checkpoint; `about` says how long it may take."""
+    data = plan.data
+    trainer = plan.trainer(steps)
+    trainee = Trainee(plan.config, trainer, steps=steps, batch_rows=data.batch, unit=data.unit)
     passes = f", {data.epochs:,} passes over {data.available:,}" if data.available is not None else ""
-    about = "" if trial is None else f": about {_duration(trial.seconds)} in all"
     progress.say(
-        f"Training {batches.steps:,} steps of {data.batch:,} {data.unit}{passes}, {trainer.route.name} route{about}."
+        f"Training {steps:,} steps of {data.batch:,} {data.unit}{passes}, {trainer.route.name} route"
+        f"{f': about {about} in all' if about else ''}."
     )
-    begun = time.perf_counter()
-    hint = f"continue with: {data.command} --resume --out {config.out}"
-    last = take_steps(config, trainer, batches, data.batch, stop, progress, hint=hint, unit=data.unit)
-    seconds["training"] = time.perf_counter() - begun
-    progress.say("Kernels: " + ", ".join(f"{op} on {backend}" for op, backend in backends_used().items()) + ".")
-    finish_record(config, trainer, batch=data.batch, **data.finished())
+    if trainee.state is not None:
+        progress.say(f"Resuming at step {trainer.taken} of {steps}.")
+    return trainee
+
+
+def finish(plan: Plan, trainee: Trainee, progress: Progress, *, seconds: dict[str, float]) -> TrainResult:
+    """Save the autoencoder of a run that has taken all its steps; `seconds` beside those of training."""
+    data, last = plan.data, trainee.last
+    finish_record(plan.config, trainee.trainer, batch=data.batch, **data.finished())
     if data.advice and last["fvu"] > 1:
         progress.say(f"FVU {last['fvu']:.2f}: worse than the mean of the {data.unit}. {data.advice}")
-    return result_of(plan, batches, trainer, last, seconds)
+    return result_of(plan, trainee, seconds)
 
 
-def result_of(
-    plan: Plan, batches: Batches, trainer: Trainer, last: dict[str, Any], seconds: dict[str, float]
-) -> TrainResult:
-    """What a run that has taken all its steps gives."""
-    config, data = plan.config, plan.data
+def result_of(plan: Plan, trainee: Trainee, seconds: dict[str, float]) -> TrainResult:
+    """What a run that has taken all its steps gives; `seconds` beside those of training."""
+    config, data, trainer = plan.config, plan.data, trainee.trainer
     return TrainResult(
         out=config.out,
         variant=data.sae.variant,
         unit=data.unit,
-        steps=batches.steps,
-        samples=batches.steps * data.batch,
+        steps=trainee.steps,
+        samples=trainee.steps * data.batch,
         available=data.available,
         left_over=data.left_over,
         parameters=plan.parameters,
         harvested=dict(data.harvested),
-        seconds=seconds,
-        last=last,
+        seconds={**seconds, "training": trainee.seconds},
+        last=trainee.last,
         lr=trainer.peak,
         route=trainer.route.name,
         backends=backends_used(),

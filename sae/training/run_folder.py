@@ -50,13 +50,13 @@ def check_run_folder(config: RunConfig) -> None:
         parent = existing(out)
         if not parent.is_dir():
             raise ConfigError(f"--out {out}: {parent} is a file; expected a folder")
-        check_writable(parent)
+        check_writable(parent, f"--out {out}: ")
         return
     if not (out / CONFIG).is_file():
         raise ConfigError(f"--resume: {out} holds no run to continue (it has no {CONFIG})")
-    check_writable(out)
+    check_writable(out, "--resume: ")
     record = read_record(out)
-    if (out / WEIGHTS).is_file() and record.get("autoencoder"):
+    if is_finished(out):
         raise ConfigError(f"--resume: the run in {out} is finished; evaluate it with: sae eval {out}")
     begun = from_json(type(config), record["train"], f"{out / CONFIG}: train")  # with defaults that are newer than it
     saved, now = flat(to_json(begun)), flat(to_json(config))
@@ -132,6 +132,15 @@ def _take_back(out: Path, error: BaseException, *, existed: bool) -> None:
         with contextlib.suppress(OSError):  # something else is in it
             if not existed:
                 out.rmdir()
+
+
+def is_finished(out: Path) -> bool:
+    """Whether the run in a folder has saved its autoencoder.
+
+    Raises:
+        CorruptError: its config.json is not the record of a run.
+    """
+    return (out / WEIGHTS).is_file() and bool(read_record(out).get("autoencoder"))
 
 
 def read_record(out: Path) -> dict[str, Any]:

@@ -42,8 +42,8 @@ def estimate(plan: Plan) -> dict[str, Any]:
         "epochs": data.epochs,
         "steps": steps,
         **({} if trial is None else {"route": trial.route}),
-        "memory_bytes": {**memory, "weights_gradients_moments": 16 * parameters},
-        "disk_bytes": {"run": _run_bytes(plan), **disk},
+        "memory_bytes": {**memory, "weights_gradients_moments": weight_bytes(plan)},
+        "disk_bytes": {"run": run_bytes(plan), **disk},
         "seconds": seconds,
         "device": str(plan.device),
     }
@@ -71,16 +71,21 @@ def check_space(plan: Plan) -> None:
     Raises:
         ConfigError: names the flag, what is needed and what is free.
     """
-    weights, available = 16 * plan.parameters, available_memory(plan.device)
+    weights, available = weight_bytes(plan), available_memory(plan.device)
     if weights > available:
         raise ConfigError(
             f"--width {plan.data.sae.width}: weights, gradients and two moments take {weights >> 20} MiB of memory, "
             f"{available >> 20} MiB are free on the {plan.device.type}"
         )
     plan.data.check_space()
-    check_disk("--out", plan.config.out, _run_bytes(plan))
+    check_disk("--out", plan.config.out, run_bytes(plan))
 
 
-def _run_bytes(plan: Plan) -> int:
+def weight_bytes(plan: Plan) -> int:
+    """Bytes of memory that weights, gradients and two moments take."""
+    return 16 * plan.parameters
+
+
+def run_bytes(plan: Plan) -> int:
     """Bytes of the run folder: the saved weights, and checkpoints of weights and two moments."""
     return 4 * plan.parameters * (1 + 3 * (plan.config.keep_checkpoints + 1))

@@ -31,6 +31,9 @@ class TensorStore:
         self.identity = {"sites": {SITE: part.whole.width}}
         self.part_rows = [part.rows]
 
+    def ahead(self, rows: range | Tensor) -> None:
+        """Nothing has to be made ready."""
+
     def read(self, rows: range | Tensor, sites: Sequence[str]) -> Rows:
         """Rows by number; they belong to no document."""
         none = torch.zeros(len(rows), dtype=torch.int8)

@@ -14,11 +14,13 @@ from sae.base.device import available_memory, product_rate
 from sae.base.launcher import world_size
 from sae.base.objects import check_room
 from sae.base.progress import PLAIN_SECONDS, Progress, StopSignal
+from sae.base.pulse import PULSE
 from sae.config import ConfigError, OptimConfig, SAEConfig, TrainConfig, refuse_ignored
 from sae.data.documents import Documents
 from sae.data.packing import named_ids
 from sae.harvest.beginning import Beginning, described, recorded, settle
 from sae.harvest.buffer import LiveBatches, StoredBatches, batches_in
+from sae.harvest.filling import Filler
 from sae.harvest.identity import measured, store_identity
 from sae.harvest.language_model import (
     LanguageModel,
@@ -70,6 +72,8 @@ class TextData:
     """Once prepared."""
     store: Store | None = None
     """Activations that other runs harvested; by default this one harvests its own."""
+    hint: str = ""
+    """How to go on after a stop; by default the command that resumes this run."""
     opened: DiskStore | None = None
     """The store that is named, if it is there."""
 
@@ -154,8 +158,8 @@ class TextData:
             "steps": self.samples // self.batch,
             "training_tokens": self.samples,
             "memory_bytes": {
-                "language_model": self.layer_parameters * (4 if self.device.type == "cpu" else 2),
-                "activations": store if self._in_memory else min(store, config.buffer_mb << 20),
+                "language_model": self.language_model_bytes,
+                "activations": store if self.in_memory else min(store, config.buffer_mb << 20),
             },
             "disk_bytes": {"store": store if config.store else 0},
             "seconds": {
@@ -166,12 +170,18 @@ class TextData:
         }
 
     @property
-    def _in_memory(self) -> bool:
+    def language_model_bytes(self) -> int:
+        """Memory of the part of the language model that a harvest runs through."""
+        return self.layer_parameters * (4 if self.device.type == "cpu" else 2)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether all activations are kept in memory."""
         return self.cached and self.config.store is None
 
     def check_space(self) -> None:
         config, store = self.config, self.kept_bytes
-        if self._in_memory:
+        if self.in_memory:
             free = available_memory(torch.device("cpu"))
             if store > free * 0.7:
                 raise ConfigError(
@@ -195,13 +205,22 @@ class TextData:
             rows = min(self.opened.rows, self.config.tokens)
             progress.say(f"Activations of {rows:,} tokens are read from {self.config.store}; the model is not loaded.")
             return
+        harvest = self.open_harvest(progress)
+        progress.say(norm_report(harvest))
+        self.use(harvest, progress)
+
+    def open_harvest(self, progress: Progress) -> Harvest:
+        """Load the language model; what is read is said, and no forward pass made yet."""
         lm = self._load_model(progress)
         limits = None if self.opened is None else self.opened.identity.get("measured", {}).get("norm_limits")
         if limits is not None and not limits.keys() <= {site.name for site in self.sites}:
             limits = None
         harvest = Harvest(lm, self.sites, self.documents, self.config.harvest, limits, tell=progress.say)
         progress.say(opening(harvest.documents, lm.tokenizer, self.config.harvest, beginning=lm.beginning))
-        progress.say(norm_report(harvest))
+        return harvest
+
+    def use(self, harvest: Harvest, progress: Progress) -> None:
+        """Take rows from this harvest, and settle the precision of activations."""
         self.harvest = harvest
         if self.precision == "auto":
             precision, reason = harvest.first_pass.precision
@@ -234,6 +253,11 @@ class TextData:
             beginning = settle(lm, config.harvest, self.documents)
         progress.say(beginning.line(lm.tokenizer))
         return lm._replace(beginning=beginning.ids)
+
+    @property
+    def stop_hint(self) -> str:
+        """How to go on after a stop."""
+        return self.hint or f"continue with: {self.command} --resume --out {self.config.out}"
 
     @property
     def _harvest(self) -> Harvest:
@@ -287,6 +311,8 @@ class TextData:
 
     def store_record(self) -> dict[str, Any]:
         """What a store records, with how segments begin; one from before that was recorded has BOS, else CLS, first."""
+        if self.harvest is None:
+            return self.store_identity  # a complete store was read instead of the model
         lm = self._harvest.lm
         if self.opened is None:
             return {**self.store_identity, "beginning": described(lm), "measured": measured(self._harvest)}
@@ -302,9 +328,15 @@ class TextData:
 
             def advance(rows: int) -> None:
                 bar.advance(rows)
-                stop.check(f"{kept}continue with: sae train --resume --out {config.out}")
+                stop.check(kept + self.stop_hint)
 
             return fill_store(store, self._harvest, tokens=config.tokens, progress=advance)
+
+    def memory_filler(self) -> Filler:
+        """Fills one block with all that this run keeps in memory."""
+        tokens, names = self.config.tokens, [site.name for site in self.sites]
+        dtype = getattr(torch, self.precision)
+        return Filler(self._harvest, names, dtype, total=tokens, block=tokens, repeats=False, on_cpu=True)
 
     def live(
         self, stop: StopSignal, progress: Progress, kind: type[LiveBatches] = LiveBatches, **more: Any
@@ -316,11 +348,12 @@ class TextData:
         def advance(rows: int) -> None:
             nonlocal spoken, rows_harvested
             rows_harvested += rows
+            PULSE.beat()
             # a buffer can take minutes to fill, while no step is taken
             if time.perf_counter() - spoken > PLAIN_SECONDS:
                 spoken = time.perf_counter()
                 progress.say(f"Harvested {rows_harvested:,} tokens.")
-            stop.check(f"continue with: sae train --resume --out {self.config.out}")
+            stop.check(self.stop_hint)
 
         batches = kind(
             self._harvest,

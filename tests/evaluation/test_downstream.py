@@ -13,6 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from evaluated import DRAWS, autoencoder, measured
 from sae.base.files import read_json
 from sae.cli.main import main
 from sae.config import EvalConfig, HarvestConfig, OptimConfig, SAEConfig, TrainConfig
@@ -21,39 +22,12 @@ from sae.data.packing import BEGINNING
 from sae.evaluation import downstream
 from sae.evaluation.losses import ARRAYS, LOGITS, divergence, losses
 from sae.evaluation.run import evaluate
-from sae.harvest.language_model import load_language_model, locate_model, measure_width
+from sae.harvest.language_model import measure_width
 from sae.harvest.sites import resolve_sites
 from sae.harvest.stream import Harvest
 from sae.models.autoencoder import Autoencoder
 from sae.modules.codes import Identity
 from sae.training.run import train
-
-DRAWS = {"resamples": 100, "seed": 0}
-
-
-@pytest.fixture(scope="module")
-def harvest(tiny_model: Path, corpus: Path) -> Harvest:
-    lm = load_language_model(
-        locate_model(str(tiny_model), trust_remote_code=False), device=torch.device("cpu"), precision="float32"
-    )
-    config = HarvestConfig(model=str(tiny_model), dataset=str(corpus), layer=1, context=64, contexts=4)
-    harvest = Harvest(lm, resolve_sites(lm.model, ["resid_post"], layer=1), open_documents(str(corpus)), config)
-    return harvest
-
-
-def linear(dim: int, W: torch.Tensor, b: torch.Tensor) -> Autoencoder:
-    model = Autoencoder(dim, W.shape[0], Identity())
-    model.W_enc.data.copy_(W)
-    model.dictionary.W.data.copy_(W)
-    model.dictionary.b.data.copy_(b)
-    return model
-
-
-def measured(harvest: Harvest, model: Autoencoder, mean: torch.Tensor) -> dict:
-    batches = downstream.enough(harvest.contexts(BEGINNING), 1000)
-    subject = downstream.Splice(model, harvest.sites, harvest.sites, mean)
-    sums = downstream.measure(harvest, {"it": subject}, batches, lambda tokens: None)
-    return downstream.metrics(sums["it"], **DRAWS)
 
 
 def test_kl_is_that_of_the_clean_model_from_the_spliced_one() -> None:
@@ -67,7 +41,7 @@ def test_kl_is_that_of_the_clean_model_from_the_spliced_one() -> None:
 
 def test_losses_are_those_of_whole_passes(harvest: Harvest) -> None:
     dim = harvest.sites[0].width or 0
-    model = linear(dim, torch.eye(dim)[: dim // 2], torch.full((dim,), 0.1))
+    model = autoencoder(dim, torch.eye(dim)[: dim // 2], torch.full((dim,), 0.1))
     compare(harvest, downstream.Splice(model, harvest.sites, harvest.sites, torch.full((dim,), 0.3)))
 
 
@@ -90,7 +64,7 @@ def test_losses_of_a_transcoder_and_a_crosscoder_are_those_of_whole_passes(harve
     compare(layers, downstream.Splice(transcoder, layers.sites[:1], layers.sites[1:], mean))
     both = places(harvest, "resid_post.1", "mlp_out.2")
     dim = sum(site.width or 0 for site in both.sites)
-    crosscoder = linear(dim, torch.eye(dim)[::2], torch.zeros(dim))
+    crosscoder = autoencoder(dim, torch.eye(dim)[::2], torch.zeros(dim))
     compare(both, downstream.Splice(crosscoder, both.sites, both.sites, torch.full((dim,), 0.3)))
 
 
@@ -148,20 +122,10 @@ def test_memory_for_logits_is_bounded_for_a_vocabulary_of_262144() -> None:
     assert LOGITS * 4 < memory.peak <= ARRAYS * LOGITS * 4
 
 
-def test_identity_costs_nothing(harvest: Harvest) -> None:
-    dim = harvest.sites[0].width
-    metrics = measured(harvest, linear(dim, torch.eye(dim), torch.zeros(dim)), torch.zeros(dim))
-    assert metrics["delta_ce"].value == pytest.approx(0, abs=1e-5)
-    assert metrics["delta_ce_everywhere"].value == pytest.approx(0, abs=1e-5)
-    assert metrics["kl"].value == pytest.approx(0, abs=1e-5)
-    assert metrics["ce_recovered_zero"].value == pytest.approx(1, abs=1e-3)
-    assert metrics["ce_recovered_mean"].value == pytest.approx(1, abs=1e-3)
-
-
 def test_reconstructing_the_ablation_recovers_nothing(harvest: Harvest) -> None:
     dim = harvest.sites[0].width
     mean = torch.full((dim,), 0.7)
-    constant = linear(dim, torch.zeros(3, dim), mean)
+    constant = autoencoder(dim, torch.zeros(3, dim), mean)
     metrics = measured(harvest, constant, mean)
     assert metrics["ce_recovered_mean"].value == pytest.approx(0, abs=1e-4)
     assert metrics["ce_spliced"].value == pytest.approx(metrics["ce_mean_ablation"].value, rel=1e-6)
@@ -172,7 +136,7 @@ def test_cross_entropy_is_that_of_each_document_alone(harvest: Harvest) -> None:
     """Packed contexts with documents kept apart give the loss of running every segment by itself."""
     dim = harvest.sites[0].width
     contexts = next(iter(harvest.contexts(BEGINNING)))
-    identity = linear(dim, torch.eye(dim), torch.zeros(dim))
+    identity = autoencoder(dim, torch.eye(dim), torch.zeros(dim))
     subject = downstream.Splice(identity, harvest.sites, harvest.sites, torch.zeros(dim))
     sums = downstream.measure(harvest, {"it": subject}, [contexts], lambda tokens: None)["it"]
     total, count = 0.0, 0
@@ -192,7 +156,7 @@ def test_cross_entropy_is_that_of_each_document_alone(harvest: Harvest) -> None:
 
 def test_bos_tokens_are_not_replaced_unless_everywhere(harvest: Harvest) -> None:
     dim = harvest.sites[0].width
-    metrics = measured(harvest, linear(dim, torch.zeros(3, dim), torch.full((dim,), 9.0)), torch.zeros(dim))
+    metrics = measured(harvest, autoencoder(dim, torch.zeros(3, dim), torch.full((dim,), 9.0)), torch.zeros(dim))
     assert abs(metrics["delta_ce"].value - metrics["delta_ce_everywhere"].value) > 1e-5
 
 
@@ -272,8 +236,8 @@ def test_a_crosscoder_that_gives_every_site_back_costs_nothing(harvest: Harvest)
     both = places(harvest, "resid_post.1", "resid_post.2")
     dim = sum(site.width or 0 for site in both.sites)
     batches = downstream.enough(both.contexts(BEGINNING), 500)
-    identity = linear(dim, torch.eye(dim), torch.zeros(dim))
-    half = linear(dim, torch.eye(dim) * (torch.arange(dim) % 2).unsqueeze(1), torch.zeros(dim))
+    identity = autoencoder(dim, torch.eye(dim), torch.zeros(dim))
+    half = autoencoder(dim, torch.eye(dim) * (torch.arange(dim) % 2).unsqueeze(1), torch.zeros(dim))
     subjects = {
         name: downstream.Splice(model, both.sites, both.sites, torch.zeros(dim))
         for name, model in (("all", identity), ("half", half))

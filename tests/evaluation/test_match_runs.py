@@ -53,6 +53,7 @@ def test_a_permuted_copy_is_the_same_and_every_latent_is_wholly_stable(run: Path
     permuted = planted(run, "permuted", order)
     report = match([run, permuted], MatchConfig(tokens=1_500, resamples=20, out=tmp_path / "out"))
     (pair,) = report["pairs"]
+    assert "began alike" in report["notes"][0]
     live = report["runs"][0]["compared"]
     assert 60 < live <= 128
     for what in ("atoms", "activations"):
@@ -82,6 +83,7 @@ def test_another_seed_is_less_alike_than_a_copy_and_a_latent_left_out_is_gone(ru
     assert not {i for i, _ in copies["relations"]["matched"]} & set(range(0, 128, 2))
     assert all(i % 2 == 0 for i in copies["relations"]["gone"])
     assert copies["relations"]["new"] == []
+    assert report["notes"] == []
     low, high = (report["mean_mcc"][bound] for bound in ("low", "high"))
     assert low < report["mean_mcc"]["value"] < high
 

@@ -18,7 +18,8 @@ from sae.config import ConfigError
 from sae.data.batching import Batch, permutation
 from sae.data.documents import DataError
 from sae.data.packing import BEGINNING, Cursor
-from sae.harvest.buffer import PAGE, LiveBatches, StoredBatches
+from sae.harvest.buffer import LiveBatches, StoredBatches
+from sae.harvest.order import PAGE
 from sae.harvest.rows import ActivationError, Rows
 from sae.harvest.store import DiskStore, MemoryStore, Store
 from sae.harvest.stream import Harvested
@@ -59,20 +60,23 @@ class FakeHarvest:
         self.every = every
         self.sites = [FakeSite("a"), FakeSite("b")]
         sizes = itertools.cycle([per_pass, per_pass // 2, per_pass + 5])
-        self.passes: list[Tensor] = []
+        self.of_passes: list[Tensor] = []
         first = 0
         while first < rows:
             size = min(next(sizes), rows - first)
-            self.passes.append(torch.arange(first, first + size))
+            self.of_passes.append(torch.arange(first, first + size))
             first += size
         self.forwards = 0
 
-    def batches(self, start: Cursor = BEGINNING) -> Iterator[Harvested]:
-        for index in range(start.document, len(self.passes)):
+    def passes(self, start: Cursor = BEGINNING) -> Iterator[Harvested]:
+        for index in range(start.document, len(self.of_passes)):
             self.forwards += 1
-            ids = self.passes[index]
+            ids = self.of_passes[index]
             kind = (ids % self.every == self.every - 1).to(torch.int8)
             yield Harvested(rows_of(ids)._replace(kind=kind), None, Cursor(index, 0))  # type: ignore[arg-type]
+
+    def seen(self, harvested: Harvested) -> Harvested:
+        return harvested
 
     def name_of(self, token: Tensor, document: Tensor, row: int) -> str:
         return f"document {int(document[row])}"
@@ -82,7 +86,7 @@ class FakeHarvest:
 
     def kept(self) -> list[int]:
         """Ids of the training rows of one pass over the data, in order."""
-        return [i for ids in self.passes for i in ids.tolist() if i % self.every != self.every - 1]
+        return [i for ids in self.of_passes for i in ids.tolist() if i % self.every != self.every - 1]
 
 
 def live(rows: int = 2000, per_pass: int = 37, every: int = 7, **changed: Any) -> LiveBatches:

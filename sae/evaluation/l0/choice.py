@@ -79,7 +79,8 @@ class Choice(NamedTuple):
     levels: list[float]
     """Measured L0, ascending."""
     decided_by: Statistic
-    """Seed agreement where every level has two seeds, else decoder cosine."""
+    """Seed agreement where every level has two seeds, else decoder cosine. Cosine decides too where the seeds agree
+    most at an inner level, but not surely, and cosine is surely best at a level that the seeds leave open."""
     measured: dict[Statistic, Measured]
     l0: float | None
     """The best level; None where it may lie outside the range."""
@@ -125,7 +126,7 @@ def choose(levels: Sequence[Level], *, resamples: int = 1000, seed: int = 0) -> 
     measured: dict[Statistic, Measured] = {"decoder_cosine": _measure("decoder_cosine", levels, resamples, seed)}
     if all(len(level.dictionaries) > 1 for level in levels):
         measured["agreement"] = _measure("agreement", levels, resamples, seed)
-    decided_by: Statistic = "agreement" if "agreement" in measured else "decoder_cosine"
+    decided_by = _decides(measured)
     chosen = measured[decided_by]
     verdicts, l0s = chosen.verdicts(), [level.l0 for level in levels]
     l0 = low = high = None
@@ -134,6 +135,15 @@ def choose(levels: Sequence[Level], *, resamples: int = 1000, seed: int = 0) -> 
         l0, low, high = l0s[chosen.best], l0s[max(0, fitting[0] - 1)], l0s[min(len(l0s) - 1, fitting[-1] + 1)]
     advice = _advice(l0s, measured, decided_by)
     return Choice(l0s, decided_by, measured, l0, low, high, verdicts, advice)
+
+
+def _decides(measured: dict[Statistic, Measured]) -> Statistic:
+    """The statistic whose verdicts count; see `Choice.decided_by`."""
+    if "agreement" not in measured:
+        return "decoder_cosine"
+    seeds, cosine = measured["agreement"], measured["decoder_cosine"]
+    left_open = not seeds.inside and 0 < seeds.best < len(seeds.values) - 1
+    return "decoder_cosine" if left_open and cosine.inside and seeds.shares[cosine.best] > 1 - SURE else "agreement"
 
 
 def _check(levels: Sequence[Level]) -> None:
@@ -217,8 +227,11 @@ def _advice(l0s: list[float], measured: dict[Statistic, Measured], decided_by: S
     between = f"between {low[-1] if low else number(l0s[0])} and {high[0] if high else number(l0s[-1])}"
     alike = f" ({' and '.join(fits)} cannot be told apart)" if len(fits) > 1 else ""
     text = f"{head}; of the levels measured the right L0 lies {between}{alike}, with {SURE:.1%} confidence each way."
-    if decided_by == "decoder_cosine":
+    if "agreement" not in measured:
         return f"{text} With a second seed a level, the agreement of seeds decides, which finds known L0s more often."
+    if decided_by == "decoder_cosine":
+        seeds = number(l0s[measured["agreement"].best])
+        return f"{text} The seeds agree most at {seeds}, but not surely: this statistic decides among what they leave."
     other = measured["decoder_cosine"]
     if verdicts[other.best] != "fits":
         text += f" Decoder cosine is least at {number(l0s[other.best])} instead; where the two differ, trust the seeds."

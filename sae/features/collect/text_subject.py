@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sae.base.objects import is_url
 from sae.config import CollectConfig
 from sae.features.collect.subject import Chunk, Mark
 from sae.features.collect.text_chunks import live_chunks, open_store, stored_chunks
@@ -44,7 +45,7 @@ class TextSubject:
             "weights": self.run.record["autoencoder"]["sha256"],
             "dataset": self.run.settings(config.dataset, config.text_field).dataset,
             "split": None if config.store else config.split,
-            "store": str(config.store.absolute()) if config.store else None,
+            "store": _named(config.store),
             "seed": config.seed,
         }
 
@@ -81,3 +82,8 @@ class TextSubject:
 
     def prepare(self, lens: Lens) -> None:
         lens.prepare_logits(self.lm)
+
+
+def _named(store: str | Path | None) -> str | None:
+    """A store's URL, or its absolute path."""
+    return store if store is None or (isinstance(store, str) and is_url(store)) else str(Path(store).absolute())

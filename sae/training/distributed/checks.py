@@ -8,6 +8,7 @@ from sae.models.recipe import Recipe
 from sae.modules.codes import BatchTopK, Gated, JumpReLU, ReLU, TopK
 from sae.training.distributed.route import OF_LATENTS, OF_RECONSTRUCTION
 from sae.training.distributed.shape import Shape
+from sae.training.text import TextData
 
 CODES = (TopK, BatchTopK, ReLU, JumpReLU, Gated)
 REVIVALS = ("auxk", "pre_activation", "none")
@@ -26,16 +27,17 @@ def shape_of(config: RunConfig) -> Shape:
     return Shape.of(config.mesh, world_size())
 
 
-def check_mesh(config: TrainConfig, recipe: Recipe, batch: int, shape: Shape) -> None:
+def check_mesh(data: TextData, recipe: Recipe, shape: Shape) -> None:
     """Refuse settings that ranks cannot share.
 
     Args:
+        data: not yet prepared.
         recipe: the whole autoencoder, on the meta device.
-        batch: rows of a step.
 
     Raises:
         ConfigError: names the flag, and what would do.
     """
+    config, batch = data.config, data.batch
     _check_variant(config, recipe)
     _check_optimizer(config.optim, shape)
     width = recipe.config.width
@@ -65,6 +67,11 @@ def check_mesh(config: TrainConfig, recipe: Recipe, batch: int, shape: Shape) ->
         raise ConfigError(
             f"--epochs {config.epochs}: activations stay in the memory of one process; several ranks read them from a "
             "store: --store DIR"
+        )
+    if config.store is not None and not data.complete:
+        raise ConfigError(
+            f"--store {config.store}: it lacks some of the {config.tokens:,} tokens, and several processes only read "
+            f"it; fill it first: sae harvest --store {config.store} --tokens {config.tokens} ..."
         )
 
 

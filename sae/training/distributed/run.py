@@ -6,9 +6,9 @@ torchrun --nproc-per-node 4 -m sae train --mesh 2x2 ...
 from __future__ import annotations
 
 import contextlib
-import time
 from collections import Counter
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 
@@ -17,8 +17,6 @@ from sae.base.progress import Interrupted, Progress, StopSignal
 from sae.base.ranks import Ranks
 from sae.config import ConfigError, RunConfig
 from sae.data.batching import Batches
-from sae.harvest.buffer import StoredBatches
-from sae.harvest.store import DiskStore, Store
 from sae.models.saved import CONFIG
 from sae.training.data import TrainingData
 from sae.training.distributed.batches import MeshLiveBatches, Slices
@@ -26,7 +24,7 @@ from sae.training.distributed.checks import check_mesh, shape_of
 from sae.training.distributed.mesh import Mesh
 from sae.training.distributed.trainer import MeshTrainer
 from sae.training.logging import RunLog, SilentLog
-from sae.training.loop import take_steps
+from sae.training.loop import Taking, Trainee, take_steps
 from sae.training.plan import Plan, make_plan
 from sae.training.run_folder import finish_record, own_folder
 from sae.training.space import check_space
@@ -51,11 +49,9 @@ class Trained(NamedTuple):
     """A run on ranks that has taken all its steps and is saved."""
 
     plan: Plan
-    batches: Batches
-    trainer: MeshTrainer
-    last: dict[str, Any]
-    """The last line of the metrics."""
+    trainee: Trainee
     seconds: dict[str, float]
+    """Beside those of training; none."""
 
 
 def train_on_ranks(config: RunConfig, data: TrainingData | None = None) -> Trained:
@@ -70,7 +66,7 @@ def train_on_ranks(config: RunConfig, data: TrainingData | None = None) -> Train
     with Ranks.of_process(config.device) as ranks:
         plan = make_plan(config)
         assert isinstance(plan.data, TextData)
-        check_mesh(plan.data.config, plan.recipe, plan.data.batch, shape)
+        check_mesh(plan.data, plan.recipe, shape)
         check_space(plan)
         mesh = Mesh(shape, plan.device)
         ranks.any(False)  # all ranks have seen the folder as it was
@@ -82,9 +78,10 @@ def train_on_ranks(config: RunConfig, data: TrainingData | None = None) -> Train
 
 
 def _check_alike(data: TextData, ranks: Ranks) -> None:
-    """One rank's measurements of the first forward pass for all."""
+    """One rank's measurements of the first forward pass for all; a complete store has recorded them."""
     harvest = data.harvest
-    assert harvest is not None
+    if harvest is None:  # all rows come from a store
+        return
     measured = {"beginning": tuple(harvest.lm.beginning), "precision": data.precision}
     if ranks.any(ranks.share(measured) != measured):
         raise ConfigError(
@@ -95,39 +92,32 @@ def _check_alike(data: TextData, ranks: Ranks) -> None:
 
 
 def _add_counts(data: TextData, ranks: Ranks) -> None:
-    """Give every rank the tokens that all of them harvested."""
+    """Give every rank the tokens that all of them harvested, where text went through the model."""
     harvest = data.harvest
-    assert harvest is not None
+    if harvest is None:
+        ranks.any(False)
+        return
     names = list(harvest.kinds.values())
     sums = ranks.sum(torch.tensor([harvest.counts[name] for name in names]))
     harvest.counts = Counter(dict(zip(names, sums.tolist(), strict=True)))
 
 
-def _whole_store(data: TextData) -> Store:
-    """The store that all ranks read.
-
-    Raises:
-        ConfigError: rows are missing.
-    """
-    config = data.config
-    assert config.store is not None
-    store = DiskStore(config.store, data.store_record())
-    store.limit = config.tokens
-    if store.rows < config.tokens:
-        raise ConfigError(
-            f"--store {config.store}: it holds {store.rows:,} of {config.tokens:,} tokens, and several processes only "
-            f"read it; harvest first: sae harvest --store {config.store} --tokens {config.tokens} ..."
-        )
-    return store
-
-
 def _batches(data: TextData, mesh: Mesh, stop: StopSignal, progress: Progress) -> Batches:
-    if not data.cached:
-        return data.live(stop, progress, MeshLiveBatches, mesh=mesh)
-    store = _whole_store(data)
-    batches = StoredBatches(store, epochs=data.config.epochs, **data.cut())
-    data.available, data.left_over = batches.tokens, batches.left_over
-    return Slices(batches, mesh)
+    if data.cached:
+        return Slices(data.batches(stop, progress), mesh)
+    return data.live(stop, progress, MeshLiveBatches, mesh=mesh)
+
+
+def _stream(batches: Batches, trainee: Trainee) -> Iterator[Taking]:
+    """The batches. Where this rank alone fails to get one, nothing is saved: a checkpoint takes all ranks."""
+    try:
+        for batch in batches.iterate(trainee.state):
+            yield Taking([trainee], batch)
+    except Interrupted:  # all ranks agree on it
+        raise
+    except Exception:
+        trainee.close()
+        raise
 
 
 def _fit(plan: Plan, mesh: Mesh, ranks: Ranks, stop: StopSignal, progress: Progress) -> Trained:
@@ -145,13 +135,14 @@ def _fit(plan: Plan, mesh: Mesh, ranks: Ranks, stop: StopSignal, progress: Progr
         f"{mesh.shape.data} data x {mesh.shape.latent} latent: {data.batch // mesh.shape.data:,} rows and "
         f"{trainer.model.width:,} latents each, {trainer.route.name} route."
     )
-    begun = time.perf_counter()
-    hint = f"continue with: {data.command} --resume --out {config.out}"
     log = RunLog if ranks.first else SilentLog
-    last = take_steps(config, trainer, batches, data.batch, stop, progress, hint=hint, unit=data.unit, open_log=log)
-    seconds = {"training": time.perf_counter() - begun}
+    trainee = Trainee(config, trainer, steps=batches.steps, batch_rows=data.batch, unit=data.unit, open_log=log)
+    if trainee.state is not None:
+        progress.say(f"Resuming at step {trainer.taken} of {batches.steps}.")
+    hint = f"continue with: {data.command} --resume --out {config.out}"
+    take_steps(_stream(batches, trainee), [trainee], stop, progress, hint=hint, unit=data.unit)
     trainer.join()
     if ranks.first:
         finish_record(config, trainer, batch=data.batch, mesh=str(mesh.shape), **data.finished())
     _add_counts(data, ranks)  # waits for the first rank to have written
-    return Trained(plan, batches, trainer, last, seconds)
+    return Trained(plan, trainee, {})

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from sae.base.tables import number
-from sae.book.pictures.charts import GREY, SMALL, colour, quiet
+from sae.pictures.charts import GREY, SMALL, colour, quiet
 
 PANELS = {
     "agreement": "Agreement of seeds (MCC)\nthe larger the better",

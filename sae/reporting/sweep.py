@@ -1,0 +1,128 @@
+"""A sweep's members side by side: evaluated in one pass over the same held-out text, in one table and one plot.
+
+compare("runs/sweep")["table"]           # and comparison.md, .json, .svg, .png in the folder
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sae.base.files import publish_file, publish_json
+from sae.base.tables import number
+from sae.config import ConfigError, EvalConfig
+from sae.evaluation.run import evaluate_all
+from sae.models.saved import CONFIG, read_config
+from sae.reporting.figures import write_figure
+from sae.reporting.sections import draw_fidelity
+from sae.runs.sweeps import Sweep, sweep_of
+from sae.training.run_folder import is_finished
+
+TABLE, RECORD, PLOT = "comparison.md", "comparison.json", "comparison"
+COLUMNS = {
+    "run": "run",
+    "site": "site",
+    "fvu": "FVU",
+    "l0": "L0",
+    "l0_in_training": "L0, training form",
+    "delta_ce": "delta CE",
+    "dead": "dead",
+    "tokens_a_second": "tokens/s",
+}
+"""Column of the table -> its heading."""
+ERROR = "stopped by"
+"""Heading of the column that is there where a member has not come to its end."""
+
+
+def compare(folder: str | Path, evaluation: EvalConfig | None = None) -> dict[str, Any]:
+    """Evaluate all finished members of a sweep together, and write the table and the plot into its folder.
+
+    Args:
+        folder: of `sae sweep`.
+        evaluation: on which text, on how many tokens.
+
+    Raises:
+        ConfigError: the folder holds no sweep, or no member is finished; else as `evaluate`.
+    """
+    sweep = sweep_of(folder)
+    if sweep is None:
+        raise ConfigError(f"{folder}: no sweep; expected a folder that `sae sweep --out` wrote")
+    finished = [member for member in sweep.members if (member / CONFIG).is_file() and is_finished(member)]
+    reports = evaluate_all(finished, evaluation) if finished else []
+    rows = [_row(member, report) for member, report in zip(finished, reports, strict=True)]
+    rows += _stopped(sweep, finished)
+    by_name = {row["run"]: row for row in rows}
+    rows = [by_name[name] for name in sweep.names]
+    pca = {r["site"]: r["baselines"] for r in reports if r["baselines"] and "target_site" not in r}
+    record = {"rows": rows, "baselines": pca, "tokens": reports[0]["tokens"] if reports else 0}
+    publish_json(sweep.folder / RECORD, record)
+    publish_file(sweep.folder / TABLE, markdown(rows).encode())
+    files = [TABLE, RECORD]
+    if reports:
+        figure = draw_fidelity(_curves(finished, reports), _sites(reports))
+        files += write_figure(sweep.folder, PLOT, figure)
+    return {"table": table(rows), "files": files, "out": str(sweep.folder)}
+
+
+def _row(folder: Path, report: Mapping[str, Any]) -> dict[str, Any]:
+    training = read_config(folder)["training"]
+    form, losses = report["training_form"], report["downstream"]
+    target = f" -> {report['target_site']}" if "target_site" in report else ""
+    return {
+        "run": folder.name,
+        "site": report["site"] + target,
+        "fvu": report["fvu"],
+        "l0": report["l0"],
+        "l0_in_training": report["l0"] if form is None else form["l0"],
+        "delta_ce": losses["delta_ce"] if losses else None,
+        "dead": report["dead"],
+        "tokens_a_second": round(training["steps"] * training["batch"] / training["seconds"]),
+        "route": training["route"],
+        "error": None,
+    }
+
+
+def _stopped(sweep: Sweep, finished: Sequence[Path]) -> list[dict[str, Any]]:
+    """Rows of the members that are not finished, with the reason."""
+    others = [member for member in sweep.members if member not in finished]
+    empty = dict.fromkeys([*COLUMNS, "route"])
+    reasons = {member: sweep.errors.get(member.name, "a signal, or it has not begun") for member in others}
+    return [{**empty, "run": member.name, "error": reasons[member]} for member in others]
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """The table as text by heading, an interval as `value [low, high]`."""
+    more = {"error": ERROR} if any(row["error"] for row in rows) else {}
+    return [{heading: _shown(row[name]) for name, heading in {**COLUMNS, **more}.items()} for row in rows]
+
+
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The table in Markdown."""
+    cells = table(rows)
+    lines = [list(cells[0]), ["---"] * len(cells[0]), *(list(row.values()) for row in cells)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"{number(value['value'])} [{number(value['low'])}, {number(value['high'])}]"
+    return number(value).replace("\n", " ")
+
+
+def _curves(folders: Sequence[Path], reports: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Evaluations by the name of a line: members that differ in k alone are points of one line."""
+    curves: dict[str, list[Mapping[str, Any]]] = {}
+    for folder, report in zip(folders, reports, strict=True):
+        settings = read_config(folder)["train"]["sae"]
+        parts = [part for part in folder.name.split("-") if part != f"k{settings['k']}"]
+        curves.setdefault("-".join(parts) or report["variant"], []).append(report)
+    return curves
+
+
+def _sites(reports: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Evaluations by the place that they reconstruct, for the line of its principal components."""
+    sites: dict[str, list[Mapping[str, Any]]] = {}
+    for report in reports:
+        sites.setdefault(report.get("target_site", report["site"]), []).append(report)
+    return sites
