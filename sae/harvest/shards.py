@@ -72,12 +72,14 @@ class Manifest(NamedTuple):
     shards: list[ShardEntry]
     ended: bool = False
     """Whether the worker's documents are used up."""
+    identity: str | None = None
+    """Hash of the identity of the store; None in stores of earlier versions."""
 
 
 def sealed(value: Mapping[str, Any]) -> bytes:
     """JSON with a hash of its own, so that a changed byte is noticed."""
     plain = {name: part for name, part in value.items() if name != "seal"}
-    return (json.dumps({**plain, "seal": _seal(plain)}, indent=1, allow_nan=False) + "\n").encode()
+    return (json.dumps({**plain, "seal": seal_of(plain)}, indent=1, allow_nan=False) + "\n").encode()
 
 
 def read_sealed(objects: Objects, name: str) -> dict[str, Any] | None:
@@ -96,12 +98,13 @@ def read_sealed(objects: Objects, name: str) -> dict[str, Any] | None:
     if not isinstance(value, dict):
         raise CorruptError(f"{objects.where(name)}: not an object of JSON{REMEDY}")
     seal = value.pop("seal", None)
-    if seal != _seal(value) and (seal is not None or value.get("format", 1) != 1):
+    if seal != seal_of(value) and (seal is not None or value.get("format", 1) != 1):
         raise CorruptError(f"{objects.where(name)}: its content is not the one that was written{REMEDY}")
     return value
 
 
-def _seal(value: Mapping[str, Any]) -> str:
+def seal_of(value: Mapping[str, Any]) -> str:
+    """Hash of JSON values."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -120,7 +123,7 @@ def read_manifest(objects: Objects, worker: Worker) -> Manifest:
             ShardEntry(f"{worker.folder}/{s['name']}", s["rows"], s["bytes"], s["sha256"], Cursor(*s["end"]))
             for s in record["shards"]
         ]
-        manifest = Manifest(shards, record["ended"])
+        manifest = Manifest(shards, record["ended"], record.get("identity"))
     except (KeyError, TypeError) as error:
         raise CorruptError(f"{objects.where(name)}: not a manifest of shards{REMEDY}") from error
     sizes = objects.names(worker.folder)
@@ -139,7 +142,7 @@ def write_manifest(objects: Objects, worker: Worker, manifest: Manifest) -> None
         {**shard._asdict(), "name": shard.name.rpartition("/")[2], "end": list(shard.end)} for shard in manifest.shards
     ]
     worker_of = {"worker": worker.number, "workers": worker.count}
-    record = {"format": FORMAT, **worker_of, "ended": manifest.ended, "shards": shards}
+    record = {"format": FORMAT, **worker_of, "ended": manifest.ended, "identity": manifest.identity, "shards": shards}
     objects.write(f"{worker.folder}/{MANIFEST}", sealed(record))
 
 

@@ -41,6 +41,7 @@ from sae.harvest.shards import (
     Worker,
     read_manifest,
     read_sealed,
+    seal_of,
     sealed,
     write_manifest,
     write_shard,
@@ -122,6 +123,8 @@ class DiskStore(Store):
         self._manifests = []
         for worker in self._workers:
             manifest = read_manifest(self.objects, worker)
+            if manifest.identity not in (None, seal_of(self.identity)):
+                raise CorruptError(f"{self.objects.where(IDENTITY)}: is not that of the shards beside it{REMEDY}")
             if worker.number == 0:
                 manifest = manifest._replace(shards=[*self._legacy, *manifest.shards])
             if view is not None:
@@ -208,6 +211,7 @@ class DiskStore(Store):
 
     def _publish(self, manifest: Manifest) -> None:
         own = manifest.shards[len(self._legacy) if self._writer.number == 0 else 0 :]
+        manifest = manifest._replace(identity=seal_of(self.identity))
         write_manifest(self.objects, self._writer, manifest._replace(shards=own))
         self._manifests = [manifest]
 

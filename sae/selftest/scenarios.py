@@ -136,10 +136,9 @@ def _opened(config: TrainConfig) -> Any:
     if not (config.out / CONFIG).is_file():
         return None
     record = read_record(config.out)
-    checkpoint = load_newest(config.out / "checkpoints")
-    metrics = read_metrics(config.out)
-    weights = dict(load(config.out).state_dict()) if record.get("autoencoder") else None
-    return [store, record, checkpoint, metrics, weights]
+    if record.get("autoencoder"):
+        return [store, record, read_metrics(config.out), dict(load(config.out).state_dict())]
+    return [store, record, read_metrics(config.out), load_newest(config.out / "checkpoints")]
 
 
 def _resumed(config: TrainConfig) -> None:

@@ -32,7 +32,7 @@ class RunLog:
 
     def __init__(self, config: RunConfig, *, resume_at: int, before: dict[str, Any] | None = None) -> None:
         self._path = config.out / METRICS
-        kept = _kept(self._path, resume_at, before)
+        kept = kept_lines(self._path, resume_at, before)
         publish_file(self._path, kept)
         self._bytes, self._hash = len(kept), hashlib.sha256(kept)
         rows = lines_of(self._path, kept)
@@ -60,8 +60,17 @@ class RunLog:
             self._wandb.finish()
 
 
-def _kept(path: Path, resume_at: int, before: dict[str, Any] | None) -> bytes:
-    """The part of the file that a resumed run keeps."""
+def kept_lines(path: Path, resume_at: int, before: dict[str, Any] | None) -> bytes:
+    """The bytes of metrics.jsonl that a run resumed at a step keeps.
+
+    Args:
+        path: the file.
+        resume_at: the step; 0 keeps nothing.
+        before: `RunLog.state` as the checkpoint has it.
+
+    Raises:
+        CorruptError: lines that the checkpoint knows are missing or changed.
+    """
     if resume_at == 0 or not path.exists():
         return b""
     content = path.read_bytes()
