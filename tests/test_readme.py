@@ -60,6 +60,7 @@ SMALLER = {"--width": "64", "--k": "4", "--tokens": "4096", "--layer": "1", "--l
 MORE = {
     "train --model": ["--context", "64", "--contexts", "4", "--batch", "256"],
     "train --data": ["--batch", "256"],
+    "harvest": ["--context", "64", "--contexts", "4"],
     "sweep": ["--context", "64", "--contexts", "4", "--batch", "256"],
     "eval": ["--tokens", "1024", "--downstream-tokens", "512", "--pca-tokens", "1024", "--resamples", "10"],
     "features": ["--tokens", "4096"],

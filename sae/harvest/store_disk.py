@@ -331,7 +331,10 @@ def read_store(place: str | Path, identity: Mapping[str, Any], objects: Objects 
             )
         check_identity(place, recorded, json.loads(json.dumps(dict(identity))))
         return recorded
-    if others := [name for name in objects.names("") if not name.startswith(("run", "create", ".partial-"))]:
+    others = [name for name in objects.names("") if not name.startswith(("run", "create", ".partial-"))]
+    if IDENTITY in others:  # another worker has just written it
+        return read_store(place, identity, objects)
+    if others:
         raise ConfigError(
             f"--store {place}: the folder is not empty and is no activation store (it holds {', '.join(others[:3])})"
         )
