@@ -11,13 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from sae.base.device import pick_device
-from sae.base.files import read_json
 from sae.config import ConfigError
 from sae.features.store.store import FeatureStore
 from sae.harvest.attach import Latents, Mode, Place, Session, attach
 from sae.harvest.language_model import LanguageModel
 from sae.models.autoencoder import Autoencoder
-from sae.models.saved import CONFIG, load, locate_run
+from sae.models.saved import load, locate_run, read_config, read_report
 from sae.runs import open_run
 from sae.runs.base import check_language, kind_of
 from sae_kernels import SparseCodes
@@ -54,7 +53,7 @@ class Run:
         """The local folder."""
         self.model: Autoencoder = load(self.folder, device=self.device)
         """The autoencoder, in inference form."""
-        self.record: dict[str, Any] = read_json(self.folder / CONFIG)
+        self.record: dict[str, Any] = read_config(self.folder)
         """config.json."""
         self.kind: str = kind_of(self.folder)
         """language, image, tensors, ...; see `sae.runs.base.KINDS`."""
@@ -98,7 +97,7 @@ class Run:
         path = self.folder / "eval.json"
         if not path.is_file():
             raise ConfigError(f"{self.folder}: it is not evaluated yet; do so with: sae eval {self.folder}")
-        return read_json(path)
+        return read_report(self.folder, path.name)
 
     def language_model(self) -> LanguageModel:
         """The language model and its tokenizer, loaded anew; ModelError where it cannot be."""

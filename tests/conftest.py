@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -104,6 +105,23 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a random Llama of width 32 and 4 layers, and a byte-level tokenizer with BOS."""
     return save_tiny_model("llama", tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def harvest(tiny_model: Path, corpus: Path) -> Any:
+    """A harvest of the tiny model's layer 1, in batches of four contexts of 64 tokens."""
+    import torch
+
+    from sae.config import HarvestConfig
+    from sae.data.documents import open_documents
+    from sae.harvest.language_model import load_language_model, locate_model
+    from sae.harvest.sites import resolve_sites
+    from sae.harvest.stream import Harvest
+
+    source = locate_model(str(tiny_model), trust_remote_code=False)
+    lm = load_language_model(source, device=torch.device("cpu"), precision="float32")
+    config = HarvestConfig(model=str(tiny_model), dataset=str(corpus), layer=1, context=64, contexts=4)
+    return Harvest(lm, resolve_sites(lm.model, ["resid_post"], layer=1), open_documents(str(corpus)), config)
 
 
 def save_tiny_model(family: str, folder: Path) -> Path:

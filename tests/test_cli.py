@@ -435,7 +435,7 @@ def read_only(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.usefixtures("no_weights")
 def test_a_read_only_parent_folder_is_refused(train: TrainWith, read_only: Path) -> None:
-    train(out=read_only / "run").refused("--out", f"{read_only} cannot be written to")
+    train(out=read_only / "run").refused("--out", f"{read_only}: cannot be written to")
 
 
 @pytest.mark.usefixtures("no_weights")
@@ -649,10 +649,10 @@ def test_a_signal_is_honoured_while_the_buffer_fills(
 
 
 def test_two_runs_do_not_write_to_one_store(train: TrainWith, tmp_path: Path) -> None:
-    from sae.training.run_folder import run_lock
+    from sae.base.locks import locked
 
     (tmp_path / "store").mkdir()
-    with run_lock(tmp_path / "store"):
+    with locked(tmp_path / "store"):
         train(store=tmp_path / "store").refused("store: another process (pid", "is harvesting into")
     assert not train.out.exists()
     assert train(store=tmp_path / "store").status == 0

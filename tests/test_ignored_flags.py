@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from sae.base.files import publish_json, read_json
 from sae.cli.commands import READ_BY_BENCHES, Bench
 from sae.cli.main import main
 
@@ -93,15 +94,15 @@ def test_a_run_that_was_begun_with_ignored_settings_is_resumed_and_evaluated(
 
     old = tmp_path / "old"
     shutil.copytree(images, old)
-    record = json.loads((old / "config.json").read_text())
+    record = read_json(old / "config.json")
     record["train"]["vision"] |= {"groups": 7, "gamma": 3.0}
     finished = dict(record)
-    (old / "config.json").write_text(json.dumps(finished))
+    publish_json(old / "config.json", finished)
     main(["eval", str(old), "--resamples", "20", "--json"])
     assert json.loads(capsys.readouterr().out)["fvu"]
     # as if it had been stopped: its weights are not there yet
     (old / "sae.safetensors").unlink()
-    (old / "config.json").write_text(json.dumps({**record, "autoencoder": None}))
+    publish_json(old / "config.json", {**record, "autoencoder": None})
     main(["image", "train", "--resume", "--out", str(old)])
     assert (old / "sae.safetensors").is_file()
 
@@ -127,8 +128,8 @@ def test_every_command_says_what_kind_of_run_it_got(
 
     run = tmp_path / "run"
     shutil.copytree(images, run)
-    record = json.loads((run / "config.json").read_text())
-    (run / "config.json").write_text(json.dumps({**record, "kind": kind}))
+    record = read_json(run / "config.json")
+    publish_json(run / "config.json", {**record, "kind": kind})
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stopped:
         main(line.replace("RUN", str(run)).split())

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import shlex
 from pathlib import Path
 
 import pytest
 
+from sae.cli.main import parse, parse_sweep
+from scripts.scale.estimates import estimate, settings, table
 from scripts.scale.model import Job, Link, Machine, Rank, costs, fit_link, fit_rank, flops, simulate, state_bytes
+from scripts.scale.settings import CASES
 from scripts.scale.simulate import all_scaled, main, markdown
 
 RANK = Rank(overhead=1e-3, rate=2e11, memory=1e10, spread=0.0)
@@ -85,6 +90,37 @@ def test_the_command_prints_what_two_ranks_took_beside_what_it_foretold(
     assert (tmp_path / "a.svg").read_bytes() == first
 
 
-def test_the_page_has_the_numbers_of_the_simulation() -> None:
-    page = (Path(__file__).parents[1] / "docs/scale.md").read_text()
-    assert markdown(all_scaled(steps=200, seed=0)) in page
+PAGE = (Path(__file__).parents[1] / "docs/scale.md").read_text()
+
+
+def test_the_page_has_the_numbers_of_the_scripts() -> None:
+    assert markdown(all_scaled(steps=200, seed=0)) in PAGE
+    assert table() in PAGE
+    for case in CASES:
+        assert settings(case) in PAGE
+
+
+def test_estimates_are_their_arithmetic() -> None:
+    estimates = estimate(CASES[0])
+    hours = 2 * 1e9 * 1e9 / (0.4 * 989e12 * 0.955) / 3600
+    assert estimates["GPU hours of the harvest"][1] == f"{hours:.1f}" == "1.5"
+    assert estimates["store, one site, float16"][1] == f"{2 * 2304 + 21:,} B x T = 4.6 TB"
+
+
+def commands() -> list[str]:
+    """Every `sae` command of the page, launchers and line breaks left out."""
+    blocks = "".join(re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)).replace("\\\n", " ")
+    lines = [re.sub(r".*torchrun .*-m sae ", "sae ", line) for line in blocks.splitlines()]
+    lines = [line.replace('"${RESUME[@]}"', "--resume").replace('"$OUT"', "OUT") for line in lines]
+    return [line for line in lines if line.startswith("sae ")]
+
+
+@pytest.mark.parametrize("command", commands())
+def test_the_page_s_commands_are_understood(command: str) -> None:
+    arguments = shlex.split(command)[1:]
+    assert (parse_sweep(arguments) if arguments[0] == "sweep" else parse(arguments)) is not None
+
+
+def test_the_page_has_the_commands_that_it_promises() -> None:
+    given = {command.split()[1] for command in commands()}
+    assert given == {"harvest", "sweep", "train", "eval", "features", "browse"}

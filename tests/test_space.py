@@ -187,8 +187,8 @@ def test_a_full_disk_in_the_middle_of_a_harvest_keeps_its_whole_shards(
         assert run(*arguments, "--store", kept, "--out", tmp_path / "run") == 1
     errors = capsys.readouterr().err
     assert disk.says in errors
-    assert str(kept / "shards" / "000001") in errors
-    assert [path.name for path in (kept / "shards").iterdir()] == ["000000"]
+    assert str(kept / "shards" / "0-of-1" / "000001.safetensors") in errors
+    assert [path.name for path in (kept / "shards").glob("*/*.safetensors")] == ["000000.safetensors"]
     disk.empty()
     assert run("train", "--resume", "--out", tmp_path / "run") == 0
     assert run(*arguments, "--store", tmp_path / "other", "--out", tmp_path / "whole") == 0

@@ -42,8 +42,12 @@ def test_every_member_is_a_run_and_a_row(swept: Path) -> None:
     record = json.loads((swept / "comparison.json").read_text())
     assert [row["run"] for row in record["rows"]] == NAMES
     table = (swept / "comparison.md").read_text().splitlines()
-    assert len(table) == 2 + len(NAMES)
-    for row, line in zip(record["rows"], table[2:], strict=True):
+    end = table.index("")
+    assert end == 2 + len(NAMES)
+    names = [line.split(" | ")[0].removeprefix("| ") for line in table[end + 3 :]]
+    assert names == [row["run"] for row in record["controls"]]
+    assert {"the mean", "PCA, 8 components"} <= set(names)
+    for row, line in zip(record["rows"], table[2:end], strict=True):
         report = json.loads((swept / row["run"] / "eval.json").read_text())
         assert row["fvu"] == report["fvu"]
         assert row["delta_ce"] == report["downstream"]["delta_ce"]

@@ -95,13 +95,13 @@ def test_a_step_may_take_as_long_as_its_loop_has_shown(monkeypatch: pytest.Monke
         assert pulse.patience == 600, "the first steps compile"
         clock[0] += seconds
         pulse.beat()
-    assert (pulse.patience, pulse.line) == (40.0, "at 103")
+    assert (pulse.patience, pulse.line) == (20.0, "at 103")
     with pulse.without_steps("Writing the checkpoint."):
         assert (pulse.patience, pulse.line) == (600.0, "Writing the checkpoint.")
         clock[0] += 50
     clock[0] += 1
     pulse.beat()
-    assert pulse.patience == 40.0, "a checkpoint is no step"
+    assert pulse.patience == 20.0, "a checkpoint is no step"
     pulse.end()
     assert pulse.patience == 600
     monkeypatch.setenv("SAE_RANKS_WAIT", "7")

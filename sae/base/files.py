@@ -1,8 +1,10 @@
 """The one way in which files are written, so that nothing half-written is mistaken for a complete file.
 
+Every change of the disk goes through `sae.base.disk`, where a harness can see it and make it fail.
+
 A file or folder is written under a temporary name beside its final one, flushed to the disk, then renamed. A folder
 gets a `manifest.json` with the SHA-256 of every file in it, written last. A reader that calls `check_folder` knows that
-it reads what was written.
+it reads what was written. A JSON object has a hash of its content in it, which `read_json` checks.
 
     with publish_folder(run / "checkpoints" / "1200") as folder:
         save_file(tensors, folder / "weights.safetensors")
@@ -13,15 +15,18 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from sae.base import disk
 
 MANIFEST = "manifest.json"
+SEALED, HASH, SEAL_VERSION = "sparsight_hashed", "sparsight_sha256", 1
+_CHANGED = "it was damaged, or edited by hand, and no file of a run may be; restore it from a copy"
 
 
 class CorruptError(ValueError):
@@ -65,25 +70,88 @@ def write_file(path: Path, content: bytes | str | Callable[[BinaryIO], None]) ->
 
 
 def publish_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON through `publish_file`; NaN and infinities are refused (ValueError)."""
-    publish_file(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+    """Write `value` as indented JSON through `publish_file`, an object with a hash of its content in it.
+
+    Raises:
+        ValueError: NaN or an infinity.
+    """
+    publish_file(path, _dumped(_sealed(value) if isinstance(value, dict) else value))
 
 
-def read_json(path: Path) -> Any:
-    """Parse a JSON file; CorruptError names the file where it is missing, not JSON, or holds NaN or 1e999."""
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON for another tool, without a hash, inside a folder that `publish_folder` gave."""
+    write_file(path, _dumped(value))
+
+
+def read_json(path: Path, *, hashed: bool = False) -> Any:
+    """Parse a JSON file, and compare it with the hash in it where there is one; the hash is no part of the result.
+
+    Args:
+        path: the file, of this package or of another tool.
+        hashed: refuse a file without a hash.
+
+    Raises:
+        CorruptError: names the file: it is missing, not JSON, names a key twice, holds NaN or 1e999, or its content is
+            not what was written.
+    """
+    value, was_hashed = read_checked(path)
+    if hashed and not was_hashed:
+        raise CorruptError(f"{path}: the hash of its content is missing; {_CHANGED}")
+    return value
+
+
+class Checked(NamedTuple):
+    """What `read_checked` gives."""
+
+    value: Any
+    hashed: bool
+    """Whether the file has a hash, which its content agrees with."""
+
+
+def read_checked(path: Path) -> Checked:
+    """As `read_json`, and whether there was a hash."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        value = json.loads(
+            path.read_text(encoding="utf-8"),
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+            object_pairs_hook=_without_duplicates,
+        )
     except (OSError, ValueError, RecursionError) as error:
         raise CorruptError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(value, dict) or not value.keys() & {SEALED, HASH}:
+        return Checked(value, hashed=False)
+    digest, version = value.pop(HASH, None), value.pop(SEALED, None)
+    if version != SEAL_VERSION or digest != _digest(value):
+        raise CorruptError(f"{path}: its content is not what was written (its hash differs); {_CHANGED}")
+    return Checked(value, hashed=True)
+
+
+def _sealed(value: dict[str, Any]) -> dict[str, Any]:
+    """With a hash of the content as the last key; the first key says that there is one, should the last be lost."""
+    content = json.loads(json.dumps(value, allow_nan=False))  # as it will be read back
+    return {SEALED: SEAL_VERSION, **content, HASH: _digest(content)}
+
+
+def _digest(content: dict[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _dumped(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
 
 
 @contextlib.contextmanager
-def publish_folder(path: Path) -> Iterator[Path]:
+def publish_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
     """Yield an empty temporary folder; on a clean exit it gets a manifest, is flushed, and becomes `path`.
 
     An existing `path` is replaced in two renames; a kill between them leaves neither in place, so folders that must
     survive one (checkpoints, shards) get a new name each. On an exception the temporary folder is removed and `path`
     stays as it was.
+
+    Raises:
+        OSError: the disk refuses; or not `replace`, and another process has made `path` in the meantime.
     """
     temporary = disk.temporary_name(path)
     try:
@@ -97,7 +165,7 @@ def publish_folder(path: Path) -> Iterator[Path]:
         publish_json(temporary / MANIFEST, {"files": digests})
         for folder in sorted(p for p in temporary.rglob("*") if p.is_dir()):
             disk.fsync_folder(folder)
-        old = _moved_aside(path)
+        old = _moved_aside(path) if replace else None
         try:
             disk.rename(temporary, path)
         except BaseException:
@@ -149,9 +217,14 @@ def check_folder(path: Path) -> None:
             raise CorruptError(f"{file}: its SHA-256 is not the one that was written; the file was changed or damaged")
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Delete the temporary files and folders that a killed writer left directly in `folder`."""
-    for path in folder.glob(f"{disk.TEMPORARY}*"):
+def remove_leftovers(folder: Path, name: str = "") -> None:
+    """Delete the temporary files and folders that a killed writer left directly in `folder`.
+
+    Args:
+        folder: in which no other process is writing them.
+        name: only those of files whose names begin so.
+    """
+    for path in folder.glob(f"{disk.TEMPORARY}{name}*"):
         disk.remove(path)
 
 
@@ -183,3 +256,18 @@ def _discard(temporary: Path) -> None:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not allowed")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is not allowed")
+    return value
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} stands there twice")
+    return value

@@ -44,16 +44,22 @@ def locked(folder: Path, name: str = "run", what: str = "writing to this folder"
         lock.release()
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(folder: Path, asked: str = "") -> None:
     """Refuse a folder in which no file can be made.
+
+    Args:
+        folder: where files are to be made.
+        asked: begins the message where the user named another folder, such as `--out runs/a: `.
 
     Raises:
         ConfigError: it is missing, no folder, or may not be written to.
     """
     if not folder.is_dir():
-        raise ConfigError(f"{folder}: {'a file; expected a folder' if folder.exists() else 'no such folder'}")
+        raise ConfigError(f"{asked}{folder}: {'a file; expected a folder' if folder.exists() else 'no such folder'}")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise ConfigError(f"{folder}: cannot be written to (its permissions, or a file system that is read-only)")
+        raise ConfigError(
+            f"{asked}{folder}: cannot be written to (its permissions, or a file system that is read-only)"
+        )
 
 
 def only_left_by_locks(folder: Path) -> bool:

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from sae.base import disk
 from sae.base.files import CorruptError, existing, publish_file, sha256_of
 from sae.base.locks import locked
 from sae.config import ConfigError
@@ -135,7 +136,7 @@ class LocalObjects:
 
     def create(self, name: str, content: bytes) -> bool:
         path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
+        disk.make_folder(path.parent)
         with locked(path.parent, "create", "creating the same file"):
             if path.exists():
                 return False
@@ -292,7 +293,7 @@ class RemoteObjects:
         for _, length, path in sorted(copies):
             if total + size <= self._room:
                 break
-            path.unlink(missing_ok=True)
+            disk.unlink(path)
             total -= length
 
     def _tried(self, done: str, name: str, act: Callable[[str], T]) -> T | None:

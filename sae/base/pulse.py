@@ -19,7 +19,7 @@ from sae.config import ConfigError
 
 WARM_STEPS = 3
 """Steps of a loop before its pace is known: the first ones compile kernels and fill caches."""
-SLACK = 20
+SLACK = 10
 """A step may take this many times as long as the longest one of its loop so far."""
 
 

@@ -13,12 +13,12 @@ import base64
 import gzip
 import json
 import re
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sae.base.files import publish_folder
+from sae.base.disk import append, copy_from
+from sae.base.files import publish_folder, write_file
 from sae.base.progress import Progress
 from sae.browser.bundle import bundle
 from sae.browser.opened import BrowsedRun, View
@@ -78,16 +78,16 @@ def _write_page(folder: Path) -> None:
     )
     policy = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}" />'
     page = page.replace('<meta charset="utf-8" />', f'<meta charset="utf-8" />\n    {policy}')
-    (folder / "index.html").write_text(page, encoding="utf-8")
+    write_file(folder / "index.html", page)
     vendor = folder / "static" / "vendor"
     vendor.mkdir(parents=True)
-    (folder / "static" / "app.js").write_text(bundle(STATIC / "main.js"), encoding="utf-8")
+    write_file(folder / "static" / "app.js", bundle(STATIC / "main.js"))
     for style in ("base.css", "style.css"):
-        shutil.copyfile(STATIC / style, folder / "static" / style)
+        write_file(folder / "static" / style, copy_from(STATIC / style))
     # the chart library is loaded when a chart is drawn; licences and versions go with the code
     for source in (STATIC / "vendor").iterdir():
         if source.name.startswith(("uPlot", "LICENSE", "README")):
-            shutil.copyfile(source, vendor / source.name)
+            write_file(vendor / source.name, copy_from(source))
 
 
 def _write_data(folder: Path, run: BrowsedRun, view: View, latents: list[int], advance: Callable[[int], None]) -> None:
@@ -97,19 +97,19 @@ def _write_data(folder: Path, run: BrowsedRun, view: View, latents: list[int], a
     offsets = [0]
     documents: set[int] = set()
     atoms = set(latents)
-    with open(folder / "records.bin", "xb") as packed:
-        for number, start in enumerate(range(0, len(latents), PER_SHARD)):
-            shard = [exported_record(view, latent) for latent in latents[start : start + PER_SHARD]]
-            logits += [_top_tokens(record) for record in shard]
-            documents.update(example["document"] for each in shard for example in each["record"]["examples"])
-            atoms.update(item["latent"] for each in shard for item in (*each["neighbours"], *each["coactive"]))
-            # without a time in the header the same run gives the same bytes
-            data = gzip.compress(_json(shard), mtime=0)
-            packed.write(data)
-            offsets.append(offsets[-1] + len(data))
-            text = f'SPARSIGHT_SHARD({number},"{base64.b64encode(data).decode()}");\n'
-            (folder / f"shard-{number:05d}.js").write_text(text, encoding="ascii")
-            advance(len(shard))
+    write_file(folder / "records.bin", b"")
+    for number, start in enumerate(range(0, len(latents), PER_SHARD)):
+        shard = [exported_record(view, latent) for latent in latents[start : start + PER_SHARD]]
+        logits += [_top_tokens(record) for record in shard]
+        documents.update(example["document"] for each in shard for example in each["record"]["examples"])
+        atoms.update(item["latent"] for each in shard for item in (*each["neighbours"], *each["coactive"]))
+        # without a time in the header the same run gives the same bytes
+        data = gzip.compress(_json(shard), mtime=0)
+        append(folder / "records.bin", data)
+        offsets.append(offsets[-1] + len(data))
+        text = f'SPARSIGHT_SHARD({number},"{base64.b64encode(data).decode()}");\n'
+        write_file(folder / f"shard-{number:05d}.js", text)
+        advance(len(shard))
     numbers = [name for name in rows[0] if name not in ("latent", "token", "name", "label", "bookmark")] if rows else []
     index = {
         "info": without_places(run.info()),
@@ -122,7 +122,7 @@ def _write_data(folder: Path, run: BrowsedRun, view: View, latents: list[int], a
         "per_shard": PER_SHARD,
         "offsets": offsets,
     }
-    (folder / "index.js").write_bytes(b"globalThis.SPARSIGHT=" + _json(index) + b";\n")
+    write_file(folder / "index.js", b"globalThis.SPARSIGHT=" + _json(index) + b";\n")
     if (pictures := run.pictures()) is not None:
         _write_pictures(folder, pictures, documents, {latent: view.strength(latent) for latent in atoms})
 
@@ -132,9 +132,9 @@ def _write_pictures(folder: Path, pictures: Pictures, documents: set[int], stren
     for name in ("images", "atoms"):
         (folder / name).mkdir()
     for document in documents:
-        (folder / "images" / f"{document}.png").write_bytes(pictures.image(document))
+        write_file(folder / "images" / f"{document}.png", pictures.image(document))
     for latent, strength in strengths.items():
-        (folder / "atoms" / f"{latent}.png").write_bytes(pictures.atom(latent, strength))
+        write_file(folder / "atoms" / f"{latent}.png", pictures.atom(latent, strength))
 
 
 def without_places(value: Any) -> Any:

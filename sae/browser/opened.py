@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import threading
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from sae.base.files import CorruptError, read_json
+from sae.base.files import CorruptError
 from sae.browser.listing import Listing, Marks
 from sae.browser.pictures import Pictures
 from sae.evaluation.matching.scores import FILE as STABILITY_FILE
@@ -25,7 +24,9 @@ from sae.evaluation.words import described
 from sae.features.store.annotations import Annotations
 from sae.features.store.keys import FeatureError
 from sae.features.store.store import FeatureStore
+from sae.models.saved import CONFIG, read_config, read_report
 from sae.runs.base import kind_of
+from sae.runs.metrics import METRICS, read_metrics
 
 CURVE_POINTS = 2000
 
@@ -136,14 +137,16 @@ class BrowsedRun:
         return {
             "name": self.name,
             "folder": str(self.folder),
-            "config": self._json("config.json"),
+            "config": self._json(CONFIG),
             "eval": None if numbers is None else [m._asdict() for m in described(numbers, kind_of(self.folder))],
-            "curves": curves(self.folder / "metrics.jsonl"),
+            "curves": curves(self.folder),
         }
 
     def _json(self, name: str) -> Any:
         path = self.folder / name
-        return read_json(path) if path.is_file() else None
+        if not path.is_file():
+            return None
+        return read_config(self.folder) if name == CONFIG else read_report(self.folder, name)
 
     def _read_marks(self, notes: Annotations) -> None:
         before = self._marks
@@ -163,22 +166,17 @@ class BrowsedRun:
         return changed
 
 
-def curves(path: Path) -> dict[str, list[float | None]] | None:
-    """The numbers of metrics.jsonl as columns of at most `CURVE_POINTS` rows; None where there is no file.
+def curves(folder: Path) -> dict[str, list[float | None]] | None:
+    """The numbers of a run's metrics.jsonl as columns of at most `CURVE_POINTS` rows; None where there is no file.
 
     Raises:
-        CorruptError: a whole line is no JSON.
+        CorruptError: as `read_metrics`.
     """
-    if not path.is_file():
+    if not (folder / METRICS).is_file():
         return None
-    # the last line may still be being written
-    *lines, _ = path.read_text(encoding="utf-8").split("\n")
+    lines = read_metrics(folder)
     step = -(-len(lines) // CURVE_POINTS) or 1
-    kept = lines[::step] if not lines or (len(lines) - 1) % step == 0 else [*lines[::step], lines[-1]]
-    try:
-        rows = [json.loads(line) for line in kept]
-    except ValueError as error:
-        raise CorruptError(f"{path}: a line is no JSON ({error})") from error
+    rows = lines[::step] if not lines or (len(lines) - 1) % step == 0 else [*lines[::step], lines[-1]]
     names = list(dict.fromkeys(name for row in rows for name, value in row.items() if _is_number(value)))
     return {name: [_finite(row.get(name)) for row in rows] for name in names}
 

@@ -99,7 +99,10 @@ def measure_choices(
         raise ConfigError(f"--seeds {seeds}: expected 2 or more, whose agreement is measured")
     rows = []
     for world in worlds:
-        trials = [trial(world, draw=draw, seeds=seeds) for draw in range(draws)]
+        trials = []
+        for draw in range(draws):
+            trials.append(trial(world, draw=draw, seeds=seeds))
+            tell(f"{world} {draw}: {', '.join(trials[-1].choice.verdicts)}")
         for statistic in STATISTICS:
             rows.append({"world": world, "by": statistic or "choose-l0", **_counts(trials, statistic)})
             counts = ", ".join(f"{name} {rows[-1][name]}" for name in ("low", "high", "false", "recovered"))

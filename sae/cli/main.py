@@ -38,7 +38,7 @@ from sae.config import (
     unknown_choice,
 )
 
-ON_RANKS = ("train", "eval", "features")
+ON_RANKS = ("harvest", "train", "eval", "features")
 """Commands that share their work out over the processes of a launcher (torchrun); others run in one process."""
 
 

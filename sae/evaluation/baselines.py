@@ -10,15 +10,26 @@ import torch
 from torch import Tensor
 
 
-class Prefixes(NamedTuple):
-    """Of rows x and their projections x̂_k, for every k from 1 to d; float64 [n, d], on the CPU."""
+class Energies(NamedTuple):
+    """Of rows x; float64, on the CPU."""
 
+    square: Tensor
+    """||x - mean||² [n]."""
+    energy: Tensor
+    """(v_i·(x - mean))² for every component i, [n, d]."""
+
+
+class Prefixes(NamedTuple):
+    """`Energies`, and of the projections x̂_k for every k from 1 to d; float64, on the CPU."""
+
+    square: Tensor
+    energy: Tensor
     cosine: Tensor
-    """cos(x, x̂_k), 0 where either is zero."""
+    """cos(x, x̂_k), 0 where either is zero, [n, d]."""
     hat_square: Tensor
-    """||x̂_k||²."""
+    """||x̂_k||² [n, d]."""
     dot: Tensor
-    """x·x̂_k."""
+    """x·x̂_k [n, d]."""
 
 
 class PCA:
@@ -61,14 +72,16 @@ class PCA:
         """Codes [n, k] -> x̂_k, float64 [n, d]."""
         return z.double() @ self.components[: z.shape[1]] + self.mean
 
-    def energies(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """||x - mean||² [n], and (v_i·(x - mean))² [n, d] for every component i."""
-        return (x.double().cpu() - self.mean).pow(2).sum(1), self.codes(x).pow(2)
+    def energies(self, x: Tensor) -> Energies:
+        """||x - mean||² and the components' shares of it, of rows [n, d]."""
+        return Energies((x.double().cpu() - self.mean).pow(2).sum(1), self.codes(x).pow(2))
 
     def prefixes(self, x: Tensor) -> Prefixes:
         """What of rows [n, d] depends on the number of components, for every k from 1 to d."""
         wide, z, along_mean = x.double().cpu(), self.codes(x), self.components @ self.mean
-        dot = (wide @ self.mean)[:, None] + (z * (z + along_mean)).cumsum(1)
-        square = (self.mean.square().sum() + (z * (z + 2 * along_mean)).cumsum(1)).clamp_min(0)
-        norms = wide.norm(dim=1, keepdim=True) * square.sqrt()
-        return Prefixes(torch.where(norms > 0, dot / norms, 0.0), square, dot)
+        energy = z.square()
+        dot = (wide @ self.mean)[:, None] + (energy + z * along_mean).cumsum(1)
+        hat_square = (self.mean.square().sum() + (energy + 2 * z * along_mean).cumsum(1)).clamp_min(0)
+        norms = wide.norm(dim=1, keepdim=True) * hat_square.sqrt()
+        cosine = torch.where(norms > 0, dot / norms, 0.0)
+        return Prefixes((wide - self.mean).square().sum(1), energy, cosine, hat_square, dot)

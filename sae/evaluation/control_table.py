@@ -113,10 +113,12 @@ def sentences(report: Mapping[str, Any]) -> list[str]:
 
 
 def readable(report: Mapping[str, Any]) -> dict[str, Any]:
-    """An evaluation as it is printed: its controls as a table under the autoencoder's own numbers, with `sentences`."""
+    """An evaluation as it is printed: its controls as a table under the autoencoder's own numbers, with `sentences`.
+
+    The comparison of a sweep's members is a table already.
+    """
     shown = dict(report)
-    rows = shown.pop("controls", None)
-    if not rows:
+    if "table" in shown or not (rows := shown.pop("controls", None)):
         return shown
     names = ["this autoencoder", *(row["control"] for row in rows)]
     table = [

@@ -22,7 +22,7 @@ from sae.evaluation.baselines import PCA
 from sae.models.autoencoder import Autoencoder
 from sae_kernels import SparseCodes
 
-MEAN = "the mean"
+MEAN, SHUFFLED, RANDOM = "the mean", "shuffled atoms", "random dictionary"
 SEED = 0
 """Of the order in which atoms are shuffled."""
 
@@ -97,7 +97,7 @@ def shuffled_atoms(model: Autoencoder) -> Control:
     def attempt(rows: Encoded) -> Attempt:
         return Attempt(shuffled.decode(rows.codes, rows.x), rows.codes.l0())
 
-    return Control("shuffled atoms", attempt, shared=False)
+    return Control(SHUFFLED, attempt, shared=False)
 
 
 def random_dictionary(model: Autoencoder, training: dict[str, int]) -> Control:
@@ -107,7 +107,7 @@ def random_dictionary(model: Autoencoder, training: dict[str, int]) -> Control:
         codes, reconstruction = model(rows.x)
         return Attempt(reconstruction, codes.l0())
 
-    return Control("random dictionary", attempt, shared=False, training=training)
+    return Control(RANDOM, attempt, shared=False, training=training)
 
 
 class TrainingRows(NamedTuple):

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from sae.base import draws
-from sae.base.files import publish_json
 from sae.base.progress import Progress
 from sae.config import ImageEvalConfig, refuse_ignored
 from sae.evaluation import bootstrap
@@ -25,6 +24,7 @@ from sae.evaluation.bootstrap import GroupSums, Interval, ratio
 from sae.evaluation.reconstruction import Reconstruction
 from sae.evaluation.variational import activity, bounds, moments
 from sae.models.recipe import Corruption
+from sae.models.saved import publish_report
 from sae.modules.codes import Gaussian, Quantised
 from sae.modules.corruption import corrupt
 from sae.runs.images import ImageRun, decode_dense, dense_codes, open_image_run
@@ -54,7 +54,7 @@ def evaluate_images(run: str | Path, config: ImageEvalConfig | None = None) -> d
     report = bootstrap.plain(measure(opened, config))
     head = {"run": str(run), "variant": opened.vision.variant, "data": opened.config.images.data}
     done = {**head, **report, "seconds": round(time.perf_counter() - begun, 1)}
-    publish_json(opened.folder / "eval.json", done)
+    publish_report(opened.folder, "eval.json", done)
     return done
 
 

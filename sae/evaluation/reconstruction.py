@@ -142,7 +142,8 @@ class Reconstruction:
             "dot": (wide * wide_hat).sum(1),
         }
         if self.pca is not None:
-            values["pca_square"], values["pca_energy"] = self.pca.energies(wide)
+            of_pca = self.pca.energies(wide) if self.controls is None else self.pca.prefixes(wide)
+            values |= {f"pca_{name}": numbers for name, numbers in of_pca._asdict().items()}
         if self.controls is not None:
             values |= self._control_values(Encoded(x, target, codes))
         order = self.sums.add(document, values)
@@ -158,8 +159,6 @@ class Reconstruction:
     def _control_values(self, rows: Encoded) -> dict[str, Tensor]:
         wide = rows.target.double()
         values = {"unit": torch.nn.functional.normalize(wide, dim=1)}
-        if self.pca is not None:
-            values |= {f"pca.{name}": numbers for name, numbers in self.pca.prefixes(wide)._asdict().items()}
         for control in self.controls or ():
             attempt = control.attempt(rows)
             other = attempt.reconstruction.double()
@@ -194,7 +193,7 @@ class Reconstruction:
             }
         }
         for m in components:
-            of_pca = {name: sums[f"pca.{name}"][:, m - 1] for name in ("cosine", "hat_square", "dot")}
+            of_pca = {name: sums[f"pca_{name}"][:, m - 1] for name in ("cosine", "hat_square", "dot")}
             controls[pca_name(m)] = {"error": self.pca_left(m), **of_pca, "l0": m * count}
         for control in self.controls or ():
             names = ("error", "cosine", "hat_square", "dot", "l0")

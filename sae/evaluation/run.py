@@ -6,6 +6,7 @@ report["fvu"]["value"], report["downstream"]["delta_ce"]["value"]
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Sequence
@@ -13,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from sae.base.device import pick_device
-from sae.base.files import publish_json
+from sae.base.files import remove_leftovers
 from sae.base.launcher import refuse_ranks
+from sae.base.locks import locked
 from sae.base.progress import Progress, StopSignal
 from sae.base.ranks import Ranks
 from sae.config import ConfigError, EvalConfig, ImageEvalConfig, refuse_ignored, to_json
@@ -22,6 +24,7 @@ from sae.evaluation.images import evaluate_images
 from sae.evaluation.language import Evaluation
 from sae.evaluation.tensors import evaluate_tensors
 from sae.harvest.opening import opening
+from sae.models.saved import publish_report
 from sae.runs.base import kind_of
 from sae.runs.text import Run, harvest_of, open_run
 
@@ -78,7 +81,11 @@ def _evaluate_all(runs: Sequence[str | Path], config: EvalConfig, ranks: Ranks) 
     for run in opened[1:]:
         _check_same(opened[0], run)
     begun = time.perf_counter()
-    with StopSignal() as stop, Progress() as progress:
+    local = [run.folder for name, run in zip(runs, opened, strict=True) if run.folder == Path(name).expanduser()]
+    with contextlib.ExitStack() as locks, StopSignal() as stop, Progress() as progress:
+        for folder in dict.fromkeys(local) if ranks.first else ():
+            locks.enter_context(locked(folder, "eval", "evaluating this run"))
+            remove_leftovers(folder, "eval.json")
         lm = opened[0].load_language_model(device)
         if config.dataset is not None:
             documents = harvest_of(opened, lm, split="heldout", settings=settings).documents
@@ -98,7 +105,7 @@ def _evaluate_all(runs: Sequence[str | Path], config: EvalConfig, ranks: Ranks) 
             head |= {"tool": origin["tool"], "format": origin["format"]}
         done.append({**head, **report, "seconds": seconds})
         if run.folder == Path(name).expanduser():
-            publish_json(run.folder / "eval.json", done[-1])
+            publish_report(run.folder, "eval.json", done[-1])
     return done
 
 

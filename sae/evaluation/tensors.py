@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from sae.base.device import pick_device
-from sae.base.files import publish_json
 from sae.base.progress import Progress, StopSignal
 from sae.config import EvalConfig, refuse_ignored
 from sae.data.tensors import TensorPart
@@ -24,6 +23,7 @@ from sae.evaluation.control_table import control_rows
 from sae.evaluation.controls import controls_of
 from sae.evaluation.random_dictionary import train_random_dictionary
 from sae.evaluation.reconstruction import Reconstruction, training_form
+from sae.models.saved import publish_report
 from sae.runs import open_run
 
 CHUNK = 8192
@@ -78,7 +78,7 @@ def evaluate_tensors(run: str | Path, config: EvalConfig | None = None) -> dict[
         report["controls"] = control_rows(saved, None, k=k, **draws)
     head = {"run": str(run), "variant": opened.config.sae.variant, "data": opened.config.rows.data}
     done = {**head, **bootstrap.plain(report), "seconds": round(time.perf_counter() - begun, 1)}
-    publish_json(opened.folder / "eval.json", done)
+    publish_report(opened.folder, "eval.json", done)
     return done
 
 

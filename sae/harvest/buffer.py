@@ -24,6 +24,7 @@ from sae.harvest.filling import Filled, Filler, fill
 from sae.harvest.order import WINDOW, PageOrder
 from sae.harvest.rows import Rows
 from sae.harvest.store import Store
+from sae.harvest.store_disk import DiskStore
 from sae.harvest.stream import Harvest
 
 OVERLAPPED = 3  # blocks alive when harvest and training overlap: one trained on, one waiting, one being filled
@@ -57,7 +58,7 @@ class _Block:
 
     def _side_by_side(self, sites: list[str], numbers: Tensor) -> Tensor:
         parts = [self.rows.activations[site] for site in sites]
-        parts = [part[numbers.to(part.device)] for part in parts]
+        parts = [part.index_select(0, numbers.to(part.device)) for part in parts]
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
@@ -118,6 +119,7 @@ class StoredBatches:
             self.batches_per_block = min(self.per_epoch, batches_in(buffer_bytes, row_bytes, batch))
         self.blocks = -(-self.per_epoch // self.batches_per_block)
         self._order: tuple[int, PageOrder] | None = None
+        self._room: Rows | None = None
 
     @property
     def tokens(self) -> int:
@@ -142,7 +144,7 @@ class StoredBatches:
             first, last = self._range(block)
             numbers = self._block_rows(epoch, block)
             self.store.ahead(numbers)
-            rows = self.store.read(numbers, sites)
+            rows = self._read(numbers, sites)
             if done + last - inside < self.steps:
                 self.store.ahead(self._block_rows(*((epoch, block + 1) if last < self.per_epoch else (epoch + 1, 0))))
             shuffled_rows = _Block(rows, self.inputs, self.targets, self.batch, self.pairs, (self.seed, epoch, block))
@@ -151,6 +153,15 @@ class StoredBatches:
                 done += 1
                 yield shuffled_rows.get(index, {"step": done, **cut})
             del shuffled_rows  # before the next block is read: the stated memory is for one
+
+    def _read(self, numbers: range | Tensor, sites: list[str]) -> Rows:
+        """Rows of a block, in the memory of the block before it where that is one of the disk."""
+        if self.blocks == 1 or not isinstance(self.store, DiskStore):
+            return self.store.read(numbers, sites)
+        rows = self.store.read(numbers, sites, into=self._room)
+        if self._room is None or rows.size > self._room.size:
+            self._room = rows
+        return rows
 
     def numbers(self, epoch: int) -> Iterator[Tensor]:
         """Numbers of the store's rows in each batch of an epoch, int64 [batch], without reading them."""

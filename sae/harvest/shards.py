@@ -26,12 +26,13 @@ from sae.base.files import CorruptError
 from sae.base.objects import REMEDY, Objects, missing
 from sae.data.packing import Cursor
 from sae.harvest.int8 import Quantised, dequantise, quantise
-from sae.harvest.rows import Rows
+from sae.harvest.rows import Rows, all_finite, first_not_finite
 
 FORMAT = 2
 IDENTITY, MANIFEST, FOLDER = "identity.json", "manifest.json", "shards"
 LATER = {"start": torch.int32, "kind": torch.int8}
 """Columns that stores of earlier versions lack."""
+CHECKED_ROWS = 4096  # rows checked at a time for values that are not finite, so that no large copy is made
 COLUMNS = Rows._fields[1:]
 QUANTISED = Quantised._fields
 
@@ -71,12 +72,14 @@ class Manifest(NamedTuple):
     shards: list[ShardEntry]
     ended: bool = False
     """Whether the worker's documents are used up."""
+    identity: str | None = None
+    """Hash of the identity of the store; None in stores of earlier versions."""
 
 
 def sealed(value: Mapping[str, Any]) -> bytes:
     """JSON with a hash of its own, so that a changed byte is noticed."""
     plain = {name: part for name, part in value.items() if name != "seal"}
-    return (json.dumps({**plain, "seal": _seal(plain)}, indent=1, allow_nan=False) + "\n").encode()
+    return (json.dumps({**plain, "seal": seal_of(plain)}, indent=1, allow_nan=False) + "\n").encode()
 
 
 def read_sealed(objects: Objects, name: str) -> dict[str, Any] | None:
@@ -95,12 +98,13 @@ def read_sealed(objects: Objects, name: str) -> dict[str, Any] | None:
     if not isinstance(value, dict):
         raise CorruptError(f"{objects.where(name)}: not an object of JSON{REMEDY}")
     seal = value.pop("seal", None)
-    if seal != _seal(value) and (seal is not None or value.get("format", 1) != 1):
+    if seal != seal_of(value) and (seal is not None or value.get("format", 1) != 1):
         raise CorruptError(f"{objects.where(name)}: its content is not the one that was written{REMEDY}")
     return value
 
 
-def _seal(value: Mapping[str, Any]) -> str:
+def seal_of(value: Mapping[str, Any]) -> str:
+    """Hash of JSON values."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -119,7 +123,7 @@ def read_manifest(objects: Objects, worker: Worker) -> Manifest:
             ShardEntry(f"{worker.folder}/{s['name']}", s["rows"], s["bytes"], s["sha256"], Cursor(*s["end"]))
             for s in record["shards"]
         ]
-        manifest = Manifest(shards, record["ended"])
+        manifest = Manifest(shards, record["ended"], record.get("identity"))
     except (KeyError, TypeError) as error:
         raise CorruptError(f"{objects.where(name)}: not a manifest of shards{REMEDY}") from error
     sizes = objects.names(worker.folder)
@@ -138,7 +142,7 @@ def write_manifest(objects: Objects, worker: Worker, manifest: Manifest) -> None
         {**shard._asdict(), "name": shard.name.rpartition("/")[2], "end": list(shard.end)} for shard in manifest.shards
     ]
     worker_of = {"worker": worker.number, "workers": worker.count}
-    record = {"format": FORMAT, **worker_of, "ended": manifest.ended, "shards": shards}
+    record = {"format": FORMAT, **worker_of, "ended": manifest.ended, "identity": manifest.identity, "shards": shards}
     objects.write(f"{worker.folder}/{MANIFEST}", sealed(record))
 
 
@@ -160,7 +164,7 @@ class OpenShard:
     """A shard's rows, mapped into memory: a read copies what it reads, and no more."""
 
     def __init__(self, path: Path, where: str, precision: str, sites: Sequence[str]) -> None:
-        self.precision, self.sites = precision, list(sites)
+        self.precision, self._where = precision, where
         try:
             with safe_open(path, framework="pt") as file:
                 names = set(file.keys())
@@ -192,10 +196,32 @@ class OpenShard:
             return self.places
         return self.places._replace(activations={site: dequantise(q) for site, q in self._quantised.items()})
 
+    def check_finite(self, site: str) -> None:
+        """Refuse activations at a site that are not finite.
+
+        Raises:
+            CorruptError: names the file and the row.
+        """
+        if self.precision == "int8":
+            quantised = self._quantised[site]
+            values = torch.cat([quantised.outlier, quantised.scale.unsqueeze(1)], 1)
+        else:
+            values = self.places.activations[site]
+        for first in range(0, self.size, CHECKED_ROWS):
+            if not all_finite(part := values[first : first + CHECKED_ROWS]):
+                raise CorruptError(
+                    f"{self._where}: row {first + first_not_finite(part)} of site {site} is not finite (NaN or "
+                    "infinite), which no harvest stores; delete the store and harvest again"
+                )
+
     def take(self, rows: slice | Tensor, sites: Sequence[str]) -> Rows:
         """Some rows (a slice, or indices int64 [n]) at some sites."""
-        columns = [column[rows] for column in self.places[1:]]
+
+        def of(values: Tensor) -> Tensor:
+            return values[rows] if isinstance(rows, slice) else values.index_select(0, rows)
+
+        columns = [of(column) for column in self.places[1:]]
         if self.precision == "int8":
-            parts = {site: Quantised(*(part[rows] for part in self._quantised[site])) for site in sites}
+            parts = {site: Quantised(*map(of, self._quantised[site])) for site in sites}
             return Rows({site: dequantise(part) for site, part in parts.items()}, *columns)
-        return Rows({site: self.places.activations[site][rows] for site in sites}, *columns)
+        return Rows({site: of(self.places.activations[site]) for site in sites}, *columns)

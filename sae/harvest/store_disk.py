@@ -30,7 +30,7 @@ from sae.data.packing import Cursor
 from sae.harvest.identity import check_identity
 from sae.harvest.legacy import legacy_shards
 from sae.harvest.precision import STORED
-from sae.harvest.rows import Rows, all_finite, first_not_finite
+from sae.harvest.rows import Rows
 from sae.harvest.shards import (
     FOLDER,
     FORMAT,
@@ -41,13 +41,13 @@ from sae.harvest.shards import (
     Worker,
     read_manifest,
     read_sealed,
+    seal_of,
     sealed,
     write_manifest,
     write_shard,
 )
 from sae.harvest.store_memory import Store
 
-CHECKED_ROWS = 4096  # rows checked at a time for values that are not finite, so that no large copy is made
 OPEN_SHARDS = 64  # shards mapped into memory at once
 VERIFIED_AT_ONCE = 4 << 30
 """Bytes up to which a local store is compared with its hashes when it is opened; of a larger one each shard is when it
@@ -109,6 +109,7 @@ class DiskStore(Store):
         self._legacy = legacy_shards(self.objects.folder) if isinstance(self.objects, LocalObjects) else []
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
         self._paths: dict[int, Future[Path]] = {}
+        self._finite: set[tuple[int, str]] = set()
         self._fetchers = ThreadPoolExecutor(FETCHERS, thread_name_prefix="sae-shards")
         self._manifests: list[Manifest] = []
         self._check_writing: Callable[[], None] | None = None
@@ -122,6 +123,8 @@ class DiskStore(Store):
         self._manifests = []
         for worker in self._workers:
             manifest = read_manifest(self.objects, worker)
+            if manifest.identity not in (None, seal_of(self.identity)):
+                raise CorruptError(f"{self.objects.where(IDENTITY)}: is not that of the shards beside it{REMEDY}")
             if worker.number == 0:
                 manifest = manifest._replace(shards=[*self._legacy, *manifest.shards])
             if view is not None:
@@ -208,6 +211,7 @@ class DiskStore(Store):
 
     def _publish(self, manifest: Manifest) -> None:
         own = manifest.shards[len(self._legacy) if self._writer.number == 0 else 0 :]
+        manifest = manifest._replace(identity=seal_of(self.identity))
         write_manifest(self.objects, self._writer, manifest._replace(shards=own))
         self._manifests = [manifest]
 
@@ -215,8 +219,12 @@ class DiskStore(Store):
         shards = self._manifests[0].shards
         return shards[-1].end if self._writer is not None and shards else None
 
-    def read(self, rows: range | Tensor, sites: Sequence[str]) -> Rows:
+    def read(self, rows: range | Tensor, sites: Sequence[str], into: Rows | None = None) -> Rows:
         """Rows by number, as in `Store`.
+
+        Args:
+            into: rows of an earlier read that are no longer needed: their memory is used again if it suffices, which
+                saves touching it anew.
 
         Raises:
             CorruptError: a shard was changed since it was written, or an activation is not finite; names the file, and
@@ -228,11 +236,10 @@ class DiskStore(Store):
             first = int(torch.searchsorted(starts, rows.start, right=True)) - 1
             if rows.stop <= starts[first] + sizes[first]:
                 begin = rows.start - int(starts[first])
-                taken = self._opened(first).take(slice(begin, begin + len(rows)), sites)
-                self._check_finite(taken, rows)
-                return taken
+                return self._opened(first, sites).take(slice(begin, begin + len(rows)), sites)
         numbers = rows if isinstance(rows, Tensor) else torch.arange(rows.start, rows.stop)
-        gathered = self._empty(len(numbers), sites)
+        fits = into is not None and into.size >= len(numbers) and into.activations.keys() == set(sites)
+        gathered = into.between(0, len(numbers)) if fits and into is not None else self._empty(len(numbers), sites)
         shard = torch.bucketize(numbers, starts, right=True) - 1
         new = torch.ones(len(numbers), dtype=torch.bool)
         new[1:] = (numbers[1:] != numbers[:-1] + 1) | (shard[1:] != shard[:-1])
@@ -242,12 +249,11 @@ class DiskStore(Store):
             order = shard[begins].argsort(stable=True)
             runs = torch.stack([begins, lengths, shard[begins], numbers[begins] - starts[shard[begins]]], 1)[order]
             for at, length, index, of in runs.tolist():
-                gathered.write(slice(at, at + length), self._opened(index).take(slice(of, of + length), sites))
+                gathered.write(slice(at, at + length), self._opened(index, sites).take(slice(of, of + length), sites))
         else:
             for index in shard.unique().tolist():
                 here = (shard == index).nonzero().squeeze(1)
-                gathered.write(here, self._opened(index).take(numbers[here] - starts[index], sites))
-        self._check_finite(gathered, rows)
+                gathered.write(here, self._opened(index, sites).take(numbers[here] - starts[index], sites))
         return gathered
 
     def _empty(self, size: int, sites: Sequence[str]) -> Rows:
@@ -257,24 +263,11 @@ class DiskStore(Store):
         columns = [torch.empty(size, dtype=types.get(name, torch.int8)) for name in Rows._fields[1:]]
         return Rows(activations, *columns)
 
-    def _check_finite(self, result: Rows, rows: range | Tensor) -> None:
-        for site, activations in result.activations.items():
-            for first in range(0, result.size, CHECKED_ROWS):
-                if not all_finite(part := activations[first : first + CHECKED_ROWS]):
-                    number, index = int(rows[first + first_not_finite(part)]), 0
-                    sizes = self.part_rows
-                    while number >= sizes[index]:
-                        number, index = number - sizes[index], index + 1
-                    raise CorruptError(
-                        f"{self.objects.where(self.shards[index].name)}: row {number} of site {site} is not finite "
-                        f"(NaN or infinite), which no harvest stores; delete {self.place} and harvest again"
-                    )
-
     def ahead(self, rows: range | Tensor) -> None:
         """Fetch and verify the shards of these rows in the background; the `read` that needs them raises errors."""
         numbers = rows if isinstance(rows, Tensor) else torch.tensor([rows.start, *rows[:: min(self.part_rows)]])
         ends = torch.tensor(self.part_rows).cumsum(0)
-        for index in torch.bucketize(numbers, ends, right=True).unique().tolist():
+        for index in torch.bincount(torch.bucketize(numbers, ends, right=True)).nonzero().flatten().tolist():
             self._path(index)
 
     def _path(self, index: int) -> Future[Path]:
@@ -284,23 +277,25 @@ class DiskStore(Store):
             self._paths[index] = self._fetchers.submit(self.objects.local, entry.name, entry.bytes, entry.sha256)
         return self._paths[index]
 
-    def _opened(self, index: int) -> OpenShard:
-        """A shard, its content compared with its hash."""
+    def _opened(self, index: int, sites: Sequence[str] = ()) -> OpenShard:
+        """A shard, its content compared with its hash, and activations at these sites known to be finite."""
         if index in self._open:
             self._open.move_to_end(index)
-            return self._open[index]
-        entry = self.shards[index]
-        path = self._path(index).result()
-        if not path.exists():  # given up to make room in the cache before it was mapped
-            del self._paths[index]
+        else:
             path = self._path(index).result()
-        shard = OpenShard(
-            path, self.objects.where(entry.name), self.identity["precision"], list(self.identity["sites"])
-        )
-        self._open[index] = shard
-        if len(self._open) > OPEN_SHARDS:
-            closed, _ = self._open.popitem(last=False)
-            del self._paths[closed]  # a remote shard may leave the cache
+            if not path.exists():  # given up to make room in the cache before it was mapped
+                del self._paths[index]
+                path = self._path(index).result()
+            where, precision = self.objects.where(self.shards[index].name), self.identity["precision"]
+            self._open[index] = OpenShard(path, where, precision, list(self.identity["sites"]))
+            if len(self._open) > OPEN_SHARDS:
+                closed, _ = self._open.popitem(last=False)
+                del self._paths[closed]  # a remote shard may leave the cache
+        shard = self._open[index]
+        for site in sites:
+            if (index, site) not in self._finite:
+                shard.check_finite(site)
+                self._finite.add((index, site))
         return shard
 
 
@@ -340,7 +335,10 @@ def read_store(place: str | Path, identity: Mapping[str, Any], objects: Objects 
             )
         check_identity(place, recorded, json.loads(json.dumps(dict(identity))))
         return recorded
-    if others := [name for name in objects.names("") if not name.startswith(("run", "create", ".partial-"))]:
+    others = [name for name in objects.names("") if not name.startswith(("run", "create", ".partial-"))]
+    if IDENTITY in others:  # another worker has just written it
+        return read_store(place, identity, objects)
+    if others:
         raise ConfigError(
             f"--store {place}: the folder is not empty and is no activation store (it holds {', '.join(others[:3])})"
         )

@@ -38,10 +38,10 @@ from sae.interop.gain import divided_by_gain, gain_of
 from sae.interop.origin import WITHOUT_GAIN
 from sae.interop.sources import fetch
 from sae.models.autoencoder import Autoencoder
-from sae.models.saved import CONFIG, save_weights
+from sae.models.saved import CONFIG, CONFIG_FORMAT, save_weights
 from sae.modules.codes import TopK
 from sae.runs.text import joined
-from sae.training.run_folder import CONFIG_FORMAT, new_record
+from sae.training.run_folder import new_record
 
 PROBE = 256  # rows from which the self-test's are picked
 TRIED = 1024  # rows on which an import is tried: dense codes of a million latents then take 4 GB
@@ -101,7 +101,7 @@ def import_run(source: str | Path, config: ImportConfig) -> dict[str, Any]:
             record = _record(model, config, subject, harvest, rows)
             progress.say(f"FVU on {len(rows):,} tokens of {config.dataset}: {fvu:.4f}.")
         record["imported"] = {**origin._asdict(), "source": str(source), "format": format}
-        with publish_folder(config.out) as folder:
+        with publish_folder(config.out, replace=False) as folder:
             record["autoencoder"] = save_weights(folder, model, rows[:PROBE])
             publish_json(folder / CONFIG, record)
     shown = {"run": str(config.out), "format": format, **_shown(model, origin)}

@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from sae.base.files import publish_file, publish_folder, read_json
+from sae.base.files import publish_file, publish_folder
 from sae.config import ConfigError
 from sae.features.store.keys import FeatureError
 from sae.features.store.store import FeatureStore
-from sae.models.saved import CONFIG, locate_run
+from sae.models.saved import locate_run, read_config
 from sae.runs.base import check_language
 
 A_FILE = 128  # features in one upload, the maximum
@@ -90,7 +90,7 @@ def export(
     if not exported:
         raise ConfigError(f"{folder}: none of the latents asked for fired in the collected tokens")
     names = _names(folder, store, model_id, set_name)
-    context = int(read_json(folder / CONFIG)["train"]["harvest"]["context"])
+    context = int(read_config(folder)["train"]["harvest"]["context"])
     explained = store.annotations.names()
     with publish_folder(out) as temporary:
         for number, part in enumerate(_parts(exported)):

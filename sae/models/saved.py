@@ -10,6 +10,8 @@ again and refuses a file whose results differ.
 
 from __future__ import annotations
 
+import functools
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from sae.base.files import CorruptError, publish_file, read_json, sha256_of
+from sae.base.files import CorruptError, publish_file, publish_json, read_checked, read_json, sha256_of
 from sae.config import ConfigError, built
 from sae.models.autoencoder import Autoencoder
 from sae.models.language import VARIANTS
@@ -27,6 +29,8 @@ from sae.modules.codes import make_code
 assert VARIANTS  # the table's import makes every variant's code known by its name
 WEIGHTS = "sae.safetensors"
 CONFIG = "config.json"
+CONFIG_FORMAT, FIRST_HASHED = 3, 3
+OF_WEIGHTS = "weights_sha256"
 TOLERANCE = 1e-3  # of the self-test: relative error in norm; another machine's float32 product differs by about 1e-6
 SELF_TEST_ROWS = 8
 
@@ -100,10 +104,7 @@ def verify(path: str | Path) -> SelfTest:
     """
     folder = locate_run(path)
     description = read_description(folder)
-    _, distance = _load(folder, description)
-    if sha256_of(folder / WEIGHTS) != description.get("sha256"):
-        raise CorruptError(f"{folder / WEIGHTS}: its SHA-256 is not the one {CONFIG} records")
-    return distance
+    return _load(folder, description)[1]
 
 
 def locate_run(path: str | Path) -> Path:
@@ -124,6 +125,53 @@ def locate_run(path: str | Path) -> Path:
         raise ConfigError(f"{path}: no such run folder, and it cannot be read from the hub ({reason})") from error
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """A run's config.json, finished or not. Of a run from before hashes were kept, this is said once.
+
+    Raises:
+        CorruptError: it is missing, damaged, or edited by hand.
+    """
+    path = folder / CONFIG
+    record, hashed = read_checked(path)
+    if not isinstance(record, dict):
+        raise CorruptError(f"{path}: not the record of a run")
+    version = record.get("format", 1)
+    if not isinstance(version, int) or version > CONFIG_FORMAT:
+        raise CorruptError(f"{path}: format {version!r}, of a newer version; expected at most {CONFIG_FORMAT}")
+    if not hashed:
+        if version >= FIRST_HASHED:
+            read_json(path, hashed=True)
+        _say_unhashed(folder.absolute())
+    return record
+
+
+def publish_report(folder: Path, name: str, report: dict[str, Any]) -> None:
+    """Leave what was measured of a finished run in its folder, such as eval.json, with the weights' SHA-256."""
+    publish_json(folder / name, {**report, OF_WEIGHTS: read_description(folder).get("sha256")})
+
+
+def read_report(folder: Path, name: str) -> dict[str, Any]:
+    """What `publish_report` left in a run folder.
+
+    Raises:
+        CorruptError: it is missing, damaged, edited by hand, or of other weights.
+    """
+    record = read_config(folder)
+    report = read_json(folder / name, hashed=record.get("format", 1) >= FIRST_HASHED)
+    if not isinstance(report, dict):
+        raise CorruptError(f"{folder / name}: {type(report).__name__}, expected an object")
+    weights = (record.get("autoencoder") or {}).get("sha256")
+    if report.pop(OF_WEIGHTS, weights) != weights:
+        raise CorruptError(f"{folder / name}: it is of other weights than {WEIGHTS} here; restore the run from a copy")
+    return report
+
+
+@functools.cache
+def _say_unhashed(folder: Path) -> None:
+    said = "written before hashes of its files were kept, so damage to them may go unnoticed"
+    print(f"sae: {folder}: {said}", file=sys.stderr, flush=True)
+
+
 def read_description(folder: Path) -> dict[str, Any]:
     """The "autoencoder" part of a finished run's config.json.
 
@@ -134,8 +182,8 @@ def read_description(folder: Path) -> dict[str, Any]:
     if not (folder / CONFIG).is_file():
         content = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
         raise ConfigError(f"{folder}: not a run folder, it has no {CONFIG} (it holds {content})")
-    record = read_json(folder / CONFIG)
-    if not isinstance(record, dict) or not isinstance(record.get("autoencoder"), (dict, type(None))):
+    record = read_config(folder)
+    if not isinstance(record.get("autoencoder"), (dict, type(None))):
         raise CorruptError(f"{folder / CONFIG}: not the record of a run")
     description = record.get("autoencoder")
     if description is None:
@@ -162,6 +210,11 @@ def _load(folder: Path, description: dict[str, Any]) -> tuple[Autoencoder, SelfT
         raise CorruptError(
             f"{folder / WEIGHTS}: the self-test fails (relative error of codes {distance.codes:.2g}, of reconstruction "
             f"{distance.reconstruction:.2g}, allowed {TOLERANCE}): this is not the autoencoder that was saved"
+        )
+    if sha256_of(folder / WEIGHTS) != description.get("sha256"):
+        raise CorruptError(
+            f"{folder / WEIGHTS}: its SHA-256 is not the one {CONFIG} records: the file was changed or damaged; "
+            "restore it from a copy"
         )
     return model, distance
 

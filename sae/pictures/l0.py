@@ -10,7 +10,6 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from sae.base.tables import number
 from sae.pictures.charts import GREY, SMALL, colour, quiet
 
 PANELS = {
@@ -18,6 +17,11 @@ PANELS = {
     "decoder_cosine": "Decoder cosine\nthe smaller the better",
 }
 """Statistic -> the name of its axis."""
+
+
+TITLES = {True: "decides; filled: levels that fit", False: ""}
+APART = 1.35
+"""Least ratio of two labelled levels."""
 
 
 def draw_choice(report: dict[str, Any], *, true_l0: float | None = None) -> Figure:
@@ -32,7 +36,7 @@ def draw_choice(report: dict[str, Any], *, true_l0: float | None = None) -> Figu
     figure = Figure(figsize=(3.6 * len(names), 3.0), layout="constrained")
     l0s = [level["l0"] for level in levels]
     for place, (name, axis) in enumerate(zip(names, figure.subplots(1, len(names), squeeze=False)[0], strict=True)):
-        quiet(axis, x="L0 (latents a token)", y=PANELS[name], title="decides" if name == report["decided_by"] else "")
+        quiet(axis, x="L0 (latents a token)", y=PANELS[name], title=TITLES[name == report["decided_by"]])
         values, low, high = ([level[name][part] for level in levels] for part in ("value", "low", "high"))
         axis.plot(l0s, values, color=colour(place), linewidth=1.6)
         axis.fill_between(l0s, low, high, color=colour(place), alpha=0.18, linewidth=0)
@@ -41,10 +45,19 @@ def draw_choice(report: dict[str, Any], *, true_l0: float | None = None) -> Figu
             face = colour(place) if fits else "white"
             axis.plot([l0], [value], marker="o", markersize=6, color=colour(place), markerfacecolor=face)
         axis.set_xscale("log")
-        axis.set_xticks(l0s, [number(l0) for l0 in l0s])
+        axis.set_xticks(l0s, _labels(l0s))
         axis.xaxis.set_minor_locator(NullLocator())
         if true_l0 is not None:
             axis.axvline(true_l0, color=GREY, linewidth=1, linestyle=(0, (2, 2)))
-            axis.annotate("true", (true_l0, 1.0), xycoords=("data", "axes fraction"), ha="center", va="bottom",
+            axis.annotate(" true", (true_l0, 0.02), xycoords=("data", "axes fraction"), ha="left", va="bottom",
                           fontsize=SMALL - 1, color=GREY)  # fmt: skip
     return figure
+
+
+def _labels(l0s: list[float]) -> list[str]:
+    """Names of the ticks, without those that would run into the one before."""
+    labels, last = [], 0.0
+    for l0 in l0s:
+        labels.append(f"{l0:.2g}" if l0 >= APART * last else "")
+        last = l0 if labels[-1] else last
+    return labels

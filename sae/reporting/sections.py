@@ -27,6 +27,8 @@ COLUMNS = {
 """Key in eval.json -> head of the column, for runs and controls."""
 CURVES = {"fvu": "FVU", "l0": "L0", "dead": "Dead latents, share"}
 """Key in metrics.jsonl -> name of the axis."""
+SPREAD = 10
+"""Largest FVU over the smallest from which on the axis is logarithmic."""
 POINTS = 400
 """Points of a training curve that are drawn."""
 
@@ -97,7 +99,9 @@ def draw_fidelity(
         if pca:
             name = "PCA" if len(places) == 1 else f"PCA, {site}"
             curves[name] = Curve(sorted(pca), [pca[k] for k in sorted(pca)], "--o")
-    return draw_lines(curves, "L0 (active latents a token, or components)", "FVU", log_x=True)
+    shown = [value for curve in curves.values() for value in map(_middle, curve.y)]
+    far = 0 < min(shown) < max(shown) / SPREAD
+    return draw_lines(curves, "L0 (active latents a token, or components)", "FVU", log_x=True, log_y=far)
 
 
 def _middle(value: Any) -> float:

@@ -10,14 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae.base.files import read_json
 from sae.config import ConfigError
 from sae.evaluation.run import evaluate
 from sae.features.store.keys import FeatureError
 from sae.features.store.store import FeatureStore
-from sae.models.saved import CONFIG, load, locate_run
+from sae.models.saved import load, locate_run, read_config, read_report
 from sae.runs.base import check_kind, kind_of
-from sae.training.logging import METRICS, read_metrics
+from sae.runs.metrics import METRICS, read_metrics
 
 EVALUATION = "eval.json"
 
@@ -37,7 +36,7 @@ class Subject:
         self.folder, self.name = locate_run(run), name
         check_kind(self.folder, "language", "tensors")
         self.model = load(self.folder, device="cpu")
-        self.record: dict[str, Any] = read_json(self.folder / CONFIG)
+        self.record: dict[str, Any] = read_config(self.folder)
         self.kind = kind_of(self.folder)
 
     def evaluate(self, tell: Callable[[str], None]) -> None:
@@ -49,7 +48,7 @@ class Subject:
     @cached_property
     def numbers(self) -> dict[str, Any]:
         """The run's eval.json."""
-        return read_json(self.folder / EVALUATION)
+        return read_report(self.folder, EVALUATION)
 
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:

@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sae.base.files import publish_file, publish_json, read_json
+from sae.base.files import publish_file, publish_json
 from sae.base.tables import number
 from sae.config import ConfigError, EvalConfig
+from sae.evaluation.controls import RANDOM, SHUFFLED
 from sae.evaluation.run import evaluate_all
-from sae.models.saved import CONFIG
+from sae.models.saved import CONFIG, read_config
 from sae.reporting.figures import write_figure
 from sae.reporting.sections import draw_fidelity
 from sae.runs.sweeps import Sweep, sweep_of
@@ -31,6 +32,8 @@ COLUMNS = {
     "tokens_a_second": "tokens/s",
 }
 """Column of the table -> its heading."""
+OF_ONE_MEMBER = (SHUFFLED, RANDOM)
+"""Controls that depend on a member's width or atoms."""
 ERROR = "stopped by"
 """Heading of the column that is there where a member has not come to its end."""
 
@@ -55,18 +58,24 @@ def compare(folder: str | Path, evaluation: EvalConfig | None = None) -> dict[st
     by_name = {row["run"]: row for row in rows}
     rows = [by_name[name] for name in sweep.names]
     pca = {r["site"]: r["baselines"] for r in reports if r["baselines"] and "target_site" not in r}
-    record = {"rows": rows, "baselines": pca, "tokens": reports[0]["tokens"] if reports else 0}
+    controls = _controls(reports)
+    record = {"rows": rows, "controls": controls, "baselines": pca, "tokens": reports[0]["tokens"] if reports else 0}
     publish_json(sweep.folder / RECORD, record)
-    publish_file(sweep.folder / TABLE, markdown(rows).encode())
+    publish_file(sweep.folder / TABLE, (markdown(rows) + ("\n" + markdown(controls) if controls else "")).encode())
     files = [TABLE, RECORD]
     if reports:
         figure = draw_fidelity(_curves(finished, reports), _sites(reports))
         files += write_figure(sweep.folder, PLOT, figure)
-    return {"table": table(rows), "files": files, "out": str(sweep.folder)}
+    return {
+        "table": table(rows),
+        **({"controls": table(controls)} if controls else {}),
+        "files": files,
+        "out": str(sweep.folder),
+    }
 
 
 def _row(folder: Path, report: Mapping[str, Any]) -> dict[str, Any]:
-    training = read_json(folder / CONFIG)["training"]
+    training = read_config(folder)["training"]
     form, losses = report["training_form"], report["downstream"]
     target = f" -> {report['target_site']}" if "target_site" in report else ""
     return {
@@ -81,6 +90,26 @@ def _row(folder: Path, report: Mapping[str, Any]) -> dict[str, Any]:
         "route": training["route"],
         "error": None,
     }
+
+
+def _controls(reports: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of what the members of a site are compared with; what is made of one member's atoms is in its eval.json."""
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for report in reports:
+        site = report.get("target_site", report["site"])
+        for control in report.get("controls") or ():
+            if control["control"] in OF_ONE_MEMBER:
+                continue
+            losses = control.get("downstream")
+            rows[site, control["control"]] = {
+                **dict.fromkeys([*COLUMNS, "error"]),
+                "run": control["control"],
+                "site": site,
+                "fvu": control["fvu"],
+                "l0": control["l0"],
+                "delta_ce": losses["delta_ce"] if losses else None,
+            }
+    return list(rows.values())
 
 
 def _stopped(sweep: Sweep, finished: Sequence[Path]) -> list[dict[str, Any]]:
@@ -114,7 +143,7 @@ def _curves(folders: Sequence[Path], reports: Sequence[Mapping[str, Any]]) -> di
     """Evaluations by the name of a line: members that differ in k alone are points of one line."""
     curves: dict[str, list[Mapping[str, Any]]] = {}
     for folder, report in zip(folders, reports, strict=True):
-        settings = read_json(folder / CONFIG)["train"]["sae"]
+        settings = read_config(folder)["train"]["sae"]
         parts = [part for part in folder.name.split("-") if part != f"k{settings['k']}"]
         curves.setdefault("-".join(parts) or report["variant"], []).append(report)
     return curves

@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from sae.base.files import read_json
 from sae.config import ConfigError, from_json
 from sae.models.autoencoder import Autoencoder
-from sae.models.saved import CONFIG, load, locate_run
+from sae.models.saved import CONFIG, load, locate_run, read_config
 
 
 class Kind(NamedTuple):
@@ -57,8 +56,7 @@ def called(kind: str) -> str:
 def kind_of(run: str | Path) -> str:
     """The kind of a run folder; where it has no record, language: opening it then says what is missing."""
     path = locate_run(run) / CONFIG
-    record = read_json(path) if path.is_file() else None
-    return record.get("kind", "language") if isinstance(record, dict) else "language"
+    return read_config(path.parent).get("kind", "language") if path.is_file() else "language"
 
 
 def check_kind(run: str | Path, *kinds: str) -> None:
@@ -111,5 +109,5 @@ def open_folder(run: str | Path, kind: str, settings: type, *, device: torch.dev
     if (folder / CONFIG).is_file():  # else loading says what is missing
         check_kind(run, kind)
     model = load(folder, device=device)
-    record = read_json(folder / CONFIG)
+    record = read_config(folder)
     return Opened(folder, record, model, from_json(settings, record["train"], f"{folder / CONFIG}: train"))

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from sae.base.files import CorruptError, publish_json, read_json
+from sae.base.files import CorruptError, publish_json, read_json, remove_leftovers
 from sae.config import ConfigError
 
 SWEEP = "sweep.json"
@@ -34,6 +34,7 @@ class Sweep(NamedTuple):
 
 def write_sweep(folder: Path, names: Sequence[str], errors: Mapping[str, str] | None = None) -> None:
     """Make a folder that of a sweep."""
+    remove_leftovers(folder)
     publish_json(folder / SWEEP, {"format": FORMAT, "members": list(names), "errors": dict(errors or {})})
 
 

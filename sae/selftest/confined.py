@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import json
 import os
 import resource
@@ -100,6 +101,7 @@ def _signal(number: int) -> str:
 def _work(job: Callable[[int], Any], batch: list[int], writing: int, memory: int, seconds: float) -> None:
     """The child: never returns."""
     try:
+        faulthandler.disable()  # the parent reports a crash
         torch.set_num_threads(1)  # the threads of the parent are not in the child
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from sae.selftest.content import fingerprint
 from sae.selftest.damage import DAMAGES
 from sae.selftest.harness import Outcome, Task
-from sae.selftest.scenes import Scene, make_scenes
+from sae.selftest.scenes import LEGAL, Scene, make_scenes
 from sae.selftest.taking_away import taken_away
 
 
@@ -33,9 +33,8 @@ def run(task: Task) -> Outcome:
     with taken_away(task.broken), task.progress.bar("corrupt", task.n, "files") as bar:
         for number in range(task.n):
             scene = scenes[number % len(scenes)]
-            file, damage = draw.choice(scene.files), draw.choice(list(DAMAGES))
-            if damage == "swap" and file in scene.of_any_run:
-                damage = "flip"
+            file = draw.choice(scene.files)
+            damage = draw.choice([name for name in DAMAGES if name not in LEGAL.get(file, ())])
             originals = {name: (scene.folder / name).read_bytes() for name in scene.files}
             damaged = DAMAGES[damage](originals[file], draw, (scene.other / file).read_bytes())
             _put(scene.folder / file, damaged)

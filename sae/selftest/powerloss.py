@@ -97,9 +97,9 @@ def record(scenario: Scenario, broken: str | None) -> Recorded:
     shutil.copytree(folder, before)
     with observed(recorder):
         scenario.act()
+    shutil.copytree(folder, folder.with_name(f"{folder.name}-after"))
     result = scenario.result()
-    after = folder.with_name(f"{folder.name}-after")
-    folder.rename(after)
+    shutil.rmtree(folder)
     # operations outside the folder, such as in a cache, are none of the scenario's
     log = [operation for operation in log if operation.path.is_relative_to(folder)]
     return Recorded(scenario, log, before, result, published_in(log, before, folder))

@@ -32,6 +32,7 @@ from sae.interop import read
 from sae.interop.files import shapes_in, tensors_in
 from sae.interop.registry import entries
 from sae.models.saved import load
+from sae.runs.metrics import read_metrics
 from sae.selftest import layouts
 from sae.selftest.gguf_file import write_gguf
 from sae.selftest.made import make_runs
@@ -39,7 +40,6 @@ from sae.selftest.mutations import ANYWHERE, in_json, in_npy
 from sae.selftest.scenes import read_features
 from sae.selftest.world import VOCABULARY, byte_tokenizer, corpus_texts, tiny_llama
 from sae.training.checkpoint import load_newest
-from sae.training.logging import read_metrics
 
 Files = dict[str, bytes]
 BEYOND_MENDING = (ValueError, TypeError, KeyError, AttributeError, OSError, RecursionError)
@@ -186,7 +186,7 @@ def _read_run(folder: Path) -> Any:
 def _read_metrics(folder: Path) -> Any:
     return [
         read_metrics(folder),
-        curves(folder / "metrics.jsonl"),
+        curves(folder),
         described(read_json(folder / "eval.json"), "language"),
     ]
 

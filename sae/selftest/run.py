@@ -24,6 +24,25 @@ from sae.config import ConfigError, check, unknown_choice
 from sae.selftest.harness import Harness, HarnessResult, Outcome, Task
 
 HARNESSES: dict[str, Harness] = {
+    "kill": Harness(
+        claim="a command killed at a random moment resumes to the very bits of the unbroken one",
+        n=300,
+        unit="killed commands",
+        breaks={
+            "no-rename": "files are written under their final names",
+            "no-moments": "a resumed run begins with empty moments of the optimizer",
+            "no-place": "a resumed run begins with the first batch of the data",
+        },
+    ),
+    "faults": Harness(
+        claim="whatever operation on the disk fails, the old state is whole and the command resumes to the same result",
+        n=10_000,
+        unit="failed operations",
+        breaks={
+            "no-rename": "files are written under their final names",
+            "no-fsync-errors": "an fsync that fails is taken for one that succeeded",
+        },
+    ),
     "corrupt": Harness(
         claim="damage to a file is refused by name, or changes nothing that is read",
         n=6_000,

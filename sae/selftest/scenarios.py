@@ -17,11 +17,11 @@ from sae.features.store.writer import STORE
 from sae.harvest.store_disk import DiskStore
 from sae.models.saved import CONFIG, WEIGHTS, load
 from sae.run import Run
+from sae.runs.metrics import read_metrics
 from sae.selftest.content import fingerprint
 from sae.selftest.scenes import read_features
 from sae.selftest.world import World
 from sae.training.checkpoint import load_newest
-from sae.training.logging import read_metrics
 from sae.training.run import train
 from sae.training.run_folder import read_record
 from sae.training.sweep import sweep
@@ -136,10 +136,9 @@ def _opened(config: TrainConfig) -> Any:
     if not (config.out / CONFIG).is_file():
         return None
     record = read_record(config.out)
-    checkpoint = load_newest(config.out / "checkpoints")
-    metrics = read_metrics(config.out)
-    weights = dict(load(config.out).state_dict()) if record.get("autoencoder") else None
-    return [store, record, checkpoint, metrics, weights]
+    if record.get("autoencoder"):
+        return [store, record, read_metrics(config.out), dict(load(config.out).state_dict())]
+    return [store, record, read_metrics(config.out), load_newest(config.out / "checkpoints")]
 
 
 def _resumed(config: TrainConfig) -> None:

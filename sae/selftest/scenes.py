@@ -13,15 +13,18 @@ from sae.features.store.store import FeatureStore
 from sae.harvest.store_disk import DiskStore
 from sae.interop import read
 from sae.run import Run
+from sae.runs.metrics import read_metrics
 from sae.selftest.made import EXPORTS, LENS_KEPT, make_runs
 from sae.training.checkpoint import load_newest
-from sae.training.logging import read_metrics
+from sae.training.logging import kept_lines
+from sae.training.loop import METRICS_STATE
 from sae.training.run_folder import read_record
 
 RUN_FILES = ["config.json", "eval.json", "metrics.jsonl", "sae.safetensors"]
 FEATURE_FILES = ["annotations.sqlite", "features.lens.sqlite", "features.scalars.npy", "features.sqlite"]
-UNBOUND = ("annotations.sqlite", "metrics.jsonl")
-"""annotations.sqlite may hold those of other weights alone, which are not shown."""
+LEGAL: dict[str, tuple[str, ...]] = {"annotations.sqlite": ("swap", "empty"), "metrics.jsonl": ("swap",)}
+"""File -> damage that leaves what may be there. Annotations of other weights are kept, and not shown; a process killed
+before its first transaction leaves an empty database; lines of metrics do not say whose they are."""
 WORDS_SEARCHED = ("river", "children")
 
 
@@ -38,21 +41,19 @@ class Scene(NamedTuple):
     """Paths in the folder."""
     read: Callable[[Path], Any]
     """Reads the folder as commands do; returns everything that it read."""
-    of_any_run: tuple[str, ...] = ()
-    """Files that may be those of another run: they do not say whose they are."""
 
 
 def make_scenes(folder: Path) -> list[Scene]:
     """Two sets of runs that differ in their texts and their seed, with all that is made of them."""
     one, other = (make_runs(folder / name, seed=seed).folder for seed, name in enumerate(("one", "other")))
     scenes = [
-        Scene("run", one / "run", other / "run", RUN_FILES, _run, UNBOUND),
-        Scene("features", one / "run", other / "run", FEATURE_FILES, read_features, UNBOUND),
+        Scene("run", one / "run", other / "run", RUN_FILES, _run),
+        Scene("features", one / "run", other / "run", FEATURE_FILES, read_features),
     ]
     whole = {"unfinished": _unfinished, "store": _store}
     whole |= {f"export/{format}": _exported(inside) for format, inside in EXPORTS.items()}
     for name, reader in whole.items():
-        scenes.append(Scene(name, one / name, other / name, _files(one / name), reader, UNBOUND))
+        scenes.append(Scene(name, one / name, other / name, _files(one / name), reader))
     return scenes
 
 
@@ -71,7 +72,7 @@ def _run(folder: Path) -> Any:
         "weights": dict(run.model.state_dict()),
         "evaluation": run.evaluation,
         "metrics": read_metrics(folder),
-        "curves": curves(folder / "metrics.jsonl"),
+        "curves": curves(folder),
     }
 
 
@@ -113,7 +114,9 @@ def _unfinished(folder: Path) -> Any:
     """What resuming reads."""
     record = read_record(folder)
     checkpoint = load_newest(folder / "checkpoints")
-    return {"record": record, "checkpoint": checkpoint, "metrics": read_metrics(folder)}
+    assert checkpoint is not None
+    kept = kept_lines(folder / "metrics.jsonl", 1, checkpoint.data.get(METRICS_STATE))
+    return {"record": record, "checkpoint": checkpoint, "metrics": kept}
 
 
 def _store(folder: Path) -> Any:

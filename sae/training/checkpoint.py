@@ -21,8 +21,10 @@ from sae.base.files import (
     read_json,
     remove_leftovers,
     save_tensors,
+    sha256_of,
 )
 from sae.base.reading import reading
+from sae.models.saved import CONFIG
 
 FORMAT = 2
 STATE = "state.safetensors"
@@ -44,9 +46,10 @@ def save_checkpoint(
 ) -> Path:
     """Write `folder/<step>` and delete all but the `keep` newest."""
     target = folder / f"{step:09d}"
+    state = {"format": FORMAT, "config_sha256": _config_hash(folder), "trainer": trainer, "data": data}
     with publish_folder(target) as temporary:
         save_tensors(temporary / STATE, tensors)
-        publish_json(temporary / "state.json", {"format": FORMAT, "trainer": trainer, "data": data})
+        publish_json(temporary / "state.json", state)
     for old in steps_in(folder)[:-keep]:
         disk.remove(old)
     return target
@@ -65,6 +68,12 @@ def load_newest(folder: Path) -> Checkpoint | None:
     """
     newest = verified(folder)
     return None if newest is None else Checkpoint(read_tensors(newest.path), newest.trainer, newest.data)
+
+
+def _config_hash(folder: Path) -> str | None:
+    """SHA-256 of the record of the run whose checkpoints `folder` holds; None where there is none."""
+    record = folder.parent / CONFIG
+    return sha256_of(record) if record.is_file() else None
 
 
 class Verified(NamedTuple):
@@ -94,6 +103,8 @@ def verified(folder: Path) -> Verified | None:
                 raise CorruptError(
                     f"{newest / 'state.json'}: format {values.get('format')!r}, this version reads {FORMAT}"
                 )
+            if values.get("config_sha256") not in (None, _config_hash(folder)):
+                raise CorruptError(f"{folder.parent / CONFIG}: is not that of the run whose checkpoints lie beside it")
             if not any(newest.glob("*.safetensors")):
                 raise CorruptError(f"{newest}: holds no tensors")
             return Verified(newest, values["trainer"], values["data"])

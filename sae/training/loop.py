@@ -21,6 +21,8 @@ from sae.data.rows import DataError
 from sae.training.logging import RunLog, SilentLog
 from sae.training.trainer import DivergedError, Trainer
 
+METRICS_STATE = "metrics"
+"""Key of a checkpoint's data: length and hash of metrics.jsonl."""
 FIRST_BATCHES = 8  # whose inputs set the scale and the pre-bias
 
 
@@ -58,7 +60,10 @@ class Trainee:
         """The data's state, with which the stream continues."""
         self._saved: int | None = None  # the newest checkpoint's step
         if self.state is not None:
-            self._log, self._saved = open_log(config, resume_at=trainer.taken), trainer.taken
+            # a checkpoint of an earlier version has none
+            metrics = self.state.pop(METRICS_STATE, None)
+            self._log = open_log(config, resume_at=trainer.taken, before=metrics)
+            self._saved = trainer.taken
         self._earlier = trainer.seconds
 
     @property
@@ -73,7 +78,7 @@ class Trainee:
 
     @property
     def seconds(self) -> float:
-        """Time of training in this process: its own steps, and the wait for its batches."""
+        """Time of training in this process: its own steps and, where it is the only run, the wait for its batches."""
         return self.trainer.seconds - self._earlier
 
     @property
@@ -124,13 +129,13 @@ class Trainee:
 
     def save(self) -> None:
         """Write a checkpoint, unless the newest one is of this step or the run is closed."""
-        state, trainer = self.state, self.trainer
-        if self._closed:
+        state, trainer, log = self.state, self.trainer, self._log
+        if self._closed or log is None:
             return
         # after a step that was not finite, noticed late on a GPU, the data is ahead of the weights: keep the old one
         if state is not None and state["step"] == trainer.taken != self._saved:
             with PULSE.without_steps(f"Writing the checkpoint of step {trainer.taken}."):
-                trainer.save(self._folder, state, keep=self.config.keep_checkpoints)
+                trainer.save(self._folder, {**state, METRICS_STATE: log.state()}, keep=self.config.keep_checkpoints)
             self._saved = trainer.taken
 
     def close(self) -> None:
@@ -180,7 +185,7 @@ def take_steps(
                 waited = time.perf_counter() - asked
                 for trainee in takers:
                     try:
-                        trainee.take(batch, waited)
+                        trainee.take(batch, waited if len(trainees) == 1 else 0.0)
                     except DivergedError as error:
                         if failed is None:
                             raise

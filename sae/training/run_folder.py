@@ -6,23 +6,20 @@ import contextlib
 import importlib.metadata
 import json
 import math
-import os
 import platform
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from sae.base.files import CorruptError, existing, publish_json, read_json
+from sae.base import disk
+from sae.base.files import CorruptError, existing, publish_json, remove_leftovers, sha256_of
+from sae.base.locks import check_writable, locked, only_left_by_locks
 from sae.config import ConfigError, RunConfig, from_json, to_json
-from sae.models.saved import CONFIG, WEIGHTS, save_weights
-from sae.training.logging import METRICS
+from sae.models.saved import CONFIG, CONFIG_FORMAT, WEIGHTS, read_config, save_weights
+from sae.runs.metrics import METRICS
 from sae.training.trainer import Trainer
 
-CONFIG_FORMAT = 2
-LOCK, OWNER = "run.lock", "run.pid"
 MAY_CHANGE_ON_RESUME = {
     "resume",
     "device",
@@ -48,16 +45,16 @@ def check_run_folder(config: RunConfig) -> None:
     """
     out = config.out
     if not config.resume:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if out.exists() and not (out.is_dir() and only_left_by_locks(out)):
             raise ConfigError(f"--out {out}: exists already; choose another folder, or continue that run with --resume")
         parent = existing(out)
         if not parent.is_dir():
             raise ConfigError(f"--out {out}: {parent} is a file; expected a folder")
-        if not os.access(parent, os.W_OK):
-            raise ConfigError(f"--out {out}: {parent} cannot be written to")
+        check_writable(parent, f"--out {out}: ")
         return
     if not (out / CONFIG).is_file():
         raise ConfigError(f"--resume: {out} holds no run to continue (it has no {CONFIG})")
+    check_writable(out, "--resume: ")
     record = read_record(out)
     if is_finished(out):
         raise ConfigError(f"--resume: the run in {out} is finished; evaluate it with: sae eval {out}")
@@ -107,29 +104,6 @@ def check_disk(flag: str, folder: Path, size: int) -> None:
 
 
 @contextlib.contextmanager
-def run_lock(folder: Path) -> Iterator[None]:
-    """Lock a folder against writing by other processes.
-
-    Raises:
-        ConfigError: another process has locked it; names its pid.
-    """
-    owner = folder / OWNER  # beside the lock: taking the lock empties its file
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        pid = owner.read_text() if owner.exists() else "unknown"
-        raise ConfigError(f"{folder}: another process (pid {pid}) is writing to this folder") from None
-    try:
-        with contextlib.suppress(OSError):  # a courtesy to the second process; the lock holds without it
-            owner.write_text(str(os.getpid()))
-        yield
-    finally:
-        owner.unlink(missing_ok=True)
-        lock.release()
-
-
-@contextlib.contextmanager
 def own_folder(config: RunConfig) -> Iterator[None]:
     """Make the run's folder and lock it; a run that leaves nothing to resume leaves no folder behind.
 
@@ -137,8 +111,9 @@ def own_folder(config: RunConfig) -> Iterator[None]:
         ConfigError: another process has locked it.
     """
     existed = config.out.exists()
-    config.out.mkdir(parents=True, exist_ok=True)
-    with run_lock(config.out):
+    disk.make_folder(config.out)
+    with locked(config.out):
+        remove_leftovers(config.out)
         try:
             yield
         except BaseException as error:
@@ -151,7 +126,8 @@ def _take_back(out: Path, error: BaseException, *, existed: bool) -> None:
     """Remove the folder of a run that cannot be resumed: refused before its first step, or without a record."""
     refused = isinstance(error, ValueError) and not (out / METRICS).exists()
     if refused or not (out / CONFIG).exists():
-        for name in (CONFIG, LOCK, OWNER):
+        disk.unlink(out / CONFIG)
+        for name in ("run.lock", "run.pid"):
             (out / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # something else is in it
             if not existed:
@@ -173,8 +149,8 @@ def read_record(out: Path) -> dict[str, Any]:
     Raises:
         CorruptError: the file is not such a record.
     """
-    record = read_json(out / CONFIG)
-    if not isinstance(record, dict) or not all(isinstance(record.get(part), dict) for part in ("train", "data")):
+    record = read_config(out)
+    if not all(isinstance(record.get(part), dict) for part in ("train", "data")):
         raise CorruptError(f"{out / CONFIG}: not the record of a run")
     return record
 
@@ -211,6 +187,7 @@ def finish_record(config: RunConfig, trainer: Trainer, *, batch: int, **more: An
         "route": trainer.route.name,
         "form": trainer.model.code.describe(),
     }
+    record["metrics_sha256"] = sha256_of(config.out / METRICS)
     publish_json(config.out / CONFIG, {**record, **more})
 
 

@@ -78,7 +78,7 @@ def sweep(configs: Sequence[TrainConfig], plan: SweepPlan | None = None) -> list
         >>> harvest = sae.HarvestConfig(model="model", dataset="texts.jsonl", layer=1, context=64, contexts=8)
         >>> members = [
         ...     sae.TrainConfig(
-        ...         harvest=harvest, sae=sae.SAEConfig(width=128, k=k), tokens=8_192, out=Path(f"runs/k{k}")
+        ...         harvest=harvest, sae=sae.SAEConfig(width=128, k=k), tokens=8_192, out=Path(f"runs/sweep/k{k}")
         ...     )
         ...     for k in (4, 8)
         ... ]

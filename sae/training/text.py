@@ -14,6 +14,7 @@ from sae.base.device import available_memory, product_rate
 from sae.base.launcher import world_size
 from sae.base.objects import check_room
 from sae.base.progress import PLAIN_SECONDS, Progress, StopSignal
+from sae.base.pulse import PULSE
 from sae.config import ConfigError, OptimConfig, SAEConfig, TrainConfig, refuse_ignored
 from sae.data.documents import Documents
 from sae.data.packing import named_ids
@@ -347,6 +348,7 @@ class TextData:
         def advance(rows: int) -> None:
             nonlocal spoken, rows_harvested
             rows_harvested += rows
+            PULSE.beat()
             # a buffer can take minutes to fill, while no step is taken
             if time.perf_counter() - spoken > PLAIN_SECONDS:
                 spoken = time.perf_counter()

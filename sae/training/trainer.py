@@ -370,7 +370,8 @@ class Trainer:
         tensors |= {f"recent.{i}": rows for i, rows in enumerate(self._recent)}
         if self.running is not None:
             tensors["running"] = self.running
-        values: dict[str, Any] = {"taken": self.taken, "seconds": self.seconds}
+        tensors |= {f"window.{name}": sums for name, sums in self._window.items()}
+        values: dict[str, Any] = {"taken": self.taken, "seconds": self.seconds, "window_steps": self._window_steps}
         if self.sparsity is not None:
             more, values["sparsity"] = self.sparsity.state()
             tensors |= {f"sparsity.{name}": t for name, t in more.items()}
@@ -398,6 +399,9 @@ class Trainer:
         recent = part("recent")
         self._recent = [recent[str(i)] for i in range(len(recent))]
         self.taken, self.seconds = values["taken"], values["seconds"]
+        # a checkpoint of an earlier version has no sums: its next line is of the steps after it
+        self._window_steps = values.get("window_steps", 0)
+        self._window = {name: sums.to(self.device) for name, sums in part("window").items()}
         if self.sparsity is not None:
             self.sparsity.restore(part("sparsity"), values["sparsity"])
 

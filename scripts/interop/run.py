@@ -30,7 +30,7 @@ from report import Pair, Row, document, joined, shown  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from made_runs import NORMALISE, SETTINGS, activations, allowed, made_run  # noqa: E402
-from sae.base.files import CorruptError  # noqa: E402
+from sae.base.files import CorruptError, publish_json, read_json  # noqa: E402
 from sae.config import ConfigError  # noqa: E402
 from sae.interop import read  # noqa: E402
 from sae.interop.export import WRITERS, export  # noqa: E402
@@ -192,12 +192,12 @@ def spelled_as_modules(run: Path) -> Path:
     copy = run.with_name(f"{run.name}-modules")
     if not copy.exists():
         shutil.copytree(run, copy)
-        record = json.loads((copy / "config.json").read_text())
+        record = read_json(copy / "config.json")
         paths = {"mlp_in": "model.layers.{}.mlp:in", "mlp_out": "model.layers.{}.mlp", "resid_post": "model.layers.{}"}
         for end in ("sites", "targets"):
             parts = [name.split(".") for name in record["imported"][end]]
             record["imported"][end] = [paths[kind].format(layer) for kind, layer in parts]
-        (copy / "config.json").write_text(json.dumps(record))
+        publish_json(copy / "config.json", record)
     return copy
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.scale.model import PARTS, Job, Machine, costs, fit_link, fit_rank, simulate
-from scripts.scale.settings import CASES, SPLITS, Case, on_gpus
+from scripts.scale.settings import CASES, SPLITS, Case, memory_of, on_gpus
 
 COMMUNICATION = ("data", "latent")
 NAMES = {
@@ -68,20 +68,22 @@ def foretold(measured: dict[str, Any]) -> tuple[Machine, list[dict[str, Any]]]:
 def scaled(case: Case, data: int, latent: int, *, steps: int, seed: int) -> dict[str, Any]:
     """One row of the table: a case on a mesh of GPUs."""
     job = Job(case.d, case.latents, case.k, case.rows, data, latent, harvest=2 * case.parameters)
-    parts = simulate(job, on_gpus(data, latent), steps=steps, seed=seed)
-    single = costs(job._replace(data=1, latent=1), on_gpus(1, 1))
+    parts = simulate(job, on_gpus(data, latent, case.gpu), steps=steps, seed=seed)
+    single = costs(job._replace(data=1, latent=1), on_gpus(1, 1, case.gpu))
+    memory = memory_of(case, data, latent)
     alone = single.harvest + single.forward + single.backward
     communication = sum(parts[name] for name in COMMUNICATION)
     return {
         "model": case.name,
         "ranks": data * latent,
         "mesh": f"{data}x{latent}",
+        "GB a GPU": memory / 1e9,
         "step ms": 1e3 * parts["step"],
         **{f"{name} ms": 1e3 * parts[name] for name in PARTS},
         "tokens/s": case.rows / parts["step"],
         "efficiency": alone / (parts["step"] * data * latent),
         "communication": communication / parts["step"],
-        "bound by": NAMES[max(PARTS, key=lambda name: parts[name])],
+        "bound by": "does not fit" if memory > case.gpu.capacity else NAMES[max(PARTS, key=lambda name: parts[name])],
     }
 
 

@@ -97,13 +97,13 @@ def test_curves_are_thinned_keep_the_last_step_and_skip_a_half_line(tmp_path) ->
     path = tmp_path / "metrics.jsonl"
     lines = [f'{{"step": {i}, "loss": {i / 2}, "note": "x"}}\n' for i in range(5001)]
     path.write_text("".join(lines) + '{"step": 50')
-    found = curves(path)
+    found = curves(tmp_path)
     assert found is not None
     assert set(found) == {"step", "loss"}
     assert len(found["step"]) <= 2002
     assert found["step"][-1] == 5000
     assert all(math.isclose(s / 2, v) for s, v in zip(found["step"], found["loss"], strict=True))
-    assert curves(tmp_path / "none.jsonl") is None
+    assert curves(tmp_path / "none") is None
 
 
 def test_the_whole_page_is_small() -> None:

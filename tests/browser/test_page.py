@@ -358,10 +358,10 @@ def test_the_run_page_says_where_an_imported_run_comes_from(
 ) -> None:
     folder = tmp_path / "theirs"
     shutil.copytree(collected_run(tiny_model, corpus).folder, folder)
-    record = json.loads((folder / "config.json").read_text())
+    record = read_json(folder / "config.json")
     origin = Origin("SAELens", architecture="topk", model="gpt2", licence="mit", notes=("<b>one threshold</b>",))
     imported = {**origin._asdict(), "format": "saelens", "source": "somewhere"}
-    (folder / "config.json").write_text(json.dumps(record | {"imported": imported}))
+    publish_json(folder / "config.json", record | {"imported": imported})
     said = opened(served([folder]) + "#/run").get_by_test_id("origin")
     expect(said).to_contain_text("Imported from SAELens (saelens): topk, for gpt2, licence mit.")
     expect(said).to_contain_text("Note: <b>one threshold</b>.")

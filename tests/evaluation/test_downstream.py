@@ -13,46 +13,21 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from evaluated import DRAWS, autoencoder, measured
+from sae.base.files import read_json
 from sae.cli.main import main
-from sae.config import EvalConfig, HarvestConfig, OptimConfig, SAEConfig, TrainConfig
+from sae.config import ConfigError, EvalConfig, HarvestConfig, OptimConfig, SAEConfig, TrainConfig
 from sae.data.documents import open_documents
 from sae.data.packing import BEGINNING
 from sae.evaluation import downstream
 from sae.evaluation.losses import ARRAYS, LOGITS, divergence, losses
 from sae.evaluation.run import evaluate
-from sae.harvest.language_model import load_language_model, locate_model, measure_width
+from sae.harvest.language_model import measure_width
 from sae.harvest.sites import resolve_sites
 from sae.harvest.stream import Harvest
 from sae.models.autoencoder import Autoencoder
 from sae.modules.codes import Identity
 from sae.training.run import train
-
-DRAWS = {"resamples": 100, "seed": 0}
-
-
-@pytest.fixture(scope="module")
-def harvest(tiny_model: Path, corpus: Path) -> Harvest:
-    lm = load_language_model(
-        locate_model(str(tiny_model), trust_remote_code=False), device=torch.device("cpu"), precision="float32"
-    )
-    config = HarvestConfig(model=str(tiny_model), dataset=str(corpus), layer=1, context=64, contexts=4)
-    harvest = Harvest(lm, resolve_sites(lm.model, ["resid_post"], layer=1), open_documents(str(corpus)), config)
-    return harvest
-
-
-def linear(dim: int, W: torch.Tensor, b: torch.Tensor) -> Autoencoder:
-    model = Autoencoder(dim, W.shape[0], Identity())
-    model.W_enc.data.copy_(W)
-    model.dictionary.W.data.copy_(W)
-    model.dictionary.b.data.copy_(b)
-    return model
-
-
-def measured(harvest: Harvest, model: Autoencoder, mean: torch.Tensor) -> dict:
-    batches = downstream.enough(harvest.contexts(BEGINNING), 1000)
-    subject = downstream.Splice(model, harvest.sites, harvest.sites, mean)
-    sums = downstream.measure(harvest, {"it": subject}, batches, lambda tokens: None)
-    return downstream.metrics(sums["it"], **DRAWS)
 
 
 def test_kl_is_that_of_the_clean_model_from_the_spliced_one() -> None:
@@ -66,7 +41,7 @@ def test_kl_is_that_of_the_clean_model_from_the_spliced_one() -> None:
 
 def test_losses_are_those_of_whole_passes(harvest: Harvest) -> None:
     dim = harvest.sites[0].width or 0
-    model = linear(dim, torch.eye(dim)[: dim // 2], torch.full((dim,), 0.1))
+    model = autoencoder(dim, torch.eye(dim)[: dim // 2], torch.full((dim,), 0.1))
     compare(harvest, downstream.Splice(model, harvest.sites, harvest.sites, torch.full((dim,), 0.3)))
 
 
@@ -89,7 +64,7 @@ def test_losses_of_a_transcoder_and_a_crosscoder_are_those_of_whole_passes(harve
     compare(layers, downstream.Splice(transcoder, layers.sites[:1], layers.sites[1:], mean))
     both = places(harvest, "resid_post.1", "mlp_out.2")
     dim = sum(site.width or 0 for site in both.sites)
-    crosscoder = linear(dim, torch.eye(dim)[::2], torch.zeros(dim))
+    crosscoder = autoencoder(dim, torch.eye(dim)[::2], torch.zeros(dim))
     compare(both, downstream.Splice(crosscoder, both.sites, both.sites, torch.full((dim,), 0.3)))
 
 
@@ -147,20 +122,10 @@ def test_memory_for_logits_is_bounded_for_a_vocabulary_of_262144() -> None:
     assert LOGITS * 4 < memory.peak <= ARRAYS * LOGITS * 4
 
 
-def test_identity_costs_nothing(harvest: Harvest) -> None:
-    dim = harvest.sites[0].width
-    metrics = measured(harvest, linear(dim, torch.eye(dim), torch.zeros(dim)), torch.zeros(dim))
-    assert metrics["delta_ce"].value == pytest.approx(0, abs=1e-5)
-    assert metrics["delta_ce_everywhere"].value == pytest.approx(0, abs=1e-5)
-    assert metrics["kl"].value == pytest.approx(0, abs=1e-5)
-    assert metrics["ce_recovered_zero"].value == pytest.approx(1, abs=1e-3)
-    assert metrics["ce_recovered_mean"].value == pytest.approx(1, abs=1e-3)
-
-
 def test_reconstructing_the_ablation_recovers_nothing(harvest: Harvest) -> None:
     dim = harvest.sites[0].width
     mean = torch.full((dim,), 0.7)
-    constant = linear(dim, torch.zeros(3, dim), mean)
+    constant = autoencoder(dim, torch.zeros(3, dim), mean)
     metrics = measured(harvest, constant, mean)
     assert metrics["ce_recovered_mean"].value == pytest.approx(0, abs=1e-4)
     assert metrics["ce_spliced"].value == pytest.approx(metrics["ce_mean_ablation"].value, rel=1e-6)
@@ -171,7 +136,7 @@ def test_cross_entropy_is_that_of_each_document_alone(harvest: Harvest) -> None:
     """Packed contexts with documents kept apart give the loss of running every segment by itself."""
     dim = harvest.sites[0].width
     contexts = next(iter(harvest.contexts(BEGINNING)))
-    identity = linear(dim, torch.eye(dim), torch.zeros(dim))
+    identity = autoencoder(dim, torch.eye(dim), torch.zeros(dim))
     subject = downstream.Splice(identity, harvest.sites, harvest.sites, torch.zeros(dim))
     sums = downstream.measure(harvest, {"it": subject}, [contexts], lambda tokens: None)["it"]
     total, count = 0.0, 0
@@ -191,7 +156,7 @@ def test_cross_entropy_is_that_of_each_document_alone(harvest: Harvest) -> None:
 
 def test_bos_tokens_are_not_replaced_unless_everywhere(harvest: Harvest) -> None:
     dim = harvest.sites[0].width
-    metrics = measured(harvest, linear(dim, torch.zeros(3, dim), torch.full((dim,), 9.0)), torch.zeros(dim))
+    metrics = measured(harvest, autoencoder(dim, torch.zeros(3, dim), torch.full((dim,), 9.0)), torch.zeros(dim))
     assert abs(metrics["delta_ce"].value - metrics["delta_ce_everywhere"].value) > 1e-5
 
 
@@ -216,7 +181,7 @@ def test_eval_prints_one_json_line_and_keeps_it(trained: Path, capsys: pytest.Ca
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1
     report = json.loads(lines[0])
-    assert report == json.loads((trained / "eval.json").read_text())
+    assert report == read_json(trained / "eval.json")
     for name in ("fvu", "l0", "dead", "cosine", "norm_ratio", "reconstruction_bias"):
         assert report[name]["low"] <= report[name]["value"] <= report[name]["high"], name
     assert 0 < report["fvu"]["value"] < 1
@@ -271,8 +236,8 @@ def test_a_crosscoder_that_gives_every_site_back_costs_nothing(harvest: Harvest)
     both = places(harvest, "resid_post.1", "resid_post.2")
     dim = sum(site.width or 0 for site in both.sites)
     batches = downstream.enough(both.contexts(BEGINNING), 500)
-    identity = linear(dim, torch.eye(dim), torch.zeros(dim))
-    half = linear(dim, torch.eye(dim) * (torch.arange(dim) % 2).unsqueeze(1), torch.zeros(dim))
+    identity = autoencoder(dim, torch.eye(dim), torch.zeros(dim))
+    half = autoencoder(dim, torch.eye(dim) * (torch.arange(dim) % 2).unsqueeze(1), torch.zeros(dim))
     subjects = {
         name: downstream.Splice(model, both.sites, both.sites, torch.zeros(dim))
         for name, model in (("all", identity), ("half", half))
@@ -282,3 +247,37 @@ def test_a_crosscoder_that_gives_every_site_back_costs_nothing(harvest: Harvest)
     assert metrics["all"]["delta_ce"].value == pytest.approx(0, abs=1e-5)
     assert metrics["half"]["kl"].value > 1e-3 > metrics["all"]["kl"].value
     assert torch.equal(sums["all"].sums["zero"], sums["half"].sums["zero"])
+
+
+def test_states_that_do_not_fit_are_computed_again(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = EvalConfig(tokens=900, downstream_tokens=600, pca_tokens=500, resamples=20)
+    kept = evaluate(trained, config)
+    monkeypatch.setattr("sae.evaluation.language.KEPT_BYTES", 0)
+    again = evaluate(trained, config)
+    assert again["downstream"] == kept["downstream"]
+    assert again["controls"] == kept["controls"]
+
+
+def test_losses_may_be_over_more_tokens_than_reconstruction(trained: Path) -> None:
+    few = EvalConfig(tokens=200, downstream_tokens=1_200, pca_tokens=0, resamples=20)
+    many = EvalConfig(tokens=1_500, downstream_tokens=1_200, pca_tokens=0, resamples=20)
+    short, long = evaluate(trained, few), evaluate(trained, many)
+    assert (short["tokens"], long["tokens"]) == (200, 1_500)
+    assert short["downstream"]["ce_spliced"] == long["downstream"]["ce_spliced"]
+    assert [row["control"] for row in short["controls"]] == ["the mean", "shuffled atoms"], "PCA needs training tokens"
+
+
+def test_controls_are_printed_under_the_autoencoder(trained: Path, capsys: pytest.CaptureFixture) -> None:
+    flags = ["--tokens", "900", "--downstream-tokens", "300", "--pca-tokens", "500", "--resamples", "20"]
+    main(["eval", str(trained), *flags])
+    table = capsys.readouterr().out
+    for name in ("this autoencoder", "the mean", "PCA, 8 components", "the 8 largest channels", "shuffled atoms"):
+        assert name in table
+    assert "beside its controls" in table
+    main(["eval", str(trained), *flags, "--controls", "none", "--json"])
+    assert "controls" not in json.loads(capsys.readouterr().out)
+
+
+def test_controls_that_could_not_be_made_are_refused() -> None:
+    with pytest.raises(ConfigError, match="--pca-tokens 0: expected at least 1, on which --controls all trains"):
+        EvalConfig(controls="all", pca_tokens=0)

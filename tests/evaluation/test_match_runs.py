@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 import sae
 from finished_runs import finished_run
+from made_runs import SETTINGS, made_run
 from sae.base.files import publish_json, read_json
 from sae.cli.main import main, parse
 from sae.config import ConfigError, EvalConfig, MatchConfig
@@ -53,6 +54,7 @@ def test_a_permuted_copy_is_the_same_and_every_latent_is_wholly_stable(run: Path
     permuted = planted(run, "permuted", order)
     report = match([run, permuted], MatchConfig(tokens=1_500, resamples=20, out=tmp_path / "out"))
     (pair,) = report["pairs"]
+    assert "began alike" in report["notes"][0]
     live = report["runs"][0]["compared"]
     assert 60 < live <= 128
     for what in ("atoms", "activations"):
@@ -82,6 +84,7 @@ def test_another_seed_is_less_alike_than_a_copy_and_a_latent_left_out_is_gone(ru
     assert not {i for i, _ in copies["relations"]["matched"]} & set(range(0, 128, 2))
     assert all(i % 2 == 0 for i in copies["relations"]["gone"])
     assert copies["relations"]["new"] == []
+    assert report["notes"] == []
     low, high = (report["mean_mcc"][bound] for bound in ("low", "high"))
     assert low < report["mean_mcc"]["value"] < high
 
@@ -105,6 +108,19 @@ def test_the_pool_holds_the_stable_latents_unchanged_and_is_evaluated_like_any_r
     with pytest.raises(ConfigError, match=r"no latent of .* is that stable; the best has 0"):
         match([run, other_seed], MatchConfig(tokens=0, resamples=20, pool=tmp_path / "none", at_least=1.0))
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_pool_of_any_variant_encodes_as_before(name: str, tmp_path: Path) -> None:
+    model = load(made_run(tmp_path / "run", name))
+    x = torch.randn(50, model.dim, generator=torch.Generator().manual_seed(0))
+    kept = torch.arange(1, model.width, 3)
+    whole, some = narrowed(model, torch.arange(model.width)), narrowed(model, kept)
+    torch.testing.assert_close(whole(x).reconstruction, model(x).reconstruction)
+    assert some.encode(x).to_dense().shape == (50, len(kept))
+    if "k" not in model.code.describe():
+        # each latent has a threshold of its own, whatever the others do
+        torch.testing.assert_close(some.encode(x).to_dense(), model.encode(x).to_dense()[:, kept])
 
 
 def test_runs_of_other_widths_are_matched_by_activations_alone(run: Path, tiny_model: Path, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 import torch
 
 from finished_runs import collected_run
+from sae.base.files import read_json
 from sae.cli.main import parse
 from sae.config import ConfigError, ExplainConfig
 from sae.features.collect.text_chunks import live_chunks
@@ -217,7 +217,7 @@ def test_names_beat_the_names_of_others_on_held_out_documents(folder: Path) -> N
     assert report["score"]["low"] > 0.7
     assert report["score"]["low"] > report["control"]["high"] + 0.1
     assert abs(report["control"]["value"] - 0.5) < 0.06
-    assert json.loads((folder / "explain.json").read_text()) == report
+    assert read_json(folder / "explain.json") == report
     names = store.annotations.names()
     for name in names.values():
         assert name["name"]

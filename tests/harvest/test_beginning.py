@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 
 from conftest import save_tiny_model
 from finished_runs import finished_run
+from sae.base.files import publish_json, read_json
 from sae.config import ConfigError, HarvestConfig, OptimConfig, SAEConfig, TrainConfig
 from sae.data.documents import open_documents
 from sae.data.packing import BEGINNING, named_ids, pack
@@ -124,7 +124,7 @@ def config(model: Path, corpus: Path, out: Path, **more: Any) -> TrainConfig:
 
 def test_a_run_records_its_beginning_and_replays_it(tiny_model: Path, corpus: Path, tmp_path: Path) -> None:
     train(config(tiny_model, corpus, tmp_path / "run", bos="</s>"))
-    record = json.loads((tmp_path / "run" / "config.json").read_text())
+    record = read_json(tmp_path / "run" / "config.json")
     assert record["harvest"]["beginning"] == {"ids": [1], "tokens": ["</s>"]}
     assert record["train"]["harvest"]["bos"] == "</s>"
     run = open_run(tmp_path / "run")
@@ -137,10 +137,10 @@ def test_a_run_records_its_beginning_and_replays_it(tiny_model: Path, corpus: Pa
 def test_a_run_without_the_record_keeps_the_old_rule(tiny_model: Path, corpus: Path, tmp_path: Path) -> None:
     folder = tmp_path / "old"
     shutil.copytree(finished_run(tiny_model, corpus).folder, folder)
-    record = json.loads((folder / "config.json").read_text())
+    record = read_json(folder / "config.json")
     record["harvest"].pop("beginning", None)
     record["train"]["harvest"].pop("bos", None)
-    (folder / "config.json").write_text(json.dumps(record))
+    publish_json(folder / "config.json", record)
     lm = open_run(folder).load_language_model(torch.device("cpu"))
     assert lm.beginning == named_ids(lm.tokenizer)
     assert recorded(None, lm.tokenizer) == (lm.tokenizer.bos_token_id,)
@@ -151,7 +151,7 @@ def test_a_store_keeps_its_beginning(tiny_model: Path, corpus: Path, tmp_path: P
     train(first)
     second = dataclasses.replace(config(tiny_model, corpus, tmp_path / "b"), store=tmp_path / "store")
     train(second)
-    assert json.loads((tmp_path / "b" / "config.json").read_text())["harvest"]["beginning"]["ids"] == []
+    assert read_json(tmp_path / "b" / "config.json")["harvest"]["beginning"]["ids"] == []
     third = dataclasses.replace(config(tiny_model, corpus, tmp_path / "c", bos="<s>"), store=tmp_path / "store")
     with pytest.raises(ConfigError, match="beginning"):
         train(third)

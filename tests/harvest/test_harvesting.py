@@ -20,6 +20,7 @@ from sae.cli.harvest import with_layers
 from sae.cli.main import main, parse
 from sae.config import ConfigError
 from sae.harvest.store import DiskStore, Worker
+from sae.harvest.stream import Harvest
 from sae.training.plan import make_plan
 from sae.training.run import train
 
@@ -212,3 +213,21 @@ def test_a_dry_run_says_what_a_store_takes_and_writes_nothing(tiny_model: Path, 
         main(given[:-1])
         entries = DiskStore(tmp_path / precision).shards
         assert sum(entry.bytes for entry in entries) == pytest.approx(3000 * told["bytes_a_token"], rel=0.01)
+
+
+@pytest.mark.parametrize("precision", ["float16", "int8"])
+def test_a_sweep_takes_a_store_of_more_places_than_it_needs(
+    precision: str, tiny_model: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, out = tmp_path / "store", tmp_path / "sweep"
+    for worker in ("0/2", "1/2"):
+        more = ("--layer", "0,1,2", "--store-precision", precision, "--worker", worker)
+        main(arguments(tiny_model, corpus, store, *more))
+    monkeypatch.setattr(Harvest, "batches", lambda *_: pytest.fail("harvested again"))
+    given = training(
+        tiny_model, corpus, store, out, "--layer", "0,1", "--variant", "topk,relu", "--evaluate-tokens", 500
+    )
+    main(["sweep", *given[1:], "--downstream-tokens", "0"])
+    names = {path.parent.name for path in out.glob("*/sae.safetensors")}
+    assert names == {"layer0-topk", "layer1-topk", "layer0-relu", "layer1-relu"}
+    assert read_json(out / "layer1-topk" / "config.json")["harvest"]["store_precision"] == precision

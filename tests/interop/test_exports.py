@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from finished_runs import collected_run, finished_run
 from made_runs import NORMALISE, SETTINGS, activations, allowed, made_run
-from sae.base.files import check_folder, publish_json
+from sae.base.files import check_folder, publish_json, read_json
 from sae.cli.commands import Export
 from sae.cli.main import parse
 from sae.config import ConfigError
@@ -81,9 +81,9 @@ def test_a_refusal_says_what_the_format_cannot_hold(
 
 
 def with_sites(run: Path, sites: list[str], targets: list[str]) -> Path:
-    record = json.loads((run / "config.json").read_text())
+    record = read_json(run / "config.json")
     record["imported"] |= {"sites": sites, "targets": targets}
-    (run / "config.json").write_text(json.dumps(record))
+    publish_json(run / "config.json", record)
     return run
 
 
@@ -102,9 +102,9 @@ def test_a_transcoder_for_sparsify_reads_and_writes_one_module(tmp_path: Path) -
 
 def test_a_run_on_a_file_of_activations_is_written_without_a_site(tmp_path: Path) -> None:
     run = made_run(tmp_path / "run", "skip_transcoder-relu")
-    record = json.loads((run / "config.json").read_text())
+    record = read_json(run / "config.json")
     del record["imported"]
-    (run / "config.json").write_text(json.dumps(record | {"kind": "tensors"}))
+    publish_json(run / "config.json", record | {"kind": "tensors"})
     export(run, "saelens", tmp_path / "out")
     metadata = json.loads((tmp_path / "out" / "cfg.json").read_text())["metadata"]
     assert (metadata["hook_name"], metadata["model_name"], metadata["prepend_bos"]) == (None, None, None)
@@ -166,10 +166,10 @@ def test_saelens_settings_are_what_its_loader_expects(tiny_model: Path, corpus: 
 def test_sites_are_spelled_as_each_tool_has_them(tiny_model: Path, corpus: Path, tmp_path: Path) -> None:
     run = finished_run(tiny_model, corpus).folder
     assert export(run, "sparsify", tmp_path / "sparsify")["hookpoint"] == "layers.1"
-    about = json.loads((tmp_path / "sparsify" / "config.json").read_text())
+    about = read_json(tmp_path / "sparsify" / "config.json")
     assert (about["hookpoints"], about["ctx_len"]) == (["layers.1"], 64)
     export(run, "dictionary_learning", tmp_path / "dl")
-    trainer = json.loads((tmp_path / "dl" / "config.json").read_text())["trainer"]
+    trainer = read_json(tmp_path / "dl" / "config.json")["trainer"]
     assert (trainer["dict_class"], trainer["layer"], trainer["submodule_name"]) == (
         "AutoEncoderTopK",
         1,

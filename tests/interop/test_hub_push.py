@@ -15,6 +15,7 @@ from huggingface_hub import ModelCard
 import sae
 from finished_runs import finished_run
 from made_runs import made_run
+from sae.base.files import read_json
 from sae.cli.main import parse
 from sae.config import ConfigError
 
@@ -43,7 +44,7 @@ def test_a_pushed_run_loads_by_its_name_and_gives_the_same_codes(
         assert names == {"config.json", "sae.safetensors", "eval.json", "README.md", ".private"}
         assert json.loads((hub.folder / "user" / "name" / ".private").read_text()) is True
         card = (hub.folder / "user" / "name" / "README.md").read_text()
-        record = json.loads((hub.folder / "user" / "name" / "config.json").read_text())
+        record = read_json(hub.folder / "user" / "name" / "config.json")
         push(run, "--repo", "user/name")  # another commit
     x = torch.randn(16, 32, generator=torch.Generator().manual_seed(0))
     assert loaded.encode(x).to_dense().equal(sae.load(run).encode(x).to_dense())
@@ -51,7 +52,7 @@ def test_a_pushed_run_loads_by_its_name_and_gives_the_same_codes(
     data = ModelCard(card).data.to_dict()
     assert (data["library_name"], data["license"]) == ("sparsight", "mit")
     assert {"sparse-autoencoder", "sparsight", "topk"} <= set(data["tags"])
-    fvu = json.loads((run / "eval.json").read_text())["fvu"]
+    fvu = read_json(run / "eval.json")["fvu"]
     assert f"| FVU | {fvu['value']:.4g} | {fvu['low']:.4g} to {fvu['high']:.4g} |" in card
     assert 'sae.load("user/name")' in card
 

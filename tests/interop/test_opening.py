@@ -13,6 +13,7 @@ import torch
 import sae
 from finished_runs import finished_run
 from foreign_files import sparsify_folder
+from sae.base.files import read_json
 from sae.browser.opened import BrowsedRun
 from sae.cli.main import main, parse
 from sae.cli.sources import on_runs
@@ -61,7 +62,7 @@ def test_commands_import_what_names_its_model_and_keep_the_import(
     assert "kept as the run" in capfd.readouterr().err
     kept = Path(report["run"])
     assert kept.is_relative_to(tmp_path / "cache")
-    assert json.loads((kept / "eval.json").read_text())["tool"] == "sparsify"
+    assert read_json(kept / "eval.json")["tool"] == "sparsify"
     # without --dataset the import is found again, by the Python at the end too
     main(["features", str(theirs), "--tokens", "2048"])
     printed = capfd.readouterr().out

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import sae
-from sae.base.files import CorruptError, publish_json
+from sae.base.files import CorruptError, publish_json, read_json
 from sae.config import ConfigError, SAEConfig
 from sae.models.autoencoder import Autoencoder
 from sae.models.language import VARIANTS, build, find_variant, recipe_of, revival_of, terms_of
@@ -320,15 +319,15 @@ def test_a_changed_tensor_of_a_code_is_noticed(
 
 
 def rewrite(run: Path, **changes: Any) -> None:
-    record = json.loads((run / "config.json").read_text())
+    record = read_json(run / "config.json")
     record["autoencoder"] |= changes
-    (run / "config.json").write_text(json.dumps(record))
+    publish_json(run / "config.json", record)
 
 
 @pytest.mark.parametrize("name", list(VARIANTS))
 def test_another_code_in_the_config_is_noticed(name: str, saved: dict[str, Path], tmp_path: Path) -> None:
     run = copy_of(saved[name], tmp_path)
-    code = json.loads((run / "config.json").read_text())["autoencoder"]["code"]
+    code = read_json(run / "config.json")["autoencoder"]["code"]
     if "width" in code:
         rewrite(run, code={**code, "width": WIDTH + 1})
         with pytest.raises(CorruptError, match=f"the code has another width than {WIDTH}"):
@@ -342,7 +341,7 @@ def test_another_code_in_the_config_is_noticed(name: str, saved: dict[str, Path]
 @pytest.mark.parametrize("name", list(VARIANTS))
 def test_another_shape_in_the_config_is_noticed(name: str, field: str, saved: dict[str, Path], tmp_path: Path) -> None:
     run = copy_of(saved[name], tmp_path)
-    described = json.loads((run / "config.json").read_text())["autoencoder"]
+    described = read_json(run / "config.json")["autoencoder"]
     rewrite(run, **{field: not described[field]})
     with pytest.raises(CorruptError):
         sae.load(run)

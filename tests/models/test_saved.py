@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import sae
-from sae.base.files import CorruptError, publish_json
+from sae.base.files import HASH, SEALED, CorruptError, publish_json, read_json
 from sae.config import ConfigError
 from sae.models.autoencoder import Autoencoder
 from sae.models.saved import SELF_TEST_ROWS, load, save_weights, verify
@@ -68,10 +68,10 @@ def run(saved: Path, tmp_path: Path) -> Path:
 
 def describe(run: Path, **changes: Any) -> None:
     """Change what config.json says of the autoencoder; None takes a field away."""
-    record = json.loads((run / "config.json").read_text())
+    record = read_json(run / "config.json")
     described = {**record["autoencoder"], **changes}
     record["autoencoder"] = {name: value for name, value in described.items() if value is not None}
-    (run / "config.json").write_text(json.dumps(record))
+    publish_json(run / "config.json", record)
 
 
 def test_what_was_saved_is_what_loads(saved: Path) -> None:
@@ -215,8 +215,9 @@ def test_weights_of_another_run_are_noticed(run: Path, tmp_path: Path) -> None:
         other.W_enc.mul_(1.5)
     save_weights(tmp_path, other, probe())
     shutil.copy(tmp_path / "sae.safetensors", run)
-    with pytest.raises(CorruptError, match=r"SHA-256 is not the one config\.json records"):
-        verify(run)
+    for read in (load, verify):
+        with pytest.raises(CorruptError, match=r"SHA-256 is not the one config\.json records"):
+            read(run)
 
 
 @pytest.mark.parametrize("keep", [0, 7, 100, 0.5, -1])
@@ -268,11 +269,43 @@ def test_a_changed_description_is_noticed(changes: dict[str, Any], says: str, ru
             read(run)
 
 
-def test_a_missing_or_changed_hash_is_noticed_by_verify(run: Path) -> None:
+def test_a_missing_or_changed_hash_is_noticed(run: Path) -> None:
     for value in (None, "0" * 64):
         describe(run, sha256=value)
-        with pytest.raises(CorruptError, match="SHA-256"):
-            verify(run)
+        for read in (load, verify):
+            with pytest.raises(CorruptError, match="SHA-256"):
+                read(run)
+
+
+def test_a_config_edited_by_hand_is_refused_and_says_so(run: Path) -> None:
+    path = run / "config.json"
+    path.write_text(path.read_text().replace(f'"k": {K}', f'"k": {K + 1}'))
+    for read in (load, verify):
+        with pytest.raises(CorruptError, match=r"config\.json: its content is not what was written.* edited by hand"):
+            read(run)
+
+
+@pytest.mark.parametrize("key", [SEALED, HASH])
+def test_a_config_that_lost_its_hash_is_refused(key: str, run: Path) -> None:
+    path = run / "config.json"
+    record = json.loads(path.read_text())
+    del record[key]
+    path.write_text(json.dumps(record))
+    with pytest.raises(CorruptError, match=r"config\.json"):
+        load(run)
+    for name in (SEALED, HASH):
+        record.pop(name, None)
+    path.write_text(json.dumps({**record, "format": 3}))
+    with pytest.raises(CorruptError, match="the hash of its content is missing"):
+        load(run)
+
+
+def test_a_run_from_before_hashes_opens_and_this_is_said_once(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = read_json(run / "config.json")
+    (run / "config.json").write_text(json.dumps({**record, "format": 2}))
+    load(run)
+    load(run)
+    assert capsys.readouterr().err.count("written before hashes of its files were kept") == 1
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"autoencoder": []}', '{"autoencoder": NaN}', '{"a": 1e999'])
@@ -287,7 +320,7 @@ def test_a_config_that_is_none_is_named(text: str, run: Path) -> None:
 
 
 def test_an_unfinished_run_says_how_to_go_on(run: Path) -> None:
-    (run / "config.json").write_text(json.dumps({"train": {}, "autoencoder": None}))
+    publish_json(run / "config.json", {"train": {}, "autoencoder": None})
     for read in (load, verify):
         with pytest.raises(ConfigError, match=f"not finished; finish it with: sae train --resume --out {run}"):
             read(run)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sae.config import ConfigError
 from sae.modules.codes import CODES, BatchTopK, Code, Gated, JumpReLU, MatchingPursuit, ReLU, TopK, make_code, register
-from sae_kernels import SparseCodes
+from straight_through import PLACES, THETA, WIDTH, gradients, jump, listed
 
 N, D, F = 37, 11, 53
 
@@ -24,11 +24,6 @@ def inputs(seed: int = 0, rows: int = N) -> tuple[Tensor, Tensor, Tensor, Tensor
 
 def pre_activations(x: Tensor, W: Tensor, b: Tensor, b_pre: Tensor) -> Tensor:
     return (x - b_pre) @ W.T + b
-
-
-def listed(values: Tensor) -> SparseCodes:
-    """One token with an entry for each value."""
-    return SparseCodes(values.unsqueeze(0), torch.arange(len(values)).unsqueeze(0), len(values))
 
 
 # --- what they compute ---
@@ -131,47 +126,7 @@ def test_a_selection_is_rescaled_by_one_factor_for_all_only() -> None:
 
 # --- straight-through estimates ---
 
-GRID = torch.linspace(-0.5, 0.5, 400_001, dtype=torch.float64)
-
-
-def smoothed_slope(function: object, theta: float, bandwidth: float) -> float:
-    """d/dθ of the mean of `function(u, θ)` over u uniform in (-ε/2, ε/2), by central differences."""
-    step = bandwidth / 50
-    u = GRID * bandwidth
-    return ((function(u, theta + step).mean() - function(u, theta - step).mean()) / (2 * step)).item()  # type: ignore[operator]
-
-
-PLACES = [0.2, 0.46, 0.51, 0.6, 0.69, 0.71, 0.8, 0.89, 0.94, 1.3]
-THETA, WIDTH = 0.7, 0.5
 INSIDE = [abs(pre - THETA) < WIDTH / 2 for pre in PLACES]
-
-
-def jump(bandwidth: float = WIDTH) -> JumpReLU:
-    return JumpReLU(len(PLACES), bandwidth=bandwidth, theta=THETA)
-
-
-def gradients(of_values: bool) -> tuple[Tensor, Tensor | None]:
-    """Gradient of the values' (or steps') sum by θ and by the pre-activations."""
-    code, pre = jump(), torch.tensor(PLACES, requires_grad=True)
-    entries = listed(pre)
-    out = code.activate(entries).values if of_values else code.steps(entries)
-    by_theta, by_pre = torch.autograd.grad(out.sum(), [code.theta, pre], allow_unused=True)
-    return by_theta, by_pre
-
-
-def test_the_value_s_estimate_is_the_slope_of_the_smoothed_jump() -> None:
-    found, _ = gradients(of_values=True)
-    for place, pre in enumerate(PLACES):
-        # the pre-activation is blurred by the kernel, as the loss is by the spread of the data (eq. 11)
-        slope = smoothed_slope(lambda u, theta, pre=pre: torch.where(pre + u > theta, pre + u, 0), THETA, WIDTH)
-        assert found[place].item() == pytest.approx(slope, rel=2e-3, abs=1e-9), pre
-
-
-def test_the_step_s_estimate_is_the_slope_of_the_smoothed_step() -> None:
-    found, _ = gradients(of_values=False)
-    for place, pre in enumerate(PLACES):
-        slope = smoothed_slope(lambda u, theta, pre=pre: (pre > theta + u).double(), THETA, WIDTH)
-        assert found[place].item() == pytest.approx(slope, rel=2e-3, abs=1e-9), pre
 
 
 @pytest.mark.parametrize("of_values", [True, False])

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from conftest import save_tiny_model
-from sae.base.files import read_json
+from sae.base.files import publish_json, read_json
 from sae.cli.main import main
 from sae.selftest.world import byte_tokenizer
 from sae.training.trainer import Trainer
@@ -112,7 +112,7 @@ def test_a_resumed_run_keeps_the_precision_of_its_record(
     # what was chosen is what counts, and not what a new look would choose
     record = read_json(run / "config.json")
     record["harvest"]["store_precision"] = "bfloat16"
-    (run / "config.json").write_text(json.dumps(record))
+    publish_json(run / "config.json", record)
     shutil.rmtree(run / "checkpoints")
     main(["train", "--resume", "--out", str(run)])
     assert kept_in(run) == "bfloat16"

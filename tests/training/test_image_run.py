@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 import sae
+from sae.base.files import publish_json, read_json
 from sae.base.progress import Interrupted
 from sae.cli import main as cli
 from sae.config import (
@@ -78,7 +79,7 @@ def test_the_command_line_trains_evaluates_and_verifies(tmp_path: Path, capfd: p
     assert (result["variant"], result["images"], result["route"]) == ("topk", 1438, "fused")
     cli.main(["eval", str(out), "--json"])
     report = json.loads(capfd.readouterr().out)
-    assert report == json.loads((out / "eval.json").read_text())
+    assert report == read_json(out / "eval.json")
     assert report["fvu"]["low"] < report["fvu"]["value"] < report["fvu"]["high"]
     assert report["fvu"]["value"] < report["baselines"]["pca_fvu"]["value"], "four atoms beat four components"
     assert report["l0"]["value"] == pytest.approx(4, abs=0.2)
@@ -87,7 +88,7 @@ def test_the_command_line_trains_evaluates_and_verifies(tmp_path: Path, capfd: p
     assert json.loads(capfd.readouterr().out)["verified"]
     rows = [json.loads(row) for row in (out / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["images"] == rows[-1]["step"] * 128
-    record = json.loads((out / "config.json").read_text())
+    record = read_json(out / "config.json")
     assert (record["kind"], record["data"]["shape"]) == ("image", [1, 8, 8])
 
 
@@ -122,7 +123,7 @@ def test_help_of_the_image_commands_names_them(capsys: pytest.CaptureFixture[str
 
 
 def test_a_language_run_is_no_image_run(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"kind": "language", "train": {}, "data": {}}))
+    publish_json(tmp_path / "config.json", {"kind": "language", "train": {}, "data": {}})
     with pytest.raises(ConfigError, match="expected a run on images, made by: sae image train"):
         open_image_run(tmp_path)
 

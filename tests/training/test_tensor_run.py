@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import sae
+from sae.base.files import read_json
 from sae.base.progress import Interrupted
 from sae.cli import main as cli
 from sae.cli.image_commands import ImageTrain
@@ -159,14 +160,14 @@ def test_the_command_line_trains_evaluates_and_verifies(
     assert "x.safetensors[acts], 3,000 rows of width 24, float32; 300 of them held out" in said.err
     cli.main(["eval", str(out), "--json"])
     report = json.loads(capfd.readouterr().out)
-    assert report == json.loads((out / "eval.json").read_text())
+    assert report == read_json(out / "eval.json")
     assert report["rows"] == 300
     assert report["fvu"]["low"] < report["fvu"]["value"] < report["fvu"]["high"]
     assert report["fvu"]["value"] < report["baselines"]["pca_fvu"]["value"]
     assert 1 < report["l0"]["value"] <= 3
     cli.main(["verify", str(out), "--json"])
     assert json.loads(capfd.readouterr().out)["verified"]
-    record = json.loads((out / "config.json").read_text())
+    record = read_json(out / "config.json")
     assert (record["kind"], record["data"]["rows"], record["data"]["name"]) == ("tensors", ROWS, "acts")
 
 

@@ -17,12 +17,12 @@ from typing import Any, NamedTuple, TypeVar
 
 from matplotlib.figure import Figure
 
-from sae.base.files import read_json
+from sae.base.locks import locked
 from sae.config import ConfigError, ImageDataConfig, ImageTrainConfig, OptimConfig, VisionConfig
-from sae.models.saved import CONFIG
+from sae.models.saved import CONFIG, read_config
 from sae.runs.images import ImageRun, open_image_run, open_split, with_labels
 from sae.training.run import train
-from sae.training.run_folder import check_kept_run, run_lock
+from sae.training.run_folder import check_kept_run
 
 T = TypeVar("T")
 
@@ -141,7 +141,7 @@ def train_once(config: ImageTrainConfig, tell: Callable[[str], None]) -> ImageRu
     begun = (config.out / CONFIG).is_file()
     if begun:
         check_kept_run(config, training_data(config.images, config.only_label))
-    if not begun or not read_json(config.out / CONFIG)["autoencoder"]:
+    if not begun or not read_config(config.out)["autoencoder"]:
         tell(f"{'resuming' if begun else 'training'} {config.out.name}")
         train(dataclasses.replace(config, resume=begun))
     return open_image_run(config.out)
@@ -163,7 +163,7 @@ def locked_folder(out: Path) -> AbstractContextManager[None]:
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out}: is a file; expected a folder")
     out.mkdir(parents=True, exist_ok=True)
-    return run_lock(out)
+    return locked(out)
 
 
 def safe_name(name: str) -> str:

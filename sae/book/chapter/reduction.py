@@ -37,7 +37,7 @@ from sae.evaluation.probing import few_label_probe, full_probe, nearest_probe, p
 from sae.pictures.charts import draw_scatter
 from sae.pictures.lines import Curve, draw_lines
 from sae.runs.images import ImageRun, dense_codes
-from sae.training.logging import read_metrics
+from sae.runs.metrics import read_metrics
 
 SHOWN = 12  # images in a row of a picture
 LINEAR_K = 10

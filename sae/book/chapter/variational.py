@@ -24,7 +24,7 @@ from sae.modules.divergences import gaussian_log_density, kl_per_latent
 from sae.pictures.charts import draw_bars, draw_scatter
 from sae.pictures.lines import Curve, draw_lines
 from sae.runs.images import ImageRun
-from sae.training.logging import read_metrics
+from sae.runs.metrics import read_metrics
 from sae_kernels import SparseCodes
 
 KL_DRAWS, NOISE, GRADIENT = range(3)  # keys of the random streams

@@ -28,7 +28,7 @@ from sae.evaluation.stability import pair_cosines
 from sae.models.autoencoder import Autoencoder
 from sae.models.language import recipe_of
 from sae.models.recipe import Recipe
-from sae.models.saved import CONFIG, load
+from sae.models.saved import CONFIG, load, read_config
 from sae.runs.images import ImageRun
 from sae.training.images import SampleData
 from sae.training.run import train
@@ -76,11 +76,11 @@ def trained_rows(
     begun = (config.out / CONFIG).is_file()
     if begun:
         check_kept_run(config, provenance)
-    if not begun or not read_json(config.out / CONFIG)["autoencoder"]:
+    if not begun or not read_config(config.out)["autoencoder"]:
         tell(f"{'resuming' if begun else 'training'} {config.out.name}")
         config = dataclasses.replace(config, resume=begun, device="cpu")
         train(config, RowsData(config, rows, provenance))
-    record = read_json(config.out / CONFIG)
+    record = read_config(config.out)
     return RowsRun(load(config.out), record["training"]["seconds"] / config.epochs)
 
 

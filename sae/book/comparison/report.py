@@ -37,7 +37,7 @@ from sae.book.comparison.plan import FULL, QUICK, SMALLER
 from sae.book.comparison.tiers import Tier, run_tiers
 from sae.config import check
 from sae.pictures.page import Page
-from sae.training.logging import read_metrics
+from sae.runs.metrics import read_metrics
 
 PAGE, RECORD = "comparison.html", "comparison.json"
 COLUMNS_TEXT = (

@@ -17,7 +17,7 @@ from sae.evaluation.words import described, value_at
 from sae.pictures.lines import Curve, draw_lines
 from sae.pictures.page import Page
 from sae.runs.images import open_image_run
-from sae.training.logging import read_metrics
+from sae.runs.metrics import read_metrics
 
 FILE = "report.html"
 WIDE = 20  # largest over least value above which an axis is logarithmic

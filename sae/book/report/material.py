@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from sae.base.colours import diverging
-from sae.base.files import read_json
 from sae.data.images import ImageSet
 from sae.evaluation.images import evaluate_images
 from sae.evaluation.variational import Activity, activity, moments
+from sae.models.saved import read_report
 from sae.modules.codes import Gaussian, Identity, Quantised, Sigmoid
 from sae.runs.images import ImageRun, decode_dense, dense_codes
 
@@ -46,7 +46,7 @@ class Material:
     def numbers(self) -> dict[str, Any]:
         """The run's eval.json, made now unless it exists."""
         path: Path = self.run.folder / "eval.json"
-        return read_json(path) if path.exists() else evaluate_images(self.run.folder)
+        return read_report(self.run.folder, path.name) if path.exists() else evaluate_images(self.run.folder)
 
     @cached_property
     def x(self) -> Tensor:

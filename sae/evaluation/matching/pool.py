@@ -17,12 +17,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sae.base.files import publish_folder, publish_json, read_json
+from sae.base.files import publish_folder, publish_json
 from sae.config import ConfigError
 from sae.evaluation.matching.scores import Scores
 from sae.evaluation.matching.sources import Subject
 from sae.models.autoencoder import Autoencoder
-from sae.models.saved import CONFIG, WEIGHTS, load, save_weights
+from sae.models.saved import CONFIG, WEIGHTS, load, read_config, save_weights
 from sae.modules.codes import make_code
 
 
@@ -49,12 +49,14 @@ def write_pool(subject: Subject, scores: Scores, out: Path, at_least: float) -> 
     if not len(latents):
         best = float(np.nanmax(scores.stability))
         raise ConfigError(f"--at-least {at_least}: no latent of {subject.name} is that stable; the best has {best:.3f}")
-    record = copy.deepcopy(read_json(subject.folder / CONFIG))
+    record = copy.deepcopy(read_config(subject.folder))
     pooled = narrowed(load(subject.folder), latents)
-    settings = record.get("train", {}).get("sae")
-    if settings is not None:
-        settings["width"] = len(latents)
-        settings["k"] = min(settings["k"], len(latents))
+    # whoever opens it reads its size from the settings too, and the form in which it was trained
+    trained = record.get("train", {})
+    for settings in (trained.get("sae"), trained.get("vision"), record.get("training", {}).get("form")):
+        for name, value in (("width", len(latents)), ("k", len(latents))):
+            if settings is not None and settings.get(name) is not None:
+                settings[name] = min(settings[name], value)
     record["pooled"] = {
         "from": subject.name,
         "weights": subject.weights,

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from sae.base.files import publish_folder, publish_json
+from sae.base.files import publish_folder, publish_json, write_file
 from sae.base.tables import number
 from sae.config import ConfigError, MatchConfig
 from sae.evaluation.bootstrap import Interval
@@ -75,6 +75,7 @@ def match(runs: Sequence[str | Path], config: MatchConfig | None = None) -> dict
         "mean_mcc": _mean_mcc(len(subjects), pairs),
         common.what: common.tokens,
         "activations_missing": list(common.missing.values()),
+        "notes": _notes(subjects, places),
         "same": config.same,
         "seconds": round(time.perf_counter() - begun, 1),
     }
@@ -85,7 +86,7 @@ def match(runs: Sequence[str | Path], config: MatchConfig | None = None) -> dict
     if config.out is not None:
         with publish_folder(config.out) as folder:
             publish_json(folder / RECORD, report)
-            (folder / TABLE).write_text(markdown(report), encoding="utf-8")
+            write_file(folder / TABLE, markdown(report))
     for subject, given, score in zip(subjects, runs, scores, strict=True):
         # a run downloaded from the hub is not ours to write into; a checkpoint is one file of a training run
         if score is not None and subject.kind != "checkpoint" and subject.folder == Path(given).expanduser():
@@ -107,7 +108,11 @@ def shown(report: dict[str, Any]) -> dict[str, Any]:
         for pair in report.get("pairs", [])
     ]
     stability = {Path(run["name"]).name: run["stability"] for run in report.get("runs", [])}
-    plain = {name: report[name] for name in ("mean_mcc", "activations_missing", "pool", "seconds") if report.get(name)}
+    plain = {
+        name: report[name]
+        for name in ("mean_mcc", "activations_missing", "notes", "pool", "seconds")
+        if report.get(name)
+    }
     return {"table": rows, "stability": stability, **plain}
 
 
@@ -144,6 +149,16 @@ def _check(runs: Sequence[str | Path], config: MatchConfig) -> None:
     for flag, folder in (("out", config.out), ("pool", config.pool)):
         if folder is not None and folder.exists():
             raise ConfigError(f"--{flag} {folder}: exists already; give a new folder")
+
+
+def _notes(subjects: Sequence[Subject], places: Sequence[tuple[int, int]]) -> list[str]:
+    """Which pairs are alike for another reason than the data."""
+    return [
+        f"{subjects[i].name} and {subjects[j].name} have one seed and width: their atoms began alike, and may be still"
+        for i, j in places
+        if subjects[i].seed is not None
+        and (subjects[i].seed, subjects[i].atoms.shape) == (subjects[j].seed, subjects[j].atoms.shape)
+    ]
 
 
 def _side(subject: Subject, common: Common, place: int) -> Side:

@@ -25,7 +25,7 @@ from sae.data.tensors import TensorPart
 from sae.evaluation.matching.activations import Activations, entries
 from sae.harvest.opening import opening
 from sae.models.autoencoder import Autoencoder
-from sae.models.saved import WEIGHTS, load, locate_run
+from sae.models.saved import WEIGHTS, load, locate_run, read_config
 from sae.modules.normalise import Affine
 from sae.runs import open_run
 from sae.runs.base import kind_of
@@ -51,6 +51,8 @@ class Subject(NamedTuple):
     """Encoder rows [F, d]; None where the atoms are the encoder, or a latent has several rows."""
     space: int | None
     """Width of the space of its atoms; None where that is a learnt one, before a head, in which seeds differ."""
+    seed: int | None = None
+    """Of the training, with which the atoms began; None where it is unknown."""
 
     @property
     def width(self) -> int:
@@ -81,6 +83,7 @@ def open_subject(source: str | Path) -> Subject:
         return _open_checkpoint(str(source), path)
     folder = locate_run(source)
     model = load(folder)
+    record = read_config(folder)
     several = model.code.tied or model.code.rows != 1
     return Subject(
         str(source),
@@ -90,6 +93,7 @@ def open_subject(source: str | Path) -> Subject:
         model.dictionary.W.detach().float(),
         None if several or model.stem is not None else model.W_enc.detach().float(),
         model.dim_out if model.head is None else None,
+        None if "imported" in record else record.get("train", {}).get("seed"),
     )
 
 

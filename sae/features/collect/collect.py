@@ -20,9 +20,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 
 from sae.base.device import pick_device
+from sae.base.files import remove_leftovers
+from sae.base.locks import locked
 from sae.base.progress import Progress, StopSignal
 from sae.base.pulse import PULSE
 from sae.base.ranks import Ranks
@@ -38,7 +39,7 @@ from sae.features.store.text import Vocabulary
 from sae.features.store.writer import FORMAT, STORE, write_store
 from sae.runs.base import kind_of
 
-LOCK = "features.lock"
+WHAT = "collecting the features of this run"
 PLACE = ("dataset", "text_field", "split", "store", "seed", "tokens")
 """Settings that must be given again to resume a pass."""
 DEFAULTS = dataclasses.asdict(CollectConfig())
@@ -71,7 +72,7 @@ def collect(run: str | Path, config: CollectConfig | None = None) -> dict[str, A
                 f"{run}: features are written into the run's folder, and this one lies on the hub; fetch it first: "
                 f"hf download {run} --local-dir DIR"
             )
-        with _lock(subject.folder) if ranks.first else contextlib.nullcontext():
+        with locked(subject.folder, "features", WHAT) if ranks.first else contextlib.nullcontext():
             return _Collecting(subject, config, ranks).work()
 
 
@@ -86,19 +87,6 @@ def open_subject(run: str | Path, config: CollectConfig) -> Subject:
     from sae.features.collect.text_subject import TextSubject
 
     return TextSubject(run, config, device)
-
-
-@contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ConfigError(f"{folder}: another process is collecting the features of this run") from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 class _Collecting:
@@ -128,8 +116,7 @@ class _Collecting:
     def work(self) -> dict[str, Any]:
         """Read what is left of the corpus; returns the report of `collect`."""
         if self.ranks.first:
-            for path in self.subject.folder.glob(".partial-*features*"):  # left by a writer that was killed
-                path.unlink(missing_ok=True)
+            remove_leftovers(self.subject.folder, "features")
         with StopSignal() as stop, Progress() as progress:
             if not self.finished_before:
                 self._pass(stop, progress)

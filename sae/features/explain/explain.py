@@ -21,7 +21,8 @@ import numpy as np
 import torch
 
 from sae.base.device import pick_device
-from sae.base.files import publish_json
+from sae.base.files import remove_leftovers
+from sae.base.locks import locked
 from sae.base.progress import Progress, StopSignal
 from sae.config import ConfigError, ExplainConfig
 from sae.features.explain.examples import Examples, Pool
@@ -32,7 +33,7 @@ from sae.features.explain.scoring import auroc, judge, mean_interval
 from sae.features.store.keys import FeatureError
 from sae.features.store.store import FeatureStore
 from sae.harvest.language_model import ModelError
-from sae.models.saved import locate_run
+from sae.models.saved import locate_run, publish_report
 from sae.runs.base import check_language
 
 SCORES = ("score", "control", "score_random", "score_neighbours", "precision", "recall")
@@ -86,7 +87,8 @@ def explain(run: str | Path, config: ExplainConfig | None = None) -> dict[str, A
     done = {latent for latent, name in names.items() if chat is None or name["method"] == method}
     left = [latent for latent in wanted if latent not in done]
     hint = f"names made so far are kept; continue with: sae explain {run}"
-    with StopSignal() as stop, Progress() as progress:
+    with locked(folder, "explain", "naming the latents of this run"), StopSignal() as stop, Progress() as progress:
+        remove_leftovers(folder, REPORT)
         if left:
             progress.say(f"Reading the examples of {store.width:,} latents")
             pool = open_pool(store, progress.say)
@@ -100,7 +102,7 @@ def explain(run: str | Path, config: ExplainConfig | None = None) -> dict[str, A
     names = store.annotations.names()
     report = {"run": str(run), "method": method, **summary([names[i] for i in live.tolist() if i in names], len(live))}
     report["seconds"] = round(time.perf_counter() - begun, 1)
-    publish_json(folder / REPORT, report)
+    publish_report(folder, REPORT, report)
     return report
 
 

@@ -24,6 +24,7 @@ from sae.models.saved import read_description
 
 FILE = "annotations.sqlite"
 TABLES = ("annotations", "names", "steering")
+SCHEMA = frozenset({*TABLES, "seals"})
 EMPTY: dict[str, Any] = {"label": None, "bookmark": False, "note": None}
 LONGEST = 10_000  # characters of a label or note
 REMEDY = "repair or delete the file"
@@ -86,23 +87,31 @@ class Annotations:
             self._put(blobs, "steering", latent, dict(measured))
 
     def _read(self, table: str) -> dict[int, dict[str, Any]]:
-        if not self.path.exists():
+        if not self.path.exists() or not self.path.stat().st_size:  # empty: killed before the first transaction
             return {}
-        with contextlib.closing(open_read_only(self.path, recover=True)) as connection:
+        with contextlib.closing(open_read_only(self.path, SCHEMA, recover=True, remedy=REMEDY)) as connection:
             blobs = Blobs(connection, self.path, REMEDY)
+            connection.execute("BEGIN")  # the rows and their seal of one moment
             # a file from before steering was measured has no such table
-            tables = [name for (name,) in blobs.query("SELECT name FROM sqlite_master WHERE type = 'table'")]
-            return {} if table == "steering" and table not in tables else _rows(blobs, table, self.weights)
+            if not list(blobs.query("SELECT 1 FROM sqlite_schema WHERE name = ?", (table,))):
+                return {}
+            _check_seal(blobs, table)
+            return _rows(blobs, table, self.weights)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[Blobs]:
-        with write_in_place(self.path, REMEDY) as blobs:
+        with write_in_place(self.path, REMEDY, SCHEMA) as blobs:
             for table in TABLES:
                 blobs.connection.execute(
                     f"CREATE TABLE IF NOT EXISTS {table} "
                     "(weights TEXT, latent INTEGER, data TEXT, hash BLOB, PRIMARY KEY (weights, latent))"
                 )
+            blobs.connection.execute("CREATE TABLE IF NOT EXISTS seals (name TEXT PRIMARY KEY, hash BLOB)")
+            for table in TABLES:
+                _check_seal(blobs, table)
             yield blobs
+            seals = [(table, _seal(blobs, table)) for table in TABLES]
+            blobs.connection.executemany("INSERT OR REPLACE INTO seals VALUES (?, ?)", seals)
 
     def _put(self, blobs: Blobs, table: str, latent: int, value: dict[str, Any] | None) -> None:
         if value is None:
@@ -124,6 +133,25 @@ def _rows(blobs: Blobs, table: str, weights: str, latent: int | None = None) -> 
             raise CorruptError(f"{blobs.name}: the {table} of latent {index} are damaged; {REMEDY}")
         values_of[index] = json.loads(data)
     return values_of
+
+
+def _seal(blobs: Blobs, table: str) -> bytes:
+    """A hash of a table's rows, from which none can vanish unnoticed."""
+    digest = hashlib.blake2b(table.encode(), digest_size=16)
+    for weights, latent, row in blobs.query(f"SELECT weights, latent, hash FROM {table} ORDER BY weights, latent"):
+        digest.update(f"{weights} {latent} {row!r}".encode())
+    return digest.digest()
+
+
+def _check_seal(blobs: Blobs, table: str) -> None:
+    """CorruptError where rows are missing; a file from before there were seals has none until it is written again."""
+    if not list(blobs.query("SELECT 1 FROM sqlite_schema WHERE name = 'seals'")):
+        return
+    seals = list(blobs.query("SELECT hash FROM seals WHERE name = ?", (table,)))
+    if not seals and not list(blobs.query("SELECT 1 FROM seals")):
+        return  # the table of seals is new
+    if [seal for (seal,) in seals] != [_seal(blobs, table)]:
+        raise CorruptError(f"{blobs.name}: rows of {table} are missing or damaged; {REMEDY}")
 
 
 def _hash(table: str, weights: str, latent: int, data: str) -> bytes:

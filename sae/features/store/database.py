@@ -10,26 +10,29 @@ import contextlib
 import errno
 import hashlib
 import os
-import shutil
+import re
 import sqlite3
-import uuid
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from sae.base.files import CorruptError, publish_file
+from sae.base import disk
+from sae.base.files import CorruptError, publish_path
 from sae.features.store.keys import FeatureError
 
 WAIT = 10.0  # seconds for another process to finish writing
+COLLECT_AGAIN = "collect again: sae features RUN"
+WORDS = "CREATE VIRTUAL TABLE words USING fts5(text, content='texts', content_rowid='id')"
+VIRTUAL = re.compile(r"\s*CREATE\s+VIRTUAL", re.IGNORECASE)
+COMPUTED = re.compile(r"\b(GENERATED|CHECK|DEFAULT)\b|\bAS\s*\(", re.IGNORECASE)
+"""Parts of a table that run an expression."""
 
 
 class Blobs:
     """Tables of compressed blobs with hashes, in an open database. Messages name the file and the remedy."""
 
-    def __init__(
-        self, connection: sqlite3.Connection, name: Path, remedy: str = "collect again: sae features RUN"
-    ) -> None:
+    def __init__(self, connection: sqlite3.Connection, name: Path, remedy: str = COLLECT_AGAIN) -> None:
         self.connection, self.name, self.remedy = connection, name, remedy
 
     def create(self, table: str) -> None:
@@ -76,9 +79,12 @@ def build_database(path: Path, fill: Callable[[sqlite3.Connection], None]) -> No
     Raises:
         OSError: no space, or the disk fails; what was there before is untouched.
     """
-    temporary = path.with_name(f".partial-build-{path.name}-{uuid.uuid4().hex[:8]}")
-    try:
-        connection = sqlite3.connect(temporary, isolation_level=None)
+    with publish_path(path) as temporary:
+        disk.write_by(temporary, lambda: _build(temporary, path, fill))
+
+
+def _build(temporary: Path, path: Path, fill: Callable[[sqlite3.Connection], None]) -> None:
+    with contextlib.closing(sqlite3.connect(temporary, isolation_level=None)) as connection:
         try:
             # a draft left by a crash is thrown away, so it needs no journal
             connection.execute("PRAGMA journal_mode = OFF")
@@ -90,61 +96,87 @@ def build_database(path: Path, fill: Callable[[sqlite3.Connection], None]) -> No
             # SQLite reports what the system refused in words alone
             number = errno.ENOSPC if "full" in str(error) else errno.EIO
             raise OSError(number, os.strerror(number), str(path)) from error
-        finally:
-            connection.close()
-
-        def copy(stream: BinaryIO) -> None:
-            with open(temporary, "rb") as source:
-                shutil.copyfileobj(source, stream, 1 << 20)
-
-        publish_file(path, copy)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def write_in_place(path: Path, remedy: str) -> Iterator[Blobs]:
+def write_in_place(path: Path, remedy: str, tables: frozenset[str]) -> Iterator[Blobs]:
     """One transaction on an old or new database; several processes take turns.
+
+    Args:
+        path: the database.
+        remedy: what to do with a damaged one.
+        tables: names of the tables that may be in it.
 
     Raises:
         FeatureError: it cannot be written.
         CorruptError: it is damaged.
     """
-    connection = sqlite3.connect(path, timeout=WAIT, isolation_level=None)
     try:
-        connection.execute("PRAGMA journal_mode = DELETE")
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("BEGIN IMMEDIATE")
-        yield Blobs(connection, path, remedy)
-        connection.execute("COMMIT")
+        with contextlib.closing(sqlite3.connect(path, timeout=WAIT, isolation_level=None)) as connection:
+            _distrust(connection)
+            connection.execute("PRAGMA journal_mode = DELETE")
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("BEGIN IMMEDIATE")
+            _check_schema(connection, path, tables, remedy)
+            yield Blobs(connection, path, remedy)
+            disk.commit(path, lambda: _commit(connection))
     except sqlite3.OperationalError as error:
         raise FeatureError(f"{path}: cannot be written ({error})") from error
     except sqlite3.DatabaseError as error:
         raise CorruptError(f"{path}: cannot be read ({error}); {remedy}") from error
-    finally:
-        connection.close()
 
 
-def open_read_only(path: Path, *, recover: bool = False) -> sqlite3.Connection:
+def _commit(connection: sqlite3.Connection) -> None:
+    connection.execute("COMMIT")
+
+
+def open_read_only(
+    path: Path, tables: frozenset[str], *, recover: bool = False, remedy: str = COLLECT_AGAIN
+) -> sqlite3.Connection:
     """A connection that changes no data; several threads may use it, one at a time.
 
     Args:
-        path: the database.
+        path: the database, maybe made by somebody else.
+        tables: names of the tables that may be in it. Anything else that a schema can hold is refused: views, triggers
+            and computed columns run expressions of whoever made the file.
         recover: this package writes the file in place; let SQLite undo the transaction of a writer that was killed.
+        remedy: what to do with a damaged one.
 
     Raises:
-        CorruptError: it is no database.
+        CorruptError: it is no database, or not one of this package.
     """
     mode = "rw" if recover and os.access(path, os.W_OK) else "ro"
     try:
         connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True, check_same_thread=False)
-        connection.execute("PRAGMA trusted_schema = OFF")
-        connection.execute("PRAGMA cell_size_check = ON")
+        _distrust(connection)
         connection.execute("PRAGMA query_only = ON")
-        connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+        _check_schema(connection, path, tables, remedy)
         return connection
     except sqlite3.DatabaseError as error:
-        raise CorruptError(f"{path}: cannot be read ({error})") from error
+        raise CorruptError(f"{path}: cannot be read ({error}); {remedy}") from error
+
+
+def _distrust(connection: sqlite3.Connection) -> None:
+    connection.execute("PRAGMA trusted_schema = OFF")
+    connection.execute("PRAGMA cell_size_check = ON")
+
+
+def _check_schema(connection: sqlite3.Connection, path: Path, tables: frozenset[str], remedy: str) -> None:
+    """Refuse a schema with anything but these tables, their own indices, and an index of words by fts5.
+
+    Raises:
+        CorruptError: names what is there.
+    """
+    for kind, name, statement in connection.execute("SELECT type, name, sql FROM sqlite_schema"):
+        known = (kind == "index" and statement is None) or (
+            kind == "table"
+            and name in tables
+            and isinstance(statement, str)
+            and not COMPUTED.search(statement)
+            and (not VIRTUAL.match(statement) or statement == WORDS)
+        )
+        if not known:
+            raise CorruptError(f"{path}: holds {kind} {name!r}, which this package does not make; {remedy}")
 
 
 def has_fts5(connection: sqlite3.Connection) -> bool:

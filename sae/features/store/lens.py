@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 FILE = "features.lens.sqlite"
 REMEDY = "it can be deleted: results are computed again"
+TABLES = frozenset({"logits", "neighbours", "weights"})
 TOKENS, NEIGHBOURS = 20, 10
 CHEAP = 5e11
 """Multiplications up to which all latents' results are computed ahead: some ten seconds on two cores."""
@@ -149,7 +150,7 @@ class Lens:
     def _all(self, table: str, latent: int | None = None) -> dict[int, bytes]:
         if not self.path.exists():
             return {}
-        with contextlib.closing(open_read_only(self.path, recover=True)) as connection:
+        with contextlib.closing(open_read_only(self.path, TABLES, recover=True, remedy=REMEDY)) as connection:
             blobs = Blobs(connection, self.path, REMEDY)
             if _weights_of(blobs) != self.weights:
                 return {}
@@ -162,7 +163,7 @@ class Lens:
         """Save results; in a folder that cannot be written they are computed again another time."""
         if not os.access(self.folder, os.W_OK):
             return
-        with write_in_place(self.path, REMEDY) as blobs:
+        with write_in_place(self.path, REMEDY, TABLES) as blobs:
             execute = blobs.connection.execute
             if _weights_of(blobs) != self.weights:
                 for name in ("logits", "neighbours", "weights"):

@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from sae.base.files import CorruptError
 from sae.base.reading import reading
 from sae.features.store import records
 from sae.features.store.buffers import Events
 from sae.features.store.collection import Collection
-from sae.features.store.database import Blobs, open_read_only
+from sae.features.store.database import COLLECT_AGAIN, Blobs, open_read_only
 from sae.features.store.store import read_info
-from sae.features.store.writer import STORE
+from sae.features.store.writer import STORE, TABLES
 
 _AT_ONCE = 4096
 
@@ -27,7 +28,7 @@ def restore(folder: Path, device: torch.device | str = "cpu") -> Collection:
     """
     path = folder / STORE
     info = read_info(path)
-    with reading(path), contextlib.closing(open_read_only(path)) as connection:
+    with reading(path), contextlib.closing(open_read_only(path, TABLES)) as connection:
         blobs = Blobs(connection, path)
         collection = Collection(info["width"], info["seed"], device)
         collection.tokens, collection.left_out = info["tokens"], dict(info["left_out"])
@@ -41,6 +42,10 @@ def restore(folder: Path, device: torch.device | str = "cpu") -> Collection:
             _put(collection, batch)
         for document, packed in blobs.all("documents"):
             collection.documents.put(document, np.frombuffer(packed, "<i4"))
+        for table, expected in (("records", info["width"]), ("documents", info["documents"])):
+            ((rows,),) = blobs.query(f"SELECT count(*) FROM {table}")
+            if rows != expected:
+                raise CorruptError(f"{path}: {rows} {table}, {expected} were written; {COLLECT_AGAIN}")
     return collection
 
 

@@ -105,6 +105,7 @@ def _in_examples(store: FeatureStore, wanted: str, limit: int) -> list[Hit]:
 
 def _documents(store: FeatureStore, wanted: str) -> list[int]:
     """Documents that contain the text: from the index of words, else by a search through all of them."""
+    store.check_search()
     if store.query("SELECT 1 FROM sqlite_schema WHERE name = 'words'") and store.has_fts5:
         phrase = '"' + wanted.replace('"', '""') + '"*'
         rows = store.query("SELECT rowid FROM words WHERE words MATCH ? ORDER BY rank LIMIT ?", (phrase, DOCUMENTS))

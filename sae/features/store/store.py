@@ -21,12 +21,23 @@ from sae.base.files import CorruptError
 from sae.base.reading import reading
 from sae.features.store import records, windows
 from sae.features.store.annotations import Annotations
-from sae.features.store.database import Blobs, has_fts5, open_read_only
+from sae.features.store.database import COLLECT_AGAIN, Blobs, has_fts5, open_read_only
 from sae.features.store.keys import FeatureError
 from sae.features.store.lens import Lens
 from sae.features.store.records import Example, Record
 from sae.features.store.text import Vocabulary
-from sae.features.store.writer import FIELDS, FORMAT, PARTS, SCALARS, STORE, PlacedEvents
+from sae.features.store.writer import (
+    FIELDS,
+    FORMAT,
+    PARTS,
+    READABLE,
+    SCALARS,
+    STORE,
+    TABLES,
+    PlacedEvents,
+    search_digest,
+)
+from sae.models.saved import CONFIG, WEIGHTS, read_config
 
 
 class FeatureStore:
@@ -45,15 +56,17 @@ class FeatureStore:
         if not path.is_file():
             raise FeatureError(f"{self.folder}: no features there; collect them first: sae features {self.folder}")
         self._lock = threading.RLock()
-        self.blobs = Blobs(open_read_only(path), path)
+        self.blobs = Blobs(open_read_only(path, TABLES), path)
         with self._reading():
             self.info: dict[str, Any] = json.loads(self._part("info"))
         """What was collected, from which data, and how far; every rewrite has another "revision"."""
-        if self.info.get("format") != FORMAT:
+        if self.info.get("format") not in READABLE:
             raise FeatureError(
                 f"{path}: format {self.info.get('format')}, expected {FORMAT}; collect again: sae features RUN"
             )
         with self._reading():
+            self._check_weights()
+            self._search_checked = self.info["format"] < 2  # older stores have no hash of what a search reads
             self.vocabulary = Vocabulary.unpack(self._part("vocabulary"))
             self.annotations = Annotations(self.folder, self.info["weights"])
             self.lens = Lens(self.folder, self.info["weights"])
@@ -95,8 +108,22 @@ class FeatureStore:
 
     def events_in(self, document: int) -> PlacedEvents:
         """A document's events in the top and uniform buffers."""
+        data = self._get("events", document)
+        if data is None and self.info["format"] >= 2:
+            raise CorruptError(f"{self.folder / STORE}: the events of document {document} are missing; {COLLECT_AGAIN}")
         with self._reading():
-            return PlacedEvents.unpack(self._get("events", document) or b"")
+            return PlacedEvents.unpack(data or b"")
+
+    def check_search(self) -> None:
+        """Compare what a search by words reads with its hash, once.
+
+        Raises:
+            CorruptError: it was damaged.
+        """
+        with self._lock:
+            if not self._search_checked and search_digest(self.blobs) != self._part("search"):
+                raise CorruptError(f"{self.folder / STORE}: the texts or their index are damaged; {COLLECT_AGAIN}")
+            self._search_checked = True
 
     def logits(self, latent: int) -> dict[str, Any]:
         """The 20 tokens that a latent makes most and least likely, see `Lens.logits`; computed once.
@@ -139,6 +166,14 @@ class FeatureStore:
             "values": example.window[first : first + end - start].tolist(),
             "peak": example.position - start,
         }
+
+    def _check_weights(self) -> None:
+        """Refuse features of other weights than the run's, where a run lies in the folder."""
+        if not (self.folder / CONFIG).is_file():
+            return
+        weights = (read_config(self.folder).get("autoencoder") or {}).get("sha256")
+        if weights is not None and weights != self.info["weights"]:
+            raise CorruptError(f"{self.folder / STORE}: it is of other weights than {WEIGHTS} here; {COLLECT_AGAIN}")
 
     def _checked(self, latent: int) -> int:
         if not 0 <= latent < self.width:
@@ -193,7 +228,7 @@ class FeatureStore:
 
 def read_info(path: Path) -> dict[str, Any]:
     """The info of a store's file alone."""
-    with contextlib.closing(open_read_only(path)) as connection:
+    with contextlib.closing(open_read_only(path, TABLES)) as connection:
         data = Blobs(connection, path).get("parts", PARTS["info"])
     if data is None:
         raise CorruptError(f"{path}: info is missing; collect again: sae features RUN")

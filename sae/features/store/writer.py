@@ -8,6 +8,7 @@ an array to be mapped into memory.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import sqlite3
@@ -21,16 +22,20 @@ from sae.base.files import publish_file
 from sae.features.store import keys
 from sae.features.store.buffers import EMPTY, NAMES, Events
 from sae.features.store.collection import Collection
-from sae.features.store.database import Blobs, build_database, has_fts5
+from sae.features.store.database import WORDS, Blobs, build_database, has_fts5
 from sae.features.store.documents import UNKNOWN, DocumentTokens
 from sae.features.store.records import pack
 from sae.features.store.statistics import SUM_DIGITS, read_sum
 from sae.features.store.text import Vocabulary
 
 STORE, SCALARS = "features.sqlite", "features.scalars.npy"
-FORMAT = 1
-PARTS = {"info": 0, "scalars": 1, "vocabulary": 2}
-"""Ids of the blobs in the table `parts`."""
+FORMAT, READABLE = 2, (1, 2)
+"""Since 2 every document has its events, if none, and what searches read has a hash."""
+PARTS = {"info": 0, "scalars": 1, "vocabulary": 2, "search": 3}
+"""Ids of the blobs in the table `parts`; "search" is `search_digest`."""
+TABLES = frozenset({"parts", "records", "documents", "events", "texts", "words"}) | {
+    f"words_{part}" for part in ("data", "idx", "docsize", "config")
+}
 INDEXED = ("top", "uniform")
 """Buffers whose events can be found by document."""
 _LATENTS_AT_ONCE = 4096
@@ -88,11 +93,15 @@ def write_store(
         np.save(file, scalars)
         parts = {"info": json.dumps(info, allow_nan=False).encode(), "scalars": file.getvalue()}
         parts["vocabulary"] = vocabulary.pack()
-        blobs.put("parts", ((PARTS[name], data) for name, data in parts.items()))
         documents = collection.documents
         blobs.put("documents", ((d, documents.tokens(d).astype("<i4").tobytes()) for d in documents.numbers()))
         blobs.put("events", _events_by_document(collection))
         _write_texts(connection, documents, vocabulary)
+        # fts5 keeps a part of its index in memory until a commit
+        connection.execute("COMMIT")
+        connection.execute("BEGIN")
+        parts["search"] = search_digest(blobs)
+        blobs.put("parts", ((PARTS[name], data) for name, data in parts.items()))
         # published before the database: a reader that finds other scalars than in the database uses those in it
         publish_file(folder / SCALARS, file.getvalue())
 
@@ -106,8 +115,23 @@ def _write_texts(connection: sqlite3.Connection, documents: DocumentTokens, voca
     texts = ((d, vocabulary.text(documents.tokens(d)).replace("\0", " ")) for d in documents.numbers())
     connection.executemany("INSERT INTO texts VALUES (?, ?)", texts)
     if has_fts5(connection):
-        connection.execute("CREATE VIRTUAL TABLE words USING fts5(text, content='texts', content_rowid='id')")
+        connection.execute(WORDS)
         connection.execute("INSERT INTO words(words) VALUES ('rebuild')")
+
+
+def search_digest(blobs: Blobs) -> bytes:
+    """A hash of what a search by words reads: the texts, and the index of words where there is one."""
+    digest = hashlib.blake2b(digest_size=16)
+    statements = ["SELECT id, text FROM texts ORDER BY id"]
+    if list(blobs.query("SELECT 1 FROM sqlite_schema WHERE name = 'words_data'")):
+        statements += [
+            "SELECT id, block FROM words_data ORDER BY id",
+            "SELECT segid, term, pgno FROM words_idx ORDER BY segid, term",
+        ]
+    for statement in statements:
+        for row in blobs.query(statement):
+            digest.update(repr(row).encode("utf-8", "surrogatepass"))
+    return digest.digest()
 
 
 def _events_by_document(collection: Collection) -> Iterator[tuple[int, bytes]]:
@@ -129,9 +153,9 @@ def _events_by_document(collection: Collection) -> Iterator[tuple[int, bytes]]:
         by = np.lexsort((kind, latent, place))
         place, latent, kind = place[by], latent[by].astype("<i4"), kind[by]
         position = (place & ((1 << keys.POSITION_BITS) - 1)).astype("<i4")
-        documents, begins = np.unique(place >> keys.POSITION_BITS, return_index=True)
-        ends = [*begins[1:].tolist(), len(by)]
-        for number, begin, end in zip(documents.tolist(), begins.tolist(), ends, strict=True):
+        here = np.array(numbers[first : first + together], np.int64)
+        begins, ends = (np.searchsorted(place >> keys.POSITION_BITS, here, side) for side in ("left", "right"))
+        for number, begin, end in zip(here.tolist(), begins.tolist(), ends.tolist(), strict=True):
             part = slice(begin, end)
             yield number, position[part].tobytes() + latent[part].tobytes() + kind[part].tobytes()
 

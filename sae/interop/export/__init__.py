@@ -12,11 +12,11 @@ import importlib
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from sae.base.files import CorruptError, publish_folder, read_json
+from sae.base.files import CorruptError, publish_folder
 from sae.config import ConfigError
 from sae.harvest.sites import LENS_HOOKS, Site
 from sae.models.autoencoder import Autoencoder
-from sae.models.saved import CONFIG, load, locate_run
+from sae.models.saved import CONFIG, load, locate_run, read_config
 from sae.runs.base import check_kind, kind_of
 from sae.runs.text import open_run
 
@@ -135,7 +135,7 @@ def open_finished(run: str | Path) -> Finished:
     if kind_of(folder) == "language":
         return _of_language(folder)
     model = load(folder)
-    record = read_json(folder / CONFIG)
+    record = read_config(folder)
     origin = record.get("imported") or {}
     inputs = tuple(_spelled(name) for name in origin.get("sites", ()))
     return Finished(

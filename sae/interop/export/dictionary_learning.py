@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae.base.files import publish_file, publish_json
+from sae.base.files import write_file, write_json
 from sae.config import SAEConfig, from_json
 from sae.interop.export import Finished
 from sae.models.variants.selecting import prefixes
@@ -34,7 +34,7 @@ def write(run: Finished, out: Path) -> dict[str, Any]:
         run.refuse(FORMAT, "a per-token norm")
     name, state, k = _state(run)
     state = {key: tensor.detach().clone().contiguous() for key, tensor in state.items()}
-    publish_file(out / "ae.pt", lambda stream: torch.save(state, stream))
+    write_file(out / "ae.pt", lambda stream: torch.save(state, stream))
     site = run.inputs[0] if run.inputs else None
     trainer = {
         "trainer_class": None,
@@ -48,7 +48,7 @@ def write(run: Finished, out: Path) -> dict[str, Any]:
         "wandb_name": f"sparsight-{run.variant}",
     }
     buffer = {"d_submodule": model.dim, "io": "out", "ctx_len": run.context}
-    publish_json(out / "config.json", {"trainer": trainer, "buffer": buffer})
+    write_json(out / "config.json", {"trainer": trainer, "buffer": buffer})
     return {"class": name, "load": 'dictionary_learning.utils.load_dictionary("OUT", device="cpu")'}
 
 

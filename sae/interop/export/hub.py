@@ -9,16 +9,16 @@ model card that is made from them. The token is the one of `hf auth login`, or H
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from sae.base.files import publish_file, publish_json, read_json
+from sae.base.disk import copy_from
+from sae.base.files import publish_file, publish_json
 from sae.config import ConfigError
 from sae.evaluation.words import described
 from sae.interop.export import Finished, open_finished
-from sae.models.saved import CONFIG, WEIGHTS, verify
+from sae.models.saved import CONFIG, WEIGHTS, read_report, verify
 from sae.runs.base import kind_of
 
 EVALUATION, CARD = "eval.json", "README.md"
@@ -84,10 +84,10 @@ def files_for(run: Finished, repository: str, out: Path, *, licence: str | None 
         # where the run lay on this machine concerns nobody
         record["train"] = {**record["train"], "out": Path(str(record["train"].get("out", "run"))).name}
     publish_json(out / CONFIG, record)
-    shutil.copyfile(run.folder / WEIGHTS, out / WEIGHTS)
+    publish_file(out / WEIGHTS, copy_from(run.folder / WEIGHTS))
     evaluation = None
     if (run.folder / EVALUATION).is_file():
-        evaluation = {**read_json(run.folder / EVALUATION), "run": repository}
+        evaluation = {**read_report(run.folder, EVALUATION), "run": repository}
         publish_json(out / EVALUATION, evaluation)
     publish_file(out / CARD, card(run, repository, evaluation, licence=licence).encode())
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae.base.files import publish_json, save_tensors
+from sae.base.files import save_tensors, write_json
 from sae.features.store.store import FeatureStore
 from sae.features.store.writer import STORE
 from sae.interop.export import Finished, Place
@@ -38,7 +38,7 @@ ARCHITECTURES = {
 def write(run: Finished, out: Path) -> dict[str, Any]:
     architecture = _architecture(run)
     save_tensors(out / "sae_weights.safetensors", {name: t.contiguous() for name, t in _tensors(run).items()})
-    publish_json(out / "cfg.json", _settings(run, architecture))
+    write_json(out / "cfg.json", _settings(run, architecture))
     if (run.folder / STORE).is_file():
         save_tensors(out / "sparsity.safetensors", {"sparsity": _log_density(run)})
     return {"architecture": architecture, "load": 'sae_lens.SAE.load_from_disk("OUT")'}

@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sae.base.files import publish_json, save_tensors
+from sae.base.files import save_tensors, write_json
 from sae.interop.export import Finished
 from sae.modules.codes import TopK
 
@@ -51,10 +51,10 @@ def write(run: Finished, out: Path) -> dict[str, Any]:
         "transcode": model.transcodes,
         "d_in": model.dim,
     }
-    publish_json(folder / "cfg.json", settings)
+    write_json(folder / "cfg.json", settings)
     if place is not None:
         about = {"model": run.language_model, "dataset": run.dataset, "ctx_len": run.context, "hookpoints": [place]}
-        publish_json(out / "config.json", {"sae": settings, **about})
+        write_json(out / "config.json", {"sae": settings, **about})
     return {"hookpoint": place or "", "load": f'sparsify.SparseCoder.load_from_disk("{Path("OUT") / (place or "")}")'}
 
 

@@ -7,7 +7,6 @@ checkpoint. `sae.training.checkpoint.load_parts` reads them in one process or on
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ def save_parts(
             publish_json(temporary / "state.json", {"format": FORMAT, **values})
     if ranks.first:
         for old in steps_in(folder)[:-keep]:
-            shutil.rmtree(old)
+            disk.remove(old)
 
 
 def _write(folder: Path, tensors: Mapping[str, Tensor]) -> None:
