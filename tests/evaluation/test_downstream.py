@@ -181,7 +181,9 @@ def test_eval_prints_one_json_line_and_keeps_it(trained: Path, capsys: pytest.Ca
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1
     report = json.loads(lines[0])
-    assert report == read_json(trained / "eval.json")
+    kept = read_json(trained / "eval.json")
+    assert len(kept.pop("weights_sha256")) == 64
+    assert report == kept
     for name in ("fvu", "l0", "dead", "cosine", "norm_ratio", "reconstruction_bias"):
         assert report[name]["low"] <= report[name]["value"] <= report[name]["high"], name
     assert 0 < report["fvu"]["value"] < 1

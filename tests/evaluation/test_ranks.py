@@ -51,6 +51,7 @@ def test_two_ranks_report_every_number_of_one_process(tiny_model: Path, corpus: 
     done = torchrun(2, "eval", folder, *flags, "--json")
     assert done.returncode == 0, done.stderr[-3000:]
     together = numbers(read_json(folder / "eval.json"))
+    del together[".weights_sha256"]  # of the kept report alone
     assert done.stdout.count("\n") == 1, "the first rank alone prints"
     assert alone.keys() == together.keys()
     for name, value in alone.items():
