@@ -53,6 +53,10 @@ ELSEWHERE = {
         "data/test_token_ids.py",
         "test_ids_reach_the_model_as_they_are_and_resume_from_any_cursor",
     ),
+    "steer runs/demo --latent 304 --measure": (
+        "features/test_steer_measure.py",
+        "test_every_method_is_measured_at_every_dose",
+    ),
     "steer runs/chat": ("harvest/test_roles.py", "test_steering_a_conversation_replies_and_leaves_other_roles_alone"),
 }
 """Beginning of a command -> the file and the name of a test that runs it, because it needs more than is made here."""

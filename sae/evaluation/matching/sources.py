@@ -17,7 +17,7 @@ from scipy import sparse
 from torch import Tensor
 
 from sae.base.device import pick_device
-from sae.base.files import CorruptError, check_folder, read_json, sha256_of
+from sae.base.files import CorruptError, check_folder, sha256_of
 from sae.base.progress import Progress, StopSignal
 from sae.config import ConfigError, MatchConfig
 from sae.data.images import ImageSet
@@ -25,7 +25,7 @@ from sae.data.tensors import TensorPart
 from sae.evaluation.matching.activations import Activations, entries
 from sae.harvest.opening import opening
 from sae.models.autoencoder import Autoencoder
-from sae.models.saved import CONFIG, WEIGHTS, load, locate_run
+from sae.models.saved import WEIGHTS, load, locate_run, read_config
 from sae.modules.normalise import Affine
 from sae.runs import open_run
 from sae.runs.base import kind_of
@@ -83,7 +83,7 @@ def open_subject(source: str | Path) -> Subject:
         return _open_checkpoint(str(source), path)
     folder = locate_run(source)
     model = load(folder)
-    record = read_json(folder / CONFIG)
+    record = read_config(folder)
     several = model.code.tied or model.code.rows != 1
     return Subject(
         str(source),
