@@ -61,7 +61,7 @@ def on_runs(command: Any) -> Any:
     return dataclasses.replace(command, run_folder=type(command.run_folder)(folder))
 
 
-def members_of(run: str, command: Browse | Report) -> list[str]:
+def members_of(run: str, command: Browse | ChooseL0 | Report) -> list[str]:
     """The run itself or, of a sweep, the members that the command can show.
 
     Raises:
