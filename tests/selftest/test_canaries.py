@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from sae.base.files import CorruptError
+from sae.config import ConfigError
 from sae.data.documents import DataError
 from sae.data.tensors import open_tensors
 from sae.interop import read
@@ -60,9 +62,8 @@ def test_no_reader_of_another_tool_s_files_executes_one(format: str, tmp_path: P
         layouts.write(of, root)
         armed(root / file, mark)
         for arguments in ({}, {"format": format}):
-            with pytest.raises(ValueError) as raised:
+            with pytest.raises((ConfigError, CorruptError)):
                 read(root / of.path, **arguments)
-            assert type(raised.value).__module__.startswith("sae."), raised.value
         assert not mark.exists()
 
 
