@@ -23,7 +23,17 @@ from torch import Tensor
 from sae.base.files import MANIFEST, CorruptError, read_json, sha256_of
 
 TORCH = (".pt", ".pth", ".bin")
-UNREADABLE = (OSError, EOFError, SafetensorError, ValueError, KeyError, RuntimeError, TypeError, zipfile.BadZipFile)
+UNREADABLE = (
+    OSError,
+    EOFError,
+    SafetensorError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    RuntimeError,
+    TypeError,
+    zipfile.BadZipFile,
+)
 """What the libraries raise for a file that is cut short, or is not what its name says."""
 Shape = tuple[int, ...]
 

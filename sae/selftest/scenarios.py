@@ -83,7 +83,7 @@ def make_scenarios(world: World, folder: Path) -> list[Scenario]:
         ),
         _sweep(place("sweep"), [_member(world, place("sweep"), k) for k in (2, 4)]),
         of_run("features", do_collect, _collected, STORE),
-        of_run("eval", lambda run, _: evaluate(str(run), evaluated), lambda run: Run(run).evaluation, "eval.json"),
+        of_run("eval", lambda run, _: evaluate(str(run), evaluated), _measured, "eval.json"),
         of_run("labels", lambda run, _: _label(run), lambda run: Annotations(run).all(), ANNOTATIONS),
     ]
 
@@ -168,6 +168,11 @@ def _collected(run: Path) -> Any:
     """The features, but for their revision, which counts writings."""
     read = read_features(run)
     return {name: value for name, value in read.items() if name != "info"}
+
+
+def _measured(run: Path) -> Any:
+    """The evaluation, but for the time it took."""
+    return {name: value for name, value in Run(run).evaluation.items() if name != "seconds"}
 
 
 def _label(run: Path) -> None:

@@ -74,6 +74,8 @@ class Vocabulary:
         """From `pack`, or from an older version's format with the bytes of every token."""
         if data.startswith(_PACKED):
             packed = json.loads(data)
+            if not all(isinstance(piece, (str, type(None))) for piece in packed["pieces"]):
+                raise ValueError("a vocabulary's pieces are text or null")
             return cls(packed["pieces"], packed["decoder"])
         count = int.from_bytes(data[:8], "little")
         lengths = np.frombuffer(data, "<u4", count, 8)
