@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from finished_runs import finished_run
+from sae.base.files import publish_json, read_json
 from sae.cli.l0 import choose_and_draw
 from sae.cli.l0_worlds import measure_choices, trial
 from sae.cli.main import parse_choose_l0
@@ -169,9 +170,9 @@ def test_runs_that_differ_in_more_than_l0_and_seed_are_refused(tiny_model: Path,
     copy = Path(shutil.copytree(runs[0], tmp_path / "copy"))
     with pytest.raises(ConfigError, match=f"{copy}: has the settings and the seed of {runs[0]}"):
         choose_l0([*runs, copy])
-    record = json.loads((copy / "config.json").read_text())
+    record = read_json(copy / "config.json")
     record["train"]["optim"]["lr"] = 0.5
-    (copy / "config.json").write_text(json.dumps(record))
+    publish_json(copy / "config.json", record)
     with pytest.raises(ConfigError, match=r"optim.lr is 0.5, in .* expected runs that differ in L0 and seed alone"):
         choose_l0([*runs, copy])
     with pytest.raises(ConfigError, match="expected run folders, or the flags of sae sweep"):
