@@ -17,6 +17,7 @@ import torch
 
 from conftest import run_sae
 from sae.base.colours import diverging
+from sae.base.files import publish_json, read_json
 from sae.base.tables import number
 from sae.book.pictures.grids import draw_rows, tiled
 from sae.book.pictures.latents import (
@@ -189,7 +190,7 @@ def test_the_page_stands_alone(reported: Any, name: str) -> None:
 )
 def test_numbers_on_the_page_are_those_of_eval_json(reported: Any, image_run: Any, name: str, keys: list[str]) -> None:
     _, page = reported(name)
-    numbers = json.loads((image_run(name).folder / "eval.json").read_text())
+    numbers = read_json(image_run(name).folder / "eval.json")
     cells = Parsed(page).cells
     for key in keys:
         value: Any = numbers
@@ -204,10 +205,10 @@ def test_numbers_on_the_page_are_those_of_eval_json(reported: Any, image_run: An
 def test_numbers_that_are_there_are_taken_and_not_measured_again(image_run: Any, tmp_path: Path) -> None:
     folder = image_run("linear").folder
     image_report(folder, tmp_path / "first.html")
-    numbers = json.loads((folder / "eval.json").read_text())
-    (folder / "eval.json").write_text(json.dumps({**numbers, "fvu": {"value": 0.123, "low": 0.1, "high": 0.2}}))
+    numbers = read_json(folder / "eval.json")
+    publish_json(folder / "eval.json", {**numbers, "fvu": {"value": 0.123, "low": 0.1, "high": 0.2}})
     image_report(folder, tmp_path / "second.html")
-    (folder / "eval.json").write_text(json.dumps(numbers))
+    publish_json(folder / "eval.json", numbers)
     assert ">[0.1, 0.2]<" in (tmp_path / "second.html").read_text()
     assert ">[0.1, 0.2]<" not in (tmp_path / "first.html").read_text()
 
