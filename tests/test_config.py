@@ -66,7 +66,7 @@ def test_unknown_field_names_the_nearest() -> None:
         ("tokens", True, "expected int"),
         ("wandb", "maybe", "not one of off, offline, online"),
         ("harvest", [1], "expected an object"),
-        ("store", 3, "expected Path"),
+        ("store", 3, "expected str"),
     ],
 )
 def test_wrong_types_are_refused(path: str, value: object, message: str) -> None:

@@ -6,7 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from sae.config.fields import Count, Limited, NonNegative, Positive, Resamples, WholeNumber, check, refuse_ignored
+from sae.config.fields import (
+    Count,
+    Limited,
+    NonNegative,
+    Positive,
+    Resamples,
+    WholeNumber,
+    as_place,
+    check,
+    refuse_ignored,
+)
 from sae.config.run import Device
 
 
@@ -35,6 +45,7 @@ class CollectConfig(Limited):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "store", as_place(self.store))
         if self.store is not None:
             why = f"--store {self.store} is read instead of text"
             refuse_ignored(self, dict.fromkeys(("dataset", "text_field", "split"), why))

@@ -69,6 +69,11 @@ def built(what: str, known: Mapping[str, Callable[..., T]], description: Mapping
     return known[name](**settings)
 
 
+def as_place(place: str | Path | None) -> str | Path | None:
+    """A folder as a Path; a URL stays as it is, since a Path would join its slashes."""
+    return Path(place) if isinstance(place, str) and "://" not in place else place
+
+
 def check(good: bool, name: str, value: Any, expected: str) -> None:
     """Raise ConfigError, naming the flag, unless `good`."""
     if not good:

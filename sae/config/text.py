@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from sae.config.fields import Count, InnerShare, Limit, Limited, Resamples, WholeNumber, check
+from sae.config.fields import Count, InnerShare, Limit, Limited, Resamples, WholeNumber, as_place, check
 from sae.config.run import Device, OptimConfig, RunConfig
 from sae.config.variants import SAEConfig
 
@@ -85,6 +85,10 @@ class TrainConfig(RunConfig):
     mesh: str | None = None
     """Under torchrun: processes along DATAxLATENT, such as 4x2; by default all share the data. See docs/scale.md."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "store", as_place(self.store))
+
 
 @dataclass(frozen=True, kw_only=True)
 class StoreConfig(Limited):
@@ -103,6 +107,7 @@ class StoreConfig(Limited):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "store", as_place(self.store))
         unread = self.harvest.target_site
         check(unread is None, "target_site", unread, "all places in --site, which may name several")
         if self.worker is not None:
