@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +23,6 @@ from sae.base.files import (
     read_json,
     remove_leftovers,
     save_tensors,
-    sha256_of,
 )
 from sae.base.reading import reading
 from sae.models.saved import CONFIG
@@ -46,7 +47,7 @@ def save_checkpoint(
 ) -> Path:
     """Write `folder/<step>` and delete all but the `keep` newest."""
     target = folder / f"{step:09d}"
-    state = {"format": FORMAT, "config_sha256": _config_hash(folder), "trainer": trainer, "data": data}
+    state = {"format": FORMAT, "run_sha256": _run_hash(folder), "trainer": trainer, "data": data}
     with publish_folder(target) as temporary:
         save_tensors(temporary / STATE, tensors)
         publish_json(temporary / "state.json", state)
@@ -70,10 +71,17 @@ def load_newest(folder: Path) -> Checkpoint | None:
     return None if newest is None else Checkpoint(read_tensors(newest.path), newest.trainer, newest.data)
 
 
-def _config_hash(folder: Path) -> str | None:
-    """SHA-256 of the record of the run whose checkpoints `folder` holds; None where there is none."""
-    record = folder.parent / CONFIG
-    return sha256_of(record) if record.is_file() else None
+def _run_hash(folder: Path) -> str | None:
+    """SHA-256 of the settings and data of the run whose checkpoints `folder` holds; None where there is no record.
+
+    The rest of config.json changes when the run is finished.
+    """
+    path = folder.parent / CONFIG
+    if not path.is_file():
+        return None
+    record = read_json(path)
+    lasting = {name: record.get(name) for name in ("train", "data")} if isinstance(record, dict) else record
+    return hashlib.sha256(json.dumps(lasting, sort_keys=True).encode()).hexdigest()
 
 
 class Verified(NamedTuple):
@@ -103,7 +111,7 @@ def verified(folder: Path) -> Verified | None:
                 raise CorruptError(
                     f"{newest / 'state.json'}: format {values.get('format')!r}, this version reads {FORMAT}"
                 )
-            if values.get("config_sha256") not in (None, _config_hash(folder)):
+            if values.get("run_sha256") not in (None, _run_hash(folder)):
                 raise CorruptError(f"{folder.parent / CONFIG}: is not that of the run whose checkpoints lie beside it")
             if not any(newest.glob("*.safetensors")):
                 raise CorruptError(f"{newest}: holds no tensors")

@@ -429,6 +429,7 @@ def open_text(config: TrainConfig, device: torch.device) -> TextData:
         view = (read_record(config.out).get("harvest") or {}).get("store_view") if config.resume else None
         data.opened = DiskStore(config.store, data.store_identity, view=view, verify=False)
         checks.check_rows(config, data.opened)
+        checks.check_beginning(config, data.opened)
     return data
 
 

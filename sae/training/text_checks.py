@@ -43,6 +43,23 @@ def check_same_store(config: TrainConfig) -> None:
         )
 
 
+def check_beginning(config: TrainConfig, store: DiskStore) -> None:
+    """Refuse a store whose segments begin with something else than --bos names.
+
+    Raises:
+        ConfigError: names both.
+    """
+    begun = store.identity.get("beginning")
+    if config.harvest.bos == "auto" or begun is None:
+        return
+    wanted = [] if config.harvest.bos == "none" else [config.harvest.bos]
+    if begun["tokens"] != wanted:
+        raise ConfigError(
+            f"--store {config.store}: it holds a harvest with beginning = {begun['tokens']}, --bos "
+            f"{config.harvest.bos} means {wanted}; pass the store's --bos, or choose another folder"
+        )
+
+
 def check_rows(config: TrainConfig, store: DiskStore) -> None:
     """Refuse a store of many workers that holds too few tokens: a run extends a store of one worker alone.
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from finished_runs import collected_run
-from sae.base.files import read_json
 from sae.cli.main import parse
 from sae.config import ConfigError, ExplainConfig
 from sae.features.collect.text_chunks import live_chunks
@@ -23,6 +22,7 @@ from sae.features.explain.predicates import FAMILIES, DocumentText, Terms, gathe
 from sae.features.explain.scoring import auroc, judge, mean_interval
 from sae.features.store import keys
 from sae.features.store.store import FeatureStore
+from sae.models.saved import read_report
 from sae.runs.text import Run
 
 
@@ -217,7 +217,7 @@ def test_names_beat_the_names_of_others_on_held_out_documents(folder: Path) -> N
     assert report["score"]["low"] > 0.7
     assert report["score"]["low"] > report["control"]["high"] + 0.1
     assert abs(report["control"]["value"] - 0.5) < 0.06
-    assert read_json(folder / "explain.json") == report
+    assert read_report(folder, "explain.json") == report
     names = store.annotations.names()
     for name in names.values():
         assert name["name"]
