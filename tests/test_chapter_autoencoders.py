@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
+from sae.base.files import read_json
 from sae.base.progress import Interrupted
 from sae.book.chapter import report
 from sae.book.chapter.anomaly import failure_said
@@ -270,7 +271,7 @@ def test_a_failed_experiment_is_named_and_loses_no_other(
     page = (tmp_path / "c" / "chapter.html").read_text()
     assert "A claim that holds" in page
     assert "It holds." in page
-    findings: dict[str, Any] = json.loads((tmp_path / "c" / "findings.json").read_text())
+    findings: dict[str, Any] = read_json(tmp_path / "c" / "findings.json")
     assert set(findings) == {"good"}
     assert set(findings["good"]["numbers"]["value"]) == {"value", "low", "high"}
 

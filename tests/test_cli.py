@@ -630,7 +630,7 @@ def test_a_signal_is_honoured_while_the_buffer_fills(
     train: TrainWith, sae: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passes = 0
-    forward = Harvest.rows
+    forward = Harvest._forward
 
     def interrupted(self: Harvest, *contexts: object) -> object:
         nonlocal passes
@@ -640,7 +640,7 @@ def test_a_signal_is_honoured_while_the_buffer_fills(
         return forward(self, *contexts)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patched:
-        patched.setattr(Harvest, "rows", interrupted)
+        patched.setattr(Harvest, "_forward", interrupted)
         done = train(tokens=10_240)
     assert done.status == 130, done.err
     assert passes == 2, "20 passes fill the buffer"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
@@ -86,10 +87,12 @@ class Trainee:
         """The last line of the metrics."""
         return {} if self._log is None else self._log.last
 
-    def take(self, batch: Batch, waited: float = 0.0) -> None:
+    def take(self, batch: Batch, check: Callable[[], None], waited: float = 0.0) -> None:
         """A step on the next batch; the first few wait until the trainer is set up on them.
 
         Args:
+            batch: the next one.
+            check: called between two steps; what it raises ends them.
             waited: seconds that the batch was waited for.
 
         Raises:
@@ -106,7 +109,9 @@ class Trainee:
             else:
                 batches = []
         try:
-            for each in batches:
+            for number, each in enumerate(batches):
+                if number:
+                    check()
                 self._step(each)
         except DivergedError:
             self.save()
@@ -185,7 +190,7 @@ def take_steps(
                 waited = time.perf_counter() - asked
                 for trainee in takers:
                     try:
-                        trainee.take(batch, waited if len(trainees) == 1 else 0.0)
+                        trainee.take(batch, partial(stop.check, hint), waited if len(trainees) == 1 else 0.0)
                     except DivergedError as error:
                         if failed is None:
                             raise
