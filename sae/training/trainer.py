@@ -228,8 +228,6 @@ class Trainer:
         if self.running is not None and self.recipe.rate_momentum is not None:
             self.running.lerp_(taken.codes.to_dense().mean(0), 1 - self.recipe.rate_momentum if self.taken else 1.0)
         self._note(taken, target)
-        if self.device.type == "cpu":
-            self.raise_if_diverged()
         if self.sparsity is not None:
             self.sparsity.observe(taken.codes)
         self._revive(x, target, taken)
@@ -288,7 +286,11 @@ class Trainer:
 
     @torch.no_grad()
     def _add(self, taken: StepOutcome, variance: Tensor, error: Tensor, l0: Tensor) -> None:
-        """Add a batch's sums and its L0, and keep the checks of the first step that is not finite; nothing waits."""
+        """Add a batch's sums and its L0, and keep the checks of the first step that is not finite.
+
+        Raises:
+            DivergedError: this step is the one, on a CPU; on a GPU nothing waits.
+        """
         checks = torch.stack([variance, *taken.parts.values(), taken.grad_norm]).float()
         self._checks = torch.where(torch.isfinite(self._checks).all(), checks, self._checks)
         dictionary = self.model.dictionary
@@ -296,6 +298,8 @@ class Trainer:
         dictionary.note_fired(taken.codes)
         good = torch.isfinite(self._checks).all()
         dictionary.tokens_since_fired.copy_(torch.where(good, dictionary.tokens_since_fired, before))
+        if self.device.type == "cpu":
+            self.raise_if_diverged()
         values = {
             "loss": taken.loss,
             "error": error,
@@ -306,7 +310,11 @@ class Trainer:
         }
         if self.sparsity is not None:
             values["sparsity"] = self.sparsity.weight()
-        self._window = {name: self._window.get(name, 0) + value for name, value in values.items()}
+        # a checkpoint holds these sums: on a GPU, where a step that is not finite is noticed later, they leave it out
+        self._window = {
+            name: self._window.get(name, 0) + torch.where(good, value, torch.zeros_like(value))
+            for name, value in values.items()
+        }
         self._window_steps += 1
 
     def raise_if_diverged(self) -> None:

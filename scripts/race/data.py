@@ -64,7 +64,8 @@ def open_source(race: Race, folder: Path, progress: Progress) -> Source:
         device="cpu",
     )
     data = open_text(config, torch.device("cpu"))
-    data.prepare(progress)
+    # also where the store is complete: the held-out part is harvested with the same model
+    data.use(data.open_harvest(progress), progress)
     return Source(data, data.inputs[0])
 
 

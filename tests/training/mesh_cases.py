@@ -5,10 +5,10 @@ torchrun --nproc-per-node 2 mesh_cases.py cases.json       # {"name": <TrainConf
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
+from sae.base.files import read_json
 from sae.base.ranks import Ranks
 from sae.config import TrainConfig, from_json
 from sae.training.run import train
@@ -16,7 +16,7 @@ from sae.training.run import train
 
 def main(cases: Path) -> None:
     with Ranks.of_process("cpu"):
-        for name, values in json.loads(cases.read_text()).items():
+        for name, values in read_json(cases).items():
             train(from_json(TrainConfig, values, name))
 
 

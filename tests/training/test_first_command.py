@@ -122,7 +122,8 @@ def test_a_resumed_run_keeps_the_precision_of_its_record(
 def test_one_store_holds_a_large_and_a_small_layer(corpus: Path, tmp_path: Path) -> None:
     model = scaled("llama", tmp_path / "model", "model.layers.1.mlp.down_proj.weight", 1e6)
     given = arguments(model, corpus, tmp_path / "sweep", layer="0,1")
-    main(["sweep", *given[1:], "--evaluate-tokens", "300", "--downstream-tokens", "0"])
+    store = ["--store", str(tmp_path / "sweep" / "store")]
+    main(["sweep", *given[1:], *store, "--evaluate-tokens", "300", "--downstream-tokens", "0"])
     assert read_json(tmp_path / "sweep" / "store" / "identity.json")["precision"] == "bfloat16"
     assert [kept_in(tmp_path / "sweep" / name) for name in ("layer0", "layer1")] == ["bfloat16"] * 2
     rows = read_json(tmp_path / "sweep" / "comparison.json")["rows"]

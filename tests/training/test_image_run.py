@@ -31,6 +31,7 @@ from sae.data.images import open_images
 from sae.data.images.base import ImageSet
 from sae.evaluation.images import evaluate_images
 from sae.evaluation.variational import activity, bounds, moments
+from sae.models.saved import read_report
 from sae.modules.divergences import kl_per_latent
 from sae.runs.images import decode_dense, dense_codes, open_image_run, with_labels
 from sae.training.images import ImageBatches
@@ -79,7 +80,7 @@ def test_the_command_line_trains_evaluates_and_verifies(tmp_path: Path, capfd: p
     assert (result["variant"], result["images"], result["route"]) == ("topk", 1438, "fused")
     cli.main(["eval", str(out), "--json"])
     report = json.loads(capfd.readouterr().out)
-    assert report == read_json(out / "eval.json")
+    assert report == read_report(out, "eval.json")
     assert report["fvu"]["low"] < report["fvu"]["value"] < report["fvu"]["high"]
     assert report["fvu"]["value"] < report["baselines"]["pca_fvu"]["value"], "four atoms beat four components"
     assert report["l0"]["value"] == pytest.approx(4, abs=0.2)

@@ -27,6 +27,7 @@ from sae.cli.image_commands import ImageTrain
 from sae.config import ConfigError, EvalConfig, OptimConfig, SAEConfig, TensorDataConfig, TensorTrainConfig
 from sae.data.rows import DataError
 from sae.data.tensors import open_tensors
+from sae.models.saved import read_report
 from sae.runs import open_run
 from sae.training.plan import make_plan
 from sae.training.run import train
@@ -160,7 +161,7 @@ def test_the_command_line_trains_evaluates_and_verifies(
     assert "x.safetensors[acts], 3,000 rows of width 24, float32; 300 of them held out" in said.err
     cli.main(["eval", str(out), "--json"])
     report = json.loads(capfd.readouterr().out)
-    assert report == read_json(out / "eval.json")
+    assert report == read_report(out, "eval.json")
     assert report["rows"] == 300
     assert report["fvu"]["low"] < report["fvu"]["value"] < report["fvu"]["high"]
     assert report["fvu"]["value"] < report["baselines"]["pca_fvu"]["value"]
