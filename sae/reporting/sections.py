@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from sae.base.tables import number
 from sae.evaluation.words import described, value_at
 from sae.pictures.charts import draw_histograms
 from sae.pictures.lines import Curve, draw_lines
@@ -29,6 +30,8 @@ CURVES = {"fvu": "FVU", "l0": "L0", "dead": "Dead latents, share"}
 """Key in metrics.jsonl -> name of the axis."""
 SPREAD = 10
 """Largest FVU over the smallest from which on the axis is logarithmic."""
+STILL = 1e-3
+"""Spread of a curve, as a share of its largest value, up to which it is told and not drawn."""
 POINTS = 400
 """Points of a training curve that are drawn."""
 
@@ -161,6 +164,10 @@ def training(page: IllustratedPage, subjects: Sequence[Subject]) -> None:
             lines = [line for line in subject.metrics if line.get(key) is not None]
             lines = lines[:: max(1, len(lines) // POINTS)]
             curves[subject.name] = Curve([line[subject.unit] for line in lines], [line[key] for line in lines], "-")
+        values = [value for curve in curves.values() for value in curve.y]
+        if max(values) - min(values) <= STILL * max(values):
+            page.text(f"{label} stayed at {number(float(values[-1]))}.")
+            continue
         unit = " or ".join(dict.fromkeys(s.unit for s in logged))
         page.figure(f"training_{key}", draw_lines(curves, f"Training {unit}", label), f"{label} while it was trained.")
 
