@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import fsspec
@@ -75,6 +76,8 @@ def test_two_ranks_train_from_a_bucket(
         bucket = {**keys, "AWS_ENDPOINT_URL": f"http://{host}:{port}", "SAE_CACHE": str(tmp_path / "cache")}
         for name, value in bucket.items():
             monkeypatch.setenv(name, value)
+        # all servers of a process share their buckets, those of other tests included
+        urllib.request.urlopen(urllib.request.Request(f"http://{host}:{port}/moto-api/reset", method="POST")).close()
         fsspec.filesystem("s3", skip_instance_cache=True).mkdir("bucket")
         assert len(lines) == 2
         for line in lines:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,9 @@ def server() -> Iterator[str]:
         keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
         for name, value in {**keys, "AWS_ENDPOINT_URL": f"http://{host}:{port}"}.items():
             patched.setenv(name, value)
-        fsspec.filesystem("s3").mkdir("bucket")
+        # all servers of a process share their buckets, those of other tests included
+        urllib.request.urlopen(urllib.request.Request(f"http://{host}:{port}/moto-api/reset", method="POST")).close()
+        fsspec.filesystem("s3", skip_instance_cache=True).mkdir("bucket")
         yield f"http://{host}:{port}"
     started.stop()
 
