@@ -303,8 +303,8 @@ class RemoteObjects:
                 return act(f"{self._root}/{name}" if name else self._root)
             except FileNotFoundError:
                 return None
-            except (CorruptError, ConfigError):
-                raise
+            except (CorruptError, ConfigError, TypeError, AttributeError, AssertionError, MemoryError):
+                raise  # another attempt would only repeat it
             except PermissionError as error:
                 raise StorageError(f"{self.where(name)}: not allowed to be {done} ({error}); check the key") from error
             except Exception as error:  # the libraries behind fsspec raise what they like for a dropped connection

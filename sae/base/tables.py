@@ -60,8 +60,19 @@ def _listing(result: dict[str, Any]) -> Table:
     return table
 
 
+def is_interval(value: Any) -> bool:
+    """Whether a value is a number with its bounds."""
+    return isinstance(value, dict) and set(value) == {"value", "low", "high"}
+
+
 def number(value: Any) -> str:
-    """A number in four significant digits, an integer with separators, anything else as it is."""
+    """A number in four significant digits, an integer with separators, an interval as `value [low, high]`.
+
+    All else is shown as it is. An interval is {"value", "low", "high"}; one without bounds is its value alone.
+    """
+    if is_interval(value):
+        bounds = "" if value["low"] is None else f" [{number(value['low'])}, {number(value['high'])}]"
+        return number(value["value"]) + bounds
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "-"}[value]
     if isinstance(value, int):
@@ -72,9 +83,7 @@ def number(value: Any) -> str:
 def _rows(result: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = []
     for name, value in result.items():
-        if isinstance(value, dict) and set(value) == {"value", "low", "high"}:
-            rows.append((prefix + name, f"{number(value['value'])} [{number(value['low'])}, {number(value['high'])}]"))
-        elif isinstance(value, dict):
+        if isinstance(value, dict) and not is_interval(value):
             rows += _rows(value, f"{prefix}{name}.")
         elif isinstance(value, list):
             words = any(isinstance(item, str) for item in value)

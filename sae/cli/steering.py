@@ -35,20 +35,13 @@ class SteerMeasure:
     json: Json = False
 
     def run(self) -> dict[str, Any]:
-        from sae.base.tables import number
         from sae.features.steer.measure import measure_steering
 
         result = measure_steering(self.run_folder, self.config)
         if self.json:
             return result
-
-        def shown(value: Any) -> Any:
-            if not isinstance(value, dict):
-                return value
-            return f"{number(value['value'])} [{number(value['low'])}, {number(value['high'])}]"
-
         tables = {
-            f"latent {one['latent']}": [{head: shown(row[key]) for key, head in COLUMNS.items()} for row in one["rows"]]
+            f"latent {one['latent']}": [{head: row[key] for key, head in COLUMNS.items()} for row in one["rows"]]
             for one in result.get("latents", ())
         }
         proposals = {

@@ -22,10 +22,10 @@ class IllustratedPage(Page):
         super().__init__(title, subtitle, style)
         self.figures: dict[str, Figure] = {}
 
-    def figure(self, name: str, figure: Figure, caption: str) -> None:  # type: ignore[override]
+    def illustrate(self, name: str, figure: Figure, caption: str) -> None:
         """A figure with a caption; `name` is that of its files."""
         self.figures[name] = figure
-        super().figure(figure, caption)
+        self.figure(figure, caption)
 
     def write_figures(self, folder: Path) -> list[str]:
         """Write every figure as NAME.svg and NAME.png into `folder`; the names of the files."""

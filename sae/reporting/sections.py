@@ -49,7 +49,7 @@ def overview(page: IllustratedPage, subjects: Sequence[Subject]) -> None:
         before = f"{subject.name}: " if len(subjects) > 1 else ""
         rows += [{"name": before + name, **_columns(values)} for name, values in controls_of(subject.numbers).items()]
     page.table([{name: row.get(name) for name in ("name", *COLUMNS.values())} for row in rows])
-    page.figure(
+    page.illustrate(
         "fvu_over_l0",
         draw_fidelity({s.name: [s.numbers] for s in subjects}, {"": [s.numbers for s in subjects]}),
         "Share of the variance that is not explained, over the number of active latents; lower and further left is "
@@ -169,7 +169,9 @@ def training(page: IllustratedPage, subjects: Sequence[Subject]) -> None:
             page.text(f"{label} stayed at {number(float(values[-1]))}.")
             continue
         unit = " or ".join(dict.fromkeys(s.unit for s in logged))
-        page.figure(f"training_{key}", draw_lines(curves, f"Training {unit}", label), f"{label} while it was trained.")
+        page.illustrate(
+            f"training_{key}", draw_lines(curves, f"Training {unit}", label), f"{label} while it was trained."
+        )
 
 
 def densities(page: IllustratedPage, subjects: Sequence[Subject]) -> None:
@@ -187,7 +189,7 @@ def densities(page: IllustratedPage, subjects: Sequence[Subject]) -> None:
         edges = np.asarray(histogram["log10_edges"])
         curves[subject.name] = Curve(((edges[1:] + edges[:-1]) / 2).tolist(), histogram["latents"])
     never = "; ".join(f"{s.name}: {h['never']:,} of {s.model.width:,} never fired" for s, h in shown.items())
-    page.figure("densities", draw_lines(curves, "log10 of the firing rate", "Latents"), f"{never}.")
+    page.illustrate("densities", draw_lines(curves, "log10 of the firing rate", "Latents"), f"{never}.")
 
 
 def geometry(page: IllustratedPage, subjects: Sequence[Subject]) -> None:
@@ -208,7 +210,7 @@ def geometry(page: IllustratedPage, subjects: Sequence[Subject]) -> None:
         control = nearest_cosines(random_atoms(subject.model.dictionary.W))
         histograms[f"random, {latents:,} in {dim:,} dimensions"] = control.numpy()
     figure = draw_histograms(histograms, x="Largest |cosine| with another atom", y="Share of latents")
-    page.figure("nearest_cosines", figure, "; ".join(duplicates) + ".")
+    page.illustrate("nearest_cosines", figure, "; ".join(duplicates) + ".")
 
 
 def provenance(page: IllustratedPage, subjects: Sequence[Subject]) -> None:

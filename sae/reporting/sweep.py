@@ -123,7 +123,9 @@ def _stopped(sweep: Sweep, finished: Sequence[Path]) -> list[dict[str, Any]]:
 def table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     """The table as text by heading, an interval as `value [low, high]`."""
     more = {"error": ERROR} if any(row["error"] for row in rows) else {}
-    return [{heading: _shown(row[name]) for name, heading in {**COLUMNS, **more}.items()} for row in rows]
+    return [
+        {heading: number(row[name]).replace("\n", " ") for name, heading in {**COLUMNS, **more}.items()} for row in rows
+    ]
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -131,12 +133,6 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     cells = table(rows)
     lines = [list(cells[0]), ["---"] * len(cells[0]), *(list(row.values()) for row in cells)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, dict):
-        return f"{number(value['value'])} [{number(value['low'])}, {number(value['high'])}]"
-    return number(value).replace("\n", " ")
 
 
 def _curves(folders: Sequence[Path], reports: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:

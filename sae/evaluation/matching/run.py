@@ -260,6 +260,4 @@ def _text(compared: dict[str, Any] | None, name: str) -> str:
     """A number with its interval, and behind it what chance gives."""
     if compared is None:
         return "-"
-    value, chance = compared[name], compared["chance"][name]["value"]
-    interval = "" if value["low"] is None else f" [{number(value['low'])}, {number(value['high'])}]"
-    return f"{number(value['value'])}{interval}, chance {number(chance)}"
+    return f"{number(compared[name])}, chance {number(compared['chance'][name]['value'])}"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sae.config import ConfigError
+from sae.features.store.store import FeatureStore
 from sae.harvest.attach import Session
 from sae.harvest.intervene import Effect, Intervention
 from sae.runs.text import Run
@@ -47,6 +48,21 @@ def steered_tokens(
             raise SteerError(f"--where {position}: the prompt and its continuation have tokens 0 to {total - 1}")
         steered[position] = True
     return steered
+
+
+def largest_activation(store: FeatureStore, latent: int, remedy: str = "") -> float:
+    """A latent's largest activation in the collected data, the unit of strengths.
+
+    Raises:
+        SteerError: there is no such latent, or it never fired; `remedy` ends the message.
+    """
+    if not 0 <= latent < store.width:
+        raise SteerError(f"--latent {latent}: the run has latents 0 to {store.width - 1}")
+    row = store.scalars[latent]
+    if row["count"] == 0 or not row["max"] > 0:
+        never = "it never fired in the collected tokens, so it has no maximum to scale by"
+        raise SteerError(f"--latent {latent}: {never}{remedy and '; '}{remedy}")
+    return float(row["max"])
 
 
 def steering(run: Run, model: nn.Module, effects: Sequence[Effect], steered: Tensor) -> Session:

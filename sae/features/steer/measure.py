@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,14 +35,16 @@ from sae.base.progress import Progress, StopSignal
 from sae.config import SteerMeasureConfig
 from sae.data.packing import BEGINNING
 from sae.evaluation.bootstrap import GroupSums, plain, ratio
-from sae.features.steer.inject import SteerError
+from sae.features.steer.inject import SteerError, largest_activation
 from sae.features.steer.texts import Generator, Reader, Reading
 from sae.features.store.annotations import Annotations
 from sae.features.store.store import FeatureStore
+from sae.harvest.hooks import check_replaceable
 from sae.harvest.language_model import LanguageModel
 from sae.harvest.stream import ORDINARY
 from sae.runs.base import check_language
 from sae.runs.text import Run, open_run
+from sae_kernels import SparseCodes
 
 FLUENT = 0.5
 """Loss added, nats a token, up to which a text counts as fluent when a strength is proposed."""
@@ -64,7 +66,8 @@ def measure_steering(run: str | Path, config: SteerMeasureConfig) -> dict[str, A
     """`measure_latent` for every latent of `sae steer --measure`; results are also kept in the run, for its page.
 
     Raises:
-        ConfigError, CorruptError, ModelError, FeatureError, SteerError: the run, its model, or a latent cannot be used.
+        ConfigError, CorruptError, ModelError, FeatureError, SiteError, SteerError: the run, its model, its sites, or a
+            latent cannot be used.
 
     Example:
         >>> import sae
@@ -78,23 +81,24 @@ def measure_steering(run: str | Path, config: SteerMeasureConfig) -> dict[str, A
     device = pick_device(config.device)
     opened = open_run(run, device=device)
     store = FeatureStore(opened.folder)
-    maxima = [_maximum(store, latent) for latent in config.latent]
-    if any(site.kind == "resid_mid" for site in opened.targets):
-        raise SteerError(f"{', '.join(s.name for s in opened.targets)}: it can be read but not replaced")
+    maxima = [largest_activation(store, latent) for latent in config.latent]
+    for site in opened.targets:
+        check_replaceable(site)
     with StopSignal() as stop, Progress() as progress:
         lm = opened.load_language_model(device)
         if (reason := lm.traits.no_next_token) is not None:
             raise SteerError(f"{lm.provenance['architecture']} predicts no next token ({reason})")
+        common = _common(opened, lm, config)
         results = []
         for latent, maximum in zip(config.latent, maxima, strict=True):
-            total = (len(config.doses) * 4 + 2) * config.prompts
+            total = (len(config.doses) * 4 + 1) * config.prompts
             with progress.bar(f"Latent {latent}", total, "texts") as bar:
 
                 def advance(texts: int) -> None:
                     bar.advance(texts)
                     stop.check("the latents measured before are kept")
 
-                result = measure_latent(opened, lm, latent, config, maximum, store, advance)
+                result = measure_latent(opened, lm, latent, config, maximum, store, common, advance)
             Annotations(opened.folder).set_steering(latent, result)
             results.append(result)
     return {"run": str(run), "latents": results}
@@ -107,7 +111,8 @@ def measure_latent(
     config: SteerMeasureConfig,
     maximum: float,
     store: FeatureStore,
-    advance: Callable[[int], None] = lambda texts: None,
+    common: Common,
+    advance: Callable[[int], None],
 ) -> dict[str, Any]:
     """Dose and response of one latent and its controls.
 
@@ -118,21 +123,18 @@ def measure_latent(
         config: doses, numbers of prompts and tokens, seed.
         maximum: the latent's largest activation in the collected text, the unit of doses.
         store: the run's features.
+        common: what all latents of the run share.
         advance: called with the number of texts of each method and dose.
 
     Returns:
         JSON values: "latent", "name", "maximum", "site", "rows" (a method and a dose each: "response", "fires",
         "loss_added", "over_random" as intervals, "text"), "left_out" (control -> why), "proposed" ({"dose", "why"}).
-
-    Raises:
-        SteerError: the held-out part has no beginning that is long enough.
     """
-    prompts = torch.stack(list(_prompts(run, lm, config)))
-    vectors, left_out = _vectors(run, lm, latent, store, config.seed)
+    prompts = common.prompts
+    vectors, left_out = _vectors(run, latent, store, common, config.seed)
     read = Reader(run, lm, latent, maximum)
     generate = Generator(run, lm, config)
-    plain_texts = read(generate(prompts, None), prompts.shape[1])
-    advance(len(prompts))
+    plain_texts = read(common.unsteered, prompts.shape[1])
     rows = [_row(PLAIN, 0.0, plain_texts, plain_texts, None, config)]
     for dose in config.doses:
         pushed: dict[str, Reading] = {}
@@ -147,8 +149,9 @@ def measure_latent(
             else:
                 pushed[method] = read(texts, prompts.shape[1])
         rows += [_row(name, dose, one, plain_texts, pushed.get(RANDOM), config) for name, one in pushed.items()]
-    told = _told(store, latent, lm)
-    prompted = torch.cat([prompts[:, :1], told.expand(len(prompts), -1), prompts[:, 1:]], dim=1)
+    told = _told(store, latent, lm).expand(len(prompts), -1)
+    begun = len(lm.beginning)
+    prompted = torch.cat([prompts[:, :begun], told, prompts[:, begun:]], dim=1)
     texts = generate(prompted, None)
     advance(len(prompts))
     rows.append(_row(PROMPT, None, read(texts, prompted.shape[1]), plain_texts, None, config))
@@ -174,27 +177,19 @@ def propose(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "dose" (None where none is), "why" in a sentence.
     """
     mine = [row for row in rows if row["method"] == LATENT]
-    fluent = [row for row in mine if _value(row["loss_added"]) <= FLUENT]
-    specific = [row for row in fluent if row["over_random"] is not None and _low(row["over_random"]) > 0]
+    fluent = [row for row in mine if row["loss_added"].value <= FLUENT]
+    specific = [row for row in fluent if row["over_random"] is not None and row["over_random"].low > 0]
     if not fluent:
         return {"dose": None, "why": f"every dose adds more than {FLUENT:g} nats a token to the model's own loss"}
     if not specific:
         return {"dose": None, "why": "no fluent dose raises the latent's response above that of random latents"}
-    best = max(_value(row["response"]) for row in specific)
-    row = next(row for row in specific if _value(row["response"]) >= NEAR_BEST * best)
+    best = max(row["response"].value for row in specific)
+    row = next(row for row in specific if row["response"].value >= NEAR_BEST * best)
     return {
         "dose": row["dose"],
         "why": f"the smallest dose with at least {NEAR_BEST:.0%} of the best response among those that add at most "
         f"{FLUENT:g} nats a token and whose response is above that of random latents",
     }
-
-
-def _value(interval: Any) -> float:
-    return interval["value"] if isinstance(interval, dict) else interval.value
-
-
-def _low(interval: Any) -> float:
-    return interval["low"] if isinstance(interval, dict) else interval.low
 
 
 def _row(
@@ -231,6 +226,26 @@ def _row(
     }
 
 
+class Common(NamedTuple):
+    """What the measurements of all latents of a run share."""
+
+    prompts: Tensor
+    """Beginnings of held-out documents, int64 [n, P]."""
+    unsteered: Tensor
+    """The texts that the model writes after them, int64 [n, P + tokens]."""
+    targets: Tensor
+    """Activations of training tokens at the target sites [T, d_out]."""
+    codes: list[SparseCodes]
+    """The codes of those tokens, in parts."""
+
+
+def _common(run: Run, lm: LanguageModel, config: SteerMeasureConfig) -> Common:
+    prompts = torch.stack(list(_prompts(run, lm, config)))
+    unsteered = Generator(run, lm, config)(prompts, None)
+    assert unsteered is not None, "the plain model overflows"
+    return Common(prompts, unsteered, *_learning_rows(run, lm))
+
+
 def _prompts(run: Run, lm: LanguageModel, config: SteerMeasureConfig) -> Iterator[Tensor]:
     """Beginnings of held-out documents, int64 [P] each, with what begins a segment."""
     left = config.prompts
@@ -251,7 +266,7 @@ def _prompts(run: Run, lm: LanguageModel, config: SteerMeasureConfig) -> Iterato
 
 
 def _vectors(
-    run: Run, lm: LanguageModel, latent: int, store: FeatureStore, seed: int
+    run: Run, latent: int, store: FeatureStore, common: Common, seed: int
 ) -> tuple[dict[str, list[Tensor]], dict[str, str]]:
     """Method -> vectors [d_out] of the atom's length, and the controls that are left out with the reason."""
     W = run.model.dictionary.W.detach().float()
@@ -265,7 +280,8 @@ def _vectors(
         vectors[RANDOM] = [W[i] * (length / W[i].norm().clamp_min(1e-12)) for i in chosen.tolist()]
     else:
         left_out[RANDOM] = "no other latent fired in the collected text"
-    targets, fires = _learning_rows(run, lm, latent)
+    targets, index = common.targets, torch.tensor([latent])
+    fires = torch.cat([codes.at(index.to(codes.values.device)).squeeze(1).cpu() > 0 for codes in common.codes])
     if min(int(fires.sum()), int((~fires).sum())) < LEAST_FIRINGS:
         why = f"the latent fires on {int(fires.sum())} of {len(fires)} training tokens, expected {LEAST_FIRINGS}"
         return vectors, left_out | {DIFFERENCE: why, PROBE: why}
@@ -277,21 +293,19 @@ def _vectors(
 
 
 @torch.no_grad()
-def _learning_rows(run: Run, lm: LanguageModel, latent: int) -> tuple[Tensor, Tensor]:
-    """Target activations [n, d_out] of training tokens, and on which of them the latent fires."""
+def _learning_rows(run: Run, lm: LanguageModel) -> tuple[Tensor, list[SparseCodes]]:
+    """Target activations [T, d_out] of training tokens, and their codes."""
     harvest = run.harvest(lm, split="train")
-    targets, fires = [], []
+    targets, codes = [], []
     left = LEARN_TOKENS
-    index = torch.tensor([latent])
     for harvested in harvest.batches():
         rows = harvested.rows.select((harvested.rows.kind == ORDINARY).nonzero().squeeze(1))
-        codes = run.model.encode(run.inputs_of(rows).to(run.model.dictionary.W))
-        fires.append(codes.at(index.to(codes.values.device)).squeeze(1).cpu() > 0)
+        codes.append(run.model.encode(run.inputs_of(rows).to(run.model.dictionary.W)))
         targets.append(run.targets_of(rows).cpu())
         left -= rows.size
         if left <= 0:
             break
-    return torch.cat(targets), torch.cat(fires)
+    return torch.cat(targets), codes
 
 
 def _probe(targets: Tensor, fires: Tensor, seed: int) -> Tensor:
@@ -320,17 +334,3 @@ def _told(store: FeatureStore, latent: int, lm: LanguageModel) -> Tensor:
         name = ", ".join(dict.fromkeys(e["tokens"][e["peak"]].strip() for e in top))
     ids = lm.tokenizer(f"The following text is about {name}.\n", add_special_tokens=False)["input_ids"]
     return torch.tensor([ids], dtype=torch.int64)
-
-
-def _maximum(store: FeatureStore, latent: int) -> float:
-    """The latent's largest collected activation.
-
-    Raises:
-        SteerError: there is no such latent, or it never fired.
-    """
-    if not 0 <= latent < store.width:
-        raise SteerError(f"--latent {latent}: the run has latents 0 to {store.width - 1}")
-    row = store.scalars[latent]
-    if row["count"] == 0 or not row["max"] > 0:
-        raise SteerError(f"--latent {latent}: it never fired in the collected tokens, so it has no maximum to scale by")
-    return float(row["max"])

@@ -19,7 +19,7 @@ from torch import Tensor
 from sae.base.device import pick_device
 from sae.config import SteerConfig
 from sae.data.packing import padding_token
-from sae.features.steer.inject import OVERFLOW, SteerError, note_of, steered_tokens, steering
+from sae.features.steer.inject import OVERFLOW, SteerError, largest_activation, note_of, steered_tokens, steering
 from sae.features.steer.prompt import read_prompt, vocabulary_of, wanted_in
 from sae.features.store.keys import FeatureError
 from sae.features.store.store import FeatureStore
@@ -200,15 +200,10 @@ def _maximum(run: Run, latent: int, store: FeatureStore | None) -> float:
     """The latent's largest activation in the collected data."""
     remedy = "give --absolute, and --scale in the activation's own units"
     try:
-        scalars = (store or FeatureStore(run.folder)).scalars
+        opened = store or FeatureStore(run.folder)
     except FeatureError as error:
         raise FeatureError(f"{error}; or {remedy}") from error
-    row = scalars[latent]
-    if row["count"] == 0 or not row["max"] > 0:
-        raise SteerError(
-            f"--latent {latent}: it never fired in the collected tokens, so it has no maximum to scale by; {remedy}"
-        )
-    return float(row["max"])
+    return largest_activation(opened, latent, remedy)
 
 
 def _generate(
