@@ -6,7 +6,7 @@ import { link } from "./route.js";
 
 const W = 420;
 const H = 130;
-const PAD = { left: 40, right: 10, top: 8, bottom: 22 };
+const PAD = { left: 50, right: 22, top: 8, bottom: 22 };
 const CONTROL = "random latents";
 
 export function Steering({ record }) {
@@ -70,7 +70,7 @@ function Curves({ rows, measure, title, proposed }) {
           ${points.map((row) => html`<circle key=${row.dose} cx=${x(row.dose)} cy=${y(row[measure].value)} r="2.5"><title>${method}, ${number(row.dose)} × maximum: ${interval(row[measure])}</title></circle>`)}
         </g>`,
       )}
-      ${[...new Set(all.map((row) => row.dose))].map((dose) => html`<text class="dose" key=${dose} x=${x(dose)} y=${H - 6} text-anchor="middle">${number(dose)}</text>`)}
+      ${[...new Set(all.map((row) => row.dose))].map((dose) => html`<text class="dose" key=${dose} x=${x(dose)} y=${H - 6} text-anchor="middle">${dose}</text>`)}
     </svg>
     <p class="legend">${methods.map((method, i) => html`<span key=${method} class=${`m${i}`}>${method}</span>`)}</p>
   </figure>`;
