@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from sae.base import disk
-from sae.base.files import CorruptError, existing, publish_file, sha256_of
+from sae.base.files import CorruptError, existing, publish_file, remove_leftovers, sha256_of
 from sae.base.locks import locked
 from sae.config import ConfigError
 
@@ -138,6 +138,7 @@ class LocalObjects:
         path = self.folder / name
         disk.make_folder(path.parent)
         with locked(path.parent, "create", "creating the same file"):
+            remove_leftovers(path.parent, path.name)
             if path.exists():
                 return False
             publish_file(path, content)

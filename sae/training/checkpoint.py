@@ -47,13 +47,23 @@ def save_checkpoint(
 ) -> Path:
     """Write `folder/<step>` and delete all but the `keep` newest."""
     target = folder / f"{step:09d}"
-    state = {"format": FORMAT, "run_sha256": _run_hash(folder), "trainer": trainer, "data": data}
     with publish_folder(target) as temporary:
         save_tensors(temporary / STATE, tensors)
-        publish_json(temporary / "state.json", state)
+        publish_state(temporary, folder, trainer, data)
+    prune(folder, keep)
+    return target
+
+
+def publish_state(temporary: Path, folder: Path, trainer: dict[str, Any], data: dict[str, Any]) -> None:
+    """Write what a checkpoint of the checkpoints `folder` holds beside its tensors into its `temporary` folder."""
+    state = {"format": FORMAT, "run_sha256": _run_hash(folder), "trainer": trainer, "data": data}
+    publish_json(temporary / "state.json", state)
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Delete all but the `keep` newest checkpoints, those too that a kill left between a writing and this."""
     for old in steps_in(folder)[:-keep]:
         disk.remove(old)
-    return target
 
 
 def steps_in(folder: Path) -> list[Path]:

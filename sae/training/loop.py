@@ -57,7 +57,9 @@ class Trainee:
         self._log: RunLog | SilentLog | None = None
         self._closed = False
         self._first: list[Batch] = []  # batches on which the trainer is to be set up
-        self.state: dict[str, Any] | None = trainer.resume(self._folder) if config.resume else None
+        self.state: dict[str, Any] | None = (
+            trainer.resume(self._folder, keep=config.keep_checkpoints) if config.resume else None
+        )
         """The data's state, with which the stream continues."""
         self._saved: int | None = None  # the newest checkpoint's step
         if self.state is not None:

@@ -25,7 +25,7 @@ from sae.models.recipe import Recipe
 from sae.modules.corruption import corrupt
 from sae.modules.losses import Term
 from sae.modules.normalise import Affine, fit, identity, layer_norm
-from sae.training.checkpoint import load_newest, save_checkpoint
+from sae.training.checkpoint import load_newest, prune, save_checkpoint
 from sae.training.optimizers import Library, make_optimizer
 from sae.training.revival import resample
 from sae.training.routes import StepContext, StepOutcome, choose_route
@@ -348,8 +348,8 @@ class Trainer:
         """Write a checkpoint of this step; `data` is the state of its batch, and the `keep` newest are kept."""
         save_checkpoint(folder, self.taken, *self.state(), data, keep=keep)
 
-    def resume(self, folder: Path) -> dict[str, Any] | None:
-        """Restore the newest checkpoint; the state of its batch, or None where there is none.
+    def resume(self, folder: Path, *, keep: int) -> dict[str, Any] | None:
+        """Restore the newest of `keep` checkpoints; the state of its batch, or None where there is none.
 
         Raises:
             CorruptError: it is damaged.
@@ -358,6 +358,7 @@ class Trainer:
         if checkpoint is None:
             return None
         self.restore(checkpoint.tensors, checkpoint.trainer)
+        prune(folder, keep)
         return checkpoint.data
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:

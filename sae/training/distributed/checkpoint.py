@@ -14,27 +14,34 @@ from typing import Any
 from torch import Tensor, distributed
 
 from sae.base import disk
-from sae.base.files import publish_folder, publish_json
+from sae.base.files import publish_folder
 from sae.base.ranks import Ranks
-from sae.training.checkpoint import FORMAT, steps_in
+from sae.training.checkpoint import prune, publish_state
 
 
 def save_parts(
-    folder: Path, step: int, tensors: Mapping[str, Tensor], values: dict[str, Any], *, keep: int, ranks: Ranks
+    folder: Path,
+    step: int,
+    tensors: Mapping[str, Tensor],
+    trainer: dict[str, Any],
+    data: dict[str, Any],
+    *,
+    keep: int,
+    ranks: Ranks,
 ) -> None:
     """Write `folder/<step>`, each rank its part, and delete all but the `keep` newest. All ranks must call this.
 
     Args:
         tensors: DTensors, and tensors that are the same in all ranks.
-        values: what `state.json` holds beside the format.
+        trainer: the trainer's values.
+        data: state of the last batch.
     """
     with _shared_folder(folder / f"{step:09d}", ranks) as temporary:
         disk.write_by(temporary, lambda: _write(temporary, tensors))
         if ranks.first:
-            publish_json(temporary / "state.json", {"format": FORMAT, **values})
+            publish_state(temporary, folder, trainer, data)
     if ranks.first:
-        for old in steps_in(folder)[:-keep]:
-            disk.remove(old)
+        prune(folder, keep)
 
 
 def _write(folder: Path, tensors: Mapping[str, Tensor]) -> None:

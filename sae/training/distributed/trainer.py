@@ -12,7 +12,7 @@ from torch import Tensor
 from sae.base.ranks import Ranks
 from sae.config import OptimConfig
 from sae.models.recipe import Recipe
-from sae.training.checkpoint import load_parts, verified
+from sae.training.checkpoint import load_parts, prune, verified
 from sae.training.distributed.checkpoint import save_parts
 from sae.training.distributed.mesh import Mesh
 from sae.training.distributed.model import copy_part, part_of
@@ -102,10 +102,10 @@ class MeshTrainer(Trainer):
     def save(self, folder: Path, data: dict[str, Any], *, keep: int) -> None:
         """Write a checkpoint of this step, every rank its part; it reads like one of a single process."""
         tensors, values = self._state()
-        save_parts(folder, self.taken, tensors, {"trainer": values, "data": data}, keep=keep, ranks=self.ranks)
+        save_parts(folder, self.taken, tensors, values, data, keep=keep, ranks=self.ranks)
 
-    def resume(self, folder: Path) -> dict[str, Any] | None:
-        """Restore the newest checkpoint, of any number of ranks."""
+    def resume(self, folder: Path, *, keep: int) -> dict[str, Any] | None:
+        """Restore the newest of `keep` checkpoints, of any number of ranks."""
         newest = self.ranks.share(verified(folder) if self.ranks.first else None)
         if newest is None:
             return None
@@ -119,6 +119,8 @@ class MeshTrainer(Trainer):
             if name.startswith("recent."):
                 tensors[name] = rows.chunk(self.shares)[self.mesh.i_data]
         self.restore(tensors, newest.trainer)
+        if self.ranks.first:
+            prune(folder, keep)
         self._count_dead()
         return newest.data
 
