@@ -134,7 +134,7 @@ class BrowsedRun:
             return annotation
 
     def report(self) -> dict[str, Any]:
-        """Configuration, training curves, the measures of the evaluation and its tables; None where a file is missing."""
+        """Configuration, training curves, and what the evaluation measured; None where a file is missing."""
         numbers = self._json("eval.json")
         beside = [] if numbers is None else beside_controls(numbers)
         return {

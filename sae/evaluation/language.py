@@ -22,6 +22,7 @@ from sae.evaluation.controls import Control, TrainingRows, controls_of, principa
 from sae.evaluation.downstream import Batch, Downstream, Splice
 from sae.evaluation.random_dictionary import train_random_dictionary
 from sae.evaluation.reconstruction import Reconstruction, training_form
+from sae.evaluation.replicates import Replicate, replicates_of
 from sae.evaluation.sharing import shared
 from sae.evaluation.token_classes import TokenClasses, added_by_class
 from sae.harvest.language_model import LanguageModel
@@ -77,6 +78,8 @@ class Evaluation:
         self.harvest = self._harvest("heldout")
         self.classes = TokenClasses(lm.tokenizer)
         self.downstream = Downstream(self.harvest, [tuple(run.targets) for run in runs], self.classes)
+        self.replicates: list[dict[str, Replicate]] = []
+        """Of every run, once there are `reports`; in the first rank alone."""
         self.batches: list[Batch] = []
         """Batches with losses, the first of all; the clean passes of this process's own ones are made."""
         self._kept = 0
@@ -120,6 +123,7 @@ class Evaluation:
                 spliced = {name: of["spliced"] for name in names if (of := control_losses(sums, name)) is not None}
                 report["added_by_class"] = added_by_class(sums, spliced, counted=self.classes.counted, **self.draws)
             reports.append(bootstrap.plain(report))
+            self.replicates.append(replicates_of(ordinary.sums, sums, **self.draws))
         return reports
 
     def _harvest(self, split: Any) -> Harvest:

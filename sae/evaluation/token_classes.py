@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sae.evaluation.bootstrap import GroupSums, ratio
+from sae.evaluation.bootstrap import GroupSums
 from sae.harvest.stream import KINDS
 
 DOUBLINGS = 24

@@ -15,8 +15,8 @@ from sae.config import ConfigError, EvalConfig
 from sae.evaluation.controls import RANDOM, SHUFFLED
 from sae.evaluation.run import evaluate_all
 from sae.models.saved import CONFIG, read_config
+from sae.reporting.fidelity import draw_fidelity
 from sae.reporting.figures import write_figure
-from sae.reporting.sections import draw_fidelity
 from sae.runs.sweeps import Sweep, sweep_of
 from sae.training.run_folder import is_finished
 

@@ -14,7 +14,7 @@ from finished_runs import collected_run
 from sae.config import ConfigError
 from sae.reporting.latents import spread
 from sae.reporting.report import report
-from sae.reporting.subjects import nearest_cosines, open_subjects
+from sae.reporting.subjects import open_subjects
 
 TITLES = ("Numbers and controls", "Training", "Densities", "Geometry of the dictionary", "Latents", "Provenance")
 
@@ -68,15 +68,6 @@ def test_a_run_given_twice_and_a_file_in_the_way_are_refused(run: Path, tmp_path
     (tmp_path / "taken").write_text("")
     with pytest.raises(ConfigError, match=r"--out .*taken: a file"):
         report([run], tmp_path / "taken")
-
-
-def test_nearest_cosines_equal_the_whole_matrix() -> None:
-    atoms = torch.randn(37, 5, generator=torch.Generator().manual_seed(0))
-    atoms[7] = -2 * atoms[3]
-    unit = torch.nn.functional.normalize(atoms, dim=1)
-    whole = (unit @ unit.T).abs().fill_diagonal_(0).max(1).values
-    torch.testing.assert_close(nearest_cosines(atoms, chunk=10), whole)
-    assert nearest_cosines(atoms, chunk=10)[7] == pytest.approx(1.0)
 
 
 def test_latents_are_spread_over_the_ranks_of_their_density() -> None:
