@@ -27,10 +27,10 @@ CAVEATS: dict[str, str] = {
     "from templates, but for the task of languages; scores of near variants differ less than by chance of the training "
     f"({_AUDIT}).",
     "absorption": "Absorption is counted on one task, first letters of words that are one token, and only for letters "
-    "whose probe works; an absorbing latent is known by its atom's cosine with the probe, which other reasons can give. "
+    "whose probe works; an absorbing latent is known by its atom's cosine with the probe, for whatever reason. "
     "A dictionary without latents for letters scores low without being better.",
-    "scr": f"Do not rank autoencoders by SCR: {_AUDIT} finds it noisy, and with many latents negatively correlated with "
-    "the recovery of known features. Read it beside its controls, as a check of this one autoencoder.",
+    "scr": f"Do not rank autoencoders by SCR: {_AUDIT} finds it noisy and, with many latents, negatively correlated "
+    "with the recovery of known features. Read it beside its controls, as a check of this one autoencoder.",
     "tpp": f"Do not rank autoencoders by TPP: {_AUDIT} finds that it falls while training goes on and that reseeding "
     "moves it as much as what is compared. Read it beside its controls, as a check of this one autoencoder.",
     "attributes": "Latents are chosen by their variance between the attribute's values, without the learnt masks of "
@@ -50,7 +50,8 @@ class Row(NamedTuple):
     subject: str
     """`SAE`, or the control's name."""
     k: int | None
-    """Latents (channels, components) that were used; None where the measure uses all of them."""
+    """Latents (channels, components) that were used; of a control that always uses all it has, those of the SAE that it
+    is compared with; None where the measure chooses none."""
     value: float
     low: float | None
     """None, like `high`, where the spread is unknown."""
