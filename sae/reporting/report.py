@@ -22,7 +22,9 @@ from sae.reporting.dictionary import densities, geometry
 from sae.reporting.fidelity import overview, references
 from sae.reporting.figures import IllustratedPage
 from sae.reporting.naming import naming
+from sae.reporting.pairs import pairs
 from sae.reporting.provenance import measures, provenance
+from sae.reporting.semantic import semantic
 from sae.reporting.stability import stability
 from sae.reporting.steering import steering
 from sae.reporting.subjects import Subject, open_subjects
@@ -30,10 +32,12 @@ from sae.reporting.subjects import Subject, open_subjects
 SECTIONS: tuple[Callable[[IllustratedPage, Sequence[Subject]], None], ...] = (
     overview,
     references,
+    pairs,
     added,
     stability,
     steering,
     naming,
+    semantic,
     densities,
     geometry,
     training,

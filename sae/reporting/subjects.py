@@ -14,6 +14,7 @@ from sae.config import ConfigError
 from sae.evaluation.matching.scores import Scores, read_scores
 from sae.evaluation.replicates import Replicate, read_replicates
 from sae.evaluation.run import evaluate
+from sae.evaluation.semantic.results import Row, read_semantic
 from sae.evaluation.words import value_at
 from sae.features.explain.explain import REPORT as NAMING
 from sae.features.store.annotations import Annotations
@@ -79,6 +80,11 @@ class Subject:
         kept = read_replicates(self.folder, self.weights)
         # of the same evaluation as `numbers`
         return {name: r for name, r in kept.items() if (value_at(self.numbers, name) or {}).get("value") == r.value}
+
+    @cached_property
+    def semantic(self) -> list[Row]:
+        """What `sae measure` left; nothing where it did not run."""
+        return read_semantic(self.folder)
 
     @property
     def weights(self) -> str:

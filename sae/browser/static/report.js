@@ -185,7 +185,7 @@ function cell(value) {
 
 // The measures with their names; {"value", "low", "high"} is a number with its 95% interval.
 function Measures({ measures }) {
-  return html`<div class="wide" tabindex="0" role="region" aria-label="Evaluation"><table class="plain">
+  return html`<div class="wide" tabindex="0" role="region" aria-label="Measures"><table class="plain" data-testid="measures">
     <thead>
       <tr><th>Measure</th><th class="num">Value</th><th class="num">95% interval</th><th>Meaning</th></tr>
     </thead>
