@@ -129,7 +129,7 @@ def test_stability_steering_names_and_meaning_are_shown_beside_their_controls(ru
     *named, densest = sae.Run(folder).features.scalars["count"].argsort()[-12:].tolist()
     few = sae.SteerMeasureConfig(latent=(densest,), doses=(1.0, 4.0), prompts=2, prompt_tokens=8, tokens=4)
     sae.measure_steering(folder, few)
-    sae.explain(folder, sae.ExplainConfig(latents=tuple(named)))
+    sae.explain(folder, sae.ExplainConfig(latents=tuple(named), score=("detection",), score_tokens=4_096))
     weights = str(read_description(folder)["sha256"])
     one = np.linspace(0, 1, 128, dtype=np.float32)
     info = {"weights": weights, "runs": [{"name": "seed1"}], "chance": 0.4321, "chance_mean": 0.2468, "by": "atoms"}
@@ -144,7 +144,14 @@ def test_stability_steering_names_and_meaning_are_shown_beside_their_controls(ru
     page = (tmp_path / "out" / "report.html").read_text()
     assert {"Stability", "Steering", "Names", "Probing and causal measures"} <= set(result["sections"])
     assert "Not in this report" not in result["sections"]
-    for shown in ("0.2468", "of random latents", "AUROC of another latent", "Do not rank autoencoders by TPP", "seed1"):
+    for shown in (
+        "0.2468",
+        "of random latents",
+        "AUROC of another latent",
+        "Do not rank autoencoders by TPP",
+        "seed1",
+        "other name",
+    ):
         assert shown in page
     figures = {path.name for path in (tmp_path / "out" / "figures").iterdir()}
     assert {"stability.svg", f"steering_response_{densest}.svg", "names.svg", "semantic_tpp.png"} <= figures
