@@ -412,7 +412,8 @@ class Trainer:
         tensors |= {f"recent.{i}": rows for i, rows in enumerate(self._recent)}
         if self.running is not None:
             tensors["running"] = self.running
-        tensors |= {f"window.{name}": sums for name, sums in self._window.items()}
+        if self._window_steps:
+            tensors |= {f"window.{name}": sums for name, sums in self._window.items()}
         values: dict[str, Any] = {"taken": self.taken, "seconds": self.seconds, "window_steps": self._window_steps}
         if self.sparsity is not None:
             more, values["sparsity"] = self.sparsity.state()

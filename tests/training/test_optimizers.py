@@ -227,6 +227,7 @@ def test_a_resampled_latent_of_weights_in_bf16_starts_without_a_past() -> None:
     optim = {"weights": "bfloat16", "moments": "int8"}
     trainer = trained({**RECIPES["relu"], "revival": "resample"}, planted(3), dead_after=10**8, steps=100, optim=optim)
     trainer.model.dictionary.tokens_since_fired[:30] = 10**9
+    trainer.model.b_enc.data[:30] = -100.0
     before = trainer.model.dictionary.W.detach().clone()
     trainer.dead_after = BATCH
     run(trainer, planted(1, seed=5))
