@@ -162,12 +162,12 @@ def _step(
                 if BLOCK_X != BLOCK_D:
                     # the narrower row may lie in several warps: all have read it before one writes it
                     tl.debug_barrier()
-                o_row = i_f * d_out + o_d
-                b_place = (o_row + seed).to(tl.uint32)
-                b_atom = store_weight(W_dec + o_row, b_atom, b_place, m_d)
+                # offsets of a row in 32 bits take fewer registers
+                b_place = (i_f * d_out + seed).to(tl.uint32) + o_d.to(tl.uint32)
+                b_atom = store_weight(W_dec + i_f * d_out + o_d, b_atom, b_place, m_d)
                 store_moments(m_dec, v_dec, b_m, b_v, o_f, o_d, d_out, b_place, m_f, m_d, 0)
                 if COPIES:
-                    tl.store(copy_dec + o_row, b_atom.to(copy_dec.dtype.element_ty), mask=m_d)
+                    tl.store(copy_dec + i_f * d_out + o_d, b_atom.to(copy_dec.dtype.element_ty), mask=m_d)
             b_row = tl.load(W_enc + i_f * d_in + o_x, mask=m_x, other=0.0).to(tl.float32)
             if TIED:
                 b_sum += g_bias * b_row
@@ -179,13 +179,12 @@ def _step(
                 )  # fmt: skip
                 if BLOCK_X != BLOCK_D:
                     tl.debug_barrier()
-                o_row = i_f * d_in + o_x
-                b_place = (o_row + seed).to(tl.uint32)
-                b_row = store_weight(W_enc + o_row, b_row, b_place, m_x)
+                b_place = (i_f * d_in + seed).to(tl.uint32) + o_x.to(tl.uint32)
+                b_row = store_weight(W_enc + i_f * d_in + o_x, b_row, b_place, m_x)
                 store_moments(m_enc, v_enc, b_m, b_v, o_f, o_x, d_in, b_place, m_f, m_x, 0)
                 longest = tl.maximum(longest, tl.sum(b_row * b_row, 0))
                 if COPIES:
-                    tl.store(copy_enc + o_row, b_row.to(copy_enc.dtype.element_ty), mask=m_x)
+                    tl.store(copy_enc + i_f * d_in + o_x, b_row.to(copy_enc.dtype.element_ty), mask=m_x)
                 bias = tl.load(b_enc + i_f)
                 m = tl.load(m_bias + i_f)
                 v = tl.load(v_bias + i_f)
