@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from sae.cli.commands import Browse, ChooseL0, Eval, Explain, Export, Features, Match, Steer, Verify
+from sae.cli.choose_l0 import ChooseL0
+from sae.cli.commands import Browse, Eval, Explain, Features, Steer, Verify
+from sae.cli.exchange import Export
+from sae.cli.match import Match
 from sae.cli.reporting import Report
 from sae.cli.steering import SteerMeasure
 from sae.config import ConfigError
