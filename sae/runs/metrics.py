@@ -16,8 +16,8 @@ METRICS = "metrics.jsonl"
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run's `metrics.jsonl`; none if there is no such file.
 
-    Of a finished run the whole file must be what was written. That of a run in progress may end in half a line, which
-    is left out.
+    Of a finished run the whole file must be what was written. That of a run in progress may end in half a line or,
+    after a loss of power, in anything: it is read up to the first line that is no JSON. Resuming checks the rest.
 
     Raises:
         CorruptError: the file of a finished run was changed, or a line cannot be read.
@@ -32,14 +32,26 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
             f"{path}: its SHA-256 is not the one that {CONFIG} records: the file was changed or damaged; restore it "
             "from a copy, or delete it"
         )
-    return lines_of(path, content)
+    return lines_of(path, content, in_progress=digest is None)
 
 
-def lines_of(path: Path, content: bytes) -> list[dict[str, Any]]:
-    """The whole lines of the content of the file `path`; CorruptError where one is no JSON."""
+def lines_of(path: Path, content: bytes, *, in_progress: bool = False) -> list[dict[str, Any]]:
+    """The whole lines of the content of the file `path`.
+
+    Args:
+        in_progress: stop at the first line that is no JSON.
+
+    Raises:
+        CorruptError: a line is no JSON.
+    """
     # a kill or a full disk can leave half a line at the end
     *whole, _ = content.split(b"\n")
-    try:
-        return [json.loads(line) for line in whole]
-    except ValueError as error:
-        raise CorruptError(f"{path}: a line is no JSON ({error}); delete the file to resume without it") from error
+    rows = []
+    for line in whole:
+        try:
+            rows.append(json.loads(line.decode()))
+        except (ValueError, RecursionError) as error:
+            if in_progress:
+                break
+            raise CorruptError(f"{path}: a line is no JSON ({error}); delete the file to resume without it") from error
+    return rows
