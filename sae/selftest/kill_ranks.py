@@ -26,6 +26,7 @@ from sae.selftest.forked_ranks import LIMIT, VICTIMS, JobEnded, RankJob, Strike,
 from sae.selftest.harness import Outcome, Task
 from sae.selftest.kill import attempted
 from sae.selftest.unbroken import check_published, lasting
+from sae.selftest.world import World
 from sae.training.checkpoint import load_newest
 
 BOUND = 2e-5
@@ -42,9 +43,20 @@ SETTINGS: dict[str, Any] = {
 """Of the run: 50 steps in one block of the buffer, with 12 checkpoints."""
 
 
+class Means(NamedTuple):
+    """What every run of this harness is made with."""
+
+    toy: World
+    """Model and texts."""
+    children: Children
+    broken: str | None = None
+    """The protection that is taken away."""
+
+
 class Unbroken(NamedTuple):
     """A run of 2 ranks that nothing disturbed."""
 
+    mesh: str
     run: Path
     ended: JobEnded
     digests: dict[str, str]
@@ -53,7 +65,7 @@ class Unbroken(NamedTuple):
 
 def run(task: Task) -> Outcome:
     """`task.n` kills, shared out over the courses."""
-    children = Children()
+    means = Means(task.world, Children(), task.broken)
     counts: Counter[str] = Counter()
     failures: list[str] = []
     unbroken: dict[str, Unbroken] = {}
@@ -65,13 +77,13 @@ def run(task: Task) -> Outcome:
                 draw = random.Random(f"{task.seed} {course} {attempt}")
                 mesh = draw.choice(MESHES[2])
                 if mesh not in unbroken:
-                    unbroken[mesh] = run_unbroken(task, children, mesh)
+                    unbroken[mesh] = run_unbroken(means, task.folder / f"unbroken-{mesh}", mesh)
                 kill = functools.partial(drawn, draw, unbroken[mesh].ended)
                 strikes = itertools.repeat(kill, min(wanted, KILLS))
                 story: list[str] = []
                 folder = task.folder / f"{number}-{attempt}"
                 folder.mkdir()
-                wrong = killed_run(task, children, folder, unbroken[mesh], COURSES[course], strikes, draw, story)
+                wrong = killed_run(means, folder, unbroken[mesh], COURSES[course], strikes, draw, story)
                 landed = [part for part in story if part.startswith("killed")]
                 counts[f"resumed on {course}"] += len(landed)
                 counts["runs"] += 1
@@ -87,34 +99,32 @@ def run(task: Task) -> Outcome:
     return Outcome(task.n, tuple(failures), dict(counts))
 
 
-def run_unbroken(task: Task, children: Children, mesh: str) -> Unbroken:
-    """The run on 2 ranks, undisturbed.
+def run_unbroken(means: Means, folder: Path, mesh: str) -> Unbroken:
+    """The run on 2 ranks, undisturbed, in a new folder.
 
     Raises:
         RuntimeError: it fails.
     """
-    folder = task.folder / f"unbroken-{mesh}"
     folder.mkdir()
-    ended = run_job(children, RankJob(folder, arguments(task, mesh), 2))
+    ended = run_job(means.children, RankJob(folder, arguments(means.toy, mesh), 2))
     if ended.status != 0:
         raise RuntimeError(f"a run on {mesh} ranks failed undisturbed: {ended.said[-2000:]}")
-    return Unbroken(folder / RUN, ended, digests(folder / RUN))
+    return Unbroken(mesh, folder / RUN, ended, digests(folder / RUN))
 
 
 RUN = "run"
 
 
-def arguments(task: Task, mesh: str | None, *, resume: bool = False) -> tuple[str, ...]:
+def arguments(toy: World, mesh: str | None, *, resume: bool = False) -> tuple[str, ...]:
     """Of `sae train`; without a mesh, in one process."""
     return (
-        "train", *task.world.arguments(**SETTINGS), "--out", RUN, *(("--mesh", mesh) if mesh else ()),
+        "train", *toy.arguments(**SETTINGS), "--out", RUN, *(("--mesh", mesh) if mesh else ()),
         *(("--resume",) if resume else ()),
     )  # fmt: skip
 
 
 def killed_run(
-    task: Task,
-    children: Children,
+    means: Means,
     folder: Path,
     unbroken: Unbroken,
     worlds: Sequence[int],
@@ -133,13 +143,13 @@ def killed_run(
         story: gets what was done.
         world: ranks to begin on.
     """
-    run, mesh = folder / RUN, unbroken.run.parent.name.removeprefix("unbroken-")
-    exact = {world, *worlds} == {2}
+    run, exact = folder / RUN, {world, *worlds} == {2}
     while True:
-        here = mesh if world == 2 else draw.choice(MESHES[world] or (None,))
+        here = unbroken.mesh if world == 2 else draw.choice(MESHES[world] or (None,))
         strike = next(strikes, lambda _: None)(world)
         resume = (run / CONFIG).exists()
-        ended = run_job(children, RankJob(folder, arguments(task, here, resume=resume), world, strike, task.broken))
+        job = RankJob(folder, arguments(means.toy, here, resume=resume), world, strike, means.broken)
+        ended = run_job(means.children, job)
         if ended.left:
             return f"{LIMIT:.0f} s after a kill of {strike} of {world}, ranks {ended.left} were still there"
         if not ended.struck:
@@ -182,7 +192,7 @@ def compared(run: Path, unbroken: Unbroken, *, exact: bool) -> str:
         return f"differs: {', '.join(different)}" if different else ""
     steps = [[line["step"] for line in read_metrics(each)] for each in (run, unbroken.run)]
     if steps[0] != steps[1]:
-        return f"the metrics have the steps {steps[0]}, not {steps[1]}"
+        return f"the steps in metrics.jsonl differ: {len(steps[0])} lines up to {steps[0][-1:]}, not {len(steps[1])}"
     far = {name: value for name, value in distances(run, unbroken.run).items() if not value < BOUND}
     return f"differs by more than {BOUND}: {far}" if far else ""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
 import shutil
 from pathlib import Path
@@ -11,11 +10,10 @@ from typing import NamedTuple
 import pytest
 
 from forked import children
-from sae.base.progress import Progress
 from sae.selftest.children import Fault
 from sae.selftest.forked_ranks import RankJob, Strike, run_job
-from sae.selftest.harness import Task
-from sae.selftest.kill_ranks import RUN, Unbroken, arguments, killed_run, run_unbroken
+from sae.selftest.kill_ranks import RUN, Means, Unbroken, arguments, killed_run, run_unbroken
+from sae.selftest.world import make_world
 
 MESH = "1x2"
 
@@ -23,7 +21,7 @@ MESH = "1x2"
 class Killed(NamedTuple):
     """A run on two ranks that was killed, and the same run undisturbed."""
 
-    task: Task
+    means: Means
     folder: Path
     unbroken: Unbroken
 
@@ -32,23 +30,23 @@ class Killed(NamedTuple):
 def killed(tmp_path_factory: pytest.TempPathFactory) -> Killed:
     """Killed before the second rank writes its part of the fourth checkpoint."""
     folder = tmp_path_factory.mktemp("ranks")
-    task = Task(folder=folder, n=1, seed=0, broken=None, keep=None, progress=Progress())
-    unbroken = run_unbroken(task, children(), MESH)
+    means = Means(make_world(folder / "world"), children())
+    unbroken = run_unbroken(means, folder / "unbroken", MESH)
     place = folder / "killed"
     place.mkdir()
     strike = Strike("job", 1, fault=Fault(3, "kill"))
-    ended = run_job(children(), RankJob(place, arguments(task, MESH), 2, strike))
+    ended = run_job(children(), RankJob(place, arguments(means.toy, MESH), 2, strike))
     assert ended.struck
     assert not ended.left
     assert not (place / RUN / "sae.safetensors").exists()
     assert any((place / RUN / "checkpoints").glob(".partial-*")), "killed while a checkpoint was written"
-    return Killed(task, place, unbroken)
+    return Killed(means, place, unbroken)
 
 
 def resumed(killed: Killed, folder: Path, world: int, broken: str | None = None) -> str:
     shutil.copytree(killed.folder, folder)
-    task = dataclasses.replace(killed.task, broken=broken)
-    return killed_run(task, children(), folder, killed.unbroken, (world,), iter(()), random.Random(0), [], world=world)
+    means = killed.means._replace(broken=broken)
+    return killed_run(means, folder, killed.unbroken, (world,), iter(()), random.Random(0), [], world=world)
 
 
 @pytest.mark.parametrize("world", [2, 1])
@@ -58,4 +56,4 @@ def test_a_killed_job_of_ranks_ends_as_the_unbroken_one(world: int, killed: Kill
 
 @pytest.mark.parametrize("broken", ["no-moments", "no-place"])
 def test_a_job_that_resumes_without_its_state_is_noticed(broken: str, killed: Killed, tmp_path: Path) -> None:
-    assert "differs" in resumed(killed, tmp_path / "run", 1, broken)
+    assert "differ" in resumed(killed, tmp_path / "run", 1, broken)

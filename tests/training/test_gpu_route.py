@@ -102,7 +102,8 @@ TRIED = FUSED if torch.cuda.is_available() else [n for n in FUSED if n in PAIRS 
 
 @pytest.mark.parametrize("name", TRIED)
 def test_steps_equal_the_autograd_route(name: str) -> None:
-    batches = planted(50 if DEVICE == "cuda" or name == "topk" else 3, rows=ROWS)
+    # the interpreter takes half a second a step; 24 go past the second look for dead latents
+    batches = planted(50 if DEVICE == "cuda" else 24 if name == "topk" else 3, rows=ROWS)
     # what is clipped, and by how much, is decided on the device
     clip = 0.02 if name == "gated" else 4.0
     ours, theirs = (take(RECIPES[name], batches, compute="float32", clip=clip) for take in (stepped, by_autograd))
