@@ -17,6 +17,7 @@ from sae.cli.choose_l0 import ChooseL0
 from sae.cli.exchange import Export, Import, List
 from sae.cli.harvest import Harvest
 from sae.cli.match import Match
+from sae.cli.measure import Measure
 from sae.cli.options import Json
 from sae.cli.reporting import Report
 from sae.cli.selftest import SelfTest
@@ -194,6 +195,7 @@ COMMANDS: dict[str, type] = {
     "sweep": Sweep,
     "eval": Eval,
     "match": Match,
+    "measure": Measure,
     "choose-l0": ChooseL0,
     "explain": Explain,
     "steer": Steer,

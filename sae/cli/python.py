@@ -16,6 +16,7 @@ import sae
 from sae.cli import bench, commands, exchange, harvest, image_commands, training
 from sae.cli.choose_l0 import ChooseL0
 from sae.cli.match import Match
+from sae.cli.measure import Measure
 from sae.cli.reporting import Report
 from sae.cli.selftest import SelfTest
 from sae.cli.sources import members_of
@@ -156,6 +157,7 @@ CALLS: dict[type, Callable[[Any], Call]] = {
     training.Sweep: _sweep,
     commands.Eval: _evaluate,
     Match: _match,
+    Measure: _on_run("measure", "measure"),
     ChooseL0: _choose_l0,
     commands.Explain: _on_run("explain", "explain"),
     commands.Steer: _on_run("steer", "steer"),

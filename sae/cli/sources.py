@@ -9,6 +9,7 @@ from sae.cli.choose_l0 import ChooseL0
 from sae.cli.commands import Browse, Eval, Explain, Features, Steer, Verify
 from sae.cli.exchange import Export
 from sae.cli.match import Match
+from sae.cli.measure import Measure
 from sae.cli.reporting import Report
 from sae.cli.steering import SteerMeasure
 from sae.config import ConfigError
@@ -16,6 +17,7 @@ from sae.config import ConfigError
 NAMES: dict[type, str] = {
     Eval: "eval",
     Match: "match",
+    Measure: "measure",
     ChooseL0: "choose-l0",
     Features: "features",
     Explain: "explain",

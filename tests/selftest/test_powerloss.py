@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import random
 from pathlib import Path
 
 import pytest
 
 from sae.base.disk import Operation
-from sae.base.files import CorruptError, publish_json
-from sae.runs.metrics import read_metrics
 from sae.selftest.disk_model import DiskModel
 from sae.selftest.run import run_selftest
 
@@ -60,12 +57,3 @@ def test_a_rename_is_whole_or_not_at_all(tmp_path: Path) -> None:
     before, after = {("old", b"old"), ("draft", b"new")}, {("old", b"new")}
     assert states(tmp_path, [rename]) == {frozenset(before), frozenset(after)}
     assert states(tmp_path, [rename, Operation("fsync_folder", tmp_path)]) == {frozenset(after)}
-
-
-def test_metrics_of_a_run_in_progress_are_read_up_to_what_a_loss_of_power_tore(tmp_path: Path) -> None:
-    whole = [json.dumps({"step": step}) + "\n" for step in (1, 2)]
-    (tmp_path / "metrics.jsonl").write_bytes("".join(whole).encode() + bytes(512) + b'": 3}\n' + whole[0].encode())
-    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2]
-    publish_json(tmp_path / "config.json", {"format": 3, "metrics_sha256": "0" * 64})
-    with pytest.raises(CorruptError, match=r"metrics.jsonl: its SHA-256"):
-        read_metrics(tmp_path)
