@@ -2,8 +2,8 @@
 
     done = forked.run([sys.executable, "-m", "sae", "verify", folder])
 
-Takes `python -m sae ...` and `python -m torch.distributed.run --standalone --nproc-per-node N -m sae ...`, whose ranks
-are forked too; and of the result what tests use of `subprocess`.
+Takes `python -m MODULE ...` and `python -m torch.distributed.run --standalone --nproc-per-node N -m sae ...`, whose
+ranks are forked too; what it returns has of `subprocess` what tests use.
 """
 
 from __future__ import annotations
@@ -64,12 +64,11 @@ class Forked:
 
 
 def start(words: Sequence[object], *, env: Mapping[str, str] | None = None) -> Forked:
-    """Start `python -m sae ...` or a torchrun of it."""
+    """Start `python -m MODULE ...` or a torchrun of `sae`."""
     python, flag, module, *rest = map(str, words)
     assert (python, flag) == (sys.executable, "-m")
-    if module == "sae":
-        return Forked(command, rest, env=env)
-    assert module == "torch.distributed.run"
+    if module != "torch.distributed.run":
+        return Forked(run_module, module, rest, env=env)
     at = rest.index("-m")
     assert rest[at + 1] == "sae"
     (option, world) = [part for word in rest[:at] if word != "--standalone" for part in word.split("=")]
@@ -111,8 +110,13 @@ def _begin(
 
 def command(arguments: list[str]) -> None:
     """In the forked process: `python -m sae` with these arguments."""
-    sys.argv = ["sae", *arguments]
-    runpy.run_module("sae", run_name="__main__", alter_sys=True)
+    run_module("sae", arguments)
+
+
+def run_module(name: str, arguments: list[str]) -> None:
+    """In the forked process: `python -m NAME`."""
+    sys.argv = [name, *arguments]
+    runpy.run_module(name, run_name="__main__", alter_sys=True)
 
 
 def _torchrun(world: int, arguments: list[str]) -> None:

@@ -87,7 +87,8 @@ def run(task: Task) -> Outcome:
                 landed = [part for part in story if part.startswith("killed")]
                 counts[f"resumed on {course}"] += len(landed)
                 counts["runs"] += 1
-                counts["kills inside a write of the disk"] += len([part for part in landed if " operation " in part])
+                counts["kills at an operation on the disk"] += len([part for part in landed if " operation " in part])
+                counts.update(f"kills of the {part.split()[2]}" for part in landed)
                 if wrong:
                     failures.append(f"{mesh}, resumed on {course}: {'; '.join(story)}: {wrong}")
                     if task.keep is not None:
@@ -172,7 +173,7 @@ def drawn(draw: random.Random, unbroken: JobEnded, world: int) -> Strike:
     if kind == 0:
         return Strike(victim, rank, beats=draw.randrange(1, int(unbroken.beats * share) + 1))
     if kind == 1:
-        return Strike(victim, rank, seconds=draw.uniform(0, unbroken.seconds * 2 * share))
+        return Strike(victim, rank, seconds=draw.uniform(0, unbroken.seconds * share))
     how = draw.choice(("kill", "half")) if victim != "launcher" else "kill"
     # ranks but the first write their parts of checkpoints only
     number = int(unbroken.operations * share) if rank == 0 else 3
