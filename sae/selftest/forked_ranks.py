@@ -191,7 +191,7 @@ def launch(world: int, function: Callable[..., None], *arguments: Any) -> int:
 
 def _as_subprocess(function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     """In a rank: a launcher that dies sends no signal, as torchrun sends none to the processes that it starts."""
-    torch.multiprocessing._prctl_pr_set_pdeathsig(0)
+    torch.multiprocessing._prctl_pr_set_pdeathsig(0)  # pyright: ignore[reportAttributeAccessIssue] - spawn.py sets it
     function(*arguments)
 
 
