@@ -83,6 +83,10 @@ class Reader:
         """Attribute -> what the model reads and says of these entities."""
         return {attribute: self._ask(attribute, entities) for attribute in self.task.templates}
 
+    def answers(self, attribute: str, entities: Sequence[str]) -> list[int]:
+        """The first token of each entity's value."""
+        return [token_ids(self.lm, f" {self.task.entities[entity][attribute]}")[0] for entity in entities]
+
     def changed(self, prompt: Prompt, batch: int, targets: Tensor) -> np.ndarray:
         """The next tokens of one batch of the prompt's entities, with other target activations [n, d_out] there."""
         clean, rows = prompt.cleans[batch], slice(batch * AT_ONCE, batch * AT_ONCE + len(targets))
@@ -107,7 +111,7 @@ class Reader:
         ids = [token_ids(self.lm, template.format(entity=entity)) for entity in entities]
         at = np.array([begin + len(token_ids(self.lm, before + entity)) - 1 for entity in entities])
         last = np.array([begin + len(of) - 1 for of in ids])
-        answers = [token_ids(self.lm, " " + self.task.entities[entity][attribute])[0] for entity in entities]
+        answers = self.answers(attribute, entities)
         places: list[Sequence[Site]] = [self.run.targets]
         said, inputs, targets, cleans = [], [], [], []
         for first in range(0, len(ids), AT_ONCE):
