@@ -132,7 +132,7 @@ class _Measuring:
         sae = bases.of_autoencoder(model)
         l0 = max(1, round(sae.encode(inputs, targets).nnz / count))
         pca = PCA.fit([targets])
-        mean = pca.mean.float()
+        self._mean = mean = pca.mean.float()
         made = [
             sae,
             bases.chosen_by_chance(sae),
@@ -221,7 +221,7 @@ class _Measuring:
         texts = [absorption.TEMPLATE.format(word=word) for word in words]
         with self.progress.bar("Reading words", len(texts), "words") as bar:
             rows = read(self.run, self.lm, texts, tokens=64, last_only=True, advance=self._advance(bar))
-        activations = rows.targets.numpy()
+        activations = (rows.targets - self._mean).numpy()
         training = split(np.array([word[0] for word in words]), np.random.default_rng(self.config.seed))
         letters = absorption.letters_of(words, activations, training)
         counts = {"words": len(words), "letters": len(letters)}
