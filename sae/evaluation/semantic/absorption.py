@@ -5,9 +5,10 @@ et al. 2024, arXiv:2409.14507). For each letter, a probe on the activations of w
 
 - the letter's latents: the largest positive mean differences, one, two, ... as long as the F1 of logistic regression on
   them rises by more than 0.03 each time; that there are several is splitting;
-- of held-out words that begin with the letter and that the probe tells, with a = t . w the projection of the activation
-  (less its mean over training tokens, as the latents add to a constant) on the probe's unit direction w, p_j = z_j atom_j . w, M = the sum of p over the letter's latents, and B = the sum of the 3 largest
-  p > 0 of other latents whose atoms have a cosine of 0.1 or more with w:
+- of held-out words that begin with the letter and that the probe tells, with a = t . w the projection of the
+  activation (less its mean over training tokens, as latents add to a constant) on the probe's unit direction w,
+  p_j = z_j atom_j . w, M = the sum of p over the letter's latents, and B = the sum of the 3 largest p > 0 of other
+  latents whose atoms have a cosine of 0.1 or more with w:
 
       absorbed fraction = 0                          where M >= a or B < 0.4 a
                         = 1                          where M <= 0
