@@ -110,6 +110,8 @@ def test_a_trained_random_dictionary_is_added(run: Path, labels: Path) -> None:
 class OwnAnswers(attributes.Reader):
     """Attributes whose values are what the model itself says."""
 
+    said: dict[tuple[str, str], int]
+
     def answers(self, attribute: str, entities: list[str]) -> list[int]:
         return [self.said[attribute, entity] for entity in entities]
 

@@ -240,15 +240,9 @@ def carriers(
 
 
 def halves(entities: Sequence[dict[str, str]], draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of the entities whose latents are looked at and of those that are tested, every kind in both."""
-    kinds = ["/".join(entity.values()) for entity in entities]
-    order = draw.permutation(len(entities))
-    seen: dict[str, int] = {}
-    testing = np.zeros(len(entities), dtype=bool)
-    for i in order:
-        seen[kinds[i]] = seen.get(kinds[i], -1) + 1
-        testing[i] = seen[kinds[i]] % 2 == 1
-    return np.flatnonzero(~testing), np.flatnonzero(testing)
+    """Numbers of the entities by which latents are chosen and of those that are tested: every second one of each kind."""
+    order = sorted(draw.permutation(len(entities)).tolist(), key=lambda i: tuple(entities[i].values()))
+    return np.sort(order[0::2]), np.sort(order[1::2])
 
 
 def draw_pairs(entities: Sequence[dict[str, str]], testing: np.ndarray, draw: np.random.Generator, most: int) -> Pairs:

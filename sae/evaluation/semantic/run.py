@@ -6,6 +6,7 @@ report = measure("runs/demo", MeasureConfig(measures=("probing",)))
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -73,9 +74,12 @@ def measure(run: str | Path, config: MeasureConfig | None = None) -> dict[str, A
     device = pick_device(config.device)
     opened = open_run(run, device=device)
     local = opened.folder == Path(run).expanduser()
-    with StopSignal() as stop, Progress() as progress, locked(opened.folder, "measure", "measuring this run"):
-        remove_leftovers(opened.folder, RECORD)
-        report = _before(opened.folder) if local else _empty()
+    lock = locked(opened.folder, "measure", "measuring this run") if local else contextlib.nullcontext()
+    with StopSignal() as stop, Progress() as progress, lock:
+        report = _empty()
+        if local:
+            remove_leftovers(opened.folder, RECORD)
+            report = _before(opened.folder)
         report |= {"run": str(run), "site": ", ".join(site.name for site in opened.targets)}
         lm = opened.load_language_model(device)
         measuring = _Measuring(
