@@ -240,7 +240,7 @@ def carriers(
 
 
 def halves(entities: Sequence[dict[str, str]], draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of the entities by which latents are chosen and of those that are tested: every second one of each kind."""
+    """Numbers of the entities by which latents are chosen, and of those tested: every second one of each kind."""
     order = sorted(draw.permutation(len(entities)).tolist(), key=lambda i: tuple(entities[i].values()))
     return np.sort(order[0::2]), np.sort(order[1::2])
 
