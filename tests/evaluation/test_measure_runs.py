@@ -20,8 +20,9 @@ from sae.evaluation.semantic.bases import Basis, of_autoencoder, raw_channels
 from sae.evaluation.semantic.cities import CITIES, AttributeTask
 from sae.evaluation.semantic.intervals import Resamples
 from sae.evaluation.semantic.results import CAVEATS, SAE, read_semantic, readable, rows_of
-from sae.evaluation.semantic.run import measure, split
+from sae.evaluation.semantic.run import measure
 from sae.evaluation.semantic.sparse_probing import FULL
+from sae.evaluation.semantic.tasks import split
 from sae.harvest.language_model import LanguageModel
 
 LETTERS = "aeiouy"
