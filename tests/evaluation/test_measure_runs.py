@@ -19,6 +19,7 @@ from sae.evaluation.semantic import attributes, tasks
 from sae.evaluation.semantic.bases import Basis, of_autoencoder, raw_channels
 from sae.evaluation.semantic.cities import CITIES, AttributeTask
 from sae.evaluation.semantic.intervals import Resamples
+from sae.evaluation.semantic.prompts import Reader
 from sae.evaluation.semantic.results import CAVEATS, SAE, read_semantic, readable, rows_of
 from sae.evaluation.semantic.run import measure
 from sae.evaluation.semantic.sparse_probing import FULL
@@ -108,7 +109,7 @@ def test_a_trained_random_dictionary_is_added(run: Path, labels: Path) -> None:
     assert "random dictionary" in {r.subject for r in rows_of(measure(run, config))}
 
 
-class OwnAnswers(attributes.Reader):
+class OwnAnswers(Reader):
     """Attributes whose values are what the model itself says."""
 
     said: dict[tuple[str, str], int]

@@ -11,6 +11,7 @@ from sae.evaluation.semantic import absorption, attributes, intervals, removal
 from sae.evaluation.semantic.bases import Basis, best, chosen_by_chance, of_autoencoder, shuffled
 from sae.evaluation.semantic.intervals import Resamples
 from sae.evaluation.semantic.probes import fit_probe
+from sae.evaluation.semantic.prompts import Prompt
 from sae.evaluation.semantic.reading import TextRows, pooled
 from sae.evaluation.semantic.results import CAVEATS, SAE, Row
 from sae.evaluation.semantic.sparse_probing import FULL, Labelled, probing_rows
@@ -357,10 +358,10 @@ def test_pairs_differ_in_all_attributes_and_halves_share_no_entity() -> None:
         assert all(entities[i][name] != entities[j][name] for name in ("a", "b"))
 
 
-def answers(values: list[int]) -> attributes.Prompt:
+def answers(values: list[int]) -> Prompt:
     array = np.array(values)
     empty = torch.empty(len(array), 0)
-    return attributes.Prompt(array, array, empty, empty, [], array, array)
+    return Prompt(array, array, empty, empty, [], array, array)
 
 
 @pytest.mark.parametrize(

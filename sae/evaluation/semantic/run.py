@@ -27,6 +27,7 @@ from sae.evaluation.semantic import absorption, attributes, bases
 from sae.evaluation.semantic.bases import Basis
 from sae.evaluation.semantic.cities import CITIES
 from sae.evaluation.semantic.intervals import Resamples
+from sae.evaluation.semantic.prompts import Reader
 from sae.evaluation.semantic.reading import pooled, read
 from sae.evaluation.semantic.removal import scr_rows, tpp_rows
 from sae.evaluation.semantic.results import RECORD, SAE, Row, rows_of
@@ -243,7 +244,7 @@ class _Measuring:
         subjects = self._choose(bases.RANDOM_LATENTS, bases.COMPONENTS, bases.RANDOM_ATOMS)
         total = len(CITIES.templates) * len(self.config.latents) * len(subjects)
         try:
-            reader = attributes.Reader(self.run, self.lm, CITIES)
+            reader = Reader(self.run, self.lm, CITIES)
             experiment, counts = attributes.prepare(reader, pairs=self.config.pairs, seed=self.config.seed)
         except (ConfigError, SiteError) as error:
             return Numbers([], {}, {"attributes": str(error)})
