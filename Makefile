@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test check docs bench bench-peers race snippets families interop clean
+.PHONY: install demo test check docs bench bench-peers race variants snippets families interop clean
 
 install: $(VENV)/.installed
 
@@ -44,6 +44,13 @@ bench-peers: .venv-peers/.installed
 # trains ours and three other toolkits from the same stored activations, an hour of one core; a stopped race continues
 race: install .venv-peers/.installed
 	nice -n 10 $(BIN)/python -m scripts.race --figure docs/race.svg $(RACE)
+
+# five variants with three seeds each on the demo task, beside their controls; docs/variants.md has the table. A run that
+# was stopped continues, and VARIANTS takes other settings
+variants: install
+	nice -n 10 $(BIN)/sae sweep --model demo --dataset demo --layer 9 --width 4608 --k 32 --tokens 200000 --epochs 2 \
+	  --variant topk,batchtopk,matryoshka,jumprelu,matching_pursuit --seed 0,1,2 --controls all \
+	  --store runs/variants/store --out runs/variants $(VARIANTS)
 
 .venv-peers/.installed:
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers

@@ -29,6 +29,7 @@ _LAZY = {
     "sweep": "sae.training.sweep:sweep",
     "evaluate": "sae.evaluation.run:evaluate",
     "match": "sae.evaluation.matching.run:match",
+    "compare": "sae.reporting.variants:compare",
     "choose_l0": "sae.evaluation.l0.run:choose_l0",
     "collect": "sae.features.collect.collect:collect",
     "explain": "sae.features.explain.explain:explain",
@@ -51,6 +52,7 @@ _LAZY = {
     "EvalConfig": "sae.config:EvalConfig",
     "ImageEvalConfig": "sae.config:ImageEvalConfig",
     "CollectConfig": "sae.config:CollectConfig",
+    "CompareConfig": "sae.config:CompareConfig",
     "ExplainConfig": "sae.config:ExplainConfig",
     "SteerConfig": "sae.config:SteerConfig",
     "SteerMeasureConfig": "sae.config:SteerMeasureConfig",
@@ -63,6 +65,7 @@ _LAZY = {
 __all__ = [
     "Autoencoder",
     "CollectConfig",
+    "CompareConfig",
     "EvalConfig",
     "ExplainConfig",
     "HarvestConfig",
@@ -86,6 +89,7 @@ __all__ = [
     "attach",
     "choose_l0",
     "collect",
+    "compare",
     "evaluate",
     "explain",
     "harvest_store",
@@ -102,6 +106,7 @@ __all__ = [
 if TYPE_CHECKING:
     from sae.config import (
         CollectConfig,
+        CompareConfig,
         EvalConfig,
         ExplainConfig,
         HarvestConfig,
@@ -134,6 +139,7 @@ if TYPE_CHECKING:
     from sae.models.autoencoder import Autoencoder
     from sae.models.saved import verify
     from sae.reporting.report import report
+    from sae.reporting.variants import compare
     from sae.run import Run
     from sae.training.run import train
     from sae.training.sweep import sweep

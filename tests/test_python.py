@@ -79,6 +79,7 @@ COMMAND_LINES = [
     "eval /nowhere/runs/x",
     "match /nowhere/runs/x /nowhere/runs/y --pool p --at-least 0.7",
     "match /nowhere/runs/x /nowhere/runs/y",
+    "compare /nowhere/runs/x /nowhere/runs/y --reference jumprelu",
     "choose-l0 /nowhere/runs/x /nowhere/runs/y --tokens 4096",
     "choose-l0 --model m --dataset d --layer 3 --k 4,8,16 --out r",
     "explain /nowhere/runs/x --latents 3 5",

@@ -14,6 +14,7 @@ from typing import Any
 
 import sae
 from sae.cli import commands, harvest, image_commands
+from sae.cli.comparing import Compare
 from sae.cli.reporting import Report
 from sae.cli.selftest import SelfTest
 from sae.cli.sources import members_of
@@ -130,6 +131,13 @@ def _match(command: commands.Match) -> Call:
     return Call("match", runs, *([command.config] if _settings(command.config) else []))
 
 
+def _compare_runs(command: Compare) -> Call:
+    from sae.runs.sweeps import sweep_of
+
+    runs = [run if sweep_of(run) is not None else _run(run, "compare") for run in command.run_folders]
+    return Call("compare", runs, *([command.config] if _settings(command.config) else []))
+
+
 def _choose_l0(command: commands.ChooseL0) -> Call:
     if command.sweep is not None:
         return Call("sae.cli.l0:sweep_and_choose", *_sweep(command.sweep).arguments)
@@ -154,6 +162,7 @@ CALLS: dict[type, Callable[[Any], Call]] = {
     commands.Sweep: _sweep,
     commands.Eval: _evaluate,
     commands.Match: _match,
+    Compare: _compare_runs,
     commands.ChooseL0: _choose_l0,
     commands.Explain: _on_run("explain", "explain"),
     commands.Steer: _on_run("steer", "steer"),

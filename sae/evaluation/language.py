@@ -6,19 +6,20 @@ model, and its states are kept until the means and the controls are known; over 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
 from sae.base.progress import Progress, StopSignal
 from sae.base.ranks import ALONE, Ranks
-from sae.config import EvalConfig, HarvestConfig
+from sae.config import EvalConfig, HarvestConfig, to_json
 from sae.data.packing import BEGINNING, Contexts
 from sae.evaluation import bootstrap, downstream
 from sae.evaluation.baselines import PCA
 from sae.evaluation.control_table import components_of, control_rows
-from sae.evaluation.controls import Control, TrainingRows, controls_of, principal
+from sae.evaluation.controls import Control, RandomDictionary, TrainingRows, controls_of, principal
+from sae.evaluation.documents import Documents, documents_of
 from sae.evaluation.downstream import Batch, Downstream, Splice
 from sae.evaluation.random_dictionary import train_random_dictionary
 from sae.evaluation.reconstruction import Reconstruction, training_form
@@ -83,12 +84,12 @@ class Evaluation:
             progress.say(f"This model predicts no next token ({why}): cross-entropies are left out.")
             self._loss_tokens = 0
 
-    def reports(self) -> list[dict[str, Any]]:
-        """All metrics of every run as JSON values; in the first rank alone."""
+    def reports(self) -> list[tuple[dict[str, Any], Documents]]:
+        """All metrics of every run as JSON values, and its sums over documents; in the first rank alone."""
         pcas, controls = self._fits()
         groups, forms = self._reconstruct(pcas, controls)
         losses = self._splice_in(groups, controls)
-        reports: list[dict[str, Any]] = []
+        reports: list[tuple[dict[str, Any], Documents]] = []
         if not self.ranks.first:
             return reports
         for index, run in enumerate(self.runs):
@@ -113,7 +114,8 @@ class Evaluation:
                 report["downstream_missing"] = self.lm.traits.no_next_token
             if controls[index] is not None:
                 report["controls"] = control_rows(ordinary, sums, k=k, **self.draws)
-            reports.append(bootstrap.plain(report))
+            documents = documents_of(ordinary, sums, k=k, settings=to_json(self.config))
+            reports.append((bootstrap.plain(report), documents))
         return reports
 
     def _harvest(self, split: Any) -> Harvest:
@@ -128,13 +130,19 @@ class Evaluation:
         fitted = self.ranks.share(fitted)
         pcas = [fitted.get(_ends(run)[1]) for run in self.runs]
         controls: list[list[Control] | None] = []
+        dictionaries: dict[Hashable, RandomDictionary | None] = {}
         for run, pca in zip(self.runs, pcas, strict=True):
             k, dictionary = run.config.sae.k, None
             if config.controls == "all":
-                self.progress.say(f"Training the encoder of a random dictionary beside {run.folder.name}.")
-                if first:
-                    dictionary = train_random_dictionary(*rows[_ends(run)], run.model, k=k, seed=config.seed)
-                dictionary = self.ranks.share(dictionary)
+                # one serves all runs for which it would be the same
+                like = (_ends(run), run.model.width, run.model.transcodes, k, run.config.seed)
+                if like not in dictionaries:
+                    self.progress.say(f"Training the encoder of a random dictionary beside {run.folder.name}.")
+                    trained = None
+                    if first:
+                        trained = train_random_dictionary(*rows[_ends(run)], run.model, k=k, seed=run.config.seed)
+                    dictionaries[like] = self.ranks.share(trained)
+                dictionary = dictionaries[like]
             controls.append(controls_of(config.controls, run.model, pca, dictionary, k=k))
         return pcas, controls
 

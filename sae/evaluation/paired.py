@@ -14,8 +14,8 @@ mean over S seeds is taken as the sum of two parts,
 
 (the crossed random effects of Owen 2007, "The pigeonhole bootstrap"; the interaction of the two counts in both, which
 widens intervals a little). Bounds are value ± t SE, with the degrees of freedom of Welch and Satterthwaite, (Σ V)² /
-Σ V²/df. Seeds are not resampled: three of them, drawn with replacement, have two thirds of their variance, never leave
-the range of the three, and gave nominal 95% intervals that held the truth in 80% (a test has the simulation).
+Σ V²/df. Seeds are not resampled: three of them, drawn with replacement, have two thirds of their variance and never
+leave their range; in a simulation intervals of 95% held the truth in 81%, these in 93% (in a test).
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ from sae.evaluation.bootstrap import MOST_UNDEFINED, Interval, resample_weights
 
 LEVEL, POWER = 0.05, 0.8
 """Of every test, and of the minimum detectable difference."""
+SPREADS = 4000
+"""Quantiles of the estimated spread over which the power is averaged."""
 
 
 class Part(NamedTuple):
@@ -81,28 +83,31 @@ class Uncertain(NamedTuple):
     def detectable(self, *, power: float = POWER, level: float = LEVEL) -> float:
         """The minimum detectable difference: the least true one that the test finds with this power.
 
-        With spread and degrees of freedom as they were estimated here; by the noncentral t (Cohen 1988, ch. 2).
+        With spread and degrees of freedom as they were estimated here. The power is that of the noncentral t (Cohen
+        1988, ch. 2), as its mean over the distribution of the estimated spread.
         """
         if not self.error > 0:
             return self.error
-        df = min(self.df, 1e6)  # beyond, the normal distribution; scipy's noncentral t takes no infinity
-        critical = float(stats.t.ppf(1 - level / 2, df))
+        df = min(self.df, 1e6)  # beyond, the normal distribution
+        shares = (np.arange(SPREADS) + 0.5) / SPREADS
+        bounds = float(stats.t.ppf(1 - level / 2, df)) * np.sqrt(stats.chi2.ppf(shares, df) / df)
 
         def lacking(shift: float) -> float:
-            return float(stats.nct.sf(critical, df, shift) + stats.nct.cdf(-critical, df, shift)) - power
+            return float(np.mean(stats.norm.cdf(shift - bounds) + stats.norm.cdf(-shift - bounds))) - power
 
-        enough = critical
-        while lacking(enough) < 0:  # step by step, because scipy's function fails far out
-            enough *= 1.2
+        enough = 1.0
+        while lacking(enough) < 0:
+            enough *= 2
         return self.error * float(optimize.brentq(lacking, 0.0, enough))
 
 
 class Estimate(NamedTuple):
     """A number of one variant, mean over the seeds."""
 
-    value: float
+    values: tuple[float, ...]
+    """Of each seed, or of each pair of seeds."""
     seeds: tuple[int, ...]
-    """Of the S trainings."""
+    """Of the S trainings; empty for what is not trained."""
     without: np.ndarray
     """The number without each seed [S]; empty for too few seeds."""
     replicates: np.ndarray
@@ -111,6 +116,11 @@ class Estimate(NamedTuple):
     """What the mean square deviation of `replicates` is multiplied with: 1 of a bootstrap, G - 1 of a jackknife."""
     groups: int
     """Groups of documents, G."""
+
+    @property
+    def value(self) -> float:
+        """The mean."""
+        return float(np.mean(self.values))
 
     def uncertain(self) -> Uncertain:
         """The number with the parts of its variance."""
@@ -144,7 +154,7 @@ def over_documents(
     if groups > 1:
         weights = resample_weights(groups, resamples, seed)
         replicates = torch.stack([_weighted(metric, each, weights) for each in sums]).mean(0).numpy()
-    return Estimate(float(np.mean(values)), tuple(seeds), _means_without(values), replicates, 1.0, groups)
+    return Estimate(tuple(values), tuple(seeds), _means_without(values), replicates, 1.0, groups)
 
 
 def _weighted(metric: Callable[[Mapping[str, Tensor]], Tensor], sums: Mapping[str, Tensor], weights: Tensor) -> Tensor:
@@ -158,7 +168,7 @@ def over_jackknife(values: Sequence[float], without_group: Sequence[Tensor], see
     """
     replicates = torch.stack(list(without_group)).double().mean(0).numpy()
     groups = len(replicates)
-    return Estimate(float(np.mean(values)), tuple(seeds), _means_without(values), replicates, groups - 1.0, groups)
+    return Estimate(tuple(values), tuple(seeds), _means_without(values), replicates, groups - 1.0, groups)
 
 
 def over_pairs_of_seeds(pairs: Sequence[float], seeds: Sequence[int]) -> Estimate:
@@ -172,7 +182,7 @@ def over_pairs_of_seeds(pairs: Sequence[float], seeds: Sequence[int]) -> Estimat
         np.mean([value for place, value in zip(places, pairs, strict=True) if left_out not in place])
         for left_out in range(len(seeds) if len(seeds) > 2 else 0)
     ]
-    return Estimate(float(np.mean(pairs)), tuple(seeds), np.array(without), np.empty(0), 1.0, 0)
+    return Estimate(tuple(pairs), tuple(seeds), np.array(without), np.empty(0), 1.0, 0)
 
 
 def _means_without(values: Sequence[float]) -> np.ndarray:

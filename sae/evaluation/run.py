@@ -20,6 +20,7 @@ from sae.base.locks import locked
 from sae.base.progress import Progress, StopSignal
 from sae.base.ranks import Ranks
 from sae.config import ConfigError, EvalConfig, ImageEvalConfig, refuse_ignored, to_json
+from sae.evaluation.documents import write_documents
 from sae.evaluation.images import evaluate_images
 from sae.evaluation.language import Evaluation
 from sae.evaluation.tensors import evaluate_tensors
@@ -95,7 +96,7 @@ def _evaluate_all(runs: Sequence[str | Path], config: EvalConfig, ranks: Ranks) 
         return []
     seconds = round(time.perf_counter() - begun, 1)
     done = []
-    for name, run, report in zip(runs, opened, reports, strict=True):
+    for name, run, (report, documents) in zip(runs, opened, reports, strict=True):
         sites = {"site": ", ".join(site.name for site in run.inputs)}
         if run.targets != run.inputs:
             sites["target_site"] = ", ".join(site.name for site in run.targets)
@@ -105,6 +106,7 @@ def _evaluate_all(runs: Sequence[str | Path], config: EvalConfig, ranks: Ranks) 
             head |= {"tool": origin["tool"], "format": origin["format"]}
         done.append({**head, **report, "seconds": seconds})
         if run.folder == Path(name).expanduser():
+            write_documents(run.folder, documents, done[-1])
             publish_report(run.folder, "eval.json", done[-1])
     return done
 

@@ -105,6 +105,12 @@ def test_a_true_difference_of_the_minimum_detectable_one_is_found_with_80_percen
     assert found.mean() == pytest.approx(0.8, abs=0.02)
 
 
+@pytest.mark.parametrize("df", [2, 7])
+def test_the_minimum_detectable_difference_is_that_of_the_noncentral_t(df):
+    shift = paired.Uncertain(0.0, (paired.Part("seeds", 1.0, df),)).detectable()
+    assert stats.nct.sf(stats.t.ppf(0.975, df), df, shift) == pytest.approx(0.8, abs=2e-3)
+
+
 def test_the_minimum_detectable_difference_of_many_documents_is_the_normal_one():
     spread = paired.Uncertain(0.0, (paired.Part("documents", 4.0, 10**6),))
     assert spread.detectable() == pytest.approx(2 * (stats.norm.ppf(0.975) + stats.norm.ppf(0.8)), rel=1e-3)
