@@ -11,6 +11,7 @@ import tyro
 
 from sae.cli.comparing import Compare
 from sae.cli.harvest import Harvest
+from sae.cli.measure import Measure
 from sae.cli.options import Json
 from sae.cli.reporting import Report
 from sae.cli.selftest import SelfTest
@@ -514,6 +515,7 @@ COMMANDS: dict[str, type] = {
     "eval": Eval,
     "match": Match,
     "compare": Compare,
+    "measure": Measure,
     "choose-l0": ChooseL0,
     "explain": Explain,
     "steer": Steer,

@@ -7,6 +7,7 @@ from typing import Any
 
 from sae.cli.commands import Browse, ChooseL0, Eval, Explain, Export, Features, Match, Steer, Verify
 from sae.cli.comparing import Compare
+from sae.cli.measure import Measure
 from sae.cli.reporting import Report
 from sae.cli.steering import SteerMeasure
 from sae.config import ConfigError
@@ -15,6 +16,7 @@ NAMES: dict[type, str] = {
     Eval: "eval",
     Match: "match",
     Compare: "compare",
+    Measure: "measure",
     ChooseL0: "choose-l0",
     Features: "features",
     Explain: "explain",

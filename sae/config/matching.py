@@ -52,10 +52,6 @@ class CompareConfig(Limited):
     """Variant that the others are compared with, by its name in the table; by default the first one."""
     out: Path | None = None
     """Folder for variants.md, .json, .html and the figure; by default that of the sweep, where one is given."""
-    resamples: Resamples = 1000
-    """Bootstrap resamples over documents."""
-    seed: WholeNumber = 0
-    """Seed of the bootstrap."""
 
 
 @dataclass(frozen=True, kw_only=True)

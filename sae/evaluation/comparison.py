@@ -3,48 +3,36 @@
     record = compare_runs(["runs/sweep/topk-seed0", "runs/sweep/topk-seed1", ..., "runs/sweep/jumprelu-seed2"])
     record["variants"][1]["difference"]["fvu"]       # {"value", "low", "high", "p", "p_holm", "detectable", "seeds"}
 
-Runs that differ in their seed alone are one variant. The numbers come from the sums that `sae eval` left in each run
-(`sae.evaluation.documents`), the statistics from `sae.evaluation.paired`; no language model runs.
+Runs that differ in their seed alone are one variant. The numbers and their resamples are those that `sae eval` left in
+each run (`sae.evaluation.replicates`), the statistics those of `sae.evaluation.paired`; no language model runs.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor
 
 from sae.config import CompareConfig, ConfigError
-from sae.evaluation.bootstrap import ratio
-from sae.evaluation.control_table import control_losses
 from sae.evaluation.controls import RANDOM, SHUFFLED
-from sae.evaluation.documents import Documents, read_documents
 from sae.evaluation.matching.assignment import cosine_similarity, one_to_one
 from sae.evaluation.matching.sources import Subject, open_subject
-from sae.evaluation.paired import (
-    Estimate,
-    Uncertain,
-    holm,
-    less,
-    over_documents,
-    over_jackknife,
-    over_pairs_of_seeds,
-    rank_ranges,
-)
-from sae.evaluation.reconstruction import fvu_of
+from sae.evaluation.paired import Estimate, Uncertain, holm, less, over_pairs_of_seeds, over_replicates, rank_ranges
+from sae.evaluation.replicates import Kept, Replicate, of_control, read_kept
 from sae.evaluation.seeds import but_for_seed, by_settings, settings_of
-from sae.models.saved import locate_run, read_report
+from sae.models.saved import locate_run, read_description, read_report
 
 RANKED: dict[str, Literal[-1, 1]] = {"fvu": -1, "delta_ce": -1, "mcc": 1}
 """Number by which variants are ranked -> the better direction."""
-NUMBERS = ("fvu", "delta_ce", "kl", "l0", "dead", "mcc")
+KEYS = {"fvu": "fvu", "delta_ce": "downstream.delta_ce", "kl": "downstream.kl", "l0": "l0", "dead": "dead"}
+"""Number -> its key in eval.json."""
+MCC = "mcc"
+"""The number that every two seeds have."""
 OF_EACH_SEED = (SHUFFLED, RANDOM)
 """Controls that each seed has for itself."""
-CLOSE = 1e-4
-"""Relative difference up to which sums of two runs over a group of documents count as those of the same tokens."""
 
 
 class Variant(NamedTuple):
@@ -53,11 +41,11 @@ class Variant(NamedTuple):
     name: str
     runs: list[str]
     seeds: tuple[int, ...]
-    documents: list[Documents]
+    reports: list[dict[str, Any]]
+    """Their eval.json."""
+    kept: list[Kept]
     subjects: list[Subject]
     """Their atoms."""
-    components: list[int | None]
-    """Principal components with which PCA reaches each run's FVU."""
 
 
 def compare_runs(
@@ -67,7 +55,7 @@ def compare_runs(
 
     Args:
         runs: run folders that `sae eval` has evaluated on the same tokens.
-        config: which variant is the reference; the bootstrap.
+        config: which variant is the reference.
         known: MCC of pairs of runs that an earlier record has (`record["pairs"]`), which take seconds each.
 
     Returns:
@@ -83,7 +71,7 @@ def compare_runs(
     _check_same_documents(variants)
     reference = _reference(variants, config.reference)
     pairs = dict(known or {})
-    estimates = [_estimates(variant, config, pairs) for variant in variants]
+    estimates = [_estimates(variant, pairs) for variant in variants]
     first = variants[reference]
     rows = []
     for place, (variant, numbers) in enumerate(zip(variants, estimates, strict=True)):
@@ -97,20 +85,22 @@ def compare_runs(
                 "of_seeds": {name: each.uncertain().share("seeds") for name, each in numbers.items()},
                 "difference": None if place == reference else {},
                 "ranks": {},
-                "components": variant.components,
+                # with as many, PCA has the same FVU
+                "components": [(r.get("baselines") or {}).get("pca_components_for_same_fvu") for r in variant.reports],
             }
         )
     _add_differences(rows, estimates, reference)
     _add_ranks(rows, estimates)
-    documents = first.documents[0]
+    report = first.reports[0]
+    losses = report.get("downstream") or {}
     return {
         "reference": first.name,
         "variants": rows,
-        "controls": _controls(first, estimates[reference], config),
-        "tokens": int(documents.rows["count"].sum()),
-        "documents": len(documents.rows["count"]),
-        "loss_tokens": int(documents.losses["count"].sum()) if documents.losses else 0,
-        "loss_documents": len(documents.losses["count"]) if documents.losses else 0,
+        "controls": _controls(first, estimates[reference]),
+        "tokens": report.get("tokens", report.get("rows")),
+        "documents": report.get("documents"),
+        "loss_tokens": losses.get("tokens"),
+        "loss_documents": losses.get("documents"),
         "notes": _notes(variants),
         "pairs": pairs,
     }
@@ -131,12 +121,23 @@ def _variants(runs: Sequence[str | Path]) -> list[Variant]:
         places = sorted(places, key=lambda place: settings[place].get("seed", 0))
         folders = [locate_run(runs[place]) for place in places]
         seeds = tuple(settings[place]["seed"] for place in places if "seed" in settings[place])
-        reports = [read_report(folder, "eval.json") if (folder / "eval.json").is_file() else {} for folder in folders]
-        components = [(report.get("baselines") or {}).get("pca_components_for_same_fvu") for report in reports]
-        documents = [read_documents(folder) for folder in folders]
+        evaluations = [_evaluation(folder) for folder in folders]
         subjects = [open_subject(runs[place]) for place in places]
-        variants.append(Variant(name, [str(runs[p]) for p in places], seeds, documents, subjects, components))
+        named = [str(runs[place]) for place in places]
+        reports, kept = ([each[part] for each in evaluations] for part in (0, 1))
+        variants.append(Variant(name, named, seeds, reports, kept, subjects))
     return variants
+
+
+def _evaluation(folder: Path) -> tuple[dict[str, Any], Kept]:
+    """A run's eval.json, and what is kept beside it for comparisons."""
+    weights = read_description(folder).get("sha256")
+    report = read_report(folder, "eval.json") if (folder / "eval.json").is_file() else None
+    kept = read_kept(folder, str(weights))
+    fvu = {} if report is None else report["fvu"] or {}
+    if report is None or kept is None or "fvu" not in kept.numbers or kept.numbers["fvu"].value != fvu.get("value"):
+        raise ConfigError(f"{folder}: no evaluation with resamples that are of it; evaluate it: sae eval {folder}")
+    return report, kept
 
 
 def _names(runs: Sequence[str | Path], settings: list[dict[str, Any]], groups: list[list[int]]) -> list[str]:
@@ -161,65 +162,45 @@ def _reference(variants: Sequence[Variant], name: str | None) -> int:
 
 
 def _check_same_documents(variants: Sequence[Variant]) -> None:
-    """Refuse runs of which one was evaluated on other tokens, or at another place."""
-    every = [(run, each) for variant in variants for run, each in zip(variant.runs, variant.documents, strict=True)]
-    name, first = every[0]
-    for run, other in every[1:]:
-        for what, mine, theirs in (
-            ("tokens", first.rows["count"], other.rows["count"]),
-            ("activations", first.rows["square"], other.rows["square"]),
-            ("tokens with losses", first.losses.get("count"), other.losses.get("count")),
-            ("losses of the model itself", first.losses.get("clean"), other.losses.get("clean")),
-        ):
-            if not _same(mine, theirs):
+    """Refuse runs of which one was evaluated on other documents, or at another place."""
+    every = [each for v in variants for each in zip(v.runs, v.reports, v.kept, strict=True)]
+    name, report, kept = every[0]
+    for run, other_report, other in every[1:]:
+        here, there = (each.get("target_site", each.get("site")) for each in (report, other_report))
+        if here != there:
+            raise ConfigError(f"{run}: evaluated at {there}, {name} at {here}; expected one place")
+        for key in KEYS.values():
+            mine, theirs = (each.numbers.get(key) for each in (kept, other))
+            if (mine and mine.documents) != (theirs and theirs.documents):
                 raise ConfigError(
-                    f"{run}: evaluated on other {what} than {name}; evaluate both with the same settings (the members "
-                    "of a sweep together, with sae eval SWEEP)"
+                    f"{run}: its {key} is of other documents or resamples than that of {name}; evaluate both with the "
+                    "same settings (the members of a sweep together, with sae eval SWEEP)"
                 )
 
 
-def _same(mine: Tensor | None, theirs: Tensor | None) -> bool:
-    if mine is None or theirs is None:
-        return mine is theirs
-    return mine.shape == theirs.shape and bool(torch.isclose(mine, theirs, rtol=CLOSE, atol=CLOSE).all())
-
-
-def _estimates(variant: Variant, config: CompareConfig, pairs: dict[str, float]) -> dict[str, Estimate]:
+def _estimates(variant: Variant, pairs: dict[str, float]) -> dict[str, Estimate]:
     """The numbers of a variant that its runs have; MCC of every two seeds is read from `pairs` or added to it."""
-    documents, seeds = variant.documents, variant.seeds
-    rows, losses = [each.rows for each in documents], [each.losses for each in documents]
-    numbers: dict[str, Estimate | None] = {
-        "fvu": _over(rows, lambda sums: fvu_of("error", sums), seeds, config),
-        "l0": _over(rows, ratio("l0", "count"), seeds, config),
+    numbers = {
+        name: _over(replicates, variant.seeds)
+        for name, key in KEYS.items()
+        if len(replicates := [kept.numbers[key] for kept in variant.kept if key in kept.numbers]) == len(variant.kept)
     }
-    if losses[0]:
-        numbers["delta_ce"] = _over(losses, _delta_ce("spliced"), seeds, config)
-        numbers["kl"] = _over(losses, ratio("kl", "count"), seeds, config)
-    dead = [(each.fired == 0).double().mean().item() for each in documents]
-    numbers["dead"] = over_jackknife(dead, [each.dead_without for each in documents], seeds)
-    if len(documents) > 1 and all(subject.space is not None for subject in variant.subjects):
-        numbers["mcc"] = over_pairs_of_seeds(_mcc(variant, pairs), seeds)
-    return {name: each for name in NUMBERS if (each := numbers.get(name)) is not None}
+    if len(variant.runs) > 1 and all(subject.space is not None for subject in variant.subjects):
+        numbers[MCC] = over_pairs_of_seeds(_mcc(variant, pairs), variant.seeds)
+    return numbers
 
 
-def _over(
-    sums: Sequence[Mapping[str, Tensor]],
-    metric: Callable[[Mapping[str, Tensor]], Tensor],
-    seeds: Sequence[int],
-    config: CompareConfig,
-) -> Estimate | None:
-    return over_documents(sums, metric, seeds, resamples=config.resamples, seed=config.seed)
-
-
-def _delta_ce(spliced: str) -> Callable[[Mapping[str, Tensor]], Tensor]:
-    return lambda sums: (sums[spliced] - sums["clean"]) / sums["count"]
+def _over(replicates: Sequence[Replicate], seeds: Sequence[int]) -> Estimate:
+    first = replicates[0]
+    values, draws = [each.value for each in replicates], [each.draws for each in replicates]
+    return over_replicates(values, draws, seeds, factor=first.factor, groups=first.groups)
 
 
 def _mcc(variant: Variant, pairs: dict[str, float]) -> list[float]:
     """MCC of the live atoms of every two seeds."""
     values = []
     for i, j in itertools.combinations(range(len(variant.runs)), 2):
-        live = [variant.documents[place].fired > 0 for place in (i, j)]
+        live = [torch.from_numpy(variant.kept[place].fired > 0) for place in (i, j)]
         # which latents live depends on the evaluation
         key = " ".join(f"{variant.subjects[place].weights}/{int(alive.sum())}" for place, alive in zip((i, j), live))  # noqa: B905
         if key not in pairs:
@@ -240,7 +221,7 @@ def _interval(uncertain: Uncertain, name: str = "") -> dict[str, float | None]:
 def _add_differences(rows: list[dict[str, Any]], estimates: list[dict[str, Estimate]], reference: int) -> None:
     """Every variant less the reference; p-values are adjusted over the variants, for each number by itself."""
     others = [place for place in range(len(rows)) if place != reference]
-    for name in NUMBERS:
+    for name in (*KEYS, MCC):
         able = [place for place in others if name in estimates[place] and name in estimates[reference]]
         differences = [less(estimates[place][name], estimates[reference][name]) for place in able]
         adjusted = holm([each.p_value() for each in differences])
@@ -266,31 +247,22 @@ def _known(number: float) -> float | None:
     return None if number != number else number
 
 
-def _controls(variant: Variant, numbers: dict[str, Estimate], config: CompareConfig) -> list[dict[str, Any]]:
+def _controls(variant: Variant, numbers: dict[str, Estimate]) -> list[dict[str, Any]]:
     """What the reference is compared with: a control of each seed as a mean over seeds, others by themselves."""
     rows = []
-    for name in variant.documents[0].controls:
+    for name in [row["control"] for row in variant.reports[0].get("controls") or ()]:
         seeds = variant.seeds if name in OF_EACH_SEED else ()
-        several = [each for each in variant.documents if name in each.controls][: len(seeds) or 1]
-        of_rows = [each.rows | each.controls[name] for each in several]
-        estimates = {
-            "fvu": _over(of_rows, lambda sums: fvu_of("error", sums), seeds, config),
-            "l0": _over(of_rows, ratio("l0", "count"), seeds, config),
+        several = variant.kept[: len(seeds) or 1]
+        known = {
+            number: _over([each.numbers[of_control(name, key)] for each in several], seeds)
+            for number, key in KEYS.items()
+            if all(of_control(name, key) in each.numbers for each in several)
         }
-        losses = [each.losses for each in several]
-        if (spliced := control_losses(losses[0], name)) is not None:
-            estimates["delta_ce"] = _over(losses, _delta_ce(spliced["spliced"]), seeds, config)
-            estimates["kl"] = _over(losses, ratio(spliced["kl"], "count"), seeds, config)
-        known = {number: each for number, each in estimates.items() if each is not None}
         rows.append(
             {
                 "control": name,
                 "numbers": {number: _interval(each.uncertain()) for number, each in known.items()},
-                "difference": {
-                    number: _interval(less(each, numbers[number]))
-                    for number, each in known.items()
-                    if number in numbers
-                },
+                "difference": {number: _interval(less(each, numbers[number])) for number, each in known.items()},
             }
         )
     return rows

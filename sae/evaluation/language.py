@@ -17,13 +17,14 @@ from sae.config import EvalConfig, HarvestConfig, to_json
 from sae.data.packing import BEGINNING, Contexts
 from sae.evaluation import bootstrap, downstream
 from sae.evaluation.baselines import PCA
-from sae.evaluation.control_table import components_of, control_rows
+from sae.evaluation.control_table import components_of, control_losses, control_rows
 from sae.evaluation.controls import Control, RandomDictionary, TrainingRows, controls_of, principal
-from sae.evaluation.documents import Documents, documents_of
 from sae.evaluation.downstream import Batch, Downstream, Splice
 from sae.evaluation.random_dictionary import train_random_dictionary
 from sae.evaluation.reconstruction import Reconstruction, training_form
+from sae.evaluation.replicates import Kept, kept_of
 from sae.evaluation.sharing import shared
+from sae.evaluation.token_classes import TokenClasses, added_by_class
 from sae.harvest.language_model import LanguageModel
 from sae.harvest.rows import Rows
 from sae.harvest.stream import KINDS, ORDINARY, OTHER_ROLE, Harvest
@@ -75,7 +76,10 @@ class Evaluation:
         self.stop, self.progress, self.ranks = stop, progress, ranks
         self.draws = {"resamples": config.resamples, "seed": config.seed}
         self.harvest = self._harvest("heldout")
-        self.downstream = Downstream(self.harvest, [tuple(run.targets) for run in runs])
+        self.classes = TokenClasses(lm.tokenizer)
+        self.downstream = Downstream(self.harvest, [tuple(run.targets) for run in runs], self.classes)
+        self.kept: list[Kept] = []
+        """What comparisons need of every run, once there are `reports`; in the first rank alone."""
         self.batches: list[Batch] = []
         """Batches with losses, the first of all; the clean passes of this process's own ones are made."""
         self._kept = 0
@@ -84,12 +88,12 @@ class Evaluation:
             progress.say(f"This model predicts no next token ({why}): cross-entropies are left out.")
             self._loss_tokens = 0
 
-    def reports(self) -> list[tuple[dict[str, Any], Documents]]:
-        """All metrics of every run as JSON values, and its sums over documents; in the first rank alone."""
+    def reports(self) -> list[dict[str, Any]]:
+        """All metrics of every run as JSON values; in the first rank alone."""
         pcas, controls = self._fits()
         groups, forms = self._reconstruct(pcas, controls)
         losses = self._splice_in(groups, controls)
-        reports: list[tuple[dict[str, Any], Documents]] = []
+        reports: list[dict[str, Any]] = []
         if not self.ranks.first:
             return reports
         for index, run in enumerate(self.runs):
@@ -114,8 +118,12 @@ class Evaluation:
                 report["downstream_missing"] = self.lm.traits.no_next_token
             if controls[index] is not None:
                 report["controls"] = control_rows(ordinary, sums, k=k, **self.draws)
-            documents = documents_of(ordinary, sums, k=k, settings=to_json(self.config))
-            reports.append((bootstrap.plain(report), documents))
+            if sums is not None:
+                names = [row["control"] for row in report.get("controls", ())]
+                spliced = {name: of["spliced"] for name in names if (of := control_losses(sums.sums, name)) is not None}
+                report["added_by_class"] = added_by_class(sums, spliced, counted=self.classes.counted, **self.draws)
+            reports.append(bootstrap.plain(report))
+            self.kept.append(kept_of(ordinary, sums, k=k, settings=to_json(self.config), **self.draws))
         return reports
 
     def _harvest(self, split: Any) -> Harvest:
@@ -154,6 +162,7 @@ class Evaluation:
         left = self.config.pca_tokens
         with self.progress.bar("Baseline", left, "tokens") as bar:
             for batch in shared(harvest.contexts(BEGINNING), harvest.rows, self.ranks):
+                self.classes.count(_read_text(batch.unit, len(self.lm.beginning)))
                 trained = batch.select(harvest.trained(batch.kind).nonzero().squeeze(1)[:left])
                 if trained.rows is not None:
                     for ends, run in {_ends(run): run for run in self.runs}.items():
@@ -277,6 +286,11 @@ class Evaluation:
 
 def _ends(run: Run) -> Ends:
     return tuple(site.name for site in run.inputs), tuple(site.name for site in run.targets)
+
+
+def _read_text(contexts: Contexts, beginning: int) -> torch.Tensor:
+    """Ids of a batch's tokens without padding and without those that begin a segment, int64 [n]."""
+    return contexts.tokens[(contexts.document >= 0) & (contexts.position >= beginning)]
 
 
 def _joined(parts: list[TrainingRows]) -> TrainingRows:

@@ -1,6 +1,6 @@
 """Comparing variants that were trained with several seeds and measured on the same documents.
 
-    estimates = [over_documents(sums, metric, seeds, resamples=1000, seed=0) for sums in sums_of_variants]
+    estimates = [over_replicates(values, draws, (0, 1, 2), factor=1.0, groups=200) for values, draws in variants]
     estimates[0].uncertain().interval()                  # mean over seeds, 95%, over seeds and documents
     difference = less(estimates[1], estimates[0])        # on the same documents and, where they are the same, seeds
     difference.p_value(), difference.detectable()
@@ -22,15 +22,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
-import torch
 from scipy import optimize, stats
-from torch import Tensor
 
-from sae.evaluation.bootstrap import MOST_UNDEFINED, Interval, resample_weights
+from sae.evaluation.bootstrap import MOST_UNDEFINED, Interval
 
 LEVEL, POWER = 0.05, 0.8
 """Of every test, and of the minimum detectable difference."""
@@ -128,47 +126,19 @@ class Estimate(NamedTuple):
         return Uncertain(self.value, tuple(part for part in parts if part is not None))
 
 
-def over_documents(
-    sums: Sequence[Mapping[str, Tensor]],
-    metric: Callable[[Mapping[str, Tensor]], Tensor],
-    seeds: Sequence[int],
-    *,
-    resamples: int,
-    seed: int,
-) -> Estimate | None:
-    """The mean over seeds of a metric of sums over documents; None where a seed has no value.
+def over_replicates(
+    values: Sequence[float], replicates: Sequence[np.ndarray], seeds: Sequence[int], *, factor: float, groups: int
+) -> Estimate:
+    """The mean over seeds of a number that is known on resampled documents.
 
     Args:
-        sums: of every training, sums a group of documents, [G] or [G, d], the same groups in all.
-        metric: as for `GroupSums.interval`: gets sums with a leading axis R and returns [R].
+        values: of every training, on all documents.
+        replicates: of every training [R], on the same resamples of documents or without the same groups of them.
         seeds: of the trainings.
-        resamples: of the documents.
-        seed: of the resamples; with the same one and the same G, the same documents are drawn.
+        factor: see `Estimate`.
+        groups: see `Estimate`.
     """
-    groups = len(next(iter(sums[0].values())))
-    whole = torch.ones(1, groups, dtype=torch.float64)
-    values = [_weighted(metric, each, whole).item() for each in sums]
-    if not np.isfinite(values).all():
-        return None
-    replicates = np.empty(0)
-    if groups > 1:
-        weights = resample_weights(groups, resamples, seed)
-        replicates = torch.stack([_weighted(metric, each, weights) for each in sums]).mean(0).numpy()
-    return Estimate(tuple(values), tuple(seeds), _means_without(values), replicates, 1.0, groups)
-
-
-def _weighted(metric: Callable[[Mapping[str, Tensor]], Tensor], sums: Mapping[str, Tensor], weights: Tensor) -> Tensor:
-    return metric({name: weights @ each.double() for name, each in sums.items()})
-
-
-def over_jackknife(values: Sequence[float], without_group: Sequence[Tensor], seeds: Sequence[int]) -> Estimate:
-    """The mean over seeds of a number whose values without each group of documents are known, [G] of every seed.
-
-    For what a bootstrap cannot give, such as the share of latents that never fired: every resample misses some.
-    """
-    replicates = torch.stack(list(without_group)).double().mean(0).numpy()
-    groups = len(replicates)
-    return Estimate(tuple(values), tuple(seeds), _means_without(values), replicates, groups - 1.0, groups)
+    return Estimate(tuple(values), tuple(seeds), _means_without(values), np.mean(replicates, axis=0), factor, groups)
 
 
 def over_pairs_of_seeds(pairs: Sequence[float], seeds: Sequence[int]) -> Estimate:

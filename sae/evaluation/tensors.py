@@ -21,10 +21,10 @@ from sae.evaluation import bootstrap
 from sae.evaluation.baselines import PCA
 from sae.evaluation.control_table import control_rows
 from sae.evaluation.controls import controls_of
-from sae.evaluation.documents import documents_of, write_documents
 from sae.evaluation.random_dictionary import train_random_dictionary
 from sae.evaluation.reconstruction import Reconstruction, training_form
-from sae.models.saved import publish_report
+from sae.evaluation.replicates import kept_of, write_kept
+from sae.models.saved import publish_report, read_description
 from sae.runs import open_run
 
 CHUNK = 8192
@@ -79,7 +79,8 @@ def evaluate_tensors(run: str | Path, config: EvalConfig | None = None) -> dict[
         report["controls"] = control_rows(saved, None, k=k, **draws)
     head = {"run": str(run), "variant": opened.config.sae.variant, "data": opened.config.rows.data}
     done = {**head, **bootstrap.plain(report), "seconds": round(time.perf_counter() - begun, 1)}
-    write_documents(opened.folder, documents_of(saved, None, k=k, settings=to_json(config)), done)
+    kept = kept_of(saved, None, k=k, settings=to_json(config), **draws)
+    write_kept(opened.folder, str(read_description(opened.folder)["sha256"]), kept)
     publish_report(opened.folder, "eval.json", done)
     return done
 

@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from sae.base.files import CorruptError, publish_file, publish_json
-from sae.base.tables import number
+from sae.base.tables import markdown, number
 from sae.config import CompareConfig, ConfigError, EvalConfig, to_json
 from sae.evaluation.controls import RANDOM, SHUFFLED
-from sae.evaluation.documents import read_documents
+from sae.evaluation.replicates import read_kept
 from sae.evaluation.run import evaluate_all
 from sae.evaluation.seeds import by_settings, settings_of
-from sae.models.saved import CONFIG, read_config, read_report
+from sae.models.saved import CONFIG, read_config, read_description, read_report
 from sae.reporting import variants
+from sae.reporting.fidelity import draw_fidelity
 from sae.reporting.figures import write_figure
-from sae.reporting.sections import draw_fidelity
 from sae.runs.sweeps import Sweep, sweep_of
 from sae.training.run_folder import is_finished
 
@@ -68,7 +68,9 @@ def compare(folder: str | Path, evaluation: EvalConfig | None = None, *, again: 
     controls = _controls(reports)
     record = {"rows": rows, "controls": controls, "baselines": pca, "tokens": reports[0]["tokens"] if reports else 0}
     publish_json(sweep.folder / RECORD, record)
-    publish_file(sweep.folder / TABLE, (markdown(rows) + ("\n" + markdown(controls) if controls else "")).encode())
+    publish_file(
+        sweep.folder / TABLE, (markdown(table(rows)) + ("\n" + markdown(table(controls)) if controls else "")).encode()
+    )
     files = [TABLE, RECORD]
     if reports:
         figure = draw_fidelity(_curves(finished, reports), _sites(reports))
@@ -95,10 +97,15 @@ def _evaluated(members: Sequence[Path], evaluation: EvalConfig, again: bool) -> 
 def _kept(member: Path, evaluation: EvalConfig) -> dict[str, Any] | None:
     """The report of an evaluation with these settings; None where there is none that can be used."""
     try:
-        settings = read_documents(member).settings
-    except (ConfigError, CorruptError):
+        kept = read_kept(member, str(read_description(member).get("sha256")))
+        report = read_report(member, EVALUATION)
+    except CorruptError:
         return None
-    return read_report(member, EVALUATION) if settings == to_json(evaluation) else None
+    if kept is None or kept.settings != to_json(evaluation):
+        return None
+    fvu = kept.numbers.get("fvu")
+    # both are of one evaluation
+    return report if fvu is not None and fvu.value == (report["fvu"] or {}).get("value") else None
 
 
 def _over_seeds(folder: Path, members: Sequence[Path], reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -171,13 +178,6 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     return [
         {heading: number(row[name]).replace("\n", " ") for name, heading in {**COLUMNS, **more}.items()} for row in rows
     ]
-
-
-def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The table in Markdown."""
-    cells = table(rows)
-    lines = [list(cells[0]), ["---"] * len(cells[0]), *(list(row.values()) for row in cells)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def _curves(folders: Sequence[Path], reports: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:

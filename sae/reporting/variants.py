@@ -63,7 +63,7 @@ def compare(runs: Sequence[str | Path], config: CompareConfig | None = None) -> 
         >>> import sae
         >>> settings = sae.EvalConfig(tokens=1_024, downstream_tokens=512, pca_tokens=1_024, resamples=10)
         >>> reports = [sae.evaluate(run, settings) for run in ("runs/demo", "runs/k16")]
-        >>> result = sae.compare(["runs/demo", "runs/k16"], sae.CompareConfig(resamples=50))
+        >>> result = sae.compare(["runs/demo", "runs/k16"], sae.CompareConfig(reference="topk k=16"))
         >>> [row["variant"] for row in result["table"]]
         ['topk k=8', 'topk k=16']
     """
@@ -195,10 +195,11 @@ def page(record: Mapping[str, Any], figure: Any) -> Page:
 
 
 def _measured(record: Mapping[str, Any]) -> str:
+    documents = f" of {record['documents']:,} documents" if record["documents"] else ""
     losses = f", cross-entropies on {record['loss_tokens']:,}" if record["loss_tokens"] else ""
     seeds = sorted({len(row["runs"]) for row in record["variants"]})
     times = " or ".join(f"{count}" for count in seeds) + (" seed" if seeds == [1] else " seeds")
-    return f"{times} each; {record['tokens']:,} held-out tokens of {record['documents']:,} documents{losses}."
+    return f"{times} each; {record['tokens']:,} held-out tokens{documents}{losses}."
 
 
 def _shown(row: Mapping[str, Any]) -> dict[str, Any]:

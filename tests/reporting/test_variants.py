@@ -9,15 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 import sae
 from sae.base.files import CorruptError, read_json
 from sae.cli.main import main
 from sae.config import ConfigError
-from sae.evaluation.documents import FILE, read_documents
 from sae.evaluation.matching.assignment import cosine_similarity, one_to_one
-from sae.models.saved import load
+from sae.evaluation.replicates import FILE, Kept, of_control, read_kept
+from sae.models.saved import load, read_description
 from sae.reporting.sweep import compare as compare_members
 
 FLAGS = (
@@ -30,6 +29,12 @@ ALL = sae.EvalConfig(tokens=600, downstream_tokens=128, pca_tokens=512, controls
 def command(model: Path, corpus: Path, out: Path, seeds: str) -> list[str]:
     given = ("sweep", "--model", model, "--dataset", corpus, "--layer", 1, *FLAGS, "--seed", seeds, "--out", out)
     return [str(argument) for argument in given]
+
+
+def kept(run: Path) -> Kept:
+    found = read_kept(run, str(read_description(run)["sha256"]))
+    assert found is not None
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +94,7 @@ def test_documents_are_as_uncertain_as_in_a_single_evaluation(swept: Path) -> No
 
 def test_mcc_is_of_the_latents_that_fired(swept: Path, record: dict[str, Any]) -> None:
     runs = [Path(run) for run in record["variants"][0]["runs"][:2]]
-    atoms = [load(run).dictionary.W.detach()[read_documents(run).fired > 0] for run in runs]
+    atoms = [load(run).dictionary.W.detach()[kept(run).fired > 0] for run in runs]
     mcc = one_to_one(cosine_similarity(*atoms)).strength.double().mean().item()
     assert record["variants"][0]["values"]["mcc"][0] == pytest.approx(mcc)
 
@@ -109,12 +114,11 @@ def test_controls_stand_beside_the_reference(controlled: Path) -> None:
 
 
 def test_every_seed_has_a_random_dictionary_and_its_variants_share_it(controlled: Path) -> None:
-    errors = {
-        run.name: read_documents(run).controls["random dictionary"]["error"] for run in controlled.glob("*-seed*")
-    }
+    runs = controlled.glob("*-seed*")
+    fvus = {run.name: kept(run).numbers[of_control("random dictionary", "fvu")].value for run in runs}
     for seed in range(3):
-        assert torch.equal(errors[f"topk-seed{seed}"], errors[f"batchtopk-seed{seed}"])
-    assert not torch.equal(errors["topk-seed0"], errors["topk-seed1"])
+        assert fvus[f"topk-seed{seed}"] == fvus[f"batchtopk-seed{seed}"]
+    assert fvus["topk-seed0"] != fvus["topk-seed1"]
 
 
 def test_the_command_again_measures_what_is_missing(
@@ -149,7 +153,7 @@ def test_other_tokens_are_refused(swept: Path, tmp_path: Path) -> None:
     sae.evaluate(
         runs[1], sae.EvalConfig(tokens=500, downstream_tokens=128, pca_tokens=0, controls="none", resamples=10)
     )
-    with pytest.raises(ConfigError, match="batchtopk-seed0: evaluated on other tokens than"):
+    with pytest.raises(ConfigError, match="batchtopk-seed0: its fvu is of other documents"):
         sae.compare(runs)
 
 
@@ -158,13 +162,13 @@ def test_sums_of_another_evaluation_are_refused(swept: Path, tmp_path: Path) -> 
     for run in runs:
         shutil.copytree(swept / run.name, run)
     shutil.copy(swept / "topk-seed1" / FILE, runs[0] / FILE)
-    with pytest.raises(CorruptError, match="of another evaluation than"):
+    with pytest.raises(ConfigError, match="no evaluation with resamples that are of it"):
         sae.compare(runs)
     (runs[0] / FILE).write_bytes((swept / "topk-seed0" / FILE).read_bytes()[:-200])
     with pytest.raises(CorruptError, match="cannot be read"):
         sae.compare(runs)
     (runs[0] / FILE).unlink()
-    with pytest.raises(ConfigError, match="evaluate it again"):
+    with pytest.raises(ConfigError, match="evaluate it: sae eval"):
         sae.compare(runs)
 
 

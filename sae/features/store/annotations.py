@@ -23,7 +23,7 @@ from sae.features.store.keys import FeatureError
 from sae.models.saved import read_description
 
 FILE = "annotations.sqlite"
-TABLES = ("annotations", "names", "steering")
+TABLES = ("annotations", "names", "scores", "steering")
 SCHEMA = frozenset({*TABLES, "seals"})
 EMPTY: dict[str, Any] = {"label": None, "bookmark": False, "note": None}
 LONGEST = 10_000  # characters of a label or note
@@ -77,6 +77,26 @@ class Annotations:
             for latent, value in names.items():
                 self._put(blobs, "names", int(latent), dict(value))
 
+    def scores(self) -> dict[int, dict[str, Any]]:
+        """Scores of the present names: `{latent: {scorer: {"words", "detection", ...}}}`, see `explain.score.read`."""
+        names = self.names()
+        current = {}
+        for latent, entries in self._read("scores").items():
+            # a latent that got another name has no score yet
+            words = {names.get(latent, {}).get(field) for field in ("name", "rule_name")}
+            if kept := {scorer: entry for scorer, entry in entries.items() if entry["words"] in words}:
+                current[latent] = kept
+        return current
+
+    def set_scores(self, scorer: str, scores: Mapping[int, Mapping[str, Any]]) -> None:
+        """Save what a scorer found of some names; its earlier scores of the same words by other measures stay."""
+        with self._writing() as blobs:
+            for latent, entry in scores.items():
+                before = _rows(blobs, "scores", self.weights, int(latent)).get(int(latent), {})
+                same = before.get(scorer, {}).get("words") == entry["words"]
+                merged = {**(before.get(scorer, {}) if same else {}), **entry}
+                self._put(blobs, "scores", int(latent), {**before, scorer: merged})
+
     def steering(self) -> dict[int, dict[str, Any]]:
         """What steering with a latent does, measured: see `sae.features.steer.measure.measure_latent`."""
         return self._read("steering")
@@ -92,7 +112,7 @@ class Annotations:
         with contextlib.closing(open_read_only(self.path, SCHEMA, recover=True, remedy=REMEDY)) as connection:
             blobs = Blobs(connection, self.path, REMEDY)
             connection.execute("BEGIN")  # the rows and their seal of one moment
-            # a file from before steering was measured has no such table
+            # a file from before there was such a table
             if not list(blobs.query("SELECT 1 FROM sqlite_schema WHERE name = ?", (table,))):
                 return {}
             _check_seal(blobs, table)
