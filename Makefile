@@ -45,12 +45,12 @@ bench-peers: .venv-peers/.installed
 race: install .venv-peers/.installed
 	nice -n 10 $(BIN)/python -m scripts.race --figure docs/race.svg $(RACE)
 
-# five variants with three seeds each on the demo task, beside their controls; docs/variants.md has the table. A run that
-# was stopped continues, and VARIANTS takes other settings
+# five variants with three seeds each at the size of the race, beside their controls: the table of docs/variants.md. A
+# sweep that was stopped continues, and VARIANTS takes other settings, such as "--width 4608 --out runs/wide"
 variants: install
-	nice -n 10 $(BIN)/sae sweep --model demo --dataset demo --layer 9 --width 4608 --k 32 --tokens 200000 --epochs 2 \
-	  --variant topk,batchtopk,matryoshka,jumprelu,matching_pursuit --seed 0,1,2 --controls all \
-	  --store runs/variants/store --out runs/variants $(VARIANTS)
+	nice -n 10 $(BIN)/sae sweep --model demo --dataset demo --layer 9 --width 2304 --k 32 --tokens 200000 --batch 512 \
+	  --variant topk,batchtopk,matryoshka,jumprelu,matching_pursuit --seed 0,1,2 --controls all --downstream-tokens 3072 \
+	  --store runs/store-variants --out runs/variants $(VARIANTS)
 
 .venv-peers/.installed:
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sae.base import tables
 from sae.base.files import publish_file, publish_json, read_json
 from sae.base.tables import number
 from sae.config import CompareConfig, ConfigError
@@ -133,20 +134,20 @@ def table(record: Mapping[str, Any]) -> list[dict[str, str]]:
 
 def differences(record: Mapping[str, Any]) -> list[dict[str, str]]:
     """A row for every variant but the reference."""
+    others = [row for row in record["variants"] if row["difference"] is not None]
     rows = []
-    for row in record["variants"]:
-        if row["difference"] is None:
-            continue
+    for row in others:
         cells = {f"variant, less {record['reference']}": row["variant"]}
         for name in DIFFERENCES:
-            if (each := row["difference"].get(name)) is None:
+            if not any(name in other["difference"] for other in others):
                 continue
-            told = each["p_holm"] is not None and each["p_holm"] <= LEVEL
-            cells[HEADS[name]] = number(_numbers(each)) + ("*" if told else "")
+            each = row["difference"].get(name)
+            told = each is not None and each["p_holm"] is not None and each["p_holm"] <= LEVEL
+            cells[HEADS[name]] = number(each and _numbers(each)) + ("*" if told else "")
             if name in RANKED:
-                cells[f"detectable, {HEADS[name]}"] = number(each["detectable"])
+                cells[f"detectable, {HEADS[name]}"] = number(each and each["detectable"])
                 if name != "mcc":  # which has no documents
-                    cells[f"of seeds, {HEADS[name]}"] = f"{each['of_seeds']:.0%}"
+                    cells[f"of seeds, {HEADS[name]}"] = "-" if each is None else f"{each['of_seeds']:.0%}"
         rows.append(cells)
     return rows
 
@@ -165,10 +166,10 @@ def controls(record: Mapping[str, Any]) -> list[dict[str, str]]:
 
 def markdown(record: Mapping[str, Any]) -> str:
     """The three tables in Markdown, with what they say."""
-    parts = [_measured(record), _table(table(record)), EXPLAINED]
-    parts += [_table(differences(record)), EXPLAINED_DIFFERENCES]
+    parts = [_measured(record), tables.markdown(table(record)).rstrip(), EXPLAINED]
+    parts += [tables.markdown(differences(record)).rstrip(), EXPLAINED_DIFFERENCES]
     if rows := controls(record):
-        parts += [_table(rows), EXPLAINED_CONTROLS]
+        parts += [tables.markdown(rows).rstrip(), EXPLAINED_CONTROLS]
     return "\n\n".join([*parts, *record["notes"]]) + "\n"
 
 
@@ -214,9 +215,3 @@ def _numbers(each: Mapping[str, Any]) -> dict[str, Any]:
 def _range(components: Sequence[int | None]) -> str:
     known = sorted({each for each in components if each is not None})
     return "-" if not known else f"{known[0]}" if len(known) == 1 else f"{known[0]}-{known[-1]}"
-
-
-def _table(rows: Sequence[Mapping[str, str]]) -> str:
-    heads = list(rows[0])
-    lines = [heads, ["---"] * len(heads), *([row.get(head, "-") for head in heads] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
