@@ -104,7 +104,7 @@ PAIRS = ("skip_transcoder, gated", "transcoder, matryoshka", "crosscoder, tempor
 """Of the bases of variants that have several, the interpreter tries these: it takes half a second a step."""
 SEVERAL = ("transcoder, ", "skip_transcoder, ", "crosscoder, ")
 EVERY_STEP = int(os.environ.get("SPARSIGHT_STEPS", "50" if torch.cuda.is_available() else "3"))
-"""Steps that each variant takes; 50 of all variants under the interpreter take minutes: `SPARSIGHT_STEPS=50` asks for them."""
+"""Steps that each variant takes; under the interpreter `SPARSIGHT_STEPS=50` takes minutes."""
 TRIED = FUSED if torch.cuda.is_available() else [n for n in FUSED if n in PAIRS or not n.startswith(SEVERAL)]
 
 
