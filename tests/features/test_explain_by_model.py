@@ -9,6 +9,7 @@ import re
 import shutil
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -60,7 +61,7 @@ class Oracle(ThreadingHTTPServer):
         if "how strongly" in system:
             return json.dumps([int(self.knows(text)) for text in re.findall(r"^\d+\. (.*)$", user, flags=re.MULTILINE)])
         if "JSON list" not in system:
-            return '"tokens of a river"\nand more'
+            return f'"tokens of a river {zlib.crc32(user.encode()) % 1000}"\nand more'
         texts = re.findall(r"^\d+\. (.*)$", user, flags=re.MULTILINE)
         return "Sure: " + json.dumps([int(self.knows(text)) for text in texts])
 
@@ -146,7 +147,7 @@ def test_an_endpoint_names_and_judges(folder: Path, oracle: Oracle, monkeypatch:
     assert (report["method"], report["named"]) == ("endpoint:oracle", 2)
     names, scores = FeatureStore(folder).annotations.names(), FeatureStore(folder).annotations.scores()
     for latent in latents:
-        assert names[latent]["name"] == "tokens of a river"
+        assert names[latent]["name"].startswith("tokens of a river ")
         entry = scores[latent]["endpoint:oracle"]
         # who always says yes is right half of the time
         for measure in ("detection", "fuzzing"):
