@@ -30,6 +30,7 @@ _LAZY = {
     "evaluate": "sae.evaluation.run:evaluate",
     "match": "sae.evaluation.matching.run:match",
     "choose_l0": "sae.evaluation.l0.run:choose_l0",
+    "measure": "sae.evaluation.semantic.run:measure",
     "collect": "sae.features.collect.collect:collect",
     "explain": "sae.features.explain.explain:explain",
     "steer": "sae.features.steer.steer:steer_run",
@@ -57,6 +58,7 @@ _LAZY = {
     "StoreConfig": "sae.config:StoreConfig",
     "ImportConfig": "sae.config:ImportConfig",
     "MatchConfig": "sae.config:MatchConfig",
+    "MeasureConfig": "sae.config:MeasureConfig",
     "L0Config": "sae.config:L0Config",
 }
 """Name -> where it is."""
@@ -72,6 +74,7 @@ __all__ = [
     "ImportConfig",
     "L0Config",
     "MatchConfig",
+    "MeasureConfig",
     "OptimConfig",
     "Run",
     "SAEConfig",
@@ -91,6 +94,7 @@ __all__ = [
     "harvest_store",
     "load",
     "match",
+    "measure",
     "measure_steering",
     "report",
     "steer",
@@ -111,6 +115,7 @@ if TYPE_CHECKING:
         ImportConfig,
         L0Config,
         MatchConfig,
+        MeasureConfig,
         OptimConfig,
         SAEConfig,
         SteerConfig,
@@ -124,6 +129,7 @@ if TYPE_CHECKING:
     from sae.evaluation.l0.run import choose_l0
     from sae.evaluation.matching.run import match
     from sae.evaluation.run import evaluate
+    from sae.evaluation.semantic.run import measure
     from sae.features.collect.collect import collect
     from sae.features.explain.explain import explain
     from sae.features.steer.measure import measure_steering

@@ -18,8 +18,10 @@ import numpy as np
 from sae.base.files import CorruptError
 from sae.browser.listing import JUDGED, Listing, Marks
 from sae.browser.pictures import Pictures
+from sae.evaluation.control_table import sentences
 from sae.evaluation.matching.scores import FILE as STABILITY_FILE
 from sae.evaluation.matching.scores import Scores, read_scores
+from sae.evaluation.tables import MEANING, added_tables, beside_controls
 from sae.evaluation.words import described
 from sae.features.store.annotations import Annotations
 from sae.features.store.keys import FeatureError
@@ -133,13 +135,16 @@ class BrowsedRun:
             return annotation
 
     def report(self) -> dict[str, Any]:
-        """Configuration, training curves and the measures of the evaluation; None where a file is missing."""
+        """Configuration, training curves, and what the evaluation measured; None where a file is missing."""
         numbers = self._json("eval.json")
+        beside = [] if numbers is None else beside_controls(numbers)
         return {
             "name": self.name,
             "folder": str(self.folder),
             "config": self._json(CONFIG),
             "eval": None if numbers is None else [m._asdict() for m in described(numbers, kind_of(self.folder))],
+            "controls": {"meaning": MEANING, "rows": beside, "said": sentences(numbers)} if len(beside) > 1 else None,
+            "added": [] if numbers is None else [table._asdict() for table in added_tables(numbers)],
             "curves": curves(self.folder),
         }
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from sae.cli.harvest import Harvest
+from sae.cli.measure import Measure
 from sae.cli.options import Json
 from sae.cli.reporting import Report
 from sae.cli.selftest import SelfTest
@@ -506,6 +507,7 @@ COMMANDS: dict[str, type] = {
     "sweep": Sweep,
     "eval": Eval,
     "match": Match,
+    "measure": Measure,
     "choose-l0": ChooseL0,
     "explain": Explain,
     "steer": Steer,

@@ -14,6 +14,7 @@ from typing import Any
 
 import sae
 from sae.cli import commands, harvest, image_commands
+from sae.cli.measure import Measure
 from sae.cli.reporting import Report
 from sae.cli.selftest import SelfTest
 from sae.cli.sources import members_of
@@ -154,6 +155,7 @@ CALLS: dict[type, Callable[[Any], Call]] = {
     commands.Sweep: _sweep,
     commands.Eval: _evaluate,
     commands.Match: _match,
+    Measure: _on_run("measure", "measure"),
     commands.ChooseL0: _choose_l0,
     commands.Explain: _on_run("explain", "explain"),
     commands.Steer: _on_run("steer", "steer"),

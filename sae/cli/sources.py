@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from sae.cli.commands import Browse, ChooseL0, Eval, Explain, Export, Features, Match, Steer, Verify
+from sae.cli.measure import Measure
 from sae.cli.reporting import Report
 from sae.cli.steering import SteerMeasure
 from sae.config import ConfigError
@@ -13,6 +14,7 @@ from sae.config import ConfigError
 NAMES: dict[type, str] = {
     Eval: "eval",
     Match: "match",
+    Measure: "measure",
     ChooseL0: "choose-l0",
     Features: "features",
     Explain: "explain",

@@ -17,12 +17,14 @@ from sae.config import EvalConfig, HarvestConfig
 from sae.data.packing import BEGINNING, Contexts
 from sae.evaluation import bootstrap, downstream
 from sae.evaluation.baselines import PCA
-from sae.evaluation.control_table import components_of, control_rows
+from sae.evaluation.control_table import components_of, control_losses, control_rows
 from sae.evaluation.controls import Control, TrainingRows, controls_of, principal
 from sae.evaluation.downstream import Batch, Downstream, Splice
 from sae.evaluation.random_dictionary import train_random_dictionary
 from sae.evaluation.reconstruction import Reconstruction, training_form
+from sae.evaluation.replicates import Replicate, replicates_of
 from sae.evaluation.sharing import shared
+from sae.evaluation.token_classes import TokenClasses, added_by_class
 from sae.harvest.language_model import LanguageModel
 from sae.harvest.rows import Rows
 from sae.harvest.stream import KINDS, ORDINARY, OTHER_ROLE, Harvest
@@ -74,7 +76,10 @@ class Evaluation:
         self.stop, self.progress, self.ranks = stop, progress, ranks
         self.draws = {"resamples": config.resamples, "seed": config.seed}
         self.harvest = self._harvest("heldout")
-        self.downstream = Downstream(self.harvest, [tuple(run.targets) for run in runs])
+        self.classes = TokenClasses(lm.tokenizer)
+        self.downstream = Downstream(self.harvest, [tuple(run.targets) for run in runs], self.classes)
+        self.replicates: list[dict[str, Replicate]] = []
+        """Of every run, once there are `reports`; in the first rank alone."""
         self.batches: list[Batch] = []
         """Batches with losses, the first of all; the clean passes of this process's own ones are made."""
         self._kept = 0
@@ -113,7 +118,12 @@ class Evaluation:
                 report["downstream_missing"] = self.lm.traits.no_next_token
             if controls[index] is not None:
                 report["controls"] = control_rows(ordinary, sums, k=k, **self.draws)
+            if sums is not None:
+                names = [row["control"] for row in report.get("controls", ())]
+                spliced = {name: of["spliced"] for name in names if (of := control_losses(sums, name)) is not None}
+                report["added_by_class"] = added_by_class(sums, spliced, counted=self.classes.counted, **self.draws)
             reports.append(bootstrap.plain(report))
+            self.replicates.append(replicates_of(ordinary.sums, sums, **self.draws))
         return reports
 
     def _harvest(self, split: Any) -> Harvest:
@@ -146,6 +156,7 @@ class Evaluation:
         left = self.config.pca_tokens
         with self.progress.bar("Baseline", left, "tokens") as bar:
             for batch in shared(harvest.contexts(BEGINNING), harvest.rows, self.ranks):
+                self.classes.count(_read_text(batch.unit, len(self.lm.beginning)))
                 trained = batch.select(harvest.trained(batch.kind).nonzero().squeeze(1)[:left])
                 if trained.rows is not None:
                     for ends, run in {_ends(run): run for run in self.runs}.items():
@@ -269,6 +280,11 @@ class Evaluation:
 
 def _ends(run: Run) -> Ends:
     return tuple(site.name for site in run.inputs), tuple(site.name for site in run.targets)
+
+
+def _read_text(contexts: Contexts, beginning: int) -> torch.Tensor:
+    """Ids of a batch's tokens without padding and without those that begin a segment, int64 [n]."""
+    return contexts.tokens[(contexts.document >= 0) & (contexts.position >= beginning)]
 
 
 def _joined(parts: list[TrainingRows]) -> TrainingRows:

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from sae.base.files import publish_file, publish_json
-from sae.base.tables import number
+from sae.base.tables import markdown, number
 from sae.config import ConfigError, EvalConfig
 from sae.evaluation.controls import RANDOM, SHUFFLED
 from sae.evaluation.run import evaluate_all
 from sae.models.saved import CONFIG, read_config
+from sae.reporting.fidelity import draw_fidelity
 from sae.reporting.figures import write_figure
-from sae.reporting.sections import draw_fidelity
 from sae.runs.sweeps import Sweep, sweep_of
 from sae.training.run_folder import is_finished
 
@@ -61,7 +61,9 @@ def compare(folder: str | Path, evaluation: EvalConfig | None = None) -> dict[st
     controls = _controls(reports)
     record = {"rows": rows, "controls": controls, "baselines": pca, "tokens": reports[0]["tokens"] if reports else 0}
     publish_json(sweep.folder / RECORD, record)
-    publish_file(sweep.folder / TABLE, (markdown(rows) + ("\n" + markdown(controls) if controls else "")).encode())
+    publish_file(
+        sweep.folder / TABLE, (markdown(table(rows)) + ("\n" + markdown(table(controls)) if controls else "")).encode()
+    )
     files = [TABLE, RECORD]
     if reports:
         figure = draw_fidelity(_curves(finished, reports), _sites(reports))
@@ -126,13 +128,6 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     return [
         {heading: number(row[name]).replace("\n", " ") for name, heading in {**COLUMNS, **more}.items()} for row in rows
     ]
-
-
-def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The table in Markdown."""
-    cells = table(rows)
-    lines = [list(cells[0]), ["---"] * len(cells[0]), *(list(row.values()) for row in cells)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def _curves(folders: Sequence[Path], reports: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
