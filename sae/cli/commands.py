@@ -14,6 +14,7 @@ import tyro
 
 from sae.cli.bench import Bench
 from sae.cli.choose_l0 import ChooseL0
+from sae.cli.comparing import Compare
 from sae.cli.exchange import Export, Import, List
 from sae.cli.harvest import Harvest
 from sae.cli.match import Match
@@ -195,6 +196,7 @@ COMMANDS: dict[str, type] = {
     "sweep": Sweep,
     "eval": Eval,
     "match": Match,
+    "compare": Compare,
     "measure": Measure,
     "choose-l0": ChooseL0,
     "explain": Explain,

@@ -15,6 +15,7 @@ from typing import Any
 import sae
 from sae.cli import bench, commands, exchange, harvest, image_commands, training
 from sae.cli.choose_l0 import ChooseL0
+from sae.cli.comparing import Compare
 from sae.cli.match import Match
 from sae.cli.measure import Measure
 from sae.cli.reporting import Report
@@ -133,6 +134,13 @@ def _match(command: Match) -> Call:
     return Call("match", runs, *([command.config] if _settings(command.config) else []))
 
 
+def _compare_runs(command: Compare) -> Call:
+    from sae.runs.sweeps import sweep_of
+
+    runs = [run if sweep_of(run) is not None else _run(run, "compare") for run in command.run_folders]
+    return Call("compare", runs, *([command.config] if _settings(command.config) else []))
+
+
 def _choose_l0(command: ChooseL0) -> Call:
     if command.sweep is not None:
         return Call("sae.cli.l0:sweep_and_choose", *_sweep(command.sweep).arguments)
@@ -157,6 +165,7 @@ CALLS: dict[type, Callable[[Any], Call]] = {
     training.Sweep: _sweep,
     commands.Eval: _evaluate,
     Match: _match,
+    Compare: _compare_runs,
     Measure: _on_run("measure", "measure"),
     ChooseL0: _choose_l0,
     commands.Explain: _on_run("explain", "explain"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 
@@ -65,7 +65,8 @@ class Sweep:
     Takes the flags of `sae train`; --variant, --k, --width, --layer, --lr and --seed take several values with commas,
     and every combination is a member. A variant may bring settings of its own: `jumprelu:recipe=anthropic`,
     `transcoder:site=mlp_in:target-site=mlp_out`, `crosscoder:layer=None:site=resid_post.6+resid_post.9`. Every member
-    ends with the weights of its own `sae train`. Run again with the same flags, it resumes where it stopped.
+    ends with the weights of its own `sae train`. With several --seed, variants are also compared over their seeds, as
+    `sae compare` does. Run again with the same flags, it resumes where it stopped.
     """
 
     config: TrainConfig
@@ -73,6 +74,8 @@ class Sweep:
     """Held-out tokens on which members are evaluated."""
     downstream_tokens: int = 4_096
     """Held-out tokens on which the language model runs with reconstructions spliced in; 0 leaves this out."""
+    controls: Literal[none, fast, all] = "fast"
+    """What members are compared with; see `sae eval`."""
     dry_run: bool = False
     """Print members, memory, disk and time; train nothing, write nothing."""
     members: tyro.conf.Suppress[tuple[TrainConfig, ...]] = ()
@@ -89,5 +92,8 @@ class Sweep:
     def evaluation(self) -> EvalConfig:
         """How the members are evaluated."""
         return EvalConfig(
-            tokens=self.evaluate_tokens, downstream_tokens=self.downstream_tokens, device=self.config.device
+            tokens=self.evaluate_tokens,
+            downstream_tokens=self.downstream_tokens,
+            controls=self.controls,
+            device=self.config.device,
         )

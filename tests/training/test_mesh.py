@@ -227,6 +227,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "a loss": ("2x1", {"sae": {"variant": "jumprelu", "recipe": "target", "width": 128}}, "loss term l0_target"),
     "a revival": ("1x2", {"sae": {"variant": "topk", "revival": "resample", "width": 128}}, "--revival resample"),
     "an optimizer": ("2x1", {"optim": {"optimizer": "muon", "batch": 200}}, "--optimizer muon"),
+    "weights": ("2x1", {"optim": {"weights": "bfloat16", "batch": 200}}, "--weights bfloat16"),
     "moments": ("1x2", {"optim": {"moments": "bfloat16", "batch": 200}}, "--moments bfloat16"),
     "a width": ("1x3", {}, "--width 128: 3 latent ranks .* multiple of 3, such as 129, .* 1, 2, 4, 8"),
     "a batch": ("3x1", {}, "--batch 200: 3 data ranks .* multiple of 3, such as 201"),

@@ -46,7 +46,7 @@ class Row(NamedTuple):
     measure: str
     """`family.number`, such as probing.accuracy or absorption.fraction; families are the keys of `CAVEATS`."""
     task: str
-    """What is told apart, removed or moved: language, first_letter, country, ...; "all" for the mean over tasks."""
+    """What is told apart, removed or moved: language, first_letter, country, ..."""
     subject: str
     """`SAE`, or the control's name."""
     k: int | None
