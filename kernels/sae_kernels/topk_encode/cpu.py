@@ -1,6 +1,6 @@
 """Top-k encode on the CPU: the product in tiles of registers, and behind it a scan for candidates of the k largest.
 
-A block of latents is multiplied with a panel of tokens into a tile that stays in the L1 cache. Of every token the
+A block of latents is multiplied with a panel of tokens into a tile that stays in the L2 cache. Of every token the
 maxima of at least 64 interleaved lanes of latents are kept. The k-th largest of these maxima is a bar that at least k
 latents reach, so nothing below it can be among the k largest. One vector comparison of a latent's row of the tile with
 the bars of its tokens finds the few entries that reach them, which are appended to their tokens' lists of candidates.
@@ -31,8 +31,9 @@ from sae_kernels.topk_encode.cpu_select import (
 
 # size of the candidate lists; a large k means fewer tokens at a time
 LIST_BYTES = 16 << 20
-# size of a thread's block of weights, for the L2 cache
-BLOCK_BYTES = 512 << 10
+# size of a thread's block of weights, and its number of latents: a thread multiplies all its tokens with a block
+BLOCK_BYTES = 1 << 20
+BLOCK_LATENTS = 512
 MAX_LANES = 1024
 
 
@@ -75,7 +76,7 @@ def _multiply_and_select(block: Tensor, W_enc: Tensor, bias, k: int, state: tupl
     panels = scratch().get("encode.panels", (-(-block.shape[0] // PANEL) * PANEL * depth,)).numpy()
     pack_panels(block.numpy(), panels, depth)
     stride = depth + 16  # neighbouring rows start in different sets of the cache
-    latents = max(1, min(8, BLOCK_BYTES // (4 * stride * ROWS))) * ROWS
+    latents = max(1, min(BLOCK_LATENTS, BLOCK_BYTES // (4 * stride)) // ROWS) * ROWS
     buffers = scratch().get("encode.weights", (threads, latents * stride)).numpy()
     tiles = scratch().get("encode.tiles", (threads, latents * PANEL)).numpy()
     for first, part in _parts(W_enc, max(ROWS, TILE_BYTES // (4 * depth))):

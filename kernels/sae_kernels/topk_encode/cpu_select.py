@@ -28,8 +28,8 @@ HAS_PRODUCT = {"+avx512f", "+fma"} & set(_FEATURES.split(",")) != set()
 ROWS x PANEL sums fills their vector registers."""
 PANEL = 2 * VECTOR
 UNROLL = 4
-DEPTH = 256
-"""Dimensions that are summed before the next tile: that part of a panel stays in the L1 cache."""
+DEPTH = 1024
+"""Dimensions that are summed before the next tile: that part of a panel stays in the L2 cache."""
 BISECTIONS = 8
 
 _INT, _BIG = ir.IntType(32), ir.IntType(64)
@@ -207,18 +207,13 @@ def _cut(candidates, n, k, bar):
 
 
 @jit(fastmath=False)
-def _append(candidates, count, value, index, k, bar):
-    """Append a candidate, making room in a full list first; returns the new count and bar."""
-    room = candidates.shape[0]
-    if count == room:
-        count = _drop_below(candidates, count, bar)
-        if count > room - room // 4:
-            bar = _cut(candidates, count, k, bar)
-            count = k
-        if value < bar:
-            return count, bar
-    candidates[count] = _pack(value, index)
-    return count + 1, bar
+def _make_room(lists, token, count, k, bar):
+    """Drop from a full list what cannot be among the k largest; returns the new count and bar."""
+    candidates = lists[token]
+    count = _drop_below(candidates, count, bar)
+    if count > candidates.shape[0] - candidates.shape[0] // 4:
+        return k, _cut(candidates, count, k, bar)
+    return count, bar
 
 
 @jit(fastmath=False)
@@ -258,19 +253,27 @@ def _select(tile, start, stride, latents, bias, first, raises, panel, k, lists, 
     """
     token = panel * PANEL
     if lanes > 0:
+        lane = first % lanes
         for f in range(latents):
-            place = (panel * lanes + (first + f) % lanes) * PANEL
-            _raise_lane(tile, start + f * stride, bias[first + f], maxima, place)
+            _raise_lane(tile, start + f * stride, bias[first + f], maxima, (panel * lanes + lane) * PANEL)
+            lane = lane + 1 if lane + 1 < lanes else 0
         if raises:
             _raise_bars(maxima, token * lanes, lanes, k, bars, token)
+    room = lists.shape[1]
     for f in range(latents):
         mask = _reached(tile, start + f * stride, bias[first + f], bars, token)
         while mask:
             bit = _lowest_bit(mask)
+            mask &= mask - np.uint64(1)
+            # no view of a list here: its reference count, which threads share, would cost more than all the rest
             i = token + bit
             value = tile[start + f * stride + bit] + bias[first + f]
-            counts[i], bars[i] = _append(lists[i], counts[i], value, first + f, k, bars[i])
-            mask &= mask - np.uint64(1)
+            if counts[i] == room:
+                counts[i], bars[i] = _make_room(lists, i, counts[i], k, bars[i])
+                if value < bars[i]:
+                    continue
+            lists[i, counts[i]] = _pack(value, first + f)
+            counts[i] += 1
 
 
 @jit(parallel=True, fastmath=False)
@@ -292,8 +295,8 @@ def pack_panels(x, panels, depth):
 def multiply_and_select(panels, depth, W, bias, first, buffers, block, tiles, k, lists, counts, bars, maxima, lanes):
     """Multiply the panels with the rows of W, which are latents from `first` on, and list the candidates.
 
-    A thread takes its share of the panels. It copies `block` rows of W to its own buffer, which stays in the L2 cache,
-    and multiplies all its panels with them. What a token's list becomes does not depend on the number of threads.
+    A thread takes its share of the panels. It copies `block` rows of W to its own buffer and
+    multiplies all its panels with them. What a token's list becomes does not depend on the number of threads.
     """
     threads, stride = buffers.shape[0], buffers.shape[1] // block
     panel_count = panels.shape[0] // (depth * PANEL)
