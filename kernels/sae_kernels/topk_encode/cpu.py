@@ -75,9 +75,8 @@ def _multiply_and_select(block: Tensor, W_enc: Tensor, bias, k: int, state: tupl
     depth = max(1, -(-d // UNROLL)) * UNROLL
     panels = scratch().get("encode.panels", (-(-block.shape[0] // PANEL) * PANEL * depth,)).numpy()
     pack_panels(block.numpy(), panels, depth)
-    stride = depth + 16  # neighbouring rows start in different sets of the cache
-    latents = max(1, min(BLOCK_LATENTS, BLOCK_BYTES // (4 * stride)) // ROWS) * ROWS
-    buffers = scratch().get("encode.weights", (threads, latents * stride)).numpy()
+    latents = max(1, min(BLOCK_LATENTS, BLOCK_BYTES // (4 * depth)) // ROWS) * ROWS
+    buffers = scratch().get("encode.weights", (threads, latents * depth)).numpy()
     tiles = scratch().get("encode.tiles", (threads, latents * PANEL)).numpy()
     for first, part in _parts(W_enc, max(ROWS, TILE_BYTES // (4 * depth))):
         multiply_and_select(panels, depth, part.numpy(), bias, first, buffers, latents, tiles, k, *state)
