@@ -55,18 +55,24 @@ def topk_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, b_pre: Tensor |
     maxima = memory.get("encode.maxima", (rows * lanes,))
     state = lists, counts.numpy(), bars.numpy(), maxima.numpy(), lanes
     centred = centre(x, b_pre)
+    fused = is_fused(tokens, threads)
     for start in range(0, tokens, rows):
         block = centred[start : start + rows]
         counts.zero_()
         bars.fill_(-math.inf)
         maxima.fill_(-math.inf)
-        if HAS_PRODUCT:
+        if fused:
             _multiply_and_select(block, W_enc, bias, k, state, threads)
         else:
             _select_columns(block, W_enc, bias, k, state)
         done = slice(start, start + rows)
         finish_topk(lists, state[1], state[2], k, values[done].numpy(), indices[done].numpy())
     return values.to(torch.promote_types(x.dtype, W_enc.dtype)), indices
+
+
+def is_fused(tokens: int, threads: int) -> bool:
+    """Whether the product is made here and not by torch: a thread takes whole panels of tokens, so few would not do."""
+    return HAS_PRODUCT and 2 * tokens >= threads * PANEL
 
 
 def _multiply_and_select(block: Tensor, W_enc: Tensor, bias, k: int, state: tuple, threads: int) -> None:

@@ -24,8 +24,8 @@ if "+avx512f" in _FEATURES.split(","):
 else:
     VECTOR, ROWS = 8, 6
 HAS_PRODUCT = {"+avx512f", "+fma"} & set(_FEATURES.split(",")) != set()
-"""Whether `multiply_and_select` is faster than the product of torch's BLAS: on x86 with AVX2 or AVX-512. The tile of
-ROWS x PANEL sums fills their vector registers."""
+"""Whether `multiply_and_select` is as fast as torch's BLAS: on x86 with AVX2 or AVX-512. The tile of ROWS x PANEL sums
+fills their vector registers."""
 PANEL = 2 * VECTOR
 UNROLL = 4
 DEPTH = 1024
