@@ -297,7 +297,7 @@ def _pack_rows(W, first, buffer, place, depth):
     rows = min(ROWS, W.shape[0] - first)
     if rows < ROWS or W.shape[1] < depth:
         buffer[place : place + depth * ROWS] = 0
-    if rows == ROWS:
+    if rows == ROWS:  # a constant, so that the loop is unrolled
         for j in range(W.shape[1]):
             for r in range(ROWS):
                 buffer[place + j * ROWS + r] = W[first + r, j]
@@ -311,8 +311,8 @@ def _pack_rows(W, first, buffer, place, depth):
 def multiply_and_select(panels, depth, W, bias, first, buffers, block, tiles, k, lists, counts, bars, maxima, lanes):
     """Multiply the panels with the rows of W, which are latents from `first` on, and list the candidates.
 
-    A thread takes its share of the panels. It copies `block` rows of W to its own buffer and
-    multiplies all its panels with them. What a token's list becomes does not depend on the number of threads.
+    A thread takes its share of the panels. It copies `block` rows of W to its own buffer and multiplies all its panels
+    with them. What a token's list becomes does not depend on the number of threads.
     """
     threads = buffers.shape[0]
     panel_count = panels.shape[0] // (depth * PANEL)
