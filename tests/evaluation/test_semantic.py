@@ -22,6 +22,12 @@ from sae.modules.codes import TopK
 from sae_kernels import SparseCodes
 
 DRAW = np.random.default_rng(0)
+START = DRAW.bit_generator.state
+
+
+@pytest.fixture(autouse=True)
+def same_draws_in_every_test() -> None:
+    DRAW.bit_generator.state = START
 
 
 def basis(name: str, atoms: np.ndarray, codes: np.ndarray | None = None) -> Basis:
@@ -104,8 +110,7 @@ def test_one_latent_that_is_the_class_is_found_and_beats_channels_that_hide_it()
     codes = DRAW.random((80, 30)).astype(np.float32)
     codes[:, 17] = truth * 2.0
     # the class is spread over all channels, each of which is mostly noise
-    direction = DRAW.normal(size=40) / 40**0.5
-    raw = (np.outer(truth * 2.0, direction) + 0.3 * DRAW.normal(size=(80, 40))).astype(np.float32)
+    raw = (np.outer(truth * 2.0, np.full(40, 40**-0.5)) + 0.5 * DRAW.normal(size=(80, 40))).astype(np.float32)
     subjects = [basis(SAE, np.eye(30)), chosen_by_chance(basis(SAE, np.eye(30))), basis("raw channels", np.eye(40))]
     data = labelled(labels, raw, {SAE: codes, "random latents": codes, "raw channels": raw})
     rows = probing_rows(data, subjects, [1], Resamples.of(40, count=200, seed=0), seed=0)
