@@ -81,6 +81,7 @@ COMMAND_LINES = [
     "match /nowhere/runs/x /nowhere/runs/y",
     "measure /nowhere/runs/x --measures probing,tpp --documents 40",
     "measure /nowhere/runs/x",
+    "compare /nowhere/runs/x /nowhere/runs/y --reference jumprelu",
     "choose-l0 /nowhere/runs/x /nowhere/runs/y --tokens 4096",
     "choose-l0 --model m --dataset d --layer 3 --k 4,8,16 --out r",
     "explain /nowhere/runs/x --latents 3 5",
