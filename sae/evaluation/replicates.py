@@ -75,8 +75,9 @@ def write_replicates(folder: Path, weights: str, replicates: Mapping[str, Replic
     """Write them into a run folder, in place of earlier ones; `weights` is the SHA-256 of the run's."""
     numbers = {name: {"documents": r.documents, "groups": r.groups, "value": r.value} for name, r in replicates.items()}
     about = json.dumps({"format": FORMAT, "weights": weights, "numbers": numbers})
-    arrays = {name: r.draws for name, r in replicates.items()}
-    publish_file(folder / FILE, lambda stream: np.savez(stream, info=np.frombuffer(about.encode(), np.uint8), **arrays))
+    arrays: dict[str, Any] = {name: r.draws for name, r in replicates.items()}
+    arrays["info"] = np.frombuffer(about.encode(), np.uint8)
+    publish_file(folder / FILE, lambda stream: np.savez(stream, **arrays))
 
 
 def read_replicates(folder: Path, weights: str) -> dict[str, Replicate]:

@@ -15,8 +15,8 @@ from matplotlib.lines import Line2D
 from sae.pictures.charts import GREY, MARKERS, SMALL, colour, quiet
 from sae.pictures.lines import part_of
 
-ROW, HEAD, FOOT, LEGEND = 0.26, 0.4, 0.65, 0.25
-"""Inches of a row, of a panel's title and margin, of the axis, and of a line of the legend."""
+ROW, LANE, HEAD, FOOT, LEGEND = 0.26, 0.12, 0.4, 0.65, 0.25
+"""Inches: least of a row and of a series in it; a panel's title and margin, the axis, a line of the legend."""
 NAMES_A_LINE = 3
 
 
@@ -38,8 +38,8 @@ def draw_ranges(
         width: inches.
     """
     rows = {title: list(dict.fromkeys(row for of in series.values() for row in of)) for title, series in panels.items()}
-    lanes = max(1, max(len(series) for series in panels.values()) // 3)
-    heights = [HEAD + ROW * lanes * len(names) for names in rows.values()]
+    height = max(ROW, LANE * max(len(series) for series in panels.values()))
+    heights = [HEAD + height * len(names) for names in rows.values()]
     names = list(dict.fromkeys(name for series in panels.values() for name in series))
     lines = -(-len(names) // NAMES_A_LINE) if len(names) > 1 else 0
     figure = Figure(figsize=(width, sum(heights) + FOOT + LEGEND * lines), layout="constrained")
