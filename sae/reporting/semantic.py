@@ -43,7 +43,8 @@ def semantic(page: IllustratedPage, subjects: Sequence[Subject]) -> None:
                 name,
                 _figure(of_family),
                 f"{before}{family.capitalize()}, {BETTER.get(family, 'more')} is better: a dot is the value, a line "
-                "its 95% interval. Only the distance of the SAE from the controls (grey, hollow) is due to what its latents have learnt.",
+                "its 95% interval. Only the distance of the SAE from the controls (grey, hollow) is due to what its "
+                "latents have learnt.",
             )
             for measure in dict.fromkeys(row.measure for row in of_family):
                 title = f"{before}{measure.replace('.', ': ')}"
