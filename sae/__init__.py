@@ -29,6 +29,7 @@ _LAZY = {
     "sweep": "sae.training.sweep:sweep",
     "evaluate": "sae.evaluation.run:evaluate",
     "match": "sae.evaluation.matching.run:match",
+    "compare": "sae.reporting.variants:compare",
     "choose_l0": "sae.evaluation.l0.run:choose_l0",
     "measure": "sae.evaluation.semantic.run:measure",
     "collect": "sae.features.collect.collect:collect",
@@ -52,6 +53,7 @@ _LAZY = {
     "EvalConfig": "sae.config:EvalConfig",
     "ImageEvalConfig": "sae.config:ImageEvalConfig",
     "CollectConfig": "sae.config:CollectConfig",
+    "CompareConfig": "sae.config:CompareConfig",
     "ExplainConfig": "sae.config:ExplainConfig",
     "SteerConfig": "sae.config:SteerConfig",
     "SteerMeasureConfig": "sae.config:SteerMeasureConfig",
@@ -65,6 +67,7 @@ _LAZY = {
 __all__ = [
     "Autoencoder",
     "CollectConfig",
+    "CompareConfig",
     "EvalConfig",
     "ExplainConfig",
     "HarvestConfig",
@@ -89,6 +92,7 @@ __all__ = [
     "attach",
     "choose_l0",
     "collect",
+    "compare",
     "evaluate",
     "explain",
     "harvest_store",
@@ -106,6 +110,7 @@ __all__ = [
 if TYPE_CHECKING:
     from sae.config import (
         CollectConfig,
+        CompareConfig,
         EvalConfig,
         ExplainConfig,
         HarvestConfig,
@@ -140,6 +145,7 @@ if TYPE_CHECKING:
     from sae.models.autoencoder import Autoencoder
     from sae.models.saved import verify
     from sae.reporting.report import report
+    from sae.reporting.variants import compare
     from sae.run import Run
     from sae.training.run import train
     from sae.training.sweep import sweep

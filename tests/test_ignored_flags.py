@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sae.base.files import publish_json, read_json
-from sae.cli.commands import READ_BY_BENCHES, Bench
+from sae.cli.bench import READ_BY_BENCHES, Bench
 from sae.cli.main import main
 
 IGNORED: dict[str, tuple[str, list[str]]] = {

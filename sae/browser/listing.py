@@ -13,6 +13,7 @@ import threading
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -103,7 +104,7 @@ class Marks:
         label = self.notes.get(latent, {}).get("label")
         return label or self.names.get(latent, {}).get("name") or ""
 
-    @property
+    @cached_property
     def scorer(self) -> str | None:
         """The scorer that judged most names, whose scores the table shows; the first by name of several."""
         counts = Counter(scorer for entries in self.scores.values() for scorer in sorted(entries))

@@ -67,7 +67,7 @@ class ExplainConfig(Limited):
     explainer_model: str | None = None
     """The explainer: a hub id or folder for local, the model's name there for endpoint."""
     score: tuple[str, ...] = ()
-    """Score names on held-out texts by detection, fuzzing, simulation, with commas; a model's names get the first two."""
+    """Score names on held-out texts by detection, fuzzing, simulation (commas); a model's names get two of them."""
     scorer: Explainer | None = None
     """Who judges the names by the texts: rules, local or endpoint; by default the explainer."""
     scorer_model: str | None = None

@@ -29,7 +29,7 @@ class MeasureConfig(Limited):
     """What is measured of the meaning and the effect of a run's latents."""
 
     measures: tuple[str, ...] = MEASURES
-    """Any of probing, absorption, scr, tpp and attributes, with commas. Earlier ones that are not named stay as they are."""
+    """Any of probing, absorption, scr, tpp and attributes, with commas; what others gave before is kept."""
     labels: Path | None = None
     """Labelled texts for probing, tpp and scr in place of the built-in ones: a .jsonl file of {"text", "label"} and,
     for scr, "other", a second attribute."""

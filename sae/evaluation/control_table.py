@@ -54,7 +54,7 @@ def control_rows(
     rows = []
     for name, sums in reconstruction.control_sums(components_of(reconstruction, k)).items():
         row = _reconstructed(reconstruction.sums, sums, resamples=resamples, seed=seed)
-        if losses is not None and (spliced := control_losses(losses, name)) is not None:
+        if losses is not None and (spliced := control_losses(losses.sums, name)) is not None:
             row["downstream"] = downstream.recovery(losses, **spliced, resamples=resamples, seed=seed)
             row["difference"]["delta_ce"] = losses.interval(
                 lambda s, of=spliced["spliced"]: (s[of] - s["spliced"]) / s["count"], resamples=resamples, seed=seed
@@ -65,10 +65,10 @@ def control_rows(
     return rows
 
 
-def control_losses(losses: GroupSums, name: str) -> dict[str, str] | None:
+def control_losses(losses: Mapping[str, Tensor], name: str) -> dict[str, str] | None:
     """The names of a control's sums of cross-entropies and divergences; None where it was not spliced in."""
     names = {"spliced": "mean", "kl": "kl.mean"} if name == MEAN else {"spliced": name, "kl": f"kl.{name}"}
-    return names if names["kl"] in losses.sums else None
+    return names if names["kl"] in losses else None
 
 
 def _reconstructed(sums: GroupSums, of: Mapping[str, Tensor], *, resamples: int, seed: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ Every pass but the clean one begins at the site (`sae.harvest.replay`), and no a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -113,12 +113,12 @@ class Downstream:
         for the mean. With `classes`, the cross-entropies are also summed a class, as "class.NAME" and "class.count".
         """
         membership = None if self.classes is None else batch.classes(self.classes)
-        shared: dict[tuple[tuple[Site, ...], str], Tensor] = {}
+        shared: dict[tuple[tuple[Site, ...], str, Hashable], Tensor] = {}
         for name, splice in splices.items():
-            known = {loss: values for (places, loss), values in shared.items() if places == splice.places}
+            of = _shareable(splice)
+            known = {loss: shared[key] for loss in of if (key := (splice.places, loss, of[loss])) in shared}
             values = known | self._losses(batch, splice, known)
-            general = {"clean", "zero", "mean", "kl.mean", *_names(c for c in splice.controls if c.shared)}
-            shared |= {(splice.places, loss): values[loss] for loss in values if loss in general}
+            shared |= {(splice.places, loss, of[loss]): values[loss] for loss in of if loss in values}
             count = torch.ones(len(batch.following))
             values = {"count": count} | values
             if membership is not None:
@@ -229,10 +229,12 @@ class Batch:
         return hidden.flatten(0, 1)[self.predicting]
 
 
-def _names(controls: Iterable[Control]) -> Iterator[str]:
-    """The names of the losses of some controls."""
-    for control in controls:
-        yield from (control.name, f"kl.{control.name}")
+def _shareable(splice: Splice) -> dict[str, Hashable]:
+    """Losses that other autoencoders with the same places may share, each with what else it depends on."""
+    losses: dict[str, Hashable] = dict.fromkeys(("clean", "zero", "mean", "kl.mean"))
+    for control in splice.controls:
+        losses |= {control.name: control.of, f"kl.{control.name}": control.of}
+    return losses
 
 
 def _reconstructed(

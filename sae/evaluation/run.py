@@ -23,7 +23,7 @@ from sae.config import ConfigError, EvalConfig, ImageEvalConfig, refuse_ignored,
 from sae.evaluation.images import evaluate_images
 from sae.evaluation.language import Evaluation
 from sae.evaluation.replicates import FILE as RESAMPLES
-from sae.evaluation.replicates import write_replicates
+from sae.evaluation.replicates import write_kept
 from sae.evaluation.tensors import evaluate_tensors
 from sae.harvest.opening import opening
 from sae.models.saved import publish_report, read_description
@@ -99,7 +99,7 @@ def _evaluate_all(runs: Sequence[str | Path], config: EvalConfig, ranks: Ranks) 
         return []
     seconds = round(time.perf_counter() - begun, 1)
     done = []
-    for name, run, report, replicates in zip(runs, opened, reports, evaluation.replicates, strict=True):
+    for name, run, report, kept in zip(runs, opened, reports, evaluation.kept, strict=True):
         sites = {"site": ", ".join(site.name for site in run.inputs)}
         if run.targets != run.inputs:
             sites["target_site"] = ", ".join(site.name for site in run.targets)
@@ -110,7 +110,7 @@ def _evaluate_all(runs: Sequence[str | Path], config: EvalConfig, ranks: Ranks) 
         done.append({**head, **report, "seconds": seconds})
         if run.folder == Path(name).expanduser():
             # first, so that an eval.json never stands beside the resamples of an earlier one for long
-            write_replicates(run.folder, str(read_description(run.folder)["sha256"]), replicates)
+            write_kept(run.folder, str(read_description(run.folder)["sha256"]), kept)
             publish_report(run.folder, "eval.json", done[-1])
     return done
 

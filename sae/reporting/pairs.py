@@ -6,9 +6,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import numpy as np
-
-from sae.evaluation.paired import LEVEL, Estimate, holm, less, rank_ranges
+from sae.evaluation.paired import LEVEL, Estimate, holm, less, over_replicates, rank_ranges
 from sae.evaluation.replicates import Replicate
 from sae.pictures.ranges import draw_ranges
 from sae.reporting.figures import IllustratedPage
@@ -81,4 +79,4 @@ def _on_the_same_documents(subjects: Sequence[Subject], key: str) -> dict[Subjec
 
 def _estimate(replicate: Replicate) -> Estimate:
     """One training, so that its seed says nothing of the spread over seeds."""
-    return Estimate(replicate.value, (), np.empty(0), replicate.draws, 1.0, replicate.groups)
+    return over_replicates([replicate.value], [replicate.draws], (), factor=replicate.factor, groups=replicate.groups)

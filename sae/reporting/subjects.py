@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sae.config import ConfigError
 from sae.evaluation.matching.scores import Scores, read_scores
-from sae.evaluation.replicates import Replicate, read_replicates
+from sae.evaluation.replicates import Replicate, read_kept
 from sae.evaluation.run import evaluate
 from sae.evaluation.semantic.results import Row, read_semantic
 from sae.evaluation.words import value_at
@@ -77,9 +77,10 @@ class Subject:
     @cached_property
     def replicates(self) -> dict[str, Replicate]:
         """The numbers of its evaluation over resampled documents; none of an evaluation that did not keep them."""
-        kept = read_replicates(self.folder, self.weights)
+        kept = read_kept(self.folder, self.weights)
+        numbers = {} if kept is None else kept.numbers
         # of the same evaluation as `numbers`
-        return {name: r for name, r in kept.items() if (value_at(self.numbers, name) or {}).get("value") == r.value}
+        return {name: r for name, r in numbers.items() if (value_at(self.numbers, name) or {}).get("value") == r.value}
 
     @cached_property
     def semantic(self) -> list[Row]:

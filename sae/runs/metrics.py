@@ -51,5 +51,5 @@ def _readable(content: bytes) -> Iterator[dict[str, Any]]:
     for line in whole:
         try:
             yield json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             return

@@ -5,23 +5,20 @@ import math
 
 import numpy as np
 import pytest
-import torch
 from scipy import stats
 
 from sae.evaluation import paired
-from sae.evaluation.bootstrap import ratio, resample_weights
-
-MEAN = ratio("value", "count")
+from sae.evaluation.bootstrap import resample_weights
 
 
 def estimate(table, *, seeds=None, resamples=2000):
     """Of a table of values [S, G]: the mean over documents, then over seeds."""
-    table = torch.as_tensor(table, dtype=torch.float64)
-    sums = [{"value": row, "count": torch.ones_like(row)} for row in table]
-    numbers = range(len(table)) if seeds is None else seeds
-    estimated = paired.over_documents(sums, MEAN, tuple(numbers), resamples=resamples, seed=0)
-    assert estimated is not None
-    return estimated
+    table = np.asarray(table, dtype=float)
+    seeds, groups = range(len(table)) if seeds is None else seeds, table.shape[1]
+    draws = (
+        table @ resample_weights(groups, resamples, 0).numpy().T / groups if groups > 1 else np.empty((len(table), 0))
+    )
+    return paired.over_replicates(table.mean(1).tolist(), draws, tuple(seeds), factor=1.0, groups=groups)
 
 
 def of_seeds(values, seeds=None):
@@ -55,8 +52,8 @@ def test_the_variance_of_documents_is_that_of_their_mean():
 
 def test_the_jackknife_of_a_mean_is_its_closed_form():
     table = np.random.default_rng(1).normal(size=(3, 20))
-    without = torch.from_numpy((table.sum(1, keepdims=True) - table) / 19)
-    parts = paired.over_jackknife(table.mean(1), list(without), (0, 1, 2)).uncertain().parts
+    without = (table.sum(1, keepdims=True) - table) / 19
+    parts = paired.over_replicates(table.mean(1), without, (0, 1, 2), factor=19, groups=20).uncertain().parts
     assert parts[0].variance == pytest.approx(table.mean(1).var(ddof=1) / 3)
     assert parts[1].variance == pytest.approx(table.mean(0).var(ddof=1) / 20)
 
@@ -103,6 +100,12 @@ def test_a_true_difference_of_the_minimum_detectable_one_is_found_with_80_percen
     samples = draw.normal(least, 0.02, size=(trials, 5))
     found = stats.ttest_1samp(samples, 0, axis=1).pvalue <= 0.05
     assert found.mean() == pytest.approx(0.8, abs=0.02)
+
+
+@pytest.mark.parametrize("df", [2, 7])
+def test_the_minimum_detectable_difference_is_that_of_the_noncentral_t(df):
+    shift = paired.Uncertain(0.0, (paired.Part("seeds", 1.0, df),)).detectable()
+    assert stats.nct.sf(stats.t.ppf(0.975, df), df, shift) == pytest.approx(0.8, abs=2e-3)
 
 
 def test_the_minimum_detectable_difference_of_many_documents_is_the_normal_one():

@@ -12,7 +12,7 @@ from evaluated import DRAWS, autoencoder, data, evaluate
 from sae.base.files import CorruptError
 from sae.evaluation.bootstrap import GroupSums
 from sae.evaluation.reconstruction import fvu_of
-from sae.evaluation.replicates import FILE, read_replicates, replicates_of, write_replicates
+from sae.evaluation.replicates import FILE, kept_of, read_kept, replicates_of, write_kept
 
 
 def two_evaluations():
@@ -48,13 +48,17 @@ def test_other_documents_or_another_seed_are_noticed() -> None:
 
 
 def test_what_was_written_is_read_for_the_same_weights_alone(tmp_path: Path) -> None:
-    kept = replicates_of(two_evaluations()[0].sums, None, **DRAWS)
-    write_replicates(tmp_path, "a" * 64, kept)
-    again = read_replicates(tmp_path, "a" * 64)
-    assert again.keys() == kept.keys() == {"fvu", "l0", "cosine"}
-    assert all(np.array_equal(again[name].draws, kept[name].draws) for name in kept)
-    assert again["fvu"].value == kept["fvu"].value
-    assert read_replicates(tmp_path, "b" * 64) == {}
+    kept = kept_of(two_evaluations()[0], None, k=2, settings={"tokens": 3}, **DRAWS)
+    write_kept(tmp_path, "a" * 64, kept)
+    again = read_kept(tmp_path, "a" * 64)
+    assert again is not None
+    assert again.numbers.keys() == kept.numbers.keys() == {"fvu", "l0", "cosine", "dead"}
+    assert all(np.array_equal(again.numbers[name].draws, kept.numbers[name].draws) for name in kept.numbers)
+    assert again.numbers["fvu"].value == kept.numbers["fvu"].value
+    assert again.numbers["dead"].factor == again.numbers["dead"].groups - 1
+    assert np.array_equal(again.fired, kept.fired)
+    assert again.settings == {"tokens": 3}
+    assert read_kept(tmp_path, "b" * 64) is None
     (tmp_path / FILE).write_bytes((tmp_path / FILE).read_bytes()[:100])
     with pytest.raises(CorruptError, match="sae eval writes it anew"):
-        read_replicates(tmp_path, "a" * 64)
+        read_kept(tmp_path, "a" * 64)

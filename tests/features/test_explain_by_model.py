@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
-import re
 import shutil
-import threading
-import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from chat_server import Oracle, answering
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from conftest import save_tiny_model
 from finished_runs import collected_run
 from sae.config import ConfigError, ExplainConfig
-from sae.features.explain.chats import ExplainerError, LocalChat, Prompt
-from sae.features.explain.endpoint import EndpointChat, Reply
-from sae.features.explain.endpoint_scorer import EndpointScorer, read_strengths, read_verdicts
+from sae.features.explain.chats import ExplainerError, LocalChat
 from sae.features.explain.explain import explain
-from sae.features.explain.explainers import Marked, read_name
+from sae.features.explain.explainers import Marked
 from sae.features.explain.local_scorer import LocalScorer
 from sae.features.explain.questions import Name, Question
 from sae.features.explain.scan import read_scan
@@ -37,85 +30,10 @@ from sae.runs.text import Run
 from sae.selftest.world import LLAMA, VOCABULARY, save_model
 
 
-class Oracle(ThreadingHTTPServer):
-    """Answers chats: names every latent, says 1 of texts that `knows` finds, and how strong each token is."""
-
-    request_queue_size = 64
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.asked: list[dict[str, Any]] = []
-        self.times: list[float] = []
-        self.keys: list[str | None] = []
-        self.failures: list[int] = []
-        self.retry_after: str | None = None
-        self.knows: Any = lambda text: True
-        self.chance: float | None = None
-        self.slow = 0.0
-        self.open = self.most_open = 0
-        self.lock = threading.Lock()
-        self.address = f"http://127.0.0.1:{self.server_port}/v1"
-
-    def answer(self, system: str, user: str) -> str:
-        if "how strongly" in system:
-            return json.dumps([int(self.knows(text)) for text in re.findall(r"^\d+\. (.*)$", user, flags=re.MULTILINE)])
-        if "JSON list" not in system:
-            return '"tokens of a river"\nand more'
-        texts = re.findall(r"^\d+\. (.*)$", user, flags=re.MULTILINE)
-        return "Sure: " + json.dumps([int(self.knows(text)) for text in texts])
-
-    def logprobs(self, text: str) -> dict[str, Any]:
-        """A token for every character, digits with the chance of 1."""
-        chance = self.chance or 0.0
-        both = [{"token": "1", "logprob": math.log(chance)}, {"token": "0", "logprob": math.log(1 - chance)}]
-        return {"content": [{"token": c, "top_logprobs": both if c in "01" else []} for c in text]}
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Oracle
-
-    def do_POST(self) -> None:
-        server = self.server
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        with server.lock:
-            server.asked.append({"path": self.path, **body})
-            server.times.append(time.monotonic())
-            server.keys.append(self.headers.get("Authorization"))
-            server.open += 1
-            server.most_open = max(server.most_open, server.open)
-            status = server.failures.pop(0) if server.failures else 200
-        time.sleep(server.slow)
-        turns = {turn["role"]: turn["content"] for turn in body["messages"]}
-        text = server.answer(turns["system"], turns["user"])
-        choice: dict[str, Any] = {"message": {"content": text}}
-        if body.get("logprobs") and server.chance is not None:
-            choice["logprobs"] = server.logprobs(text)
-        said = {"choices": [choice], "usage": {"prompt_tokens": 7, "completion_tokens": 3}}
-        data = json.dumps(said if status == 200 else {"error": "no"}).encode()
-        with server.lock:
-            server.open -= 1
-        self.send_response(status)
-        if status != 200 and server.retry_after:
-            self.send_header("Retry-After", server.retry_after)
-        if status in (301, 302):
-            self.send_header("Location", "http://127.0.0.1:9/elsewhere")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing."""
-
-
 @pytest.fixture
 def oracle() -> Iterator[Oracle]:
-    server = Oracle()
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with answering() as server:
+        yield server
 
 
 @pytest.fixture
@@ -146,7 +64,7 @@ def test_an_endpoint_names_and_judges(folder: Path, oracle: Oracle, monkeypatch:
     assert (report["method"], report["named"]) == ("endpoint:oracle", 2)
     names, scores = FeatureStore(folder).annotations.names(), FeatureStore(folder).annotations.scores()
     for latent in latents:
-        assert names[latent]["name"] == "tokens of a river"
+        assert names[latent]["name"].startswith("tokens of a river ")
         entry = scores[latent]["endpoint:oracle"]
         # who always says yes is right half of the time
         for measure in ("detection", "fuzzing"):
@@ -155,7 +73,8 @@ def test_an_endpoint_names_and_judges(folder: Path, oracle: Oracle, monkeypatch:
         assert names[latent]["rule_score"] is not None
     assert {a["path"] for a in oracle.asked} == {"/v1/chat/completions"}
     assert set(oracle.keys) == {"Bearer secret-key-of-ours"}
-    assert not [path for path in folder.iterdir() if b"secret-key-of-ours" in path.read_bytes()]
+    written = [path for path in folder.rglob("*") if path.is_file()]
+    assert not [path for path in written if b"secret-key-of-ours" in path.read_bytes()]
     assert report["endpoint"] == {
         "questions": len(oracle.asked),
         "input_tokens": 7 * len(oracle.asked),
@@ -217,70 +136,6 @@ def test_the_estimate_is_what_is_asked(folder: Path, oracle: Oracle) -> None:
     # names are not known before they are made
     assert told["input_tokens"] == pytest.approx(sent, rel=0.2)
     assert told["cost"] == pytest.approx((told["input_tokens"] + 2 * told["output_tokens"]) / 1e6)
-
-
-def prompts(count: int) -> list[Prompt]:
-    return [Prompt("s", f"question {i}", 3) for i in range(count)]
-
-
-def test_questions_go_out_together_in_order_and_within_the_rate(oracle: Oracle) -> None:
-    oracle.slow = 0.05
-    chat = EndpointChat(oracle.address, "oracle", None, at_once=6)
-    begun = time.monotonic()
-    chat.replies(prompts(12))
-    assert 2 <= oracle.most_open <= 6
-    assert time.monotonic() - begun < 12 * 0.05
-    oracle.slow, oracle.times = 0.0, []
-    EndpointChat(oracle.address, "oracle", None, at_once=6, rate=1200).replies(prompts(6))
-    # 1,200 a minute are one every 0.05 s
-    assert np.diff(sorted(oracle.times)).min() > 0.02
-    assert max(oracle.times) - min(oracle.times) > 5 * 0.05 - 0.02
-
-
-def test_a_busy_endpoint_is_asked_again_and_a_refusal_is_told(oracle: Oracle) -> None:
-    chat = EndpointChat(oracle.address, "oracle", None, at_once=2, wait=0.01)
-    oracle.failures, oracle.retry_after = [429, 503], "0.3"
-    begun = time.monotonic()
-    assert len(chat.replies(prompts(2))) == 2
-    assert time.monotonic() - begun > 0.3, "Retry-After is waited for"
-    assert oracle.keys[0] is None
-    oracle.retry_after = None
-    for status, said in ((401, r"HTTP 401.*key"), (302, "HTTP 302")):
-        oracle.failures = [status]
-        with pytest.raises(ExplainerError, match=said):
-            chat.reply(prompts(1)[0])
-    oracle.failures = [500] * 5
-    with pytest.raises(ExplainerError, match="HTTP 500"):
-        chat.reply(prompts(1)[0])
-    nobody = EndpointChat("http://127.0.0.1:9", "oracle", None, wait=0.01)
-    with pytest.raises(ExplainerError, match="cannot be reached"):
-        nobody.reply(prompts(1)[0])
-    with pytest.raises(ExplainerError, match="expected an address"):
-        EndpointChat("file:///etc/passwd", "oracle", None)
-
-
-def test_chances_are_used_where_an_endpoint_tells_them(oracle: Oracle) -> None:
-    oracle.chance = 0.8
-    scorer = EndpointScorer(EndpointChat(oracle.address, "oracle", None))
-    text = Text(np.arange(2), ("a", " b"), 0, np.zeros(2, np.float32))
-    question = Question("detection", Name("x"), text)
-    assert scorer.answer([question] * 7) == pytest.approx([0.8] * 7)
-    assert len(oracle.asked) == 2, "five texts in one question"
-    # this one does not know logprobs
-    oracle.chance, oracle.failures = None, [400]
-    assert scorer.answer([question]) == [1.0]
-    oracle.asked.clear()
-    assert scorer.answer([question]) == [1.0]
-    assert "logprobs" not in oracle.asked[0]
-
-
-def test_answers_that_do_not_tell_stay_open() -> None:
-    assert read_verdicts(Reply("I cannot say. 17 0.5", None), 2) == [None, None]
-    assert read_verdicts(Reply("[1, 0]", [0.3]), 2) == [1.0, 0.0]
-    assert read_verdicts(Reply("Text 1 fits, text 2 too: [0, 1]", None), 2) == [0.0, 1.0]
-    assert read_strengths("[0, 9, 3]", 3) is not None
-    assert read_strengths("[0, 9]", 3) is read_strengths("[0, 10, 3]", 3) is read_strengths("none", 3) is None
-    assert read_name("") == "no answer"
 
 
 def test_runs_of_fired_tokens_are_marked_together() -> None:

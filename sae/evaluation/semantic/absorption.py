@@ -5,18 +5,19 @@ et al. 2024, arXiv:2409.14507). For each letter, a probe on the activations of w
 
 - the letter's latents: the largest positive mean differences, one, two, ... as long as the F1 of logistic regression on
   them rises by more than 0.03 each time; that there are several is splitting;
-- of held-out words that begin with the letter and that the probe tells, with a = t . w the projection on the probe's
-  unit direction w, p_j = z_j atom_j . w, M = the sum of p over the letter's latents, and B = the sum of the 3 largest
-  p > 0 of other latents whose atoms have a cosine of 0.1 or more with w:
+- of held-out words that begin with the letter and that the probe tells, with a = t . w the projection of the
+  activation (less its mean over training tokens, as latents add to a constant) on the probe's unit direction w,
+  p_j = z_j atom_j . w, M = the sum of p over the letter's latents, and B = the sum of the 3 largest p > 0 of other
+  latents whose atoms have a cosine of 0.1 or more with w:
 
       absorbed fraction = 0                          where M >= a or B < 0.4 a
                         = 1                          where M <= 0
                         = b / (b + M), b = min(B, a - M)          elsewhere
       fully absorbed    = none of the letter's latents fires, the largest p_j is 0.4 a or more, its cosine 0.025 or more
 
-as in SAEBench (Karvonen et al. 2025, arXiv:2503.09532). There, latents are ranked by a probe with an L1 penalty on all
-of them, and words stand in a prompt with ten examples; here by mean differences, and a word stands by itself behind
-`TEMPLATE`, because small models do not follow such prompts.
+as in SAEBench (Karvonen et al. 2025, arXiv:2503.09532). There, the mean is not subtracted, latents are ranked by a
+probe with an L1 penalty on all of them, and words stand in a prompt with ten examples; here by mean differences, and a
+word stands by itself behind `TEMPLATE`, because small models do not follow such prompts.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ def absorption_rows(
 
     Args:
         letters: of `letters_of`.
-        activations: of all words, float32 [n, d].
+        activations: of all words, less their mean over training tokens, float32 [n, d].
         training: bool [n].
         codes: basis's name -> z of all words, float32 [n, F].
         bases: the SAE and its controls.
@@ -150,7 +151,7 @@ def absorbed(
     """How far other latents carry a class that its own should.
 
     Args:
-        activations: words that the probe tells [n, d].
+        activations: of words that the probe tells, less the constant to which latents add [n, d].
         z: of the same words [n, F].
         atoms: [F, d].
         direction: of the probe [d], of any length.

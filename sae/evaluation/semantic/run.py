@@ -6,6 +6,7 @@ report = measure("runs/demo", MeasureConfig(measures=("probing",)))
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,20 +27,18 @@ from sae.evaluation.semantic import absorption, attributes, bases
 from sae.evaluation.semantic.bases import Basis
 from sae.evaluation.semantic.cities import CITIES
 from sae.evaluation.semantic.intervals import Resamples
+from sae.evaluation.semantic.prompts import Reader
 from sae.evaluation.semantic.reading import pooled, read
 from sae.evaluation.semantic.removal import scr_rows, tpp_rows
 from sae.evaluation.semantic.results import RECORD, SAE, Row, rows_of
 from sae.evaluation.semantic.sparse_probing import Labelled, probing_rows
-from sae.evaluation.semantic.tasks import Task, built_in, read_labels
+from sae.evaluation.semantic.tasks import Task, split, tasks_of, unusable
 from sae.evaluation.semantic.words import single_token_words
 from sae.harvest.language_model import LanguageModel
 from sae.harvest.sites import SiteError
 from sae.models.saved import publish_report, read_report
 from sae.runs.base import check_language
 from sae.runs.text import Run, open_run
-
-TRAINING_SHARE = 0.6
-"""Of texts and words, for probes and choices of latents."""
 
 
 def measure(run: str | Path, config: MeasureConfig | None = None) -> dict[str, Any]:
@@ -69,13 +68,16 @@ def measure(run: str | Path, config: MeasureConfig | None = None) -> dict[str, A
     """
     config = config or MeasureConfig()
     check_language(run, "measures of meaning")
-    tasks = _tasks(config)
+    tasks = tasks_of(config)
     device = pick_device(config.device)
     opened = open_run(run, device=device)
     local = opened.folder == Path(run).expanduser()
-    with StopSignal() as stop, Progress() as progress, locked(opened.folder, "measure", "measuring this run"):
-        remove_leftovers(opened.folder, RECORD)
-        report = _before(opened.folder) if local else _empty()
+    lock = locked(opened.folder, "measure", "measuring this run") if local else contextlib.nullcontext()
+    with StopSignal() as stop, Progress() as progress, lock:
+        report = _empty()
+        if local:
+            remove_leftovers(opened.folder, RECORD)
+            report = _before(opened.folder)
         report |= {"run": str(run), "site": ", ".join(site.name for site in opened.targets)}
         lm = opened.load_language_model(device)
         measuring = _Measuring(
@@ -132,7 +134,7 @@ class _Measuring:
         sae = bases.of_autoencoder(model)
         l0 = max(1, round(sae.encode(inputs, targets).nnz / count))
         pca = PCA.fit([targets])
-        mean = pca.mean.float()
+        self._mean = mean = pca.mean.float()
         made = [
             sae,
             bases.chosen_by_chance(sae),
@@ -221,7 +223,7 @@ class _Measuring:
         texts = [absorption.TEMPLATE.format(word=word) for word in words]
         with self.progress.bar("Reading words", len(texts), "words") as bar:
             rows = read(self.run, self.lm, texts, tokens=64, last_only=True, advance=self._advance(bar))
-        activations = rows.targets.numpy()
+        activations = (rows.targets - self._mean).numpy()
         training = split(np.array([word[0] for word in words]), np.random.default_rng(self.config.seed))
         letters = absorption.letters_of(words, activations, training)
         counts = {"words": len(words), "letters": len(letters)}
@@ -242,7 +244,7 @@ class _Measuring:
         subjects = self._choose(bases.RANDOM_LATENTS, bases.COMPONENTS, bases.RANDOM_ATOMS)
         total = len(CITIES.templates) * len(self.config.latents) * len(subjects)
         try:
-            reader = attributes.Reader(self.run, self.lm, CITIES)
+            reader = Reader(self.run, self.lm, CITIES)
             experiment, counts = attributes.prepare(reader, pairs=self.config.pairs, seed=self.config.seed)
         except (ConfigError, SiteError) as error:
             return Numbers([], {}, {"attributes": str(error)})
@@ -264,41 +266,6 @@ class _Measuring:
             self.check()
 
         return advance
-
-
-def split(cells: np.ndarray, draw: np.random.Generator) -> np.ndarray:
-    """Which units are for training, bool [n]: the same share of every cell, at least one and not all of it.
-
-    Args:
-        cells: the class of every unit [n].
-        draw: of the split.
-    """
-    training = np.zeros(len(cells), dtype=bool)
-    for cell in sorted(set(cells.tolist())):
-        units = draw.permutation(np.flatnonzero(cells == cell))
-        count = min(max(1, round(TRAINING_SHARE * len(units))), len(units) - 1)
-        training[units[:count]] = True
-    return training
-
-
-def _tasks(config: MeasureConfig) -> list[Task]:
-    if not set(ON_TEXTS) & set(config.measures):
-        return []
-    if config.labels is not None:
-        return [read_labels(config.labels, config.documents)]
-    tasks = built_in(config.documents).values()
-    return [task for task in tasks if any(unusable(name, task) is None for name in config.measures if name in ON_TEXTS)]
-
-
-def unusable(name: str, task: Task) -> str | None:
-    """Why a measure has no use for a task's texts; None where it has."""
-    if name == "scr":
-        return None if task.other is not None else "it has no second attribute"
-    if task.other is not None:
-        return "its texts have a second attribute, which goes to scr"
-    if name == "tpp" and len(task.classes) < 3:
-        return "of two classes each is the other's complement; expected three or more"
-    return None
 
 
 def _settings(config: MeasureConfig, name: str) -> dict[str, Any]:

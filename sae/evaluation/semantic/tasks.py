@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sae.config import ConfigError
+from sae.config import ConfigError, MeasureConfig
+from sae.config.measuring import ON_TEXTS
 from sae.data.documents import open_documents
 
 TOPICS = ("People", "Biology and health sciences", "Geography", "Physical sciences", "Society and social sciences")
@@ -25,6 +26,8 @@ SAME_TOPICS = {"Personnalités": "People", "Géographie": "Geography"}
 PAIRED = "topic and language"
 LEAST = 10
 """Texts that a class needs."""
+TRAINING_SHARE = 0.6
+"""Of texts and words, for probes and choices of latents."""
 
 
 class Task(NamedTuple):
@@ -107,6 +110,46 @@ def read_labels(path: Path, documents: int) -> Task:
             + (f" ({', '.join(few)})" if few else "")
         )
     return _task(path.stem, rows)
+
+
+def tasks_of(config: MeasureConfig) -> list[Task]:
+    """The tasks that the measures asked for have a use for; all of the user's own, so that reasons can be told.
+
+    Raises:
+        ConfigError, FetchError: as `read_labels` and `built_in`.
+    """
+    if not set(ON_TEXTS) & set(config.measures):
+        return []
+    if config.labels is not None:
+        return [read_labels(config.labels, config.documents)]
+    tasks = built_in(config.documents).values()
+    return [task for task in tasks if any(unusable(name, task) is None for name in config.measures if name in ON_TEXTS)]
+
+
+def unusable(name: str, task: Task) -> str | None:
+    """Why a measure has no use for a task's texts; None where it has."""
+    if name == "scr":
+        return None if task.other is not None else "it has no second attribute"
+    if task.other is not None:
+        return "its texts have a second attribute, which goes to scr"
+    if name == "tpp" and len(task.classes) < 3:
+        return "of two classes each is the other's complement; expected three or more"
+    return None
+
+
+def split(cells: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+    """Which units are for training, bool [n]: the same share of every cell, at least one and not all of it.
+
+    Args:
+        cells: the class of every unit [n].
+        draw: of the split.
+    """
+    training = np.zeros(len(cells), dtype=bool)
+    for cell in sorted(set(cells.tolist())):
+        units = draw.permutation(np.flatnonzero(cells == cell))
+        count = min(max(1, round(TRAINING_SHARE * len(units))), len(units) - 1)
+        training[units[:count]] = True
+    return training
 
 
 def _summaries(spec: str) -> list[tuple[str, str]]:

@@ -72,12 +72,13 @@ class EndpointChat:
         self.usage = Usage()
         self._tells_chances = True
         self._next = 0.0
-        self._lock = threading.Lock()
+        self._lock, self._failed = threading.Lock(), threading.Event()
         # a redirect would carry the key to another address
         self._opener = urllib.request.build_opener(_NoRedirect)
 
     def reply(self, prompt: Prompt) -> str:
         """As in `Chat`; ExplainerError where the endpoint is out of reach or gives no answer of a chat."""
+        self._failed.clear()
         return self._ask(prompt, chances=False).text
 
     def replies(self, prompts: Sequence[Prompt], *, chances: bool = False) -> list[Reply]:
@@ -90,11 +91,14 @@ class EndpointChat:
         Raises:
             ExplainerError: as `reply`.
         """
+        self._failed.clear()
         with ThreadPoolExecutor(self.at_once) as pool:
             futures = [pool.submit(self._ask, prompt, chances=chances) for prompt in prompts]
             try:
                 return [future.result() for future in futures]
             except BaseException:
+                # those that wait for their next try give up, too
+                self._failed.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
@@ -152,7 +156,8 @@ class EndpointChat:
                 if left == 0:
                     raise ExplainerError(f"{self.address}: cannot be reached ({error})") from error
             # questions that were refused together do not come back together
-            time.sleep(min(LONGEST_WAIT, pause) * random.uniform(1, 1.25))
+            if self._failed.wait(min(LONGEST_WAIT, pause) * random.uniform(1, 1.25)):
+                raise ExplainerError(f"{self.address}: not asked again, as another question failed")
             wait *= 2
         raise AssertionError("the last try returns or raises")
 

@@ -67,16 +67,16 @@ class EndpointScorer:
 
 
 def grouped(questions: Sequence[Question]) -> list[list[int]]:
-    """Numbers of the questions that are asked together: up to five texts of one name and measure."""
-    groups: dict[tuple[str, str, int], list[list[int]]] = {}
+    """Numbers of the questions that are asked together: up to five successive texts of one name and measure."""
+    groups: list[list[int]] = []
     for number, question in enumerate(questions):
-        # one text a question in simulation
-        apart = number if question.measure == "simulation" else -1
-        lists = groups.setdefault((question.measure, question.name.words, apart), [[]])
-        if len(lists[-1]) == TEXTS_AT_ONCE:
-            lists.append([])
-        lists[-1].append(number)
-    return [group for lists in groups.values() for group in lists]
+        before = questions[number - 1] if number else None
+        together = before is not None and question.measure == before.measure != "simulation"
+        if together and question.name == before.name and len(groups[-1]) < TEXTS_AT_ONCE:
+            groups[-1].append(number)
+        else:
+            groups.append([number])
+    return groups
 
 
 def prompt_of(questions: Sequence[Question]) -> Prompt:

@@ -73,7 +73,7 @@ def read_scan(
     Args:
         store: collected features.
         held_out: places, int64 [n] -> whether the document of each is one that names are scored on, bool [n].
-        tokens: limit, in whole forward passes.
+        tokens: limit, in whole forward passes; no more than were collected.
         device: where to compute.
         advance: gets the number of tokens that were read.
 
@@ -81,8 +81,11 @@ def read_scan(
         ConfigError, CorruptError, ModelError, DataError: the run, its model or the text cannot be read, or the text is
             another one than the features were collected on.
     """
+    # what lies behind was not collected
+    tokens = min(tokens, store.info["seen"])
     subject = _subject(store, tokens, device)
     known = {int(document) for (document,) in store.query("SELECT id FROM documents")}
+    in_store = np.array(sorted(known), np.int64)
     places, starts, rows, latents, values = [], [], [], [], []
     read_so_far = size = 0
     for chunk in subject.chunks([0, 0]):
@@ -90,7 +93,7 @@ def read_scan(
             break
         read = chunk.read()
         place = keys.pack(read.tokens.document, read.tokens.position).cpu()
-        inside = np.isin(read.tokens.document.cpu().numpy(), list(known))
+        inside = np.isin(read.tokens.document.cpu().numpy(), in_store)
         kept = torch.from_numpy(held_out(place.numpy()) & inside).nonzero().squeeze(1)
         if len(kept):
             _compare(store, read.text, known)

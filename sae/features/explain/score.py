@@ -65,12 +65,17 @@ class Asked(NamedTuple):
 
 
 def ask(sheet: Sheet, scorer: Scorer, measures: Sequence[Measure], seed: int) -> Asked:
-    """The questions about a latent's name; the marks and the shuffled words depend on the seed and the latent alone."""
+    """The questions about a latent's name; marks, order and shuffled words depend on the seed and the latent alone."""
     draw = np.random.default_rng([seed, sheet.latent, 1])
     names = {"own": sheet.name} | ({} if sheet.other is None else {"other": sheet.other})
     if scorer.reads_words:
         names["shuffled"] = shuffled(sheet.name, draw)
-    return Asked([item for measure in measures for item in _items(measure, sheet.texts, draw)], names)
+    items = []
+    for measure in measures:
+        shown = _items(measure, sheet.texts, draw)
+        # a scorer that sees several texts at once must not see those of one kind together
+        items += [shown[n] for n in draw.permutation(len(shown))]
+    return Asked(items, names)
 
 
 def read(asked: Asked, answers: Sequence[Answer], scorer: Scorer, seed: int) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from sae.harvest.language_model import ModelError
 BATCH = {"rules": 128, "local": 1, "endpoint": 32}
 """Latents between two saves, by explainer; a control gets its rule from the same batch."""
 SAMPLED = 16  # latents from which an estimate is made
-TYPICAL = Name("a description of about fifteen words, as models are asked to give it in their answers, no more")
+TYPICAL = "a description of about fifteen words as models are asked to give it in their answers"
 
 
 class Work:
@@ -98,7 +98,8 @@ class Work:
             prompts = [prompt_for(self.pool, latent, self.pool.examples(latent), self.config) for latent in shown]
             total = total.plus(estimate(prompts, len(unnamed) / len(shown)))
         if self.config.measures and self.config.judge == "endpoint":
-            names = dict.fromkeys(unnamed, TYPICAL) | judgeable(self.store.annotations.names(), words=True)
+            unknown = {latent: Name(f"{TYPICAL} {latent}") for latent in unnamed}
+            names = unknown | judgeable(self.store.annotations.names(), words=True)
             left = self._unscored(wanted, names)
             scoring = self._scoring(names)
             shown = _sample(left)

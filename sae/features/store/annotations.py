@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,7 @@ class Annotations:
             blobs = Blobs(connection, self.path, REMEDY)
             connection.execute("BEGIN")  # the rows and their seal of one moment
             # a file from before there was such a table
-            if not list(blobs.query("SELECT 1 FROM sqlite_schema WHERE name = ?", (table,))):
+            if not _exists(blobs, table):
                 return {}
             _check_seal(blobs, table)
             return _rows(blobs, table, self.weights)
@@ -121,17 +121,20 @@ class Annotations:
     @contextlib.contextmanager
     def _writing(self) -> Iterator[Blobs]:
         with write_in_place(self.path, REMEDY, SCHEMA) as blobs:
-            for table in TABLES:
+            sealed = _exists(blobs, "seals")
+            blobs.connection.execute("CREATE TABLE IF NOT EXISTS seals (name TEXT PRIMARY KEY, hash BLOB)")
+            new = [table for table in TABLES if not _exists(blobs, table)]
+            for table in new:
                 blobs.connection.execute(
-                    f"CREATE TABLE IF NOT EXISTS {table} "
+                    f"CREATE TABLE {table} "
                     "(weights TEXT, latent INTEGER, data TEXT, hash BLOB, PRIMARY KEY (weights, latent))"
                 )
-            blobs.connection.execute("CREATE TABLE IF NOT EXISTS seals (name TEXT PRIMARY KEY, hash BLOB)")
+            if sealed:
+                _set_seals(blobs, new)
             for table in TABLES:
                 _check_seal(blobs, table)
             yield blobs
-            seals = [(table, _seal(blobs, table)) for table in TABLES]
-            blobs.connection.executemany("INSERT OR REPLACE INTO seals VALUES (?, ?)", seals)
+            _set_seals(blobs, TABLES)
 
     def _put(self, blobs: Blobs, table: str, latent: int, value: dict[str, Any] | None) -> None:
         if value is None:
@@ -155,6 +158,15 @@ def _rows(blobs: Blobs, table: str, weights: str, latent: int | None = None) -> 
     return values_of
 
 
+def _exists(blobs: Blobs, table: str) -> bool:
+    return bool(list(blobs.query("SELECT 1 FROM sqlite_schema WHERE name = ?", (table,))))
+
+
+def _set_seals(blobs: Blobs, tables: Sequence[str]) -> None:
+    seals = [(table, _seal(blobs, table)) for table in tables]
+    blobs.connection.executemany("INSERT OR REPLACE INTO seals VALUES (?, ?)", seals)
+
+
 def _seal(blobs: Blobs, table: str) -> bytes:
     """A hash of a table's rows, from which none can vanish unnoticed."""
     digest = hashlib.blake2b(table.encode(), digest_size=16)
@@ -165,7 +177,7 @@ def _seal(blobs: Blobs, table: str) -> bytes:
 
 def _check_seal(blobs: Blobs, table: str) -> None:
     """CorruptError where rows are missing; a file from before there were seals has none until it is written again."""
-    if not list(blobs.query("SELECT 1 FROM sqlite_schema WHERE name = 'seals'")):
+    if not _exists(blobs, "seals"):
         return
     seals = list(blobs.query("SELECT hash FROM seals WHERE name = ?", (table,)))
     if not seals and not list(blobs.query("SELECT 1 FROM seals")):
