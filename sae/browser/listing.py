@@ -112,7 +112,7 @@ class Marks:
 
     def judged(self, measure: str) -> dict[int, float]:
         """That scorer's scores by a measure against texts of near latents."""
-        scorer = self.scorer
+        scorer = self.scorer or ""
         found = {i: (entries.get(scorer, {}).get(measure) or {}).get("near") for i, entries in self.scores.items()}
         return {latent: compared["value"] for latent, compared in found.items() if compared}
 

@@ -134,7 +134,7 @@ def test_measures_agree_with_the_libraries() -> None:
     first, second = np.round(draw.random(30), 1), np.round(draw.random(30), 1)
     agreed = agreement(first, second)
     assert agreed is not None
-    assert agreed["value"] == pytest.approx(spearmanr(first, second).statistic)
+    assert agreed["value"] == pytest.approx(spearmanr(first, second)[0])
     assert agreed["low"] < agreed["value"] < agreed["high"]
     assert agreement(np.ones(9), first[:9]) is None
 

@@ -5,7 +5,7 @@ import { count, number } from "./format.js";
 
 const W = 420;
 const ROW = 22;
-const PAD = { left: 116, right: 118, top: 4, bottom: 20 };
+const PAD = { left: 96, right: 134, top: 4, bottom: 20 };
 const AGAINST = { random: "random texts", near: "near latents" };
 const CONTROLS = { other: "another latent's name", shuffled: "its words shuffled" };
 
@@ -48,7 +48,7 @@ export function Scores({ record }) {
   return html`<section class="card scores" data-testid="name-scores">
     <h3>How much the name tells</h3>
     ${scorers.map(([scorer, entry]) => html`<${Judged} key=${scorer} scorer=${scorer} entry=${entry} />`)}
-    <p class="legend"><span class="own">the name, with its 95% interval</span><span class="other">another latent's name</span><span class="shuffled">its words shuffled</span><span class="chance">chance</span></p>
+    <p class="legend"><span class="own">the name, with its 95% interval</span><span class="other">another latent's name</span>${scorers.some(([scorer]) => scorer !== "rules") && html`<span class="shuffled">its words shuffled</span>`}<span class="chance">chance</span></p>
     <details>
       <summary>How it was measured</summary>
       <p class="muted">
@@ -68,7 +68,7 @@ function Judged({ scorer, entry }) {
   const texts = entry.texts[measures[0]];
   return html`<div data-testid="judged" data-scorer=${scorer}>
     <p>
-      “<span dir="auto">${entry.words}</span>”, judged by <b>${judge}</b> on ${count(texts.fires)} texts in which the latent fires,
+      <b dir="auto">${entry.words}</b>, judged by ${judge} on ${count(texts.fires)} texts in which the latent fires,
       ${" "}${count(texts.random)} ${measures[0] === "fuzzing" ? "with wrong marks" : "random ones"} and ${count(texts.near)} of near latents${entry.unanswered > 0 && `; ${Math.round(100 * entry.unanswered)}% of the questions stayed without an answer`}.
     </p>
     ${measures.map((measure) => html`<${Measure} key=${measure} measure=${measure} scores=${entry[measure]} />`)}

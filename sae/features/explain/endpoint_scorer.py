@@ -70,9 +70,9 @@ def grouped(questions: Sequence[Question]) -> list[list[int]]:
     """Numbers of the questions that are asked together: up to five successive texts of one name and measure."""
     groups: list[list[int]] = []
     for number, question in enumerate(questions):
-        before = questions[number - 1] if number else None
-        together = before is not None and question.measure == before.measure != "simulation"
-        if together and question.name == before.name and len(groups[-1]) < TEXTS_AT_ONCE:
+        before = questions[number - 1]
+        together = question.measure == before.measure != "simulation" and question.name == before.name
+        if number and together and len(groups[-1]) < TEXTS_AT_ONCE:
             groups[-1].append(number)
         else:
             groups.append([number])

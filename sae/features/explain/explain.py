@@ -76,7 +76,7 @@ def explain(run: str | Path, config: ExplainConfig | None = None) -> dict[str, A
         work.name(wanted)
         work.score(wanted)
     names = store.annotations.names()
-    report = {"run": str(run), "method": models.method}
+    report: dict[str, Any] = {"run": str(run), "method": models.method}
     report |= summary([names[i] for i in live.tolist() if i in names], len(live))
     report["scores"], report["agreement"] = score_summary(store.annotations.scores())
     if models.usage is not None:

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sae.features.explain.scoring import judge
+from sae.features.explain.scoring import RESAMPLES, judge
 
-RESAMPLES = 1000
+AGREEMENT_RESAMPLES = 1000
 LEAST = 3
 """Texts of each side below which nothing is measured, and latents below which no agreement is."""
 
@@ -104,7 +104,7 @@ def agreement(first: np.ndarray, second: np.ndarray, *, seed: int = 0) -> dict[s
     """
     if len(first) < LEAST or first.std() == 0 or second.std() == 0:
         return None
-    draws = np.random.default_rng(seed).integers(len(first), size=(RESAMPLES, len(first)))
+    draws = np.random.default_rng(seed).integers(len(first), size=(AGREEMENT_RESAMPLES, len(first)))
     resampled = np.array([_spearman(first[draw], second[draw]) for draw in draws])
     low, high = np.quantile(resampled, [0.025, 0.975])
     return {"value": _spearman(first, second), "low": float(low), "high": float(high), "n": len(first)}

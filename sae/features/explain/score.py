@@ -96,7 +96,8 @@ def read(asked: Asked, answers: Sequence[Answer], scorer: Scorer, seed: int) -> 
     by_name = {who: answers[n * size : (n + 1) * size] for n, who in enumerate(asked.names)}
     entry: dict[str, Any] = {"words": asked.names["own"].words, "texts": {}, "near": []}
     entry["unanswered"] = round(sum(answer is None for answer in answers) / max(1, len(answers)), DIGITS)
-    for measure in dict.fromkeys(item.measure for item in asked.items):
+    measures: list[Measure] = list(dict.fromkeys(item.measure for item in asked.items))
+    for measure in measures:
         rows = [n for n, item in enumerate(asked.items) if item.measure == measure]
         items = [asked.items[n] for n in rows]
         entry["texts"][measure] = {kind: sum(i.kind == kind for i in items) for kind in ("fires", "random", "near")}
@@ -127,7 +128,12 @@ def score(sheet: Sheet, scorer: Scorer, measures: Sequence[Measure], seed: int) 
 
 def _items(measure: Measure, texts: LatentTexts, draw: np.random.Generator) -> list[Item]:
     if measure != "fuzzing":
-        return [Item(measure, kind, text) for kind, group in texts._asdict().items() for text in group]
+        groups: tuple[tuple[Kind, list[Text]], ...] = (
+            ("fires", texts.fires),
+            ("random", texts.random),
+            ("near", texts.near),
+        )
+        return [Item(measure, kind, text) for kind, group in groups for text in group]
     items = []
     for text in texts.fires:
         if (wrong := wrong_marks(text.activation, draw)) is not None:

@@ -11,7 +11,7 @@ nearest atoms, or one that often fires at the same tokens. These are the hard ne
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -58,7 +58,7 @@ class TextSource:
         neighbours: latent -> its near latents, the most alike first.
     """
 
-    def __init__(self, scan: Scan, store: FeatureStore, neighbours: Callable[[int], Sequence[int]]) -> None:
+    def __init__(self, scan: Scan, store: FeatureStore, neighbours: Callable[[int], Iterable[int]]) -> None:
         self.scan, self.store, self.neighbours = scan, store, neighbours
         self._strings = lru_cache(maxsize=4096)(self._strings_of)
 
