@@ -66,10 +66,15 @@ def compare_runs(
         ConfigError: a run has no evaluation, or they are on other tokens or sites; else as `settings_of`.
         CorruptError: a file is damaged.
     """
-    config = config or CompareConfig()
-    variants = _variants(runs)
+    return compare_variants(_variants(runs), (config or CompareConfig()).reference, known)
+
+
+def compare_variants(
+    variants: Sequence[Variant], reference_name: str | None = None, known: Mapping[str, float] | None = None
+) -> dict[str, Any]:
+    """`compare_runs` of variants that are read already."""
     _check_same_documents(variants)
-    reference = _reference(variants, config.reference)
+    reference = _reference(variants, reference_name)
     pairs = dict(known or {})
     estimates = [_estimates(variant, pairs) for variant in variants]
     first = variants[reference]
@@ -213,9 +218,9 @@ def _mcc(variant: Variant, pairs: dict[str, float]) -> list[float]:
 
 
 def _interval(uncertain: Uncertain, name: str = "") -> dict[str, float | None]:
-    """As JSON; that of a share within 0 and 1."""
+    """As JSON; that of a share or an MCC within 0 and 1."""
     interval = uncertain.interval()
-    if name == "dead":
+    if name in ("dead", MCC):
         interval = interval._replace(low=max(interval.low, 0.0), high=min(interval.high, 1.0))
     return interval.to_json()
 
