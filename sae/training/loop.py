@@ -20,7 +20,8 @@ from sae.config import RunConfig
 from sae.data.batching import Batch, Batches
 from sae.data.rows import DataError
 from sae.training.logging import RunLog, SilentLog
-from sae.training.trainer import DivergedError, Trainer
+from sae.training.trainer import Trainer
+from sae.training.window import DivergedError
 
 METRICS_STATE = "metrics"
 """Key of a checkpoint's data: length and hash of metrics.jsonl."""

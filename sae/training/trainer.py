@@ -13,7 +13,7 @@ import copy
 from collections.abc import Hashable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from sae.modules.corruption import corrupt
 from sae.modules.losses import Term
 from sae.modules.normalise import Affine, fit, identity, layer_norm
 from sae.training.checkpoint import load_newest, prune, save_checkpoint
+from sae.training.first_weights import fit_biases, geometric_median
 from sae.training.graphs import graph_for
 from sae.training.optimizers import Library, make_optimizer
 from sae.training.precision import float32_products, precision
@@ -34,6 +35,7 @@ from sae.training.routes import FusedRoute, StepContext, StepOutcome, check_weig
 from sae.training.schedules import annealed, course, default_peak
 from sae.training.sparsity import Sparsity
 from sae.training.weights import in_float32, store_as
+from sae.training.window import DivergedError, Window
 
 DEAD_REFRESH = 20  # steps between updates of the list of dead latents: each makes the host wait for the device
 PROBE_ROWS = 256  # inputs kept for the saved autoencoder's self-test
@@ -41,35 +43,6 @@ SETTLE_ROWS = 16_384  # newest inputs, to which a threshold is fitted at the end
 FIRST_ACTIVE = 4  # L0 of a penalised variant at the start, as a multiple of its target
 SEED_ROWS = 2048  # inputs that the first biases are fitted to
 BEGINNING, DRAWS, CORRUPTED, REVIVED = range(4)  # uses of random numbers, each with a generator of its own
-
-
-class DivergedError(ArithmeticError):
-    """A loss or gradient was not finite; weights and optimizer are as before that step."""
-
-    def __init__(self, step: int, culprit: str) -> None:
-        super().__init__(
-            f"step {step}: {culprit} is not finite; the step was not taken. Try a lower --lr, or --compute float32"
-        )
-        self.step = step
-
-
-class Window(NamedTuple):
-    """Means over the steps since the last report."""
-
-    loss: float
-    """The weighted sum of all terms."""
-    parts: dict[str, float]
-    """Each term, unweighted."""
-    fvu: float
-    """Squared error over the variance around each batch's mean, summed over the window."""
-    l0: float
-    """Non-zero codes a token."""
-    grad_norm: float
-    """Global gradient norm before clipping."""
-    dead: float
-    """Share of latents that are dead now."""
-    sparsity: float | None
-    """Weight of the penalty, for variants that have one."""
 
 
 class Trainer:
@@ -166,25 +139,12 @@ class Trainer:
         embedded = self.model.embed(self._normalised(x[:SEED_ROWS], self.inputs))
         self.model.code.begin(embedded, self.model.dictionary, draws.generator(self.seed, BEGINNING))
         if self.sparsity is not None or any(term.name == "l0_target" for term in self.terms):
-            self._start_sparse(embedded, active)
+            rate = min(0.5, active * (self.sae.l0_target or float(self.sae.k)) / self.width)
+            fit_biases(self.model, embedded, rate)
         store_as(self.model, getattr(torch, self.config.weights))
 
     def _draw_weights(self) -> None:
         self.model.initialise(torch.Generator().manual_seed(self.seed))
-
-    def _start_sparse(self, x: Tensor, active: float) -> None:
-        """Fit encoder biases to embedded inputs x, so that every latent fires at `active` times the target rate.
-
-        Otherwise half of all latents would fire at first, and the first steps would only switch them off.
-        """
-        l0 = self.sae.l0_target or float(self.sae.k)
-        rate = min(0.5, active * l0 / self.width)
-        centred = x if self.model.b_pre is None else x - self.model.b_pre
-        rank = max(1, round(rate * len(x)))
-        for rows in torch.arange(self.model.width, device=x.device).split(4096):
-            pre = centred @ self.model.W_enc[rows].T
-            bar = pre.topk(rank, dim=0).values[-1]
-            self.model.b_enc[rows] = self.model.code.threshold(rows) - bar
 
     def _normalised(self, x: Tensor, affine: Affine) -> Tensor:
         x = affine.apply(x)
@@ -364,15 +324,7 @@ class Trainer:
         for value in self._window.values():
             value.zero_()
         self._window_steps = 0
-        return Window(
-            loss=sums["loss"] / n,
-            parts={name[5:]: value / n for name, value in sums.items() if name.startswith("part.")},
-            fvu=sums["error"] / sums["variance"],
-            l0=sums["l0"] / n,
-            grad_norm=sums["grad_norm"] / n,
-            dead=self._dead_share(),
-            sparsity=sums["sparsity"] / n if self.sparsity is not None else None,
-        )
+        return Window.of(sums, n, dead=self._dead_share())
 
     def _dead_share(self) -> float:
         return self.model.dictionary.dead(self.dead_after).float().mean().item()
@@ -450,15 +402,3 @@ class Trainer:
             self.graph.forget()
         if self.sparsity is not None:
             self.sparsity.restore(part("sparsity"), values["sparsity"])
-
-
-def geometric_median(points: Tensor, *, iterations: int = 100, tolerance: float = 1e-6) -> Tensor:
-    """The point with the least sum of distances to `points` [n, d], by Weiszfeld's iteration (Weiszfeld 1937)."""
-    median = points.mean(0)
-    for _ in range(iterations):
-        weights = 1 / (points - median).norm(dim=1).clamp_min(1e-8)
-        moved = (weights @ points) / weights.sum()
-        if (moved - median).norm() <= tolerance * moved.norm():
-            return moved
-        median = moved
-    return median

@@ -31,7 +31,8 @@ from gpu_device import DEVICE
 from sae.config import ConfigError
 from sae.training.graphs import StepGraph
 from sae.training.routes import FusedRoute
-from sae.training.trainer import DivergedError, Trainer
+from sae.training.trainer import Trainer
+from sae.training.window import DivergedError
 from sae_kernels import last_backend, use_backend
 from sae_kernels.launch import launch
 

@@ -8,9 +8,11 @@ from planted import BATCH, RECIPES, TIED, initialise, planted, relative, run, tr
 
 from sae.config import ConfigError, OptimConfig
 from sae.models.language import VARIANTS
+from sae.training.first_weights import geometric_median
 from sae.training.routes import FusedRoute
 from sae.training.schedules import annealed, course, default_peak
-from sae.training.trainer import DivergedError, Trainer, geometric_median
+from sae.training.trainer import Trainer
+from sae.training.window import DivergedError
 
 TOPK = {"variant": "topk", "width": 64, "k": 4}
 
