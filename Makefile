@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test check docs bench bench-peers race snippets families interop clean
+.PHONY: install demo test check docs bench bench-peers race variants snippets families interop clean
 
 install: $(VENV)/.installed
 
@@ -44,6 +44,13 @@ bench-peers: .venv-peers/.installed
 # trains ours and three other toolkits from the same stored activations, an hour of one core; a stopped race continues
 race: install .venv-peers/.installed
 	nice -n 10 $(BIN)/python -m scripts.race --figure docs/race.svg $(RACE)
+
+# five variants with three seeds each at the size of the race, beside their controls: the table of docs/variants.md. A
+# sweep that was stopped continues, and VARIANTS takes other settings, such as "--width 4608 --out runs/wide"
+variants: install
+	nice -n 10 $(BIN)/sae sweep --model demo --dataset demo --layer 9 --width 2304 --k 32 --tokens 200000 --batch 512 \
+	  --variant topk,batchtopk,matryoshka,jumprelu,matching_pursuit --seed 0,1,2 --controls all --downstream-tokens 3072 \
+	  --store runs/store-variants --out runs/variants $(VARIANTS)
 
 .venv-peers/.installed:
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers

@@ -29,7 +29,9 @@ _LAZY = {
     "sweep": "sae.training.sweep:sweep",
     "evaluate": "sae.evaluation.run:evaluate",
     "match": "sae.evaluation.matching.run:match",
+    "compare": "sae.reporting.variants:compare",
     "choose_l0": "sae.evaluation.l0.run:choose_l0",
+    "measure": "sae.evaluation.semantic.run:measure",
     "collect": "sae.features.collect.collect:collect",
     "explain": "sae.features.explain.explain:explain",
     "steer": "sae.features.steer.steer:steer_run",
@@ -51,18 +53,21 @@ _LAZY = {
     "EvalConfig": "sae.config:EvalConfig",
     "ImageEvalConfig": "sae.config:ImageEvalConfig",
     "CollectConfig": "sae.config:CollectConfig",
+    "CompareConfig": "sae.config:CompareConfig",
     "ExplainConfig": "sae.config:ExplainConfig",
     "SteerConfig": "sae.config:SteerConfig",
     "SteerMeasureConfig": "sae.config:SteerMeasureConfig",
     "StoreConfig": "sae.config:StoreConfig",
     "ImportConfig": "sae.config:ImportConfig",
     "MatchConfig": "sae.config:MatchConfig",
+    "MeasureConfig": "sae.config:MeasureConfig",
     "L0Config": "sae.config:L0Config",
 }
 """Name -> where it is."""
 __all__ = [
     "Autoencoder",
     "CollectConfig",
+    "CompareConfig",
     "EvalConfig",
     "ExplainConfig",
     "HarvestConfig",
@@ -72,6 +77,7 @@ __all__ = [
     "ImportConfig",
     "L0Config",
     "MatchConfig",
+    "MeasureConfig",
     "OptimConfig",
     "Run",
     "SAEConfig",
@@ -86,11 +92,13 @@ __all__ = [
     "attach",
     "choose_l0",
     "collect",
+    "compare",
     "evaluate",
     "explain",
     "harvest_store",
     "load",
     "match",
+    "measure",
     "measure_steering",
     "report",
     "steer",
@@ -102,6 +110,7 @@ __all__ = [
 if TYPE_CHECKING:
     from sae.config import (
         CollectConfig,
+        CompareConfig,
         EvalConfig,
         ExplainConfig,
         HarvestConfig,
@@ -111,6 +120,7 @@ if TYPE_CHECKING:
         ImportConfig,
         L0Config,
         MatchConfig,
+        MeasureConfig,
         OptimConfig,
         SAEConfig,
         SteerConfig,
@@ -124,6 +134,7 @@ if TYPE_CHECKING:
     from sae.evaluation.l0.run import choose_l0
     from sae.evaluation.matching.run import match
     from sae.evaluation.run import evaluate
+    from sae.evaluation.semantic.run import measure
     from sae.features.collect.collect import collect
     from sae.features.explain.explain import explain
     from sae.features.steer.measure import measure_steering
@@ -134,6 +145,7 @@ if TYPE_CHECKING:
     from sae.models.autoencoder import Autoencoder
     from sae.models.saved import verify
     from sae.reporting.report import report
+    from sae.reporting.variants import compare
     from sae.run import Run
     from sae.training.run import train
     from sae.training.sweep import sweep

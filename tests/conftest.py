@@ -21,10 +21,18 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # seconds to minutes a test: begun first, so that no process of `make test` is left with one of them at the end
 SLOW_FILES = (
     "test_gpu_aot",
-    "test_kill",
+    "test_mesh",
     "test_gpu_kernels",
     "test_gpu_route",
+    "test_kill",
+    "test_gpu_kit",
     "test_comparison",
+    "test_scale_commands",
+    "test_race",
+    "test_recovery",
+    "test_kill_ranks",
+    "test_broken_ranks",
+    "test_kill_and_faults",
     "test_image_report",
     "test_collect",
 )
@@ -135,16 +143,13 @@ def save_tiny_model(family: str, folder: Path) -> Path:
     return save_model(FAMILIES[family](vocab_size=VOCABULARY), folder)
 
 
-def run_sae(*arguments: object, env: dict[str, str] | None = None, timeout: int = 300) -> subprocess.CompletedProcess:
-    """Run the command `sae` in a subprocess."""
-    return subprocess.run(
-        [sys.executable, "-m", "sae", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        env={**os.environ, **(env or {})},
-        check=False,
-    )
+def run_sae(
+    *arguments: object, env: dict[str, str] | None = None, timeout: int = 300
+) -> subprocess.CompletedProcess[str]:
+    """Run the command `sae` in a process of its own, forked from one that has imported everything."""
+    import forked
+
+    return forked.run([sys.executable, "-m", "sae", *arguments], env={**os.environ, **(env or {})}, timeout=timeout)
 
 
 @pytest.fixture

@@ -362,7 +362,7 @@ BAD: dict[str, tuple[Callable[[Path], dict[str, object]], tuple[str, ...]]] = {
     "heldout: nan": (lambda t: {"heldout": "nan"}, ("--heldout nan", "between 0 and 1")),
     "seed: negative": (lambda t: {"seed": -1}, ("--seed -1",)),
     "out: below a file": (lambda t: {"out": _write(t, "f", "") / "run"}, ("--out", "is a file; expected a folder")),
-    "out: a file": (lambda t: {"out": _write(t, "f", "")}, ("--out", "exists already", "--resume")),
+    "out: a file": (lambda t: {"out": _write(t, "f", "")}, ("--out", "exists already", "it holds no run")),
     "store: a file": (lambda t: {"store": _write(t, "f", "")}, ("--store", "a file; expected a folder")),
     "store: a folder of other things": (
         lambda t: {"store": _folder(t, "s", notes="x")},
@@ -413,7 +413,7 @@ def test_a_data_set_out_of_reach_is_refused_within_seconds(train: TrainWith) -> 
 def test_an_existing_run_folder_stays_as_it_is(train: TrainWith) -> None:
     train.out.mkdir()
     note = _write(train.out, "note", "precious")
-    train().refused("--out", "exists already", "--resume")
+    train().refused("--out", "exists already", "delete it: it holds no run (no config.json)")
     assert note.read_text() == "precious"
     assert sorted(train.out.iterdir()) == [note]
 
@@ -442,6 +442,14 @@ def test_a_read_only_parent_folder_is_refused(train: TrainWith, read_only: Path)
 def test_resuming_nothing_is_refused(train: TrainWith) -> None:
     train("--resume").refused("--resume", "no run to continue", "no config.json")
     assert not train.out.exists()
+
+
+def test_a_run_that_was_killed_before_its_first_file_starts_again(train: TrainWith) -> None:
+    train.out.mkdir()
+    for name in ("run.lock", "run.pid", ".partial-config.json-1"):
+        _write(train.out, name, "")
+    train("--resume").refused("no run to continue", "start it again without --resume")
+    assert train("--dry-run").status == 0
 
 
 def test_a_run_that_is_none_is_refused_by_eval_and_verify(sae: Run, tmp_path: Path) -> None:

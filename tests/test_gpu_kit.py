@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 KIT = Path(__file__).parents[1] / "scripts/gpu/check.sh"
-STAGES = ("machine", "steps", "training", "kernels", "tests", "memcheck")
+STAGES = ("machine", "steps", "training", "options", "encoders", "tests", "kernels", "memcheck")
 
 
 def run(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -43,6 +43,14 @@ def test_the_ops_and_the_step_ran_on_triton(toy: tuple[Path, str]) -> None:
     assert len(kernels) == 8
     steps = json.loads((out / "steps.json").read_text())["rows"]
     assert all(row["step ms"] > 0 and row["dense PyTorch ms"] > 0 for row in steps)
+    options = json.loads((out / "options.json").read_text())["rows"]
+    assert [row["option"] for row in options] == [
+        "graphs off", "moments int8", "weights bfloat16, moments int8", "moments bfloat16",
+    ]  # fmt: skip
+    assert all(row["route"] == "fused" and row["step ms"] > 0 for row in options)
+    encoders = json.loads((out / "encoders.json").read_text())["rows"]
+    assert {row["op"] for row in encoders} == {"topk_encode", "threshold_encode", "batch_topk_encode"}
+    assert all(row["fused ms"] > 0 and row["vendor ms"] > 0 for row in encoders)
     tests = json.loads((out / "tests.json").read_text())["rows"]
     assert [row["failed"] for row in tests] == [0]
     assert tests[0]["passed"] > 0

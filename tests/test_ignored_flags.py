@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sae.base.files import publish_json, read_json
-from sae.cli.commands import READ_BY_BENCHES, Bench
+from sae.cli.bench import READ_BY_BENCHES, Bench
 from sae.cli.main import main
 
 IGNORED: dict[str, tuple[str, list[str]]] = {
@@ -21,14 +21,14 @@ IGNORED: dict[str, tuple[str, list[str]]] = {
     ),
     "steer RUN --latent 3 --prompt a --seed 5": ("--temperature 0 draws nothing", ["--seed 5"]),
     "steer RUN --latent 3 --prompt a --where 3,4 --steer-bos": ("--where 3,4 lists the tokens", ["--steer-bos True"]),
-    "explain RUN --examples 4 --judged 2 --key-variable K": (
-        "applies to --explainer local, openai, not to rules", ["--examples 4", "--judged 2", "--key-variable K"],
+    "explain RUN --examples 4 --score fuzzing": (
+        "applies to --explainer local, endpoint, not to rules", ["--examples 4"],
     ),
-    "explain RUN --explainer openai --explainer-model m --endpoint http://x --device cpu": (
-        "applies to --explainer local, not to openai", ["--device cpu"],
+    "explain RUN --judged 2 --scorer rules --device cpu --score-tokens 9": (
+        "applies to --score", ["--judged 2", "--scorer rules", "--device cpu", "--score-tokens 9"],
     ),
-    "explain RUN --explainer local --explainer-model m --key-variable K": (
-        "applies to --explainer openai, not to local", ["--key-variable K"],
+    "explain RUN --explainer local --explainer-model m --key-variable K --rate 3 --estimate": (
+        "applies to an endpoint", ["--key-variable K", "--rate 3.0", "--estimate True"],
     ),
     "features RUN --store S --dataset D --split heldout": (
         "--store S is read instead of text", ["--dataset D", "--split heldout"],

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,20 +13,15 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+import forked
 from conftest import run_sae
 from sae.base.files import sha256_of
 
 TWO_THREADS = {"OMP_NUM_THREADS": "2"}
 
 
-def start(*arguments: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "sae", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **TWO_THREADS},
-    )
+def start(*arguments: object) -> forked.Forked:
+    return forked.start([sys.executable, "-m", "sae", *arguments], env={**os.environ, **TWO_THREADS})
 
 
 def steps_logged(run: Path) -> int:
@@ -36,7 +30,7 @@ def steps_logged(run: Path) -> int:
     return max((json.loads(line)["step"] for line in lines if line.endswith("}")), default=0)
 
 
-def signal_at_step(process: subprocess.Popen[str], run: Path, step: int, signum: int) -> None:
+def signal_at_step(process: forked.Forked, run: Path, step: int, signum: int) -> None:
     """Send `signum` as soon as the run's log has reached `step`."""
     deadline = time.monotonic() + 240
     while steps_logged(run) < step:

@@ -36,7 +36,18 @@ HEAVY = {
     "triton": ("kernels/sae_kernels/",),
     "numba": ("kernels/sae_kernels/",),
 }
-WITHOUT_TORCH = ("sae/config/", "sae/cli/main.py", "sae/cli/commands.py", "sae/cli/image_commands.py")
+COMMAND_FILES = (
+    "main",
+    "commands",
+    "image_commands",
+    "training",
+    "train_forms",
+    "match",
+    "choose_l0",
+    "exchange",
+    "bench",
+)
+WITHOUT_TORCH = ("sae/config/", *(f"sae/cli/{name}.py" for name in COMMAND_FILES))
 
 
 def imported(path: Path) -> set[str]:

@@ -62,5 +62,9 @@ def test_what_a_killed_process_leaves_before_its_first_file_is_no_content(tmp_pa
     for name in ("run.lock", "run.pid", ".partial-config.json-1"):
         (tmp_path / name).touch()
     assert only_left_by_locks(tmp_path)
+    (tmp_path / "run.lock").unlink()
+    (tmp_path / "run.lock").symlink_to(tmp_path / "run.pid")
+    assert not only_left_by_locks(tmp_path), "no process leaves a link"
+    (tmp_path / "run.lock").unlink()
     (tmp_path / "notes.txt").touch()
     assert not only_left_by_locks(tmp_path)

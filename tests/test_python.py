@@ -79,9 +79,13 @@ COMMAND_LINES = [
     "eval /nowhere/runs/x",
     "match /nowhere/runs/x /nowhere/runs/y --pool p --at-least 0.7",
     "match /nowhere/runs/x /nowhere/runs/y",
+    "measure /nowhere/runs/x --measures probing,tpp --documents 40",
+    "measure /nowhere/runs/x",
+    "compare /nowhere/runs/x /nowhere/runs/y --reference jumprelu",
     "choose-l0 /nowhere/runs/x /nowhere/runs/y --tokens 4096",
     "choose-l0 --model m --dataset d --layer 3 --k 4,8,16 --out r",
     "explain /nowhere/runs/x --latents 3 5",
+    "explain /nowhere/runs/x --score detection,fuzzing --judged 6 --scorer local --scorer-model m",
     "steer /nowhere/runs/x --latent 3 5 --measure --doses 1 2",
     "features /nowhere/runs/x --store acts --tokens 100000",
     "browse /nowhere/runs/x /nowhere/runs/y --port 81",
@@ -138,7 +142,7 @@ def test_the_python_makes_the_call_that_the_command_makes(line: str, monkeypatch
         bound.apply_defaults()
         # no settings are the default ones; how progress is shown is the caller's own
         settings = bound.arguments.get("config")
-        usual = original.__name__ in ("evaluate", "collect", "explain", "match") and settings in (
+        usual = original.__name__ in ("evaluate", "collect", "explain", "match", "measure") and settings in (
             None,
             type(settings)(),
         )

@@ -6,11 +6,13 @@ import json
 import math
 import sys
 from pathlib import Path
+from typing import Any, TextIO
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import forked
 import sae
 from sae.base.files import CorruptError
 from sae.config import ConfigError
@@ -42,7 +44,16 @@ def folder(race: Race, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def lanes(race: Race, folder: Path) -> list[Lane]:
-    return race_command.run(race, folder, OURS, Path(sys.executable))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(race_command.subprocess, "run", run_forked)
+        return race_command.run(race, folder, OURS, Path(sys.executable))
+
+
+def run_forked(words: list[str], *, stdout: TextIO, env: dict[str, str], **_: Any) -> Any:
+    """`subprocess.run` for members of ours."""
+    done = forked.run(words, env=env)
+    stdout.write(done.stdout + done.stderr)
+    return done
 
 
 def test_other_tools_get_the_batches_that_ours_trains_on_in_the_same_order(race: Race, folder: Path) -> None:

@@ -27,6 +27,15 @@ ELSEWHERE = {
         "evaluation/test_match_runs.py",
         "test_another_seed_is_less_alike_than_a_copy_and_a_latent_left_out_is_gone",
     ),
+    "measure": (
+        "evaluation/test_measure_runs.py",
+        "test_the_user_s_labels_are_probed_and_removed_beside_every_control_and_kept",
+    ),
+    "sweep --model demo --dataset demo --layer 9 --k 32": (
+        "reporting/test_variants.py",
+        "test_a_sweep_with_seeds_compares_its_variants",
+    ),
+    "compare": ("reporting/test_variants.py", "test_compare_takes_another_reference"),
     "choose-l0 --model": (
         "evaluation/test_choose_l0.py",
         "test_the_flags_of_a_sweep_give_its_members_with_two_seeds",

@@ -4,11 +4,13 @@ Symbols: N tokens in a batch, d model width, F latents, K active latents a token
 W_enc and W_dec [F, d] belongs to latent j. This package imports nothing of `sae`.
 """
 
+from sae_kernels.adam_step.naive import Adam, fill_numbers
 from sae_kernels.adam_step.op import adam_step, clip_scale
 from sae_kernels.batch_topk_encode.op import batch_topk_encode
 from sae_kernels.buffers import Workspace
 from sae_kernels.codes import SparseCodes
 from sae_kernels.dispatch import backends_used, last_backend, use_backend
+from sae_kernels.formats.naive import zero_moment
 from sae_kernels.fused_step.op import (
     Copies,
     Parameters,
@@ -27,6 +29,7 @@ from sae_kernels.threshold_encode.op import threshold_encode
 from sae_kernels.topk_encode.op import topk_encode
 
 __all__ = [
+    "Adam",
     "Copies",
     "Parameters",
     "RowGradients",
@@ -40,6 +43,7 @@ __all__ = [
     "batch_topk_encode",
     "clip_scale",
     "copies_of",
+    "fill_numbers",
     "fused_backend",
     "fused_forward",
     "fused_update",
@@ -50,4 +54,5 @@ __all__ = [
     "threshold_encode",
     "topk_encode",
     "use_backend",
+    "zero_moment",
 ]

@@ -1,7 +1,8 @@
 """The launch parameters of the Triton kernels: by rule from the sizes, or measured once and stored on disk.
 
-The rules need no measurement and are reasonable on any device. `topk_encode.gpu.tune` times a few alternatives, and
-`measure` stores the best in a JSON file that later processes read, in ~/.cache/sae_kernels or SAE_KERNELS_CACHE.
+The rules need no measurement and are reasonable on any device. `sae_kernels.tune` times a few alternatives of each
+encode, and `measure` stores the best in a JSON file that later processes read, in ~/.cache/sae_kernels or
+SAE_KERNELS_CACHE.
 """
 
 from __future__ import annotations
@@ -144,14 +145,19 @@ def encode_config(N: int, F: int, d: int, k: int, dtype: torch.dtype, device: De
     return config if measured is None else _grouped(replace(config, **measured), d, dtype, device)
 
 
-def threshold_config(N: int, F: int, d: int, dtype: torch.dtype, device: Device) -> EncodeConfig:
-    """Launch parameters of threshold_encode and batch_topk_encode.
+def threshold_config(
+    N: int, F: int, d: int, dtype: torch.dtype, device: Device, *, op: str = "threshold_encode", k: int = 0
+) -> EncodeConfig:
+    """Launch parameters of threshold_encode, or of batch_topk_encode with k: measured on this device, else by rule.
 
-    Buckets of 64 with room for four survivors, or for two at a large F, where survivors are rare and room is expensive.
+    The rule has buckets of 64 with room for four survivors, or for two at a large F, where survivors are rare and room
+    is expensive.
     """
     config = _product_config(N, d, 64, 4 if F < 65_536 else 2, dtype, device)
     # on Blackwell, where sums stay in tensor memory, eight warps spill registers
-    return replace(config, warps=4) if device.name.startswith("sm_10") else config
+    config = replace(config, warps=4) if device.name.startswith("sm_10") else config
+    measured = _measured().get(measurement_key(op, F, d, k, dtype, device))
+    return config if measured is None else _grouped(replace(config, **measured), d, dtype, device)
 
 
 def keep_all(config: EncodeConfig) -> EncodeConfig:
@@ -245,19 +251,44 @@ def chunk_of(width: int) -> int:
 
 
 def encode_alternatives(N: int, F: int, d: int, k: int, dtype: torch.dtype, device: Device) -> list[EncodeConfig]:
-    """The rule's choice and variations of it that fit into shared memory: what is worth timing on a device."""
+    """Of topk_encode: the rule's choice and variations of it that fit into shared memory, all worth timing."""
     base = encode_config(N, F, d, k, dtype, device)
+    buckets = {(base.bucket, base.kept), (32, 2), (64, 4), (128, 8)}
+    likely = [
+        (bucket, kept)
+        for bucket, kept in sorted(buckets)
+        if F // bucket * kept >= k and fallback_probability(F, k, bucket, kept) <= MOST_FALLBACK
+    ]
+    return _variations(base, likely, dtype, device)
+
+
+def threshold_alternatives(
+    N: int, F: int, d: int, dtype: torch.dtype, device: Device, *, op: str = "threshold_encode", k: int = 0
+) -> list[EncodeConfig]:
+    """The same of threshold_encode and batch_topk_encode."""
+    base = threshold_config(N, F, d, dtype, device, op=op, k=k)
+    return _variations(base, [(64, 2), (64, 4)], dtype, device)
+
+
+def _variations(
+    base: EncodeConfig, buckets: Sequence[tuple[int, int]], dtype: torch.dtype, device: Device
+) -> list[EncodeConfig]:
+    """`base` with both encoders, and with other tiles and buckets that fit into shared memory."""
     size = 2 if dtype == torch.float32 else 1
-    alternatives = [replace(base, vendor=False), replace(base, vendor=True)]
+    variations = [replace(base, vendor=False), replace(base, vendor=True)]
     for (block_n, block_f, warps), stages in itertools.product(((128, 128, 8), (128, 256, 8), (64, 128, 4)), (2, 3, 4)):
-        for bucket, kept in ((base.bucket, base.kept), (32, 2), (64, 4), (128, 8)):
-            config = replace(
-                base, block_n=block_n, block_f=block_f, warps=warps, stages=stages, bucket=bucket, kept=kept
-            )
-            fits = config.shared * size <= device.shared and F // bucket * kept >= k
-            if fits and fallback_probability(F, k, bucket, kept) <= MOST_FALLBACK and config not in alternatives:
-                alternatives.append(config)
-    return alternatives
+        for bucket, kept in buckets:
+            tile = {"block_n": block_n, "block_f": block_f, "warps": warps, "stages": stages}
+            config = replace(base, vendor=False, bucket=bucket, kept=kept, **tile)
+            if config.shared * size <= device.shared and config not in variations:
+                variations.append(config)
+    # the vendor's product has its own tiles
+    variations += [
+        config
+        for bucket, kept in buckets
+        if (config := replace(base, vendor=True, bucket=bucket, kept=kept)) not in variations
+    ]
+    return variations
 
 
 def measurement_key(op: str, F: int, d: int, k: int, dtype: torch.dtype, device: Device) -> str:

@@ -228,6 +228,24 @@ def remove_leftovers(folder: Path, name: str = "") -> None:
         disk.remove(path)
 
 
+def refuse_links(folder: Path) -> None:
+    """Refuse a folder in which a symbolic link lies: it may stand for any file of this machine.
+
+    The links of the hub's cache are allowed, each of which leads to a file in the `blobs` beside its snapshots.
+
+    Raises:
+        CorruptError: names the link and where it leads.
+    """
+    blobs = folder.resolve().parent.parent / "blobs"
+    for place, folders, files in os.walk(folder):
+        for path in (Path(place, name) for name in (*folders, *files)):
+            if path.is_symlink() and path.resolve().parent != blobs:
+                raise CorruptError(
+                    f"{path}: a symbolic link to {os.readlink(path)}; expected a file or folder: put what it leads to "
+                    "in its place"
+                )
+
+
 def existing(path: Path) -> Path:
     """The path, or the nearest folder above it that exists."""
     return next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())

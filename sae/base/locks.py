@@ -64,7 +64,8 @@ def check_writable(folder: Path, asked: str = "") -> None:
 
 def only_left_by_locks(folder: Path) -> bool:
     """Whether a folder holds nothing but what a process leaves that was killed before its first file was complete."""
-    return all(path.suffix in (".lock", ".pid") or path.name.startswith(".partial-") for path in folder.iterdir())
+    left = (path.suffix in (".lock", ".pid") or path.name.startswith(".partial-") for path in folder.iterdir())
+    return all(left) and not any(path.is_symlink() for path in folder.iterdir())
 
 
 def _owner(path: Path) -> str:

@@ -38,7 +38,8 @@ def reading(path: Path, refusal: type[Exception] = CorruptError, remedy: str = "
 
 def _passes(error: Exception) -> bool:
     """Whether an error says something else than that the file is damaged."""
-    of_system = isinstance(error, OSError) and error.errno not in (None, errno.ENOENT)
+    # a reader that follows an offset out of a damaged file is told EINVAL
+    of_system = isinstance(error, OSError) and error.errno not in (None, errno.ENOENT, errno.EINVAL)
     return of_system or isinstance(error, MemoryError) or type(error).__module__.startswith("sae.")
 
 

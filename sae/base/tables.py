@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, Group, RenderResult
@@ -78,6 +79,18 @@ def number(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows with the same names as a table in Markdown, which ends with a line break; "" for none."""
+    if not rows:
+        return ""
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *([_in_one_line(row[name]) for name in rows[0]] for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _in_one_line(value: Any) -> str:
+    return number(value).replace("\n", " ").replace("|", "\\|")
 
 
 def _rows(result: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -10,8 +10,10 @@ A column is copied from the memory map and sorted once; a selection is cached un
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -30,7 +32,9 @@ FIELDS = {
 }
 STABILITY = "stability"
 """The column that `sae match` gives."""
-NUMBERS = (*FIELDS, STABILITY)
+JUDGED = ("detection", "fuzzing", "simulation")
+"""The columns that `sae explain --score` gives: scores of names against texts of near latents."""
+NUMBERS = (*FIELDS, STABILITY, *JUDGED)
 SORTS = ("latent", *NUMBERS, "name")
 MARKS = ("", "named", "labelled", "bookmarked")
 _KEPT = 16  # selections in the cache; one of a million latents takes 4 MB
@@ -90,6 +94,8 @@ class Marks:
     """Latent -> "label", "bookmark", "note"."""
     steering: dict[int, dict[str, Any]] = field(default_factory=dict)
     """Latent -> what steering with it does: "rows", "proposed", ..."""
+    scores: dict[int, dict[str, Any]] = field(default_factory=dict)
+    """Latent -> scorer -> what it found of the name: "detection", "fuzzing", "simulation", ..."""
     revision: int = 0
     """Changes with every change of the others."""
 
@@ -97,6 +103,18 @@ class Marks:
         """A latent's label, else its name, else ""."""
         label = self.notes.get(latent, {}).get("label")
         return label or self.names.get(latent, {}).get("name") or ""
+
+    @cached_property
+    def scorer(self) -> str | None:
+        """The scorer that judged most names, whose scores the table shows; the first by name of several."""
+        counts = Counter(scorer for entries in self.scores.values() for scorer in sorted(entries))
+        return max(sorted(counts), key=lambda scorer: counts[scorer], default=None)
+
+    def judged(self, measure: str) -> dict[int, float]:
+        """That scorer's scores by a measure against texts of near latents."""
+        scorer = self.scorer
+        found = {i: (entries.get(scorer, {}).get(measure) or {}).get("near") for i, entries in self.scores.items()}
+        return {latent: compared["value"] for latent, compared in found.items() if compared}
 
     def having(self, mark: str) -> list[int]:
         """The latents with such a mark, ascending."""
@@ -109,7 +127,8 @@ class Marks:
 class Listing:
     """Sorted and filtered views of one revision of a store's scalars, with the scores of later explanations.
 
-    `stability` [F] comes from `sae match`; NaN, like None, where it is unknown.
+    `stability` [F] comes from `sae match`; NaN, like None, where it is unknown. `judged` has scores of names by measure
+    and latent.
     """
 
     def __init__(
@@ -117,6 +136,7 @@ class Listing:
         scalars: NDArray[Any],
         scores: dict[int, float] | None = None,
         stability: NDArray[np.float32] | None = None,
+        judged: Mapping[str, Mapping[int, float]] | None = None,
     ) -> None:
         self.width = len(scalars)
         self._scalars = scalars
@@ -127,6 +147,10 @@ class Listing:
             "latent": np.arange(self.width, dtype=np.int32),
             STABILITY: stability if stability is not None and known else unknown,
         }
+        for name in JUDGED:
+            self._columns[name] = unknown.copy()
+            values = {i: value for i, value in (judged or {}).get(name, {}).items() if i < self.width}
+            self._columns[name][list(values)] = list(values.values())
         self._orders: dict[str, NDArray[np.int32]] = {}
         self._tokens: NDArray[Any] | None = None
         self._selections: OrderedDict[tuple[Query, int], NDArray[np.int32]] = OrderedDict()
@@ -167,7 +191,7 @@ class Listing:
             "latent": latent,
             **numbers,
             "score": self._scores.get(latent, numbers["score"]),
-            STABILITY: _json_number(self._columns[STABILITY][latent]),
+            **{name: _json_number(self._columns[name][latent]) for name in (STABILITY, *JUDGED)},
             "token": str(values["top_token"]),
             "name": explanation.get("name"),
             "label": note.get("label"),

@@ -16,10 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sae.base.files import CorruptError
-from sae.browser.listing import Listing, Marks
+from sae.browser.listing import JUDGED, Listing, Marks
 from sae.browser.pictures import Pictures
+from sae.evaluation.control_table import sentences
 from sae.evaluation.matching.scores import FILE as STABILITY_FILE
 from sae.evaluation.matching.scores import Scores, read_scores
+from sae.evaluation.tables import MEANING, added_tables, beside_controls
 from sae.evaluation.words import described
 from sae.features.store.annotations import Annotations
 from sae.features.store.keys import FeatureError
@@ -86,7 +88,8 @@ class BrowsedRun:
                 raise
             if self._listing is None:
                 stability = None if self._stability is None else self._stability.stability
-                self._listing = Listing(self._store.scalars, _scores(self._marks), stability)
+                judged = {measure: self._marks.judged(measure) for measure in JUDGED}
+                self._listing = Listing(self._store.scalars, _scores(self._marks), stability, judged)
             return View(self._store, self._listing, self._marks, self._stability)
 
     def info(self) -> dict[str, Any]:
@@ -97,7 +100,7 @@ class BrowsedRun:
         except (FeatureError, CorruptError) as error:
             return {**head, "features": None, "reason": str(error)}
         alive = int((view.listing.column("count") > 0).sum())
-        features = {**view.store.info, "alive": alive, "marks": view.marks.revision}
+        features = {**view.store.info, "alive": alive, "marks": view.marks.revision, "scorer": view.marks.scorer}
         return {**head, "features": features, "reason": None}
 
     def pictures(self) -> Pictures | None:
@@ -128,17 +131,20 @@ class BrowsedRun:
             annotation = notes.set(latent, **changes)
             self._changed("annotations.sqlite")
             # names are many and large; they have not changed
-            self._marks = Marks(self._marks.names, notes.all(), self._marks.steering, self._marks.revision + 1)
+            self._marks = dataclasses.replace(self._marks, notes=notes.all(), revision=self._marks.revision + 1)
             return annotation
 
     def report(self) -> dict[str, Any]:
-        """Configuration, training curves and the measures of the evaluation; None where a file is missing."""
+        """Configuration, training curves, and what the evaluation measured; None where a file is missing."""
         numbers = self._json("eval.json")
+        beside = [] if numbers is None else beside_controls(numbers)
         return {
             "name": self.name,
             "folder": str(self.folder),
             "config": self._json(CONFIG),
             "eval": None if numbers is None else [m._asdict() for m in described(numbers, kind_of(self.folder))],
+            "controls": {"meaning": MEANING, "rows": beside, "said": sentences(numbers)} if len(beside) > 1 else None,
+            "added": [] if numbers is None else [table._asdict() for table in added_tables(numbers)],
             "curves": curves(self.folder),
         }
 
@@ -150,8 +156,8 @@ class BrowsedRun:
 
     def _read_marks(self, notes: Annotations) -> None:
         before = self._marks
-        self._marks = Marks(notes.names(), notes.all(), notes.steering(), before.revision + 1)
-        if _scores(before) != _scores(self._marks):
+        self._marks = Marks(notes.names(), notes.all(), notes.steering(), notes.scores(), before.revision + 1)
+        if _scores(before) != _scores(self._marks) or before.scores != self._marks.scores:
             self._listing = None
 
     def _changed(self, name: str) -> bool:

@@ -17,7 +17,7 @@ MATCHES = 3  # nearest latents shown of another run
 
 
 def full_record(view: View, latent: int) -> dict[str, Any]:
-    """A latent's record with its row of the table, its explanation, its annotation and what steering with it does."""
+    """A latent's record with its row of the table, its explanation and its scores, its annotation and its steering."""
     record = view.store.record(latent)
     return {
         **record,
@@ -26,6 +26,7 @@ def full_record(view: View, latent: int) -> dict[str, Any]:
         "explanation": view.marks.names.get(latent),
         "annotation": EMPTY | view.marks.notes.get(latent, {}),
         "steering": view.marks.steering.get(latent),
+        "scores": view.marks.scores.get(latent),
         "stability": None if view.scores is None else stability(view.scores, latent),
     }
 

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from sae.cli.commands import run_training
 from sae.cli.options import Json
+from sae.cli.training import run_training
 from sae.config import ImageEvalConfig, ImageTrainConfig
 
 

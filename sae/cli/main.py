@@ -13,29 +13,25 @@ import itertools
 import json
 import os
 import sys
-import typing
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any, Union, cast
 
 import tyro
 
-from sae.base.launcher import rank_number, refuse_ranks, world_size
-from sae.cli.commands import COMMANDS, ChooseL0, Sweep, TensorTrain, Train
+from sae.base.launcher import rank_number, refuse_ranks
+from sae.cli.choose_l0 import ChooseL0
+from sae.cli.commands import COMMANDS
 from sae.cli.harvest import with_layers
-from sae.cli.image_commands import IMAGE_COMMANDS, ImageTrain
+from sae.cli.image_commands import IMAGE_COMMANDS
 from sae.cli.settings_help import with_variants
 from sae.cli.sources import on_runs
 from sae.cli.steering import SteerMeasure
+from sae.cli.train_forms import TRAIN_CONFIGS, resumed, train_command, value_of
+from sae.cli.training import Sweep
 from sae.config import (
     TYPED,
     ConfigError,
-    ImageTrainConfig,
-    TensorTrainConfig,
     TrainConfig,
-    from_json,
-    is_tensor_data,
-    unknown_choice,
 )
 
 ON_RANKS = ("harvest", "train", "eval", "features")
@@ -79,7 +75,7 @@ def parse(arguments: list[str]) -> Any:
     if arguments[:1] == ["harvest"]:
         arguments = with_layers(arguments)
     if arguments[:1] == ["train"]:
-        commands = {**COMMANDS, "train": _train_command(arguments)}
+        commands = {**COMMANDS, "train": train_command(arguments)}
     if arguments[:1] == ["steer"] and "--measure" in arguments:
         commands = {**COMMANDS, "steer": SteerMeasure}
     return _parse(arguments, commands, "sae", says)
@@ -88,7 +84,7 @@ def parse(arguments: list[str]) -> Any:
 def _parse(arguments: list[str], commands: dict[str, type], prog: str, description: str) -> Any:
     union: list[Any] = []
     for name, cls in commands.items():
-        default = _resumed(arguments, cls) if cls in TRAIN_CONFIGS else None
+        default = resumed(arguments, cls) if cls in TRAIN_CONFIGS else None
         settings: dict[str, Any] = {"name": name, "prefix_name": False}
         if default is not None:
             settings["default"] = default
@@ -168,16 +164,18 @@ def parse_choose_l0(arguments: list[str]) -> ChooseL0:
     Raises:
         ConfigError: fewer than three different k, or a setting is out of range.
     """
-    ks = _value(arguments, "--k")
+    ks = value_of(arguments, "--k")
     if ks is None:
         return parse(arguments)
     given = arguments[1:]
-    sweep = parse_sweep(["sweep", *given, *([] if _value(given, "--seed") else ["--seed", "0,1"])])
+    sweep = parse_sweep(["sweep", *given, *([] if value_of(given, "--seed") else ["--seed", "0,1"])])
     if len({member.sae.k for member in sweep.members}) < 3:
         raise ConfigError(f"--k {ks}: expected three or more with commas, so that an optimum can lie inside")
     for name in ("variant", "width", "layer", "lr"):
-        if len((_value(given, f"--{name}") or "").split(",")) > 1:
-            raise ConfigError(f"--{name} {_value(given, f'--{name}')}: expected one; levels differ in k and seed alone")
+        if len((value_of(given, f"--{name}") or "").split(",")) > 1:
+            raise ConfigError(
+                f"--{name} {value_of(given, f'--{name}')}: expected one; levels differ in k and seed alone"
+            )
     return ChooseL0(sweep=sweep, json=sweep.json)
 
 
@@ -208,85 +206,6 @@ def show_python(command: Any) -> None:
     from sae.cli.python import python_of
 
     print(f"\nThe same in Python:\n{python_of(command)}", flush=True)
-
-
-TRAIN_CONFIGS: dict[type, type] = {Train: TrainConfig, TensorTrain: TensorTrainConfig, ImageTrain: ImageTrainConfig}
-"""Command -> its settings."""
-COMMAND_OF_KIND = {"language": Train, "tensors": TensorTrain, "image": ImageTrain}
-"""Kind of run in config.json -> the command that trains it."""
-TRAINS_ON = {Train: "text (--model and --dataset)", TensorTrain: "a file of activations", ImageTrain: "images"}
-
-
-def _train_command(arguments: list[str]) -> type:
-    """The form of `sae train` that is meant: on text, or with --data on a file of activations or on images.
-
-    Raises:
-        ConfigError: a flag of another form is given.
-    """
-    data, record = _value(arguments, "--data"), _begun(arguments)
-    command: type = Train
-    if data is not None:
-        command = TensorTrain if is_tensor_data(data) else ImageTrain
-    elif record is not None:
-        kind = record.get("kind", "language")
-        if kind not in COMMAND_OF_KIND:
-            raise unknown_choice("--resume: the run's kind", str(kind), COMMAND_OF_KIND)
-        command = COMMAND_OF_KIND[kind]
-    known = {cls: _flags(cls) for cls in TRAIN_CONFIGS}
-    for flag in (a.partition("=")[0] for a in arguments if a.startswith("--")):
-        owners = [TRAINS_ON[cls] for cls, flags in known.items() if flag in flags and cls is not command]
-        if owners and flag not in known[command]:
-            what = f"--data {data} trains on {TRAINS_ON[command]}" if data else f"this trains on {TRAINS_ON[command]}"
-            raise ConfigError(f"{flag}: it is of runs on {' and on '.join(owners)}, and {what}")
-    return command
-
-
-def _flags(cls: type) -> set[str]:
-    """The flags of a command, nested settings included."""
-    flags: set[str] = set()
-    for name, hint in typing.get_type_hints(cls).items():
-        flags |= _flags(hint) if dataclasses.is_dataclass(hint) else {f"--{name.replace('_', '-')}"}  # type: ignore[arg-type]
-    return flags
-
-
-def _value(arguments: list[str], flag: str) -> str | None:
-    """What stands behind a flag; None without it."""
-    for argument, following in itertools.zip_longest(arguments, arguments[1:]):
-        if argument == flag:
-            return following
-        if argument.startswith(f"{flag}="):
-            return argument.partition("=")[2]
-    return None
-
-
-def _begun(arguments: list[str]) -> dict[str, Any] | None:
-    """With --resume, config.json of the run in --out; None where there is none."""
-    out = _value(arguments, "--out")
-    if "--resume" not in arguments or out is None or not (Path(out) / "config.json").is_file():
-        return None
-    from sae.base.files import read_json
-
-    record = read_json(Path(out) / "config.json")
-    return record if isinstance(record, dict) else {}
-
-
-def _resumed(arguments: list[str], cls: type) -> Any:
-    """With --resume, the settings that the run in --out was started with are the defaults of all other flags."""
-    record = _begun(arguments) if arguments[:1] == ["train"] else None
-    if record is None:
-        return None
-    out = _value(arguments, "--out") or ""
-    config = from_json(TRAIN_CONFIGS[cls], record.get("train"), f"{out}/config.json: train")
-    config = dataclasses.replace(config, out=Path(out))
-    if isinstance(config, TrainConfig) and config.mesh is not None and not _fits(config.mesh):
-        config = dataclasses.replace(config, mesh=None)  # the run goes on with another number of processes
-    return cls(config=config)
-
-
-def _fits(mesh: str) -> bool:
-    """Whether a recorded mesh is for as many processes as there are now."""
-    data, _, latent = mesh.partition("x")
-    return int(data) * int(latent) == world_size()
 
 
 def _status_of(error: BaseException) -> int | None:

@@ -13,7 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import sae
-from sae.cli import commands, harvest, image_commands
+from sae.cli import bench, commands, exchange, harvest, image_commands, training
+from sae.cli.choose_l0 import ChooseL0
+from sae.cli.comparing import Compare
+from sae.cli.match import Match
+from sae.cli.measure import Measure
 from sae.cli.reporting import Report
 from sae.cli.selftest import SelfTest
 from sae.cli.sources import members_of
@@ -70,7 +74,7 @@ def _harvest(command: harvest.Harvest) -> Call:
     return Call("harvest_store", command.config)
 
 
-def _export(command: commands.Export) -> Call:
+def _export(command: exchange.Export) -> Call:
     out, text = command.out, command.to in ("static", "neuronpedia")
     run = _run(command.run_folder, "export", with_text=text)
     if command.to == "hub":
@@ -91,14 +95,14 @@ def _evaluate(command: commands.Eval) -> Call:
     return _on_run("evaluate", "eval")(command)
 
 
-def _sweep(command: commands.Sweep) -> Call:
+def _sweep(command: training.Sweep) -> Call:
     if command.dry_run:
         return Call("sae.cli.sweep:dry_run", command.members)
     return Call("sae.cli.sweep:run_sweep", command.config.out, command.members, command.evaluation())
 
 
-def _bench(command: commands.Bench) -> Call:
-    named = {name: getattr(command, name) for name in commands.READ_BY_BENCHES[command.what]}
+def _bench(command: bench.Bench) -> Call:
+    named = {name: getattr(command, name) for name in bench.READ_BY_BENCHES[command.what]}
     if "device" in named:
         named["device"] = Name(f'pick_device("{command.device}").type', "from sae.base.device import pick_device")
     if command.what == "recovery":
@@ -124,13 +128,20 @@ def _browse(command: commands.Browse) -> Call:
     return Call("sae.browser.serve:serve", runs, port=command.port, device=command.device, ready=Name("print"))
 
 
-def _match(command: commands.Match) -> Call:
+def _match(command: Match) -> Call:
     text = {"dataset": command.config.dataset, "text_field": command.config.text_field}
     runs = [_run(run, "match", with_text=text["dataset"] is not None, **text) for run in command.run_folders]
     return Call("match", runs, *([command.config] if _settings(command.config) else []))
 
 
-def _choose_l0(command: commands.ChooseL0) -> Call:
+def _compare_runs(command: Compare) -> Call:
+    from sae.runs.sweeps import sweep_of
+
+    runs = [run if sweep_of(run) is not None else _run(run, "compare") for run in command.run_folders]
+    return Call("compare", runs, *([command.config] if _settings(command.config) else []))
+
+
+def _choose_l0(command: ChooseL0) -> Call:
     if command.sweep is not None:
         return Call("sae.cli.l0:sweep_and_choose", *_sweep(command.sweep).arguments)
     runs = [_run(run, "choose-l0") for run in command.run_folders]
@@ -148,13 +159,15 @@ def _compare(command: image_commands.ImageCompare) -> Call:
 
 CALLS: dict[type, Callable[[Any], Call]] = {
     commands.Demo: lambda c: Call("sae.cli.demo:run_demo", c.out, tokens=c.tokens, epochs=c.epochs, seed=c.seed),
-    commands.Train: _train,
-    commands.TensorTrain: _train,
+    training.Train: _train,
+    training.TensorTrain: _train,
     harvest.Harvest: _harvest,
-    commands.Sweep: _sweep,
+    training.Sweep: _sweep,
     commands.Eval: _evaluate,
-    commands.Match: _match,
-    commands.ChooseL0: _choose_l0,
+    Match: _match,
+    Compare: _compare_runs,
+    Measure: _on_run("measure", "measure"),
+    ChooseL0: _choose_l0,
     commands.Explain: _on_run("explain", "explain"),
     commands.Steer: _on_run("steer", "steer"),
     SteerMeasure: _on_run("measure_steering", "steer"),
@@ -163,11 +176,11 @@ CALLS: dict[type, Callable[[Any], Call]] = {
     Report: lambda c: Call(
         "report", [_run(member, "report") for run in c.run_folders for member in members_of(run, c)], c.out
     ),
-    commands.List: lambda c: Call("sae.interop.listing:list_published", **c.given()),
-    commands.Import: lambda c: Call("sae.interop.importing:import_run", c.source, c.config),
-    commands.Export: _export,
+    exchange.List: lambda c: Call("sae.interop.listing:list_published", **c.given()),
+    exchange.Import: lambda c: Call("sae.interop.importing:import_run", c.source, c.config),
+    exchange.Export: _export,
     commands.Verify: lambda c: Call("verify", _run(c.run_folder, "verify", with_text=False)),
-    commands.Bench: _bench,
+    bench.Bench: _bench,
     SelfTest: lambda c: Call("sae.selftest.run:run_selftest", c.what, **c.given()),
     commands.Doctor: lambda c: Call("sae.cli.doctor:examine"),
     image_commands.ImageTrain: _train,

@@ -13,10 +13,12 @@ from sae.cli.options import Json
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Write one page about runs: numbers beside their controls, curves, geometry, example latents, provenance.
+    """Write one page about runs: numbers beside their controls, stability, steering, names, latents, provenance.
 
-    The page needs no network. Figures are also written as SVG and PNG, and a model card for every run. A run that was
-    not evaluated yet is evaluated with the defaults of `sae eval`.
+    Delta CE is shown by position and class of the token, and runs that were evaluated on the same documents in pairs.
+    What was not measured is listed with the command that measures it. The page needs no network. Figures are also
+    written as SVG and PNG, and a model card for every run. A run that was not evaluated yet is evaluated with the
+    defaults of `sae eval`.
     """
 
     run_folders: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN [RUN ...]")]

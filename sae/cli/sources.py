@@ -5,7 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from sae.cli.commands import Browse, ChooseL0, Eval, Explain, Export, Features, Match, Steer, Verify
+from sae.cli.choose_l0 import ChooseL0
+from sae.cli.commands import Browse, Eval, Explain, Features, Steer, Verify
+from sae.cli.comparing import Compare
+from sae.cli.exchange import Export
+from sae.cli.match import Match
+from sae.cli.measure import Measure
 from sae.cli.reporting import Report
 from sae.cli.steering import SteerMeasure
 from sae.config import ConfigError
@@ -13,6 +18,8 @@ from sae.config import ConfigError
 NAMES: dict[type, str] = {
     Eval: "eval",
     Match: "match",
+    Compare: "compare",
+    Measure: "measure",
     ChooseL0: "choose-l0",
     Features: "features",
     Explain: "explain",
@@ -43,6 +50,10 @@ def on_runs(command: Any) -> Any:
     if isinstance(command, Browse | ChooseL0 | Report):
         runs = [member for run in command.run_folders for member in members_of(run, command)]
         return dataclasses.replace(command, run_folders=tuple(as_run(run, command=name) for run in runs))
+    if isinstance(command, Compare):
+        # the members of a sweep are ours
+        folders = tuple(r if sweep_of(r) is not None else str(as_run(r, command=name)) for r in command.run_folders)
+        return dataclasses.replace(command, run_folders=folders)
     if isinstance(command, Match):
         # atoms need no text
         texts = {"dataset": command.config.dataset, "text_field": command.config.text_field}

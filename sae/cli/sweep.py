@@ -30,7 +30,7 @@ def run_sweep(out: Path, members: Sequence[TrainConfig], evaluation: EvalConfig)
     results = sweep(members, plan)
     errors = {result.out.name: result.error for result in results if result.error is not None}
     write_sweep(out, names, errors)
-    compared = compare(out, evaluation)
+    compared = compare(out, evaluation, again=False)
     return {**compared, "status": 1} if errors else compared
 
 

@@ -12,7 +12,8 @@ from sae.config.fields import TYPED, ConfigError, built, check, from_json, refus
 from sae.config.image_variants import SPARSE, VisionConfig
 from sae.config.images import ImageDataConfig, ImageEvalConfig, ImageTrainConfig, usual_epochs
 from sae.config.imports import ImportConfig
-from sae.config.matching import L0Config, MatchConfig
+from sae.config.matching import CompareConfig, L0Config, MatchConfig
+from sae.config.measuring import MeasureConfig
 from sae.config.run import Device, OptimConfig, RunConfig
 from sae.config.tensors import TensorDataConfig, TensorTrainConfig, is_tensor_data
 from sae.config.text import EvalConfig, HarvestConfig, StoreConfig, TrainConfig
@@ -22,6 +23,7 @@ __all__ = [
     "SPARSE",
     "TYPED",
     "CollectConfig",
+    "CompareConfig",
     "ConfigError",
     "Device",
     "EvalConfig",
@@ -33,6 +35,7 @@ __all__ = [
     "ImportConfig",
     "L0Config",
     "MatchConfig",
+    "MeasureConfig",
     "OptimConfig",
     "RunConfig",
     "SAEConfig",

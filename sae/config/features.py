@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from sae.config.fields import (
     Count,
@@ -18,6 +18,9 @@ from sae.config.fields import (
     refuse_ignored,
 )
 from sae.config.run import Device
+
+Explainer = Literal["rules", "local", "endpoint"]
+MEASURES = ("detection", "fuzzing", "simulation")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,48 +56,100 @@ class CollectConfig(Limited):
 
 @dataclass(frozen=True, kw_only=True)
 class ExplainConfig(Limited):
-    """How the latents of a run are named."""
+    """How the latents of a run are named, and how their names are scored."""
 
     latents: tuple[int, ...] = ()
     """Latents to name; by default all that fired while features were collected."""
     again: bool = False
-    """Also name latents that already have a name for these weights."""
-    explainer: Literal["rules", "local", "openai"] = "rules"
-    """rules (no model), local (a language model on this machine), openai (an OpenAI-compatible endpoint)."""
+    """Also name and score latents that already have a name, or scores, for these weights."""
+    explainer: Explainer = "rules"
+    """rules (no model), local (a language model on this machine), endpoint (an OpenAI-compatible one)."""
     explainer_model: str | None = None
-    """The explainer: a hub id or folder for local, the model's name there for openai."""
+    """The explainer: a hub id or folder for local, the model's name there for endpoint."""
+    score: tuple[str, ...] = ()
+    """Score names on held-out texts by detection, fuzzing, simulation (commas); a model's names get two of them."""
+    scorer: Explainer | None = None
+    """Who judges the names by the texts: rules, local or endpoint; by default the explainer."""
+    scorer_model: str | None = None
+    """Model of the scorer; by default the explainer's."""
+    judged: Count | None = None
+    """Texts in which the latent fires, random ones and ones of near latents, each; by default 40, for a model 10."""
+    score_tokens: Count = 131_072
+    """Tokens of the collected text to read again, so that the silent texts are known to be silent."""
     endpoint: str | None = None
     """Address of the endpoint, such as http://127.0.0.1:8000/v1; examples are sent there."""
     key_variable: str = "OPENAI_API_KEY"
     """Environment variable that holds the endpoint's key."""
+    at_once: Count = 8
+    """Questions to the endpoint that are open at the same time."""
+    rate: Positive | None = None
+    """Most questions to the endpoint a minute; by default no limit."""
+    price: tuple[NonNegative, NonNegative] | None = None
+    """What a million tokens cost there, read and written, for the estimate."""
+    most_tokens: Count | None = None
+    """Refuse to begin where the endpoint is estimated to read and write more tokens than that."""
+    estimate: bool = False
+    """Only estimate what the endpoint would read and write, and ask nothing."""
     examples: Count = 16
     """Examples of a latent to show the explainer."""
-    judged: Count = 10
-    """Held-out texts on which the latent fires, and as many on which it does not, to judge the explainer's name."""
     seed: WholeNumber = 0
     """Seed of the bootstrap, the control and the draws of texts."""
     device: Device = "auto"
-    """Where to run a local explainer: auto takes a GPU where there is one."""
+    """Where to run local models: auto takes a GPU where there is one."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.explainer == "openai":
-            check(bool(self.endpoint), "endpoint", self.endpoint, "an address, for --explainer openai")
+        parts = (part for given in self.score for part in given.split(","))
+        object.__setattr__(self, "score", tuple(dict.fromkeys(part for part in parts if part)))
+        for measure in self.score:
+            check(measure in MEASURES, "score", measure, f"some of {', '.join(MEASURES)}")
+        roles = {"explainer": self.explainer} | ({"scorer": self.judge} if self.measures else {})
+        if "endpoint" in roles.values():
+            check(bool(self.endpoint), "endpoint", self.endpoint, "an address, for an endpoint")
         else:
-            check(self.endpoint is None, "endpoint", self.endpoint, "none, unless --explainer openai is given")
+            check(self.endpoint is None, "endpoint", self.endpoint, "none, unless the explainer or scorer is endpoint")
+        self._check_models()
+        refuse_ignored(self, self._ignored(roles))
+
+    @property
+    def measures(self) -> tuple[Any, ...]:
+        """The measures by which names are scored; none where they are not."""
+        return self.score or (() if self.explainer == "rules" else ("detection", "fuzzing"))
+
+    @property
+    def judge(self) -> Explainer:
+        """The scorer."""
+        return self.scorer or self.explainer
+
+    @property
+    def judge_model(self) -> str | None:
+        """The scorer's model."""
+        return self.scorer_model or (self.explainer_model if self.judge == self.explainer else None)
+
+    def _check_models(self) -> None:
         if self.explainer == "rules":
-            remedy = "none, unless --explainer local or openai is given"
+            remedy = "none, unless --explainer local or endpoint is given"
             check(self.explainer_model is None, "explainer_model", self.explainer_model, remedy)
         else:
             remedy = f"a model, for --explainer {self.explainer}"
             check(bool(self.explainer_model), "explainer_model", self.explainer_model, remedy)
-        readers = {"examples": "local, openai", "judged": "local, openai", "key_variable": "openai", "device": "local"}
-        ignored = {
-            name: f"applies to --explainer {explainers}, not to {self.explainer}"
-            for name, explainers in readers.items()
-            if self.explainer not in explainers
-        }
-        refuse_ignored(self, ignored)
+        if self.measures and self.judge == "rules":
+            check(self.scorer_model is None, "scorer_model", self.scorer_model, "none, for --scorer rules")
+        elif self.measures:
+            check(bool(self.judge_model), "scorer_model", self.scorer_model, f"a model, for --scorer {self.judge}")
+
+    def _ignored(self, roles: dict[str, Explainer]) -> dict[str, str]:
+        """Settings that nothing reads, with the reason."""
+        ignored = {}
+        if self.explainer == "rules":
+            ignored["examples"] = "applies to --explainer local, endpoint, not to rules"
+        if not self.measures:
+            for name in ("scorer", "scorer_model", "judged", "score_tokens", "device"):
+                ignored[name] = "applies to --score"
+        if "endpoint" not in roles.values():
+            for name in ("key_variable", "at_once", "rate", "price", "most_tokens", "estimate"):
+                ignored[name] = "applies to an endpoint, as --explainer or --scorer"
+        return ignored
 
 
 @dataclass(frozen=True, kw_only=True)

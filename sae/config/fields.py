@@ -60,13 +60,16 @@ def built(what: str, known: Mapping[str, Callable[..., T]], description: Mapping
     """The inverse of `describe()`: calls the entry of `known` with the description's `name` on the rest of it.
 
     Raises:
-        ConfigError: the name is unknown.
+        ConfigError: the name is unknown, or a value is not of the type that the entry's argument has.
     """
     settings = dict(description)
     name = settings.pop("name")
     if name not in known:
         raise unknown_choice(what, name, known)
-    return known[name](**settings)
+    entry = known[name]
+    hints = typing.get_type_hints(entry.__init__ if isinstance(entry, type) else entry)
+    typed = {k: _value_from_json(hints[k], v, f"{what} {name}: {k}") if k in hints else v for k, v in settings.items()}
+    return entry(**typed)
 
 
 def as_place(place: str | Path | None) -> str | Path | None:

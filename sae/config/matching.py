@@ -1,4 +1,4 @@
-"""Settings of `sae match` and `sae choose-l0`. Imports no torch."""
+"""Settings of the commands that compare runs: `sae match`, `sae compare`, `sae choose-l0`. Imports no torch."""
 
 from __future__ import annotations
 
@@ -42,6 +42,16 @@ class MatchConfig(Limited):
         if not self.tokens:
             why = "--tokens 0 compares atoms alone"
             refuse_ignored(self, {"dataset": why, "text_field": why})
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig(Limited):
+    """How variants are compared."""
+
+    reference: str | None = None
+    """Variant that the others are compared with, by its name in the table; by default the first one."""
+    out: Path | None = None
+    """Folder for variants.md, .json, .html and the figure; by default that of the sweep, where one is given."""
 
 
 @dataclass(frozen=True, kw_only=True)

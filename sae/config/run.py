@@ -31,22 +31,29 @@ class OptimConfig(Limited):
     """Adam's decay of the second moment."""
     eps: Positive = 6.25e-10
     """Adam's epsilon."""
-    moments: Literal["float32", "bfloat16"] = "float32"
-    """Precision of Adam's two moments of every matrix; bfloat16 is rounded at random and halves their memory."""
+    moments: Literal["float32", "bfloat16", "int8"] = "float32"
+    """How Adam's two moments of every matrix are stored: bfloat16 halves their memory, int8 (a scale a latent) quarters
+    it; both are rounded at random."""
+    weights: Literal["float32", "bfloat16"] = "float32"
+    """How encoder and dictionary are stored while the fused step trains them: bfloat16 is rounded at random."""
     clip: NonNegative = 4.0
     """Largest global gradient norm, in units of the activations' width; 0 turns clipping off."""
     compute: Literal["auto", "float32", "tf32", "bfloat16"] = "auto"
-    """Precision of the autoencoder's products; master weights stay float32. Auto is float32 on CPU, bfloat16 on GPU,
-    which alone has tf32."""
+    """Precision of the autoencoder's products, whatever the weights are stored in. Auto is float32 on CPU, bfloat16 on
+    GPU, which alone has tf32."""
+
+    graphs: Literal["auto", "on", "off"] = "auto"
+    """Whether steps become CUDA graphs: auto where there is a GPU and shapes stand still (topk); on insists on it."""
 
     def ignored(self) -> dict[str, str]:
         """Settings that the optimizer does not read, each with the reason; for `refuse_ignored`."""
         if self.optimizer == "adam":
             return {}
         if self.optimizer != "signsgd":
-            return {"moments": f"--optimizer {self.optimizer} has state of its own"}
+            return dict.fromkeys(("moments", "weights"), f"--optimizer {self.optimizer} has state of its own")
         reasons = {
             "moments": "has no moments",
+            "weights": "keeps averages of its own",
             "beta2": "has no second moment",
             "eps": "has no second moment",
             "clip": "takes the gradient's sign, whatever its norm",

@@ -288,9 +288,10 @@ def _parquet_columns(files: list[Path]) -> dict[str, Column]:
     with _open_parquet(files[0]) as file:
         try:
             first = next(file.iter_batches(batch_size=PEEKED_ROWS), None)
+            records = first.to_pylist() if first else []
         except (OSError, ValueError) as error:
             raise DataError(f"{files[0]}: damaged near row 0 ({error})") from error
-        return columns_of(first.to_pylist() if first else [], file.schema_arrow.names)
+        return columns_of(records, file.schema_arrow.names)
 
 
 READERS: dict[str, Reader] = {

@@ -7,6 +7,8 @@ bounded.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping
@@ -120,15 +122,33 @@ class GroupSums:
             return None
         if self.groups < 2:
             return Interval(value, math.nan, math.nan)
-        if (resamples, seed) not in self._resampled:
-            weights = resample_weights(self.groups, resamples, seed)
-            self._resampled[resamples, seed] = _Weighted(self.sums, weights)
-        draws = metric(self._resampled[resamples, seed].with_sums(also))
+        draws = self.draws(metric, also, resamples=resamples, seed=seed)
         defined = draws[torch.isfinite(draws)]
         if len(draws) - len(defined) > MOST_UNDEFINED * len(draws) or len(defined) == 0:
             return Interval(value, math.nan, math.nan)
         low, high = torch.quantile(defined, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
         return Interval(value, low, high)
+
+    def draws(
+        self,
+        metric: Callable[[Mapping[str, Tensor]], Tensor],
+        also: Mapping[str, Tensor] | None = None,
+        /,
+        *,
+        resamples: int,
+        seed: int,
+    ) -> Tensor:
+        """`metric` of every resample of the groups, float64 [resamples]; see `interval`."""
+        if (resamples, seed) not in self._resampled:
+            weights = resample_weights(self.groups, resamples, seed)
+            self._resampled[resamples, seed] = _Weighted(self.sums, weights)
+        return metric(self._resampled[resamples, seed].with_sums(also))
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the documents in their order, their grouping, and the sums "count" of their tokens."""
+        digest = hashlib.sha256(json.dumps([self._per_group, *self._number]).encode())
+        digest.update(self.sums["count"].numpy().tobytes())
+        return digest.hexdigest()
 
 
 class _Weighted(Mapping[str, Tensor]):

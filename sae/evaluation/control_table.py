@@ -17,16 +17,13 @@ from sae.evaluation import downstream
 from sae.evaluation.bootstrap import GroupSums, Interval, ratio
 from sae.evaluation.controls import MEAN, pca_name
 from sae.evaluation.reconstruction import Reconstruction, fvu_of
+from sae.evaluation.tables import NAME, added_tables, beside_controls
 from sae.evaluation.words import value_at
 
-COLUMNS = {
-    "fvu": "FVU",
-    "l0": "L0",
-    "cosine": "cosine",
-    "downstream.delta_ce": "delta CE",
-    "downstream.ce_recovered_zero": "CE recovered",
-}
-"""Number of a control -> its heading in the table for people."""
+LEFT_OUT = ("dead", "KL", "CE recovered (mean)")
+"""Columns of `beside_controls` that the table in the terminal has no room for."""
+PRINTED = ("tokens", "clean CE", "delta CE")
+"""Columns of `added_tables` that it has room for, beside the class."""
 BETTER = {"fvu": (-1, "FVU"), "cosine": (1, "cosine"), "downstream.delta_ce": (-1, "delta CE")}
 """Number -> sign of the better direction, and its name in sentences."""
 
@@ -57,7 +54,7 @@ def control_rows(
     rows = []
     for name, sums in reconstruction.control_sums(components_of(reconstruction, k)).items():
         row = _reconstructed(reconstruction.sums, sums, resamples=resamples, seed=seed)
-        if losses is not None and (spliced := control_losses(losses, name)) is not None:
+        if losses is not None and (spliced := control_losses(losses.sums, name)) is not None:
             row["downstream"] = downstream.recovery(losses, **spliced, resamples=resamples, seed=seed)
             row["difference"]["delta_ce"] = losses.interval(
                 lambda s, of=spliced["spliced"]: (s[of] - s["spliced"]) / s["count"], resamples=resamples, seed=seed
@@ -68,10 +65,10 @@ def control_rows(
     return rows
 
 
-def control_losses(losses: GroupSums, name: str) -> dict[str, str] | None:
+def control_losses(losses: Mapping[str, Tensor], name: str) -> dict[str, str] | None:
     """The names of a control's sums of cross-entropies and divergences; None where it was not spliced in."""
     names = {"spliced": "mean", "kl": "kl.mean"} if name == MEAN else {"spliced": name, "kl": f"kl.{name}"}
-    return names if names["kl"] in losses.sums else None
+    return names if names["kl"] in losses else None
 
 
 def _reconstructed(sums: GroupSums, of: Mapping[str, Tensor], *, resamples: int, seed: int) -> dict[str, Any]:
@@ -118,16 +115,24 @@ def readable(report: Mapping[str, Any]) -> dict[str, Any]:
     The comparison of a sweep's members is a table already.
     """
     shown = dict(report)
-    if "table" in shown or not (rows := shown.pop("controls", None)):
+    shown.pop("added_by_class", None)
+    if "table" in shown or not shown.pop("controls", None):
         return shown
-    names = ["this autoencoder", *(row["control"] for row in rows)]
-    table = [
-        {"": name, **{head: _cell(value_at(dict(numbers), key)) for key, head in COLUMNS.items()}}
-        for name, numbers in zip(names, [report, *rows], strict=True)
-    ]
-    if report.get("downstream") is None:
-        table = [{head: cell for head, cell in row.items() if "CE" not in head} for row in table]
-    return {**shown, "controls": table, "beside its controls": sentences(report) or "no control is as good"}
+    return {
+        **shown,
+        **{
+            f"delta CE by {table.partition}": [
+                {name: _cell(value) for name, value in row.items() if name in (table.title, *PRINTED)}
+                for row in table.rows
+            ]
+            for table in added_tables(report)
+        },
+        "controls": [
+            {"" if name == NAME else name: _cell(value) for name, value in row.items() if name not in LEFT_OUT}
+            for row in beside_controls(report)
+        ],
+        "beside its controls": sentences(report) or "no control is as good",
+    }
 
 
 def _cell(value: Any) -> str:

@@ -12,7 +12,7 @@ A number means little without them: random dictionaries have matched trained one
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
 import torch
@@ -56,8 +56,8 @@ class Control(NamedTuple):
 
     name: str
     attempt: Callable[[Encoded], Attempt]
-    shared: bool
-    """Whether it does the same for all autoencoders with its name and targets."""
+    of: Hashable
+    """What it depends on beside its name and its targets: controls that are equal in these do the same."""
     training: dict[str, int] | None = None
     """The budget of its training, "tokens" and "epochs"; None where nothing was trained."""
 
@@ -71,7 +71,7 @@ def principal(pca: PCA, components: int) -> Control:
         z = (rows.target - centre) @ there.T
         return Attempt(z @ there + centre, z.new_full((len(z),), components))
 
-    return Control(pca_name(components), attempt, shared=True)
+    return Control(pca_name(components), attempt, of=None)
 
 
 def largest_channels(mean: Tensor, k: int) -> Control:
@@ -84,7 +84,7 @@ def largest_channels(mean: Tensor, k: int) -> Control:
         kept = torch.zeros_like(offset).scatter_(1, channels, offset.gather(1, channels))
         return Attempt(kept + centre, offset.new_full((len(offset),), k))
 
-    return Control(f"the {k} largest channels", attempt, shared=True)
+    return Control(f"the {k} largest channels", attempt, of=None)
 
 
 def shuffled_atoms(model: Autoencoder) -> Control:
@@ -97,7 +97,7 @@ def shuffled_atoms(model: Autoencoder) -> Control:
     def attempt(rows: Encoded) -> Attempt:
         return Attempt(shuffled.decode(rows.codes, rows.x), rows.codes.l0())
 
-    return Control(SHUFFLED, attempt, shared=False)
+    return Control(SHUFFLED, attempt, of=object())
 
 
 def random_dictionary(model: Autoencoder, training: dict[str, int]) -> Control:
@@ -107,7 +107,7 @@ def random_dictionary(model: Autoencoder, training: dict[str, int]) -> Control:
         codes, reconstruction = model(rows.x)
         return Attempt(reconstruction, codes.l0())
 
-    return Control(RANDOM, attempt, shared=False, training=training)
+    return Control(RANDOM, attempt, of=model, training=training)
 
 
 class TrainingRows(NamedTuple):

@@ -13,7 +13,7 @@ Every pass but the clean one begins at the site (`sae.harvest.replay`), and no a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from sae.data.packing import Contexts
 from sae.evaluation.bootstrap import GroupSums, Interval, ratio
 from sae.evaluation.controls import Control, Encoded
 from sae.evaluation.losses import losses
+from sae.evaluation.token_classes import TokenClasses
 from sae.harvest.hooks import Replacement
 from sae.harvest.replay import Clean, Passes
 from sae.harvest.rows import Rows
@@ -33,6 +34,8 @@ from sae.models.autoencoder import Autoencoder
 from sae.runs.text import joined
 
 ROWS_AT_ONCE = 2048  # rows encoded together
+PADDING = -1
+"""Kind of padding."""
 
 
 class Splice(NamedTuple):
@@ -84,10 +87,13 @@ class Downstream:
     Args:
         harvest: the model, all sites of the autoencoders, and which tokens are ordinary.
         places: the sites that are replaced together.
+        classes: sorts the tokens whose losses are also summed by class; None for none.
     """
 
-    def __init__(self, harvest: Harvest, places: Sequence[tuple[Site, ...]]) -> None:
-        self.harvest, self.places = harvest, list(dict.fromkeys(places))
+    def __init__(
+        self, harvest: Harvest, places: Sequence[tuple[Site, ...]], classes: TokenClasses | None = None
+    ) -> None:
+        self.harvest, self.places, self.classes = harvest, list(dict.fromkeys(places)), classes
         self.sums: dict[str, GroupSums] = {}
         """Name of an autoencoder -> sums a document, see `add`."""
         self.passes = Passes(harvest.lm.model)
@@ -104,16 +110,21 @@ class Downstream:
         """Splice everything into one batch and add its losses.
 
         An autoencoder's sums are those of `measure` and, for each of its controls, "NAME" and "kl.NAME", with "kl.mean"
-        for the mean.
+        for the mean. With `classes`, the cross-entropies are also summed a class, as "class.NAME" and "class.count".
         """
-        shared: dict[tuple[tuple[Site, ...], str], Tensor] = {}
+        membership = None if self.classes is None else batch.classes(self.classes)
+        shared: dict[tuple[tuple[Site, ...], str, Hashable], Tensor] = {}
         for name, splice in splices.items():
-            known = {loss: values for (places, loss), values in shared.items() if places == splice.places}
+            of = _shareable(splice)
+            known = {loss: shared[key] for loss in of if (key := (splice.places, loss, of[loss])) in shared}
             values = known | self._losses(batch, splice, known)
-            general = {"clean", "zero", "mean", "kl.mean", *_names(c for c in splice.controls if c.shared)}
-            shared |= {(splice.places, loss): values[loss] for loss in values if loss in general}
+            shared |= {(splice.places, loss, of[loss]): values[loss] for loss in of if loss in values}
             count = torch.ones(len(batch.following))
-            self.sums.setdefault(name, GroupSums()).add(batch.document, {"count": count} | values)
+            values = {"count": count} | values
+            if membership is not None:
+                entropies = {loss: rows for loss, rows in values.items() if not loss.startswith("kl")}
+                values |= {f"class.{loss}": membership * rows.unsqueeze(1) for loss, rows in entropies.items()}
+            self.sums.setdefault(name, GroupSums()).add(batch.document, values)
 
     def see(self, batch: Batch, names: Iterable[str]) -> None:
         """Count the documents of a batch that another process adds for these autoencoders."""
@@ -156,7 +167,7 @@ class Batch:
         device = harvest.lm.device
         predicting, following, self.document = _predictions(contexts)
         self.predicting, self.following = predicting.to(device), following.to(device)
-        self._ordinary: Tensor | None = None  # once the tokens were sorted into kinds
+        self._kind: Tensor | None = None  # once the tokens were sorted into kinds
 
     @cached_property
     def clean(self) -> Clean:
@@ -171,18 +182,28 @@ class Batch:
             ActivationError: activations are not finite.
         """
         rows = self.harvest.rows(self.contexts, self.clean.activations)
-        ordinary = torch.zeros(self.contexts.document.numel(), dtype=torch.bool)
-        ordinary[(self.contexts.document >= 0).flatten()] = rows.kind == ORDINARY
-        self._ordinary = ordinary.to(self.predicting.device).unsqueeze(1)
+        self._kind = torch.full((self.contexts.document.numel(),), PADDING, dtype=torch.int8)
+        self._kind[(self.contexts.document >= 0).flatten()] = rows.kind
         return rows
 
     @property
+    def kind(self) -> Tensor:
+        """The kind of each token, int8 [T] on the CPU; `PADDING` for padding."""
+        if self._kind is None:
+            self.rows()
+        assert self._kind is not None  # `rows` sets it
+        return self._kind
+
+    @cached_property
     def ordinary(self) -> Tensor:
         """Which tokens are replaced, bool [T, 1]."""
-        if self._ordinary is None:
-            self.rows()
-        assert self._ordinary is not None  # `rows` sets it
-        return self._ordinary
+        return (self.kind == ORDINARY).to(self.predicting.device).unsqueeze(1)
+
+    def classes(self, sort: TokenClasses) -> Tensor:
+        """The classes of the n tokens that predict, see `TokenClasses`."""
+        at = self.predicting.cpu()
+        tokens, position = self.contexts.tokens.flatten(), self.contexts.position.flatten()
+        return sort(tokens[at], self.kind[at], position[at], self.following)
 
     def forget(self) -> None:
         """Free the clean pass, which runs again when it is asked for."""
@@ -208,10 +229,12 @@ class Batch:
         return hidden.flatten(0, 1)[self.predicting]
 
 
-def _names(controls: Iterable[Control]) -> Iterator[str]:
-    """The names of the losses of some controls."""
-    for control in controls:
-        yield from (control.name, f"kl.{control.name}")
+def _shareable(splice: Splice) -> dict[str, Hashable]:
+    """Losses that other autoencoders with the same places may share, each with what else it depends on."""
+    losses: dict[str, Hashable] = dict.fromkeys(("clean", "zero", "mean", "kl.mean"))
+    for control in splice.controls:
+        losses |= {control.name: control.of, f"kl.{control.name}": control.of}
+    return losses
 
 
 def _reconstructed(

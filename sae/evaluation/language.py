@@ -6,23 +6,25 @@ model, and its states are kept until the means and the controls are known; over 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
 from sae.base.progress import Progress, StopSignal
 from sae.base.ranks import ALONE, Ranks
-from sae.config import EvalConfig, HarvestConfig
+from sae.config import EvalConfig, HarvestConfig, to_json
 from sae.data.packing import BEGINNING, Contexts
 from sae.evaluation import bootstrap, downstream
 from sae.evaluation.baselines import PCA
-from sae.evaluation.control_table import components_of, control_rows
-from sae.evaluation.controls import Control, TrainingRows, controls_of, principal
+from sae.evaluation.control_table import components_of, control_losses, control_rows
+from sae.evaluation.controls import Control, RandomDictionary, TrainingRows, controls_of, principal
 from sae.evaluation.downstream import Batch, Downstream, Splice
 from sae.evaluation.random_dictionary import train_random_dictionary
 from sae.evaluation.reconstruction import Reconstruction, training_form
+from sae.evaluation.replicates import Kept, kept_of
 from sae.evaluation.sharing import shared
+from sae.evaluation.token_classes import TokenClasses, added_by_class
 from sae.harvest.language_model import LanguageModel
 from sae.harvest.rows import Rows
 from sae.harvest.stream import KINDS, ORDINARY, OTHER_ROLE, Harvest
@@ -74,7 +76,10 @@ class Evaluation:
         self.stop, self.progress, self.ranks = stop, progress, ranks
         self.draws = {"resamples": config.resamples, "seed": config.seed}
         self.harvest = self._harvest("heldout")
-        self.downstream = Downstream(self.harvest, [tuple(run.targets) for run in runs])
+        self.classes = TokenClasses(lm.tokenizer)
+        self.downstream = Downstream(self.harvest, [tuple(run.targets) for run in runs], self.classes)
+        self.kept: list[Kept] = []
+        """What comparisons need of every run, once there are `reports`; in the first rank alone."""
         self.batches: list[Batch] = []
         """Batches with losses, the first of all; the clean passes of this process's own ones are made."""
         self._kept = 0
@@ -113,7 +118,12 @@ class Evaluation:
                 report["downstream_missing"] = self.lm.traits.no_next_token
             if controls[index] is not None:
                 report["controls"] = control_rows(ordinary, sums, k=k, **self.draws)
+            if sums is not None:
+                names = [row["control"] for row in report.get("controls", ())]
+                spliced = {name: of["spliced"] for name in names if (of := control_losses(sums.sums, name)) is not None}
+                report["added_by_class"] = added_by_class(sums, spliced, counted=self.classes.counted, **self.draws)
             reports.append(bootstrap.plain(report))
+            self.kept.append(kept_of(ordinary, sums, k=k, settings=to_json(self.config), **self.draws))
         return reports
 
     def _harvest(self, split: Any) -> Harvest:
@@ -128,13 +138,19 @@ class Evaluation:
         fitted = self.ranks.share(fitted)
         pcas = [fitted.get(_ends(run)[1]) for run in self.runs]
         controls: list[list[Control] | None] = []
+        dictionaries: dict[Hashable, RandomDictionary | None] = {}
         for run, pca in zip(self.runs, pcas, strict=True):
             k, dictionary = run.config.sae.k, None
             if config.controls == "all":
-                self.progress.say(f"Training the encoder of a random dictionary beside {run.folder.name}.")
-                if first:
-                    dictionary = train_random_dictionary(*rows[_ends(run)], run.model, k=k, seed=config.seed)
-                dictionary = self.ranks.share(dictionary)
+                # one serves all runs for which it would be the same
+                like = (_ends(run), run.model.width, run.model.transcodes, k, run.config.seed)
+                if like not in dictionaries:
+                    self.progress.say(f"Training the encoder of a random dictionary beside {run.folder.name}.")
+                    trained = None
+                    if first:
+                        trained = train_random_dictionary(*rows[_ends(run)], run.model, k=k, seed=run.config.seed)
+                    dictionaries[like] = self.ranks.share(trained)
+                dictionary = dictionaries[like]
             controls.append(controls_of(config.controls, run.model, pca, dictionary, k=k))
         return pcas, controls
 
@@ -146,6 +162,7 @@ class Evaluation:
         left = self.config.pca_tokens
         with self.progress.bar("Baseline", left, "tokens") as bar:
             for batch in shared(harvest.contexts(BEGINNING), harvest.rows, self.ranks):
+                self.classes.count(_read_text(batch.unit, len(self.lm.beginning)))
                 trained = batch.select(harvest.trained(batch.kind).nonzero().squeeze(1)[:left])
                 if trained.rows is not None:
                     for ends, run in {_ends(run): run for run in self.runs}.items():
@@ -269,6 +286,11 @@ class Evaluation:
 
 def _ends(run: Run) -> Ends:
     return tuple(site.name for site in run.inputs), tuple(site.name for site in run.targets)
+
+
+def _read_text(contexts: Contexts, beginning: int) -> torch.Tensor:
+    """Ids of a batch's tokens without padding and without those that begin a segment, int64 [n]."""
+    return contexts.tokens[(contexts.document >= 0) & (contexts.position >= beginning)]
 
 
 def _joined(parts: list[TrainingRows]) -> TrainingRows:

@@ -259,13 +259,18 @@ class Reconstruction:
         single group gives no bounds (NaN).
         """
         dead = (self.fired == 0).double().mean().item()
-        groups = self.sums.groups
-        if groups < 2:
+        without = self.dead_without_groups()
+        if len(without) < 2:
             return Interval(dead, math.nan, math.nan)
-        single = (self.fired > 0) & (self.sums.group(self.first) == self.sums.group(self.last))
-        killed = torch.bincount(self.sums.group(self.first[single]), minlength=groups).double() / len(self.fired)
-        error = ((groups - 1) / groups * (killed - killed.mean()).pow(2).sum()).sqrt().item()
+        groups = len(without)
+        error = ((groups - 1) / groups * (without - without.mean()).pow(2).sum()).sqrt().item()
         return Interval(dead, max(0.0, dead - 1.96 * error), min(1.0, dead + 1.96 * error))
+
+    def dead_without_groups(self) -> Tensor:
+        """Share of latents that never fired in the tokens seen but for those of each group, float64 [groups]."""
+        single = (self.fired > 0) & (self.sums.group(self.first) == self.sums.group(self.last))
+        killed = torch.bincount(self.sums.group(self.first[single]), minlength=self.sums.groups)
+        return ((self.fired == 0).sum() + killed).double() / len(self.fired)
 
     def densities(self) -> dict[str, Any]:
         """Histogram of log10(firing rate): half-decade bins from 1e-6 to 1, and how many latents never fired.

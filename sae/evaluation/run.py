@@ -22,9 +22,11 @@ from sae.base.ranks import Ranks
 from sae.config import ConfigError, EvalConfig, ImageEvalConfig, refuse_ignored, to_json
 from sae.evaluation.images import evaluate_images
 from sae.evaluation.language import Evaluation
+from sae.evaluation.replicates import FILE as RESAMPLES
+from sae.evaluation.replicates import write_kept
 from sae.evaluation.tensors import evaluate_tensors
 from sae.harvest.opening import opening
-from sae.models.saved import publish_report
+from sae.models.saved import publish_report, read_description
 from sae.runs.base import kind_of
 from sae.runs.text import Run, harvest_of, open_run
 
@@ -85,17 +87,19 @@ def _evaluate_all(runs: Sequence[str | Path], config: EvalConfig, ranks: Ranks) 
     with contextlib.ExitStack() as locks, StopSignal() as stop, Progress() as progress:
         for folder in dict.fromkeys(local) if ranks.first else ():
             locks.enter_context(locked(folder, "eval", "evaluating this run"))
-            remove_leftovers(folder, "eval.json")
+            for name in ("eval.json", RESAMPLES):
+                remove_leftovers(folder, name)
         lm = opened[0].load_language_model(device)
         if config.dataset is not None:
             documents = harvest_of(opened, lm, split="heldout", settings=settings).documents
             progress.say(opening(documents, lm.tokenizer, settings, beginning=lm.beginning))
-        reports = Evaluation(lm, opened, settings, config, stop, progress, ranks).reports()
+        evaluation = Evaluation(lm, opened, settings, config, stop, progress, ranks)
+        reports = evaluation.reports()
     if not ranks.first:
         return []
     seconds = round(time.perf_counter() - begun, 1)
     done = []
-    for name, run, report in zip(runs, opened, reports, strict=True):
+    for name, run, report, kept in zip(runs, opened, reports, evaluation.kept, strict=True):
         sites = {"site": ", ".join(site.name for site in run.inputs)}
         if run.targets != run.inputs:
             sites["target_site"] = ", ".join(site.name for site in run.targets)
@@ -105,6 +109,8 @@ def _evaluate_all(runs: Sequence[str | Path], config: EvalConfig, ranks: Ranks) 
             head |= {"tool": origin["tool"], "format": origin["format"]}
         done.append({**head, **report, "seconds": seconds})
         if run.folder == Path(name).expanduser():
+            # first, so that an eval.json never stands beside the resamples of an earlier one for long
+            write_kept(run.folder, str(read_description(run.folder)["sha256"]), kept)
             publish_report(run.folder, "eval.json", done[-1])
     return done
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sae.base.device import pick_device
 from sae.base.progress import Progress, StopSignal
-from sae.config import EvalConfig, refuse_ignored
+from sae.config import EvalConfig, refuse_ignored, to_json
 from sae.data.tensors import TensorPart
 from sae.evaluation import bootstrap
 from sae.evaluation.baselines import PCA
@@ -23,7 +23,8 @@ from sae.evaluation.control_table import control_rows
 from sae.evaluation.controls import controls_of
 from sae.evaluation.random_dictionary import train_random_dictionary
 from sae.evaluation.reconstruction import Reconstruction, training_form
-from sae.models.saved import publish_report
+from sae.evaluation.replicates import kept_of, write_kept
+from sae.models.saved import publish_report, read_description
 from sae.runs import open_run
 
 CHUNK = 8192
@@ -54,7 +55,7 @@ def evaluate_tensors(run: str | Path, config: EvalConfig | None = None) -> dict[
     pca = None if rows is None else PCA.fit(rows.split(CHUNK))
     k, dictionary = min(opened.config.sae.k, opened.model.dim), None
     if config.controls == "all" and rows is not None:
-        dictionary = train_random_dictionary(rows, rows, opened.model, k=k, seed=config.seed)
+        dictionary = train_random_dictionary(rows, rows, opened.model, k=k, seed=opened.config.seed)
     controls = controls_of(config.controls, opened.model, pca, dictionary, k=k)
     saved = Reconstruction(opened.model, centre, pca, controls)
     trained = None if form is None else Reconstruction(form, centre, None)
@@ -78,6 +79,8 @@ def evaluate_tensors(run: str | Path, config: EvalConfig | None = None) -> dict[
         report["controls"] = control_rows(saved, None, k=k, **draws)
     head = {"run": str(run), "variant": opened.config.sae.variant, "data": opened.config.rows.data}
     done = {**head, **bootstrap.plain(report), "seconds": round(time.perf_counter() - begun, 1)}
+    kept = kept_of(saved, None, k=k, settings=to_json(config), **draws)
+    write_kept(opened.folder, str(read_description(opened.folder)["sha256"]), kept)
     publish_report(opened.folder, "eval.json", done)
     return done
 

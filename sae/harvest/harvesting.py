@@ -16,8 +16,8 @@ import torch
 
 from sae.base.device import pick_device, product_rate
 from sae.base.launcher import rank_number, world_size
-from sae.base.objects import check_room
 from sae.base.progress import Progress, StopSignal
+from sae.base.storage import check_room
 from sae.config import ConfigError, StoreConfig
 from sae.data.columns import TEXT
 from sae.data.documents import Documents, open_documents

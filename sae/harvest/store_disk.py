@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from sae.base.files import CorruptError, remove_leftovers
-from sae.base.objects import REMEDY, LocalObjects, Objects, open_objects
+from sae.base.objects import REMEDY, LocalObjects, Objects
+from sae.base.storage import open_objects
 from sae.config import ConfigError
 from sae.data.cache import cache_dir
 from sae.data.packing import Cursor

@@ -7,45 +7,25 @@ take(tensors, {"W_enc": (768, 24576)}, source=path)
 
 from __future__ import annotations
 
+import contextlib
 import json
-import math
 import pickle
 import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from sae.base.files import MANIFEST, CorruptError, read_json, sha256_of
+from sae.base.npz import check_sizes, shape_and_type
+from sae.base.reading import reading
 
 TORCH = (".pt", ".pth", ".bin")
-UNREADABLE = (
-    OSError,
-    EOFError,
-    SafetensorError,
-    ValueError,
-    LookupError,
-    AttributeError,
-    RuntimeError,
-    TypeError,
-    zipfile.BadZipFile,
-)
-"""What the libraries raise for a file that is cut short, or is not what its name says."""
 Shape = tuple[int, ...]
-
-
-class Unpacked(NamedTuple):
-    """How many bytes an archive may have when unpacked: `least`, and `times` its own."""
-
-    least: int
-    times: int
-
-
-UNPACKED = Unpacked(64 << 20, 16)
 
 
 def shapes_in(path: Path) -> dict[str, Shape]:
@@ -53,10 +33,9 @@ def shapes_in(path: Path) -> dict[str, Shape]:
 
     A torch file's tensors are mapped and not read. A dict inside a dict gives names joined by a dot.
     """
-    try:
+    with contextlib.suppress(CorruptError, OSError), reading(path):
         return _shapes(path)
-    except UNREADABLE:
-        return {}
+    return {}
 
 
 def check_readable(path: Path) -> None:
@@ -71,12 +50,8 @@ def check_readable(path: Path) -> None:
             continue
         if file.suffix == ".json":
             read_json(file)
-        try:
+        with reading(file):
             _shapes(file)
-        except CorruptError:
-            raise
-        except UNREADABLE as error:
-            raise CorruptError(f"{file}: cannot be read ({_reason(error)})") from error
 
 
 def check_manifest(path: Path) -> None:
@@ -115,10 +90,6 @@ def _shapes(path: Path) -> dict[str, Shape]:
     return {}
 
 
-def _reason(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
 def tensors_in(path: Path, rows: Mapping[str, int | None] | None = None) -> dict[str, Tensor]:
     """Name -> tensor of a .safetensors, .npz or torch file; floating point in float32.
 
@@ -129,7 +100,7 @@ def tensors_in(path: Path, rows: Mapping[str, int | None] | None = None) -> dict
     Raises:
         CorruptError: the file cannot be read, or holds anything but tensors, numbers and text.
     """
-    try:
+    with reading(path):
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
                 names = file.keys() if rows is None else [name for name in rows if name in file.keys()]  # noqa: SIM118
@@ -142,10 +113,6 @@ def tensors_in(path: Path, rows: Mapping[str, int | None] | None = None) -> dict
             tensors = _tensors_of(_torch(path))
         else:
             raise CorruptError(f"{path}: expected a .safetensors, .npz, {', '.join(TORCH)} file")
-    except CorruptError:
-        raise
-    except UNREADABLE as error:
-        raise CorruptError(f"{path}: cannot be read ({_reason(error)})") from error
     if rows is not None and path.suffix != ".safetensors":
         tensors = {name: _row(tensors[name], row) for name, row in rows.items() if name in tensors}
     return {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
@@ -237,38 +204,7 @@ def _members(path: Path) -> list[str]:
 
 def _header(path: Path, name: str) -> Shape:
     with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as member:
-        return _shape_and_type(member)[0]
-
-
-def _shape_and_type(member: IO[bytes]) -> tuple[Shape, np.dtype]:
-    """From the header of an array; what follows is not read."""
-    version = np.lib.format.read_magic(member)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(member)
-    return shape, dtype
-
-
-def check_sizes(path: Path) -> None:
-    """Refuse an .npz file whose arrays would take far more memory than the file has bytes, before they are read.
-
-    Raises:
-        CorruptError: an array is larger than its member of the archive, or all of them than `UNPACKED` allows.
-    """
-    allowed = UNPACKED.least + UNPACKED.times * path.stat().st_size
-    with zipfile.ZipFile(path) as archive:
-        total = sum(info.file_size for info in archive.infolist())
-        if total > allowed:
-            raise CorruptError(
-                f"{path}: {total:,} bytes when unpacked, expected at most {allowed:,} of a file of this size"
-            )
-        for info in archive.infolist():
-            with archive.open(info) as member:
-                if member.read(6) != np.lib.format.MAGIC_PREFIX:
-                    continue
-            with archive.open(info) as member:
-                shape, dtype = _shape_and_type(member)
-            if math.prod(shape) * dtype.itemsize > info.file_size:
-                raise CorruptError(f"{path}: {info.filename} says {dtype} {shape}, and has {info.file_size:,} bytes")
+        return shape_and_type(member)[0]
 
 
 def text_of(value: Any) -> str | None:

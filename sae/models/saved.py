@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from sae.base.files import CorruptError, publish_file, publish_json, read_checked, read_json, sha256_of
+from sae.base.files import CorruptError, publish_file, publish_json, read_checked, read_json, refuse_links, sha256_of
 from sae.config import ConfigError, built
 from sae.models.autoencoder import Autoencoder
 from sae.models.language import VARIANTS
@@ -129,9 +129,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     """A run's config.json, finished or not. Of a run from before hashes were kept, this is said once.
 
     Raises:
-        CorruptError: it is missing, damaged, or edited by hand.
+        CorruptError: it is missing, damaged, or edited by hand; or a symbolic link lies in the folder.
     """
     path = folder / CONFIG
+    if path.exists() or path.is_symlink():  # else it is any folder, which may be large
+        refuse_links(folder)
     record, hashed = read_checked(path)
     if not isinstance(record, dict):
         raise CorruptError(f"{path}: not the record of a run")

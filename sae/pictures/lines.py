@@ -57,7 +57,7 @@ def draw_lines(
         joined, marked = "-" in curve.style, curve.style.strip("-:.") != ""
         axis.plot(
             curve.x,
-            [_part(v, "value") for v in curve.y],
+            [part_of(v, "value") for v in curve.y],
             label=name,
             color=colour(place),
             linestyle=STYLES[place % len(STYLES)] if joined else "none",
@@ -67,7 +67,7 @@ def draw_lines(
         )
         if not any(isinstance(v, Mapping | Interval) for v in curve.y):
             continue
-        low, high = ([_part(v, part) for v in curve.y] for part in ("low", "high"))
+        low, high = ([part_of(v, part) for v in curve.y] for part in ("low", "high"))
         if joined:
             axis.fill_between(curve.x, low, high, color=colour(place), alpha=0.18, linewidth=0)
         else:
@@ -82,7 +82,7 @@ def draw_lines(
             plain_numbers(axis.xaxis, ticks)
     if log_y:
         axis.set_yscale("log")
-        plain_numbers(axis.yaxis, [_part(v, "value") for curve in curves.values() for v in curve.y])
+        plain_numbers(axis.yaxis, [part_of(v, "value") for curve in curves.values() for v in curve.y])
     for name, place in (at or {}).items():
         axis.axvline(place, color=GREY, linewidth=1, linestyle=(0, (2, 2)))
         axis.annotate(name, (place, 1.0), xycoords=("data", "axes fraction"), xytext=(0, 2), ha="center", va="bottom",
@@ -91,8 +91,9 @@ def draw_lines(
     return figure
 
 
-def _part(value: Any, name: str) -> float:
+def part_of(value: Any, name: str) -> float:
+    """The "value", "low" or "high" of an interval, or a number by itself; NaN for an unknown bound."""
     if isinstance(value, Interval):
         return getattr(value, name)
     part = value[name] if isinstance(value, Mapping) else value
-    return math.nan if part is None else part  # an unknown bound
+    return math.nan if part is None else part

@@ -39,6 +39,11 @@ nav { display: flex; flex-wrap: wrap; gap: 4px; }
 nav a { padding: 3px 10px; border: 1px solid var(--line); border-radius: 14px; background: var(--paper); }
 nav a:hover { background: var(--hover); text-decoration: none; }
 figure img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
+/* a drawing has dark lines on white; in the dark its lightness is turned round and its black becomes the paper */
+@media (prefers-color-scheme: dark) {
+  figure img.drawing { filter: invert(1) hue-rotate(180deg); mix-blend-mode: screen; }
+}
+details > summary { cursor: pointer; padding: 4px 0; }
 figcaption { font-size: 13px; color: var(--muted); max-width: 90ch; }
 td.words { min-width: 9em; }
 th { white-space: nowrap; }
@@ -88,14 +93,21 @@ class Page:
         if _is_raster(figure):
             kind, data = "png", _saved(figure, format="png", dpi=PNG_DPI)
             # at the size for which the figure was laid out, as SVG is
-            width = f' width="{round(int.from_bytes(data[16:20], "big") * CSS_DPI / PNG_DPI)}"'
+            size = f' width="{round(int.from_bytes(data[16:20], "big") * CSS_DPI / PNG_DPI)}"'
         else:
-            kind, width = "svg+xml", ""
+            kind, size = "svg+xml", ' class="drawing"'
             data = _saved(figure, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
         alt = html.escape(caption)
         # an <img>, so that ids inside one drawing do not clash with those of the next
-        image = f'<img alt="{alt}"{width} src="data:image/{kind};base64,{base64.b64encode(data).decode()}">'
+        image = f'<img alt="{alt}"{size} src="data:image/{kind};base64,{base64.b64encode(data).decode()}">'
         self._parts.append(f"<figure>{image}<figcaption>{alt}</figcaption></figure>")
+
+    def fold(self, title: str, text: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """A table with a paragraph above it, closed until its title is clicked."""
+        self._parts.append(f"<details><summary>{html.escape(title)}</summary>")
+        self.text(text)
+        self.table(rows)
+        self._parts.append("</details>")
 
     def table(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """A table whose columns are the first row's keys; {"value", "low", "high"} is shown as an interval."""

@@ -21,11 +21,23 @@ class IllustratedPage(Page):
     def __init__(self, title: str, subtitle: str = "", style: str = "") -> None:
         super().__init__(title, subtitle, style)
         self.figures: dict[str, Figure] = {}
+        self.left_out: dict[str, str] = {}
+        """Title of a section that is not there -> the command that measures what it shows."""
 
     def illustrate(self, name: str, figure: Figure, caption: str) -> None:
         """A figure with a caption; `name` is that of its files."""
         self.figures[name] = figure
         self.figure(figure, caption)
+
+    def leave_out(self, title: str, command: str) -> None:
+        """Note that a section is missing, because a command has not been run."""
+        self.left_out[title] = command
+
+    def list_left_out(self) -> None:
+        """A section with one line for each section that is missing."""
+        if self.left_out:
+            self.section("Not in this report", "What was not measured, and the command that measures it.")
+            self.table([{"section": title, "command": command} for title, command in self.left_out.items()])
 
     def write_figures(self, folder: Path) -> list[str]:
         """Write every figure as NAME.svg and NAME.png into `folder`; the names of the files."""

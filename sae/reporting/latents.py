@@ -29,6 +29,7 @@ def latents(page: IllustratedPage, subjects: Sequence[Subject]) -> None:
     for subject in subjects:
         store = subject.features
         if store is None:
+            page.leave_out("Latents", "sae features RUN")
             continue
         chosen = spread(store.scalars["density"], SHOWN)
         page.section(
@@ -37,7 +38,7 @@ def latents(page: IllustratedPage, subjects: Sequence[Subject]) -> None:
             "rank, not picked by hand; for each the places where it fires most. "
             "Colour is the activation as a share of the largest.",
         )
-        page.insert('<div class="latents">' + "".join(_card(store, latent) for latent in chosen) + "</div>")
+        page.insert('<div class="latents">' + "".join(_card(subject, store, latent) for latent in chosen) + "</div>")
 
 
 def spread(density: np.ndarray, count: int) -> list[int]:
@@ -48,14 +49,17 @@ def spread(density: np.ndarray, count: int) -> list[int]:
     return order[np.unique(places)].tolist() if len(order) else []
 
 
-def _card(store: FeatureStore, latent: int) -> str:
+def _card(subject: Subject, store: FeatureStore, latent: int) -> str:
     record = store.record(latent)
     named = store.annotations.names().get(latent, {})
     label = (store.annotations.all().get(latent) or {}).get("label") or named.get("name")
     title = f"#{latent:,}" + (f" {html.escape(str(label))}" if label else "")
     facts = [f"fires on {record['density']:.2%} of the tokens", f"largest {number(record['max'])}"]
     if isinstance(named.get("score"), (int, float)):
-        facts.append(f"score of the name {named['score']:.2f}")
+        facts.append(f"AUROC of the name {named['score']:.2f} (chance .5)")
+    scores = subject.stability
+    if scores is not None and np.isfinite(scores.stability[latent]):
+        facts.append(f"stability {scores.stability[latent]:.2f} (chance {scores.info['chance_mean']:.2f})")
     top = [example for example in record["examples"] if example["band"] == "top"][:EXAMPLES]
     lines = "".join(f"<p>{_text(example, record['max'])}</p>" for example in top)
     return f'<div class="latent"><h3>{title}</h3><p class="muted">{html.escape(", ".join(facts))}</p>{lines}</div>'

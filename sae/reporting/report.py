@@ -6,7 +6,7 @@ report(["runs/demo"], Path("runs/demo/report"))
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,37 @@ from sae.base.progress import Progress
 from sae.config import ConfigError
 from sae.interop.export import open_finished
 from sae.interop.export.hub import card
-from sae.reporting import latents, sections
+from sae.reporting import latents
+from sae.reporting.added import added
+from sae.reporting.course import training
+from sae.reporting.dictionary import densities, geometry
+from sae.reporting.fidelity import overview, references
 from sae.reporting.figures import IllustratedPage
+from sae.reporting.naming import naming
+from sae.reporting.pairs import pairs
+from sae.reporting.provenance import measures, provenance
+from sae.reporting.semantic import semantic
+from sae.reporting.stability import stability
+from sae.reporting.steering import steering
 from sae.reporting.subjects import Subject, open_subjects
 
+SECTIONS: tuple[Callable[[IllustratedPage, Sequence[Subject]], None], ...] = (
+    overview,
+    references,
+    pairs,
+    added,
+    stability,
+    steering,
+    naming,
+    semantic,
+    densities,
+    geometry,
+    training,
+    latents.latents,
+    measures,
+    provenance,
+)
+"""In the order in which they are read; each leaves itself out where it has nothing to say."""
 PAGE, FIGURES, CARD = "report.html", "figures", "model_card.md"
 
 
@@ -74,12 +101,7 @@ def make_page(subjects: Sequence[Subject]) -> IllustratedPage:
     """The report's page."""
     names = ", ".join(subject.name for subject in subjects)
     page = IllustratedPage(f"Report: {names}", f"Made on {time.strftime('%Y-%m-%d')}.", latents.STYLE)
-    sections.overview(page, subjects)
-    sections.references(page, subjects)
-    sections.training(page, subjects)
-    sections.densities(page, subjects)
-    sections.geometry(page, subjects)
-    latents.latents(page, subjects)
-    sections.measures(page, subjects)
-    sections.provenance(page, subjects)
+    for section in SECTIONS:
+        section(page, subjects)
+    page.list_left_out()
     return page

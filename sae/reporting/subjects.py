@@ -11,10 +11,16 @@ import torch
 from torch import Tensor
 
 from sae.config import ConfigError
+from sae.evaluation.matching.scores import Scores, read_scores
+from sae.evaluation.replicates import Replicate, read_kept
 from sae.evaluation.run import evaluate
+from sae.evaluation.semantic.results import Row, read_semantic
+from sae.evaluation.words import value_at
+from sae.features.explain.explain import REPORT as NAMING
+from sae.features.store.annotations import Annotations
 from sae.features.store.keys import FeatureError
 from sae.features.store.store import FeatureStore
-from sae.models.saved import load, locate_run, read_config, read_report
+from sae.models.saved import load, locate_run, read_config, read_description, read_report
 from sae.runs.base import check_kind, kind_of
 from sae.runs.metrics import METRICS, read_metrics
 
@@ -63,6 +69,44 @@ class Subject:
         except FeatureError:
             return None
 
+    @cached_property
+    def stability(self) -> Scores | None:
+        """How stable its latents are, as `sae match` measured it; None where it did not."""
+        return read_scores(self.folder, self.weights)
+
+    @cached_property
+    def replicates(self) -> dict[str, Replicate]:
+        """The numbers of its evaluation over resampled documents; none of an evaluation that did not keep them."""
+        kept = read_kept(self.folder, self.weights)
+        numbers = {} if kept is None else kept.numbers
+        # of the same evaluation as `numbers`
+        return {name: r for name, r in numbers.items() if (value_at(self.numbers, name) or {}).get("value") == r.value}
+
+    @cached_property
+    def semantic(self) -> list[Row]:
+        """What `sae measure` left; nothing where it did not run."""
+        return read_semantic(self.folder)
+
+    @property
+    def weights(self) -> str:
+        """SHA-256 of its weights."""
+        return str(read_description(self.folder)["sha256"])
+
+    @cached_property
+    def annotations(self) -> Annotations:
+        """What was said and measured of single latents."""
+        return Annotations(self.folder)
+
+    @cached_property
+    def naming(self) -> dict[str, Any] | None:
+        """The run's explain.json; None where its latents were not named."""
+        return read_report(self.folder, NAMING) if (self.folder / NAMING).is_file() else None
+
+    @property
+    def language_model(self) -> str | None:
+        """The language model that it reads, where it reads one."""
+        return ((self.record.get("train") or {}).get("harvest") or {}).get("model")
+
     @property
     def variant(self) -> str:
         return (self.record.get("train") or {}).get("sae", {}).get("variant") or self.model.code.name
@@ -95,22 +139,6 @@ def open_subjects(runs: Sequence[str | Path]) -> list[Subject]:
     if len(set(names)) < len(names):
         names = [f"{path.parent.name}/{path.name}" for path in paths]
     return [Subject(run, name) for run, name in zip(runs, names, strict=True)]
-
-
-def nearest_cosines(atoms: Tensor, *, chunk: int = 1024) -> Tensor:
-    """For every atom the largest |cosine| with another one, float32 [F]; 0 for an atom of zeros.
-
-    Args:
-        atoms: W_dec [F, d].
-        chunk: atoms compared with all others at a time.
-    """
-    unit = torch.nn.functional.normalize(atoms.float(), dim=1)
-    nearest = []
-    for first in range(0, len(unit), chunk):
-        cosines = (unit[first : first + chunk] @ unit.T).abs()
-        cosines[torch.arange(len(cosines)), first + torch.arange(len(cosines))] = 0.0
-        nearest.append(cosines.max(dim=1).values)
-    return torch.cat(nearest)
 
 
 def random_atoms(like: Tensor, seed: int = 0) -> Tensor:

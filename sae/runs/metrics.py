@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ METRICS = "metrics.jsonl"
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run's `metrics.jsonl`; none if there is no such file.
 
-    Of a finished run the whole file must be what was written. That of a run in progress may end in half a line, which
-    is left out.
+    Of a finished run the whole file must be what was written. In that of a run in progress only the lines up to the
+    newest checkpoint are known to be on the disk: a kill can cut the last line short, and a loss of power can leave
+    zeros in place of any line after the checkpoint. The lines from there on are left out.
 
     Raises:
         CorruptError: the file of a finished run was changed, or a line cannot be read.
@@ -32,14 +34,22 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
             f"{path}: its SHA-256 is not the one that {CONFIG} records: the file was changed or damaged; restore it "
             "from a copy, or delete it"
         )
-    return lines_of(path, content)
+    return list(_readable(content)) if digest is None else lines_of(path, content)
 
 
 def lines_of(path: Path, content: bytes) -> list[dict[str, Any]]:
     """The whole lines of the content of the file `path`; CorruptError where one is no JSON."""
-    # a kill or a full disk can leave half a line at the end
+    lines = list(_readable(content))
+    if len(lines) < content.count(b"\n"):
+        raise CorruptError(f"{path}: line {len(lines) + 1} is no JSON; delete the file to resume without it")
+    return lines
+
+
+def _readable(content: bytes) -> Iterator[dict[str, Any]]:
+    """The lines before the first that is cut short or no JSON."""
     *whole, _ = content.split(b"\n")
-    try:
-        return [json.loads(line) for line in whole]
-    except ValueError as error:
-        raise CorruptError(f"{path}: a line is no JSON ({error}); delete the file to resume without it") from error
+    for line in whole:
+        try:
+            yield json.loads(line)
+        except (ValueError, RecursionError):
+            return

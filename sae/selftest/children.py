@@ -16,6 +16,7 @@ import os
 import runpy
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing import forkserver
@@ -113,6 +114,12 @@ class Children:
             return Ended(None, [], "", {}, seconds)
         return Ended(*answer, seconds=seconds)
 
+    def fork(self, target: Callable[..., None], *arguments: Any) -> Any:
+        """A started process of `target`, which may have children of its own."""
+        process = self._context.Process(target=target, args=arguments)
+        process.start()
+        return process
+
     def _answer(self, connection: Connection, process: Any, job: Job) -> Any:
         """What the child sends next; None where it ends without sending anything."""
         if not connection.poll(LIMIT):
@@ -140,16 +147,16 @@ def _child(connection: Connection, job: Job) -> None:
         taken_away(job.broken),
         _small_parts(),
         _watched_batches(batches),
-        observed(_observer(job.fault, operations)),
+        observed(fault_observer(job.fault, operations)),
         contextlib.redirect_stdout(io.StringIO()),
         contextlib.redirect_stderr(said),
     ):
-        status = _status(job.arguments)
+        status = command_status(job.arguments)
     connection.send((status, operations, said.getvalue(), batches))
     connection.close()
 
 
-def _status(arguments: tuple[str, ...]) -> int:
+def command_status(arguments: tuple[str, ...]) -> int:
     """Exit status of `python -m sae`."""
     try:
         with mock.patch.object(sys, "argv", ["sae", *arguments]):
@@ -164,10 +171,15 @@ def _status(arguments: tuple[str, ...]) -> int:
     return 0
 
 
-def _observer(
-    fault: Fault | None, operations: list[tuple[str, str]]
+def kill_process() -> None:
+    """SIGKILL to this process."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fault_observer(
+    fault: Fault | None, operations: list[tuple[str, str]], kill: Callable[[], None] = kill_process
 ) -> Callable[[Operation, Callable[[], None]], None]:
-    """Counts operations, and lets the fault happen."""
+    """Adds kind and path of each operation to `operations`, and lets the fault happen; `kill` does its killing."""
 
     def observe(operation: Operation, perform: Callable[[], None]) -> None:
         number = len(operations)
@@ -177,19 +189,27 @@ def _observer(
         elif fault.how in ERRORS:
             code = ERRORS[fault.how]
             raise OSError(code, os.strerror(code), str(operation.path))
+        elif fault.how == "half" and operation.kind in ("write", "append"):
+            _half(operation, perform, kill)
         else:
-            if fault.how == "half" and operation.kind in ("write", "append"):
-                _half(operation, perform)
-            os.kill(os.getpid(), signal.SIGKILL)
+            kill()
+            perform()  # where `kill` was of another process
 
     return observe
 
 
-def _half(operation: Operation, perform: Callable[[], None]) -> None:
-    before = operation.path.stat().st_size if operation.path.exists() else 0
+def _half(operation: Operation, perform: Callable[[], None], kill: Callable[[], None]) -> None:
+    """Write a half of the bytes and kill; where a library writes into a folder, kill while it does."""
+    path = operation.path
+    if path.is_dir():
+        threading.Timer(0.003, kill).start()
+        perform()
+        threading.Event().wait(1)
+        return
+    before = path.stat().st_size if path.exists() else 0
     perform()
-    after = operation.path.stat().st_size
-    os.truncate(operation.path, before + (after - before) // 2)
+    os.truncate(path, before + (path.stat().st_size - before) // 2)
+    kill()
 
 
 @contextlib.contextmanager

@@ -61,13 +61,20 @@ def drawn(readers: list[Reader], seed: int, number: int) -> tuple[Reader, str, r
     return reader, draw.choice(list(reader.files)), draw
 
 
-def prepare(readers: list[Reader], seed: int, number: int) -> Reader:
-    """Change the file of a trial on the disk; the same one for the same seed and number."""
+def prepare(readers: list[Reader], seed: int, number: int, folder: Path | None = None) -> Reader:
+    """Change the file of a trial on the disk; the same one for the same seed and number.
+
+    Args:
+        readers: all of them.
+        seed: of the run.
+        number: of the trial.
+        folder: holds the reader's files; by default the reader's own folder.
+    """
     reader, name, draw = drawn(readers, seed, number)
-    path = reader.folder / name
-    path.write_bytes(mutate(name, reader.files[name], draw))
+    folder = folder or reader.folder
+    (folder / name).write_bytes(mutate(name, reader.files[name], draw))
     if reader.mend is not None and draw.random() < 0.7:
-        reader.mend(reader.folder, reader.files, draw)
+        reader.mend(folder, reader.files, draw)
     return reader
 
 
@@ -115,9 +122,10 @@ def _keep(task: Task, readers: list[Reader], number: int) -> None:
     """Leave the files of a failed trial in the folder of those."""
     if task.keep is None:
         return
-    reader = prepare(readers, task.seed, number)
-    for name in reader.files:
-        target = task.keep / str(number) / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes((reader.folder / name).read_bytes())
-    _restore(reader)
+    # not in the reader's folder: a child process is reading there
+    folder = task.keep / str(number)
+    for name, content in drawn(readers, task.seed, number)[0].files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    prepare(readers, task.seed, number, folder)

@@ -1,14 +1,11 @@
 """One rank of a job in which `sae selftest ranks` makes a rank die, stop, raise or hang at a random moment.
 
-SAE_RANK_FAULT='{"fault": "kill", "rank": 1, "beat": 12, "delay": 0.1, "folder": "..."}' \
-    torchrun --nproc-per-node 2 -m sae.selftest.rank_job eval RUN
+run_rank(("eval", "runs/demo"), {"fault": "kill", "rank": 1, "beat": 12, "delay": 0.1, "folder": "..."})
 """
 
 from __future__ import annotations
 
-import json
 import os
-import runpy
 import signal
 import threading
 import time
@@ -17,20 +14,20 @@ from typing import Any
 
 from sae.base.launcher import rank_number
 from sae.base.pulse import PULSE
+from sae.selftest.children import command_status
 from sae.selftest.taking_away import taken_away
 
-VARIABLE = "SAE_RANK_FAULT"
 
-
-def run() -> None:
-    """The command, with the fault that the environment tells of; leaves what the harness must know in files."""
-    told: dict[str, Any] = json.loads(os.environ[VARIABLE])
+def run_rank(arguments: tuple[str, ...], told: dict[str, Any]) -> None:
+    """The command `sae`, with the fault that `told` names; leaves what the harness must know in files."""
     folder = Path(told["folder"])
     (folder / f"pid-{rank_number()}").write_text(str(os.getpid()))
     if told.get("rank") == rank_number():
         _set_trap(told, folder)
     with taken_away(told.get("broken")):
-        runpy.run_module("sae", run_name="__main__", alter_sys=True)
+        status = command_status(arguments)
+    if status:
+        raise SystemExit(status)
     (folder / f"beats-{rank_number()}").write_text(str(PULSE.beats))
 
 
@@ -65,7 +62,3 @@ def _strike(folder: Path, signum: signal.Signals) -> None:
 
 def _record(folder: Path) -> None:
     (folder / "struck").write_text(str(time.time()))
-
-
-if __name__ == "__main__":
-    run()

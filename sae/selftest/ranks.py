@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
 import random
 import re
 import shutil
 import signal
 import sqlite3
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -25,9 +23,11 @@ from sae.evaluation.run import evaluate
 from sae.features.collect.collect import collect
 from sae.features.store.writer import STORE
 from sae.models.saved import WEIGHTS
+from sae.selftest.children import Children
 from sae.selftest.content import fingerprint
+from sae.selftest.forked_ranks import alive, launch
 from sae.selftest.harness import Outcome, Task
-from sae.selftest.rank_job import VARIABLE
+from sae.selftest.rank_job import run_rank
 from sae.training.run import train
 
 LIMIT = 30.0  # seconds from the fault to the end of the last rank
@@ -60,7 +60,7 @@ class Job(NamedTuple):
 
 def run(task: Task) -> Outcome:
     """Start jobs, break one rank of each, and let each resume."""
-    draw = random.Random(task.seed)
+    draw, children = random.Random(task.seed), Children()
     with _quiet():
         train(task.world.config(task.folder / SOURCE))
     unbroken: dict[tuple[str, int], Unbroken] = {}
@@ -74,15 +74,16 @@ def run(task: Task) -> Outcome:
             # results of training alone depend on the number of ranks, in their last bits
             kind = (name, world if name == "train" else 2)
             if kind not in unbroken:
-                unbroken[kind] = _unbroken(task, *kind)
+                unbroken[kind] = _unbroken(task, children, *kind)
             told = {
                 "fault": fault, "rank": draw.randrange(world), "delay": draw.random() / 4, "broken": task.broken,
                 "beat": draw.randrange(2, max(3, unbroken[kind].beats * 2 // 3)),
             }  # fmt: skip
             folder = task.folder / str(number)
-            job = _start(task, name, folder, world, told)
+            job = _start(task, children, name, folder, world, told)
             trouble = _judge(job, told, folder)
-            if not trouble and job.seconds is not None and _finish(task, name, folder, world) != unbroken[kind].result:
+            expected = unbroken[kind].result
+            if not trouble and job.seconds is not None and _finish(task, children, name, folder, world) != expected:
                 trouble = "what it wrote after resuming differs from the unbroken run's"
             counts[f"{name}: {fault}" if job.seconds is not None else "over before the fault"] += 1
             slowest = max(slowest, job.seconds or 0.0)
@@ -109,22 +110,22 @@ class Unbroken(NamedTuple):
     """Steps that its first rank took."""
 
 
-def _unbroken(task: Task, name: str, world: int) -> Unbroken:
+def _unbroken(task: Task, children: Children, name: str, world: int) -> Unbroken:
     folder = task.folder / f"unbroken-{name}-{world}"
-    job = _start(task, name, folder, world, {"broken": None})
+    job = _start(task, children, name, folder, world, {"broken": None})
     if job.status != 0:
         raise RuntimeError(f"{name} failed on {world} ranks without a fault:\n{job.said[-3000:]}")
     beats = int((folder / "beats-0").read_text())
     if name != "train":  # compared with a single process
         shutil.rmtree(folder)
         shutil.copytree(task.folder / SOURCE, folder / RUN)
-    return Unbroken(_finish(task, name, folder, world), beats)
+    return Unbroken(_finish(task, children, name, folder, world), beats)
 
 
 RUN = "run"
 
 
-def _start(task: Task, name: str, folder: Path, world: int, told: dict[str, Any]) -> Job:
+def _start(task: Task, children: Children, name: str, folder: Path, world: int, told: dict[str, Any]) -> Job:
     """Run a command in a folder, which is new or holds a broken run, until its ranks have ended or should have."""
     run, resume = folder / RUN, (folder / RUN / "config.json").exists()
     if name == "train":
@@ -135,23 +136,25 @@ def _start(task: Task, name: str, folder: Path, world: int, told: dict[str, Any]
         arguments = [name, str(run), *(f"--{flag}={value}" for flag, value in FLAGS[name].items())]
     for file in (*folder.glob("pid-*"), *folder.glob("beats-*"), *folder.glob("struck")):
         file.unlink()
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
-    command = [*launcher, "-m", "sae.selftest.rank_job", *arguments]
-    environment = {
-        **os.environ, VARIABLE: json.dumps({**told, "folder": str(folder.resolve())}), "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
-    with (folder / "said").open("w") as said:
-        process = subprocess.Popen(command, stdout=said, stderr=said, env=environment, start_new_session=True)
-        try:
-            struck, ended = _wait(process, folder, world)
-            left = [rank for rank, pid in enumerate(_pids(folder, world)) if _lives(pid)]
-        finally:
-            _end(process, _pids(folder, world))
+    process = children.fork(_launch, folder, world, tuple(arguments), {**told, "folder": str(folder.resolve())})
+    try:
+        struck, ended = _wait(process, folder, world)
+        left = [rank for rank, pid in enumerate(_pids(folder, world)) if alive(pid)]
+    finally:
+        _end(process, _pids(folder, world))
     seconds = None if struck is None else ended - struck
-    return Job(process.returncode, (folder / "said").read_text(errors="replace"), seconds, left)
+    return Job(process.exitcode, (folder / "said").read_text(errors="replace"), seconds, left)
 
 
-def _wait(process: subprocess.Popen[bytes], folder: Path, world: int) -> tuple[float | None, float]:
+def _launch(folder: Path, world: int, arguments: tuple[str, ...], told: dict[str, Any]) -> None:
+    """In a forked process: be torchrun."""
+    with (folder / "said").open("w") as said:
+        os.dup2(said.fileno(), 1)
+        os.dup2(said.fileno(), 2)
+    sys.exit(launch(world, run_rank, arguments, told))
+
+
+def _wait(process: Any, folder: Path, world: int) -> tuple[float | None, float]:
     """When the fault came, and when the last rank had ended or had too long."""
     deadline = time.time() + TOO_LONG
     struck: float | None = None
@@ -159,14 +162,13 @@ def _wait(process: subprocess.Popen[bytes], folder: Path, world: int) -> tuple[f
         if struck is None and (folder / "struck").exists():
             struck = float((folder / "struck").read_text() or time.time())
         pids = _pids(folder, world)
-        if len(pids) == world and not any(map(_lives, pids)):
+        if len(pids) == world and not any(map(alive, pids)):
             break
-        if process.poll() is not None and struck is None:
+        if process.exitcode is not None and struck is None:
             break
         time.sleep(0.05)
     ended = time.time()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(10)
+    process.join(10)
     return struck, ended
 
 
@@ -192,7 +194,7 @@ def _judge(job: Job, told: dict[str, Any], folder: Path) -> str:
     return ""
 
 
-def _finish(task: Task, name: str, folder: Path, world: int) -> str:
+def _finish(task: Task, children: Children, name: str, folder: Path, world: int) -> str:
     """Run the command to its end, resuming what is there; a hash of what it wrote.
 
     Training goes on with as many ranks; the others in this process, whose results must be those of any number.
@@ -200,7 +202,7 @@ def _finish(task: Task, name: str, folder: Path, world: int) -> str:
     run = folder / RUN
     if name == "train":
         if not (run / WEIGHTS).exists():
-            job = _start(task, name, folder, world, {"broken": None})
+            job = _start(task, children, name, folder, world, {"broken": None})
             if job.status != 0:
                 return f"resuming failed: {job.said[-500:]}"
         return fingerprint(load_file(run / WEIGHTS))
@@ -234,22 +236,13 @@ def _pids(folder: Path, world: int) -> list[int]:
     return [int(text) for file in files if file.exists() and (text := file.read_text())]
 
 
-def _lives(pid: int) -> bool:
-    """Whether the process does or could still do something; a zombie does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
-    except OSError:
-        return False
-
-
-def _end(process: subprocess.Popen[bytes], pids: list[int]) -> None:
+def _end(process: Any, pids: list[int]) -> None:
     """End whatever is left of a job."""
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    if process.poll() is None:
-        process.kill()
-    process.wait()
+    process.kill()
+    process.join()
 
 
 def _keep(task: Task, number: int, job: Job) -> None:

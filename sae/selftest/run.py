@@ -67,8 +67,18 @@ HARNESSES: dict[str, Harness] = {
         unit="broken jobs",
         breaks={"no-watchdog": "no rank watches over the others"},
     ),
+    "kill-ranks": Harness(
+        claim="a run of 2 ranks killed at random moments and resumed on 1, 2, 4 ranks ends with the unbroken run's "
+        "weights: equal bits on 2 ranks, within 2e-5 on others",
+        n=40,
+        unit="kills",
+        breaks={
+            "no-moments": "a resumed run begins with empty moments of the optimizer",
+            "no-place": "a resumed run begins with the first batch of the data",
+        },
+    ),
 }
-"""Name -> what it claims; its code is `sae/selftest/NAME.py`."""
+"""Name -> what it claims; its code is `sae/selftest/NAME.py`, with _ for -."""
 ALL = "all"
 FAILURES_SHOWN = 10
 
@@ -132,14 +142,14 @@ def _run(
     inside.mkdir(parents=True)
     begun = time.perf_counter()
     task = Task(
-        folder=inside,
+        folder=inside.absolute(),
         n=harness.n if n is None else n,
         seed=seed,
         broken=broken,
         keep=None if keep is None else keep / f"{name}-failed",
         progress=progress,
     )
-    outcome: Outcome = importlib.import_module(f"sae.selftest.{name}").run(task)
+    outcome: Outcome = importlib.import_module(f"sae.selftest.{name.replace('-', '_')}").run(task)
     failures = len(outcome.failures)
     return HarnessResult(
         name=name,

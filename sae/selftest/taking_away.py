@@ -69,9 +69,10 @@ def no_moments() -> Iterator[None]:
 def no_place() -> Iterator[None]:
     """A resumed run begins with the first batch of the data."""
     from sae.harvest.buffer import LiveBatches, StoredBatches
+    from sae.training.distributed.batches import MeshLiveBatches
 
     with contextlib.ExitStack() as stack:
-        for batches in (LiveBatches, StoredBatches):
+        for batches in (LiveBatches, StoredBatches, MeshLiveBatches):
             iterate = batches.iterate
             stack.enter_context(
                 mock.patch.object(batches, "iterate", lambda self, state, iterate=iterate: iterate(self, None))

@@ -158,11 +158,11 @@ def _run(run: Path) -> dict[str, Any]:
     for path in sorted((run / "checkpoints").glob("[0-9]*")):
         check_folder(path)
         state = read_json(path / "state.json")
-        checkpoints[path.name] = [load_file(path / "state.safetensors"), _lasting(state)]
+        checkpoints[path.name] = [load_file(path / "state.safetensors"), lasting(state)]
     return {
         "weights": load_file(run / "sae.safetensors"),
         "checkpoints": checkpoints,
-        "config.json": _lasting(read_config(run)),
+        "config.json": lasting(read_config(run)),
         "metrics.jsonl": (run / "metrics.jsonl").read_bytes(),
     }
 
@@ -178,18 +178,18 @@ def _rows(store: Path) -> Any:
 
 
 def _sweep(folder: Path) -> dict[str, Any]:
-    content: dict[str, Any] = {"comparison.json": _lasting(read_json(folder / "sweep" / "comparison.json"))}
+    content: dict[str, Any] = {"comparison.json": lasting(read_json(folder / "sweep" / "comparison.json"))}
     for config in sorted((folder / "sweep").glob(f"*/{CONFIG}")):
         run = config.parent
         content |= {f"{run.name} {name}": value for name, value in _run(run).items()}
-        content[f"{run.name} eval.json"] = _lasting(read_report(run, "eval.json"))
+        content[f"{run.name} eval.json"] = lasting(read_report(run, "eval.json"))
     return content
 
 
 def _features(folder: Path) -> dict[str, Any]:
     store = FeatureStore(folder / "run")
     with contextlib.closing(store):
-        return {"scalars": store.scalars.tobytes(), "info": _lasting(store.info), **_database(folder / "run" / STORE)}
+        return {"scalars": store.scalars.tobytes(), "info": lasting(store.info), **_database(folder / "run" / STORE)}
 
 
 def _database(path: Path) -> dict[str, Any]:
@@ -206,16 +206,16 @@ def _database(path: Path) -> dict[str, Any]:
 def _names(folder: Path) -> dict[str, Any]:
     return {
         "names": Annotations(folder / "run").names(),
-        "explain.json": _lasting(read_report(folder / "run", "explain.json")),
+        "explain.json": lasting(read_report(folder / "run", "explain.json")),
     }
 
 
 def _evaluation(folder: Path) -> dict[str, Any]:
-    return {"eval.json": _lasting(read_report(folder / "run", "eval.json"))}
+    return {"eval.json": lasting(read_report(folder / "run", "eval.json"))}
 
 
-def _lasting(value: Any) -> Any:
+def lasting(value: Any) -> Any:
     """JSON values without those that differ between two runs."""
     if isinstance(value, dict):
-        return {name: _lasting(inner) for name, inner in value.items() if name not in CHANGING}
-    return [_lasting(inner) for inner in value] if isinstance(value, list) else value
+        return {name: lasting(inner) for name, inner in value.items() if name not in CHANGING}
+    return [lasting(inner) for inner in value] if isinstance(value, list) else value

@@ -4,6 +4,10 @@ import importlib
 
 MODULES = (
     "torch",
+    "torch.distributed.checkpoint.hf_storage",
+    "torch.distributed.checkpoint.state_dict_loader",
+    "torch.distributed.checkpoint.state_dict_saver",
+    "torch.distributed.launcher.api",
     "transformers",
     # the command stands above this room, and is started by its name as a person starts it
     "sae.cli.main",
@@ -14,6 +18,7 @@ MODULES = (
     "sae.features.explain.explain",
     "sae.harvest.harvesting",
     "sae.selftest.taking_away",
+    "sae.training.distributed.run",
     "sae.training.run",
     "sae.training.text",
 )

@@ -7,6 +7,7 @@ Unit atoms keep their norm: a step ignores the part of the gradient along the at
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +16,11 @@ from torch import Tensor
 
 from sae.config import ConfigError, OptimConfig
 from sae.models.autoencoder import Autoencoder
-from sae_kernels import adam_step
+from sae_kernels import adam_step, zero_moment
+from sae_kernels.formats.naive import moment_shape
+
+MOMENTS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.uint8}
+"""--moments -> the dtype in which those of a matrix are stored."""
 
 
 def parameters_of(model: Autoencoder) -> dict[str, Tensor]:
@@ -33,18 +38,28 @@ def unit_atoms(model: Autoencoder) -> Tensor | None:
     return model.dictionary.W if model.dictionary.unit else None
 
 
+def moment_dtype(parameter: Tensor, config: OptimConfig) -> torch.dtype:
+    """How the two moments of a parameter are stored: those of matrices as configured."""
+    return MOMENTS[config.moments] if parameter.ndim == 2 else torch.float32
+
+
+def moment_bytes(parameters: Mapping[str, Tensor], config: OptimConfig) -> int:
+    """Bytes of both moments of all parameters."""
+    dtypes = ((p, moment_dtype(p, config)) for p in parameters.values())
+    return sum(2 * math.prod(moment_shape(p, dtype)) * dtype.itemsize for p, dtype in dtypes)
+
+
 class Adam:
     """Adam through `sae_kernels.adam_step`; moments "m.<parameter>" and "v.<parameter>".
 
-    Those of matrices are of the configured dtype, all others float32.
+    Those of matrices are stored as the configuration says, all others in float32.
     """
 
     def __init__(self, model: Autoencoder, config: OptimConfig, beta1: float) -> None:
         self.model, self.config, self.beta1 = model, config, beta1
         self.parameters = parameters_of(model)
-        dtypes = {n: getattr(torch, config.moments) if p.ndim == 2 else p.dtype for n, p in self.parameters.items()}
         self.tensors = {
-            f"{kind}.{n}": torch.zeros_like(p, dtype=dtypes[n]) for kind in "mv" for n, p in self.parameters.items()
+            f"{kind}.{n}": zero_moment(p, moment_dtype(p, config)) for kind in "mv" for n, p in self.parameters.items()
         }
 
     @torch.no_grad()

@@ -11,7 +11,10 @@ from sae.base.device import pick_device
 from sae.config import ConfigError, ImageTrainConfig, RunConfig, TensorTrainConfig, TrainConfig
 from sae.models.recipe import Recipe
 from sae.training.data import TrainingData
+from sae.training.graphs import graph_for
 from sae.training.optimizers import check_optimizer
+from sae.training.precision import precision
+from sae.training.routes import check_weights
 from sae.training.run_folder import check_finite, check_run_folder, new_record, read_record
 from sae.training.trainer import Trainer
 
@@ -71,6 +74,9 @@ def make_plan(config: RunConfig, data: TrainingData | None = None) -> Plan:
         _check_same_data(data)
     with torch.device("meta"):
         recipe = data.recipe()
+    compute, _ = precision(data.optim, device)
+    check_weights(recipe, data.optim, compute, device)
+    graph_for(recipe, data.optim, compute, device)
     codes = data.samples * recipe.model.positions
     return Plan(
         config=data.config,

@@ -46,14 +46,18 @@ def check_run_folder(config: RunConfig) -> None:
     out = config.out
     if not config.resume:
         if out.exists() and not (out.is_dir() and only_left_by_locks(out)):
-            raise ConfigError(f"--out {out}: exists already; choose another folder, or continue that run with --resume")
+            holds = (out / CONFIG).is_file()
+            remedy = "continue that run with --resume" if holds else f"delete it: it holds no run (no {CONFIG})"
+            raise ConfigError(f"--out {out}: exists already; choose another folder, or {remedy}")
         parent = existing(out)
         if not parent.is_dir():
             raise ConfigError(f"--out {out}: {parent} is a file; expected a folder")
         check_writable(parent, f"--out {out}: ")
         return
     if not (out / CONFIG).is_file():
-        raise ConfigError(f"--resume: {out} holds no run to continue (it has no {CONFIG})")
+        begun = out.is_dir() and only_left_by_locks(out)
+        remedy = "; that run ended before its first file was written: start it again without --resume" if begun else ""
+        raise ConfigError(f"--resume: {out} holds no run to continue (it has no {CONFIG}){remedy}")
     check_writable(out, "--resume: ")
     record = read_record(out)
     if is_finished(out):

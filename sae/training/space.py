@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 
 from sae.base.device import available_memory
 from sae.config import ConfigError
+from sae.training.optimizers import moment_bytes, parameters_of
 from sae.training.plan import Plan
 from sae.training.run_folder import check_disk
+from sae.training.weights import matrices
 
 UNTIMED, TIMED = 3, 7  # steps by which a run's time is estimated: the first ones compile and allocate
 
@@ -83,9 +85,18 @@ def check_space(plan: Plan) -> None:
 
 def weight_bytes(plan: Plan) -> int:
     """Bytes of memory that weights, gradients and two moments take."""
-    return 16 * plan.parameters
+    return 4 * plan.parameters + _state_bytes(plan)
 
 
 def run_bytes(plan: Plan) -> int:
     """Bytes of the run folder: the saved weights, and checkpoints of weights and two moments."""
-    return 4 * plan.parameters * (1 + 3 * (plan.config.keep_checkpoints + 1))
+    return 4 * plan.parameters + _state_bytes(plan) * (plan.config.keep_checkpoints + 1)
+
+
+def _state_bytes(plan: Plan) -> int:
+    """Bytes of weights and two moments in the formats that the settings ask for."""
+    model, optim = plan.recipe.model, plan.data.optim
+    weights = 4 * plan.parameters
+    if optim.weights == "bfloat16":
+        weights -= 2 * sum(matrix.numel() for matrix in matrices(model))
+    return weights + moment_bytes(parameters_of(model), optim)

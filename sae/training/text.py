@@ -13,9 +13,9 @@ from torch import Tensor
 
 from sae.base.device import available_memory, product_rate
 from sae.base.launcher import world_size
-from sae.base.objects import check_room
 from sae.base.progress import PLAIN_SECONDS, Progress, StopSignal
 from sae.base.pulse import PULSE
+from sae.base.storage import check_room
 from sae.config import ConfigError, OptimConfig, SAEConfig, TrainConfig, refuse_ignored
 from sae.data.documents import Documents
 from sae.data.packing import named_ids

@@ -9,9 +9,9 @@ autoencoder = trainer.finished()
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,18 +19,21 @@ import torch
 from torch import Tensor
 
 from sae.base import draws
-from sae.config import ConfigError, OptimConfig
+from sae.config import OptimConfig
 from sae.models.autoencoder import Autoencoder
 from sae.models.recipe import Recipe
 from sae.modules.corruption import corrupt
 from sae.modules.losses import Term
 from sae.modules.normalise import Affine, fit, identity, layer_norm
 from sae.training.checkpoint import load_newest, prune, save_checkpoint
+from sae.training.graphs import graph_for
 from sae.training.optimizers import Library, make_optimizer
+from sae.training.precision import float32_products, precision
 from sae.training.revival import resample
-from sae.training.routes import StepContext, StepOutcome, choose_route
+from sae.training.routes import FusedRoute, StepContext, StepOutcome, check_weights, choose_route
 from sae.training.schedules import annealed, course, default_peak
 from sae.training.sparsity import Sparsity
+from sae.training.weights import in_float32, store_as
 
 DEAD_REFRESH = 20  # steps between updates of the list of dead latents: each makes the host wait for the device
 PROBE_ROWS = 256  # inputs kept for the saved autoencoder's self-test
@@ -72,8 +75,9 @@ class Window(NamedTuple):
 class Trainer:
     """Trains an autoencoder in normalised units, in which mean ||x||² = d.
 
-    Master weights and the optimizer's tensors are float32. On a GPU the host waits for the device only every 20 steps,
-    to list the dead latents; a step that is not finite, and all steps after it, change nothing there.
+    Weights and the optimizer's tensors are float32 unless the settings store them in fewer bits. On a GPU the host
+    waits for the device only every 20 steps, to list the dead latents; a step that is not finite, and all steps after
+    it, change nothing there.
 
     Args:
         recipe: the autoencoder, its loss, and its variant's defaults for training.
@@ -104,12 +108,8 @@ class Trainer:
         default = recipe.lr or default_peak(self.width, steps, optim.optimizer)
         self.peak = optim.lr or default
         self.sparsity = None if recipe.penalty is None else self._sparsity(recipe.penalty, self.peak / default)
-        compute = optim.compute if optim.compute != "auto" else ("bfloat16" if device.type == "cuda" else "float32")
-        if compute == "tf32" and device.type != "cuda":
-            raise ConfigError(f"--compute tf32: expected a GPU, whose products it is for; the device is {device}")
-        # tf32 is how a GPU may multiply float32
-        self.products = "high" if compute == "tf32" else torch.get_float32_matmul_precision()
-        self.compute = torch.float32 if compute == "tf32" else getattr(torch, compute)
+        self.compute, self.products = precision(optim, device)
+        check_weights(recipe, optim, self.compute, device)
         self.inputs = self.targets = identity(self.model.dim)
         self.taken = 0
         self.seconds = 0.0  # of training so far, in all processes; measured by the loop that takes the steps
@@ -132,6 +132,7 @@ class Trainer:
         self._checks = torch.zeros(len(self.terms) + 2, device=device)
         self._window: dict[str, Tensor] = {}
         self._window_steps = 0
+        self.graph = graph_for(recipe, optim, self.compute, device)
 
     shares = 1
     """Equal parts that every batch is cut into, of which this trainer gets one."""
@@ -153,6 +154,7 @@ class Trainer:
 
         A penalised variant starts with `active` times the active latents of its target.
         """
+        store_as(self.model, torch.float32)
         self._draw_weights()
         x = torch.cat([batch.to(self.device).float() for batch in inputs])
         self.inputs = fit(self.sae.normalise, x, self.recipe.site_widths)
@@ -165,6 +167,7 @@ class Trainer:
         self.model.code.begin(embedded, self.model.dictionary, draws.generator(self.seed, BEGINNING))
         if self.sparsity is not None or any(term.name == "l0_target" for term in self.terms):
             self._start_sparse(embedded, active)
+        store_as(self.model, getattr(torch, self.config.weights))
 
     def _draw_weights(self) -> None:
         self.model.initialise(torch.Generator().manual_seed(self.seed))
@@ -195,13 +198,6 @@ class Trainer:
         Raises:
             DivergedError: the loss or a gradient was not finite (on a GPU noticed at the next `window`).
         """
-        corruption, corrupted = self.recipe.corruption, None
-        x = inputs.to(self.device, non_blocking=True).float()
-        if corruption is not None:
-            x, corrupted = corrupt(*corruption, x, self._draws(CORRUPTED))
-        x = target = self._normalised(x, self.inputs)
-        if targets is not inputs or corruption is not None:
-            target = self._normalised(targets.to(self.device, non_blocking=True).float(), self.targets)
         if self.taken % DEAD_REFRESH == 0:
             self._refresh_dead()
         lr = self.peak * course(self.taken, self.steps, warmup=self.config.warmup, decay=self._decay())
@@ -212,14 +208,43 @@ class Trainer:
             lr=lr,
             terms=self._weighted(),
             dead=self.dead,
-            allowed=torch.isfinite(self._checks).all(),
+            allowed=self._checks,
             power=1.0 if self.sparsity is None else self.sparsity.power,
             adjacent=None if adjacent is None else adjacent.to(self.device, non_blocking=True),
             generator=self._draws(DRAWS) if self.model.code.stochastic else None,
-            corrupted=corrupted,
             progress=self.taken / self.steps,
             running=self.running,
         )
+        self.route.begin(now)
+        rows = [
+            batch.to(self.device, non_blocking=True) for batch in ([inputs] if targets is inputs else [inputs, targets])
+        ]
+        compute = partial(self._compute, now)
+        if self.graph is None or adjacent is not None:
+            x, target, taken = compute(self.dead, *rows)
+        else:
+            x, target, taken = self.graph.run(self._graph_key(now, rows), compute, [self.dead, *rows])
+        self._window_steps += 1
+        if self.sparsity is not None:
+            self.sparsity.observe(taken.codes)
+        self._revive(x, target, taken)
+        self.taken += 1
+        if self.model.code.settles:
+            self._recent = [*self._recent, inputs][-max(1, SETTLE_ROWS // (self.shares * len(inputs))) :]
+
+    def _compute(self, now: StepContext, dead: Tensor, *rows: Tensor) -> tuple[Tensor, Tensor, StepOutcome]:
+        """A step on the device: rows as they were harvested, inputs and any other targets, to the sums of the window.
+
+        A graph may hold it: whatever changes with the step is in memory that stays in its place.
+        """
+        corruption, corrupted = self.recipe.corruption, None
+        x, y = rows[0].float(), rows[-1].float()
+        if corruption is not None:
+            x, corrupted = corrupt(*corruption, x, self._draws(CORRUPTED))
+        x = target = self._normalised(x, self.inputs)
+        if len(rows) > 1 or corruption is not None:
+            target = self._normalised(y, self.targets)
+        now = now._replace(dead=dead, corrupted=corrupted, allowed=torch.isfinite(self._checks).all())
         with float32_products(self.products):
             taken = self.route.take(x, target, now)
         self.model.code.constrain()
@@ -228,12 +253,13 @@ class Trainer:
         if self.running is not None and self.recipe.rate_momentum is not None:
             self.running.lerp_(taken.codes.to_dense().mean(0), 1 - self.recipe.rate_momentum if self.taken else 1.0)
         self._note(taken, target)
-        if self.sparsity is not None:
-            self.sparsity.observe(taken.codes)
-        self._revive(x, target, taken)
-        self.taken += 1
-        if self.model.code.settles:
-            self._recent = [*self._recent, inputs][-max(1, SETTLE_ROWS // (self.shares * len(inputs))) :]
+        return x, target, taken
+
+    def _graph_key(self, now: StepContext, rows: Sequence[Tensor]) -> Hashable:
+        """Everything that a captured step depends on, but for the memory of the trainer's sums."""
+        assert isinstance(self.route, FusedRoute)
+        shapes = tuple((tensor.shape, tensor.dtype) for tensor in (now.dead, *rows))
+        return shapes, tuple((term.name, term.weight) for term in now.terms), self.model.code.k, self.route.memory()
 
     def _refresh_dead(self) -> None:
         self.dead = self.model.dictionary.dead(self.dead_after).nonzero().squeeze(1)
@@ -262,7 +288,8 @@ class Trainer:
         if (self.taken + 1) % every or self.taken > 0.75 * self.steps:
             return
         dead = self.model.dictionary.dead(self.dead_after).nonzero().squeeze(1)
-        resample(self.model, dead, x, target, taken.error, self._draws(REVIVED, "cpu"))
+        with in_float32(self.model):
+            resample(self.model, dead, x, target, taken.error, self._draws(REVIVED, "cpu"))
         self.optimizer.forget(dead)
 
     @torch.no_grad()
@@ -272,6 +299,9 @@ class Trainer:
         A threshold that replaces a selection over the batch is fitted to the newest inputs.
         """
         model = self.model.like(copy.deepcopy(self.model.code))
+        if self.config.weights != "float32" and model.dictionary.unit:
+            # atoms have the norm 1 up to the rounding of their numbers
+            model.dictionary.W.copy_(torch.nn.functional.normalize(model.dictionary.W, dim=1))
         for name, averaged in self.optimizer.averaged().items():
             model.get_parameter(name).copy_(averaged)
         if self._recent:
@@ -292,7 +322,7 @@ class Trainer:
             DivergedError: this step is the one, on a CPU; on a GPU nothing waits.
         """
         checks = torch.stack([variance, *taken.parts.values(), taken.grad_norm]).float()
-        self._checks = torch.where(torch.isfinite(self._checks).all(), checks, self._checks)
+        self._checks.copy_(torch.where(torch.isfinite(self._checks).all(), checks, self._checks))
         dictionary = self.model.dictionary
         before = dictionary.tokens_since_fired.clone()
         dictionary.note_fired(taken.codes)
@@ -311,11 +341,12 @@ class Trainer:
         if self.sparsity is not None:
             values["sparsity"] = self.sparsity.weight()
         # a checkpoint holds these sums: on a GPU, where a step that is not finite is noticed later, they leave it out
-        self._window = {
-            name: self._window.get(name, 0) + torch.where(good, value, torch.zeros_like(value))
-            for name, value in values.items()
-        }
-        self._window_steps += 1
+        for name, value in values.items():
+            value = torch.where(good, value, torch.zeros_like(value))
+            if name in self._window:
+                self._window[name] += value
+            else:
+                self._window[name] = value
 
     def raise_if_diverged(self) -> None:
         """Raise DivergedError if a step was not finite; names the input, the loss term or the gradient."""
@@ -330,7 +361,9 @@ class Trainer:
         self.raise_if_diverged()
         n = self._window_steps
         sums = {name: value.item() for name, value in self._window.items()}
-        self._window, self._window_steps = {}, 0
+        for value in self._window.values():
+            value.zero_()
+        self._window_steps = 0
         return Window(
             loss=sums["loss"] / n,
             parts={name[5:]: value / n for name, value in sums.items() if name.startswith("part.")},
@@ -379,7 +412,8 @@ class Trainer:
         tensors |= {f"recent.{i}": rows for i, rows in enumerate(self._recent)}
         if self.running is not None:
             tensors["running"] = self.running
-        tensors |= {f"window.{name}": sums for name, sums in self._window.items()}
+        if self._window_steps:
+            tensors |= {f"window.{name}": sums for name, sums in self._window.items()}
         values: dict[str, Any] = {"taken": self.taken, "seconds": self.seconds, "window_steps": self._window_steps}
         if self.sparsity is not None:
             more, values["sparsity"] = self.sparsity.state()
@@ -393,6 +427,7 @@ class Trainer:
         def part(prefix: str) -> dict[str, Tensor]:
             return {n[len(prefix) + 1 :]: t for n, t in tensors.items() if n.startswith(prefix + ".")}
 
+        store_as(self.model, getattr(torch, self.config.weights))
         self.model.load_state_dict(part("model"), strict=not self.model.code.tied)
         moments = part("optimizer")
         if isinstance(self.optimizer, Library):
@@ -411,19 +446,10 @@ class Trainer:
         # a checkpoint of an earlier version has no sums: its next line is of the steps after it
         self._window_steps = values.get("window_steps", 0)
         self._window = {name: sums.to(self.device) for name, sums in part("window").items()}
+        if self.graph is not None:
+            self.graph.forget()
         if self.sparsity is not None:
             self.sparsity.restore(part("sparsity"), values["sparsity"])
-
-
-@contextlib.contextmanager
-def float32_products(precision: str) -> Iterator[None]:
-    """Multiply float32 matrices in a precision of `torch.set_float32_matmul_precision`, inside the block alone."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def geometric_median(points: Tensor, *, iterations: int = 100, tolerance: float = 1e-6) -> Tensor:

@@ -19,7 +19,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-STAGES = {"machine": 40, "steps": 150, "training": 90, "kernels": 60, "tests": 130, "memcheck": 60}
+STAGES = {
+    "machine": 30,
+    "steps": 110,
+    "training": 80,
+    "options": 90,
+    "encoders": 50,
+    "tests": 110,
+    "kernels": 50,
+    "memcheck": 50,
+}
 """Stage -> its time limit in seconds; what decides comes first."""
 BUDGET = 480
 """Seconds of all stages together."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import importlib.util
 import json
 import os
@@ -99,52 +100,86 @@ def machine(setting: Setting) -> Iterator[Row]:
 
 def steps(setting: Setting) -> Iterator[Row]:
     """A training step as `sae train` takes it, against its two floors, a dense PyTorch step and sparsify's."""
-    import torch
-
-    from sae_kernels.bench.step import ADAM_BYTES
-    from sae_kernels.bench.timing import copy_function, interleaved
-
     for shape in TOY_SHAPES if setting.toy else SHAPES:
-        x = torch.randn(shape.tokens, shape.d, generator=torch.Generator().manual_seed(0)).to(setting.device)
-        before = peak_memory(setting)
-        with setting.kernels():
-            trainer = topk_trainer(shape, x, setting.device)
-            trainer.step(x, x)
-            memory = peak_memory(setting)
-            copy, copied = copy_function(setting.device, 1 if setting.toy else 1024)
-            short = trainer.model.W_enc.detach().to(trainer.compute)
-            rows, out = (
-                x.to(trainer.compute),
-                torch.empty(shape.tokens, shape.width, dtype=trainer.compute, device=x.device),
-            )
-            functions: dict[str, Callable[[], Any]] = {
-                "product": partial(torch.mm, rows, short.T, out=out),
-                "copy": copy,
-                "step": partial(trainer.step, x, x),
-            }
-            times = interleaved(functions, setting.rounds, setting.device)
-            del short, rows, out, functions
-        parameters = 2 * shape.width * shape.d
-        product, step = times["product"].median, times["step"].median
-        state = times["copy"].median * ADAM_BYTES * parameters / copied
-        row: Row = {
-            **shape._asdict(),
-            "route": trainer.route.name,
-            "product ms": product,
-            "state ms": state,
-            "floor ms": product + state,
-            "step ms": step,
-            "x floor": step / (product + state),
-            "tokens/s": shape.tokens / step * 1e3,
-        }
-        if memory is not None and before is not None:
-            needed = 4 * 3 * parameters + 4 * x.numel()
-            row |= {"peak GB": (memory - before) / 2**30, "x weights, moments, batch": (memory - before) / needed}
+        x = rows_of(shape, setting)
+        row = timed_step(shape, x, setting)
         yield row
-        del trainer
         for name, make in (("dense PyTorch", dense_step), ("sparsify", sparsify_step)):
             row |= timed_peer(name, make, shape, x, setting)
             yield row
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "graphs off": {"graphs": "off"},
+    "moments int8": {"moments": "int8"},
+    "weights bfloat16, moments int8": {"weights": "bfloat16", "moments": "int8"},
+    "moments bfloat16": {"moments": "bfloat16"},
+}
+"""Settings of the step beside the default, float32 state and, on a GPU, a CUDA graph."""
+
+
+def options(setting: Setting) -> Iterator[Row]:
+    """The same step with other formats of its state, and without CUDA graphs."""
+    for shape in TOY_SHAPES if setting.toy else SHAPES:
+        x = rows_of(shape, setting)
+        for name, optim in OPTIONS.items():
+            yield {"option": name, **timed_step(shape, x, setting, **optim)}
+
+
+def rows_of(shape: Shape, setting: Setting) -> Any:
+    """A batch of random activations."""
+    import torch
+
+    return torch.randn(shape.tokens, shape.d, generator=torch.Generator().manual_seed(0)).to(setting.device)
+
+
+def timed_step(shape: Shape, x: Any, setting: Setting, **optim: Any) -> Row:
+    """Time and peak memory of the step with some settings, against the floor of its state's size."""
+    import torch
+
+    from sae_kernels.bench.timing import copy_function, interleaved
+
+    # trainers refer to themselves
+    gc.collect()
+    before = None if setting.toy else torch.cuda.memory_allocated() - 4 * x.numel()
+    with setting.kernels():
+        trainer = topk_trainer(shape, x, setting.device, **optim)
+        peak_memory(setting)
+        # a graph is captured at the third step
+        for _ in range(1 if setting.toy else 4):
+            trainer.step(x, x)
+        memory = peak_memory(setting)
+        copy, copied = copy_function(setting.device, 1 if setting.toy else 1024)
+        short = trainer.model.W_enc.detach().to(trainer.compute)
+        rows, out = (
+            x.to(trainer.compute),
+            torch.empty(shape.tokens, shape.width, dtype=trainer.compute, device=x.device),
+        )
+        functions: dict[str, Callable[[], Any]] = {
+            "product": partial(torch.mm, rows, short.T, out=out),
+            "copy": copy,
+            "step": partial(trainer.step, x, x),
+        }
+        times = interleaved(functions, setting.rounds, setting.device)
+    size = sum(t.numel() * t.element_size() for t in (*trainer.model.parameters(), *trainer.optimizer.tensors.values()))
+    product, step = times["product"].median, times["step"].median
+    # all of it is read and written
+    state = times["copy"].median * 2 * size / copied
+    row: Row = {
+        **shape._asdict(),
+        "route": trainer.route.name,
+        "graphs": 0 if trainer.graph is None else trainer.graph.captures,
+        "product ms": product,
+        "state ms": state,
+        "floor ms": product + state,
+        "step ms": step,
+        "x floor": step / (product + state),
+        "tokens/s": shape.tokens / step * 1e3,
+    }
+    if memory is not None and before is not None:
+        needed = size + 4 * x.numel()
+        row |= {"peak GB": (memory - before) / 2**30, "x weights, moments, batch": (memory - before) / needed}
+    return row
 
 
 def timed_peer(name: str, make: Callable[..., Any], shape: Shape, x: Any, setting: Setting) -> Row:
@@ -165,24 +200,36 @@ def timed_peer(name: str, make: Callable[..., Any], shape: Shape, x: Any, settin
             torch.cuda.empty_cache()
 
 
-def topk_trainer(shape: Shape, x: Any, device: str) -> Any:
-    """The trainer of `sae train --variant topk`, initialised."""
+def topk_trainer(shape: Shape, x: Any, device: str, **optim: Any) -> Any:
+    """The trainer of `sae train --variant topk`, initialised; weights are drawn on the device, which takes no time."""
     import torch
 
     from sae.config import OptimConfig, SAEConfig
     from sae.models.language import recipe_of
     from sae.training.trainer import Trainer
 
+    with torch.device(device):
+        recipe = recipe_of(SAEConfig(width=shape.width, k=shape.k), [shape.d])
     trainer = Trainer(
-        recipe_of(SAEConfig(width=shape.width, k=shape.k), [shape.d]),
-        OptimConfig(),
+        recipe,
+        OptimConfig(**optim),
         steps=1000,
         dead_after=10**9,
         auxk=shape.d // 2,
         device=torch.device(device),
         seed=0,
     )
+
+    def draw() -> None:
+        atoms = torch.nn.functional.normalize(torch.randn_like(trainer.model.dictionary.W), dim=1)
+        for parameter in (trainer.model.dictionary.W, trainer.model.W_enc):
+            parameter.data.copy_(atoms)
+        trainer.model.b_enc.data.zero_()
+
+    trainer._draw_weights = draw  # type: ignore[method-assign]
     trainer.initialise([x[:2048]], [x[:2048]])
+    # the untrained model is not needed, and would count as memory of the step
+    trainer.recipe = recipe._replace(model=trainer.model)
     return trainer
 
 
@@ -249,6 +296,29 @@ def kernels(setting: Setting) -> Iterator[Row]:
     yield from measured["rows"]
 
 
+def encoders(setting: Setting) -> Iterator[Row]:
+    """Every encode with its fused product and with the vendor's, by the rule's launch parameters."""
+    import torch
+
+    from sae_kernels.bench.timing import interleaved
+    from sae_kernels.launch import device_of
+    from sae_kernels.tune import ENCODES, alternatives, runner
+
+    for shape in TOY_SHAPES if setting.toy else SHAPES[:4]:
+        x, W_enc = (
+            torch.randn(rows, shape.d, device=setting.device).to(torch.float32 if setting.toy else torch.bfloat16)
+            for rows in (shape.tokens, shape.width)
+        )
+        b_enc = torch.zeros(shape.width, device=setting.device)
+        for op in ENCODES:
+            fused, vendor = alternatives(op, *x.shape[:1], *W_enc.shape, shape.k, x.dtype, device_of(x))[:2]
+            run = runner(op, x, W_enc, b_enc, shape.k)
+            calls: dict[str, Callable[[], Any]] = {"fused": partial(run, fused), "vendor": partial(run, vendor)}
+            times = interleaved(calls, setting.rounds, setting.device)
+            row = {f"{name} ms": time.median for name, time in times.items()}
+            yield {"op": op, **shape._asdict(), **row, "wins": min(times, key=lambda name: times[name].median)}
+
+
 def tests(setting: Setting) -> Iterator[Row]:
     """The tests of the Triton kernels, on the device."""
     yield tested([], "device" if not setting.toy else "interpreter", "certificate" if setting.toy else "")
@@ -293,6 +363,8 @@ STAGES: dict[str, Callable[[Setting], Iterator[Row]]] = {
     "machine": machine,
     "steps": steps,
     "training": training,
+    "options": options,
+    "encoders": encoders,
     "kernels": kernels,
     "tests": tests,
     "memcheck": memcheck,

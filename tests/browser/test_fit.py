@@ -178,7 +178,7 @@ def test_measures_are_said_in_words(opened: Opened, address: str, image_address:
     row = page.get_by_test_id("evaluation").locator('tr[data-name="fvu"]')
     expect(row.locator("th")).to_have_text("FVU")
     expect(row).to_contain_text("activations' variance" if kind == "text" else "pixels' variance")
-    names = page.get_by_test_id("evaluation").locator("tbody th").all_inner_texts()
+    names = page.get_by_test_id("measures").locator("tbody th").all_inner_texts()
     assert len(set(names)) == len(names)
     assert not [name for name in names if "_" in name or "." in name]
 

@@ -349,6 +349,14 @@ def test_the_run_page_shows_curves_evaluation_and_configuration(opened: Opened, 
     assert {"fvu", "l0"} <= set(names)
     row = page.get_by_test_id("evaluation").locator('tr[data-name="fvu"]')
     assert re.search(r"\d\s+\[[\d.]+, [\d.]+\]", row.inner_text())
+    numbers = read_json(run / "eval.json")
+    controls = page.get_by_test_id("controls")
+    for control in numbers["controls"]:
+        fvu = page.evaluate(f"async () => (await import('/static/format.js')).number({control['fvu']['value']})")
+        expect(controls.locator(f'tr[data-name="{control["control"]}"] td').first).to_contain_text(fvu)
+    page.get_by_text("Delta CE by token predicted").click()
+    words = page.get_by_test_id("added-word").locator("tbody tr")
+    expect(words).to_have_count(len(numbers["added_by_class"]["word"]))
     expect(page.get_by_test_id("config").locator('tr[data-name="train.sae.width"]')).to_contain_text("128")
     expect(page.get_by_test_id("collection")).to_contain_text(f"{FeatureStore(run).info['tokens']:,}")
 

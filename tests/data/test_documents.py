@@ -221,6 +221,17 @@ def test_damaged_files_are_named(tmp_path):
         open_documents(saved)
 
 
+def test_parquet_strings_that_are_not_utf8_are_named(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    raw = pyarrow.array([b"ab\xff\xfe"] * 3, pyarrow.binary())
+    strings = pyarrow.StringArray.from_buffers(len(raw), raw.buffers()[1], raw.buffers()[2])
+    parquet.write_table(pyarrow.table({"text": strings}), tmp_path / "texts.parquet")
+    with pytest.raises(DataError, match=r"texts\.parquet: damaged near row 0 .*utf-8"):
+        list(open_documents(str(tmp_path / "texts.parquet")))
+
+
 @pytest.mark.parametrize("name", ["x.jsonl", "x.json", "x.txt", "x.parquet"])
 def test_empty_files_are_refused(tmp_path, name):
     path = tmp_path / name

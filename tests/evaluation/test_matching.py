@@ -14,7 +14,7 @@ from torch import Tensor
 from sae.base.files import CorruptError
 from sae.evaluation.matching import assignment
 from sae.evaluation.matching.activations import Activations, correlation, entries
-from sae.evaluation.matching.assignment import Nearest, cosine_similarity, nearest, one_to_one
+from sae.evaluation.matching.assignment import Nearest, cosine_similarity, nearest, nearest_other, one_to_one
 from sae.evaluation.matching.pairs import CURVE, PairSettings, Side, compare, random_dictionary
 from sae.evaluation.matching.relations import relate
 from sae.evaluation.matching.scores import FILE, Against, read_scores, stability_of, summary, write_scores
@@ -80,6 +80,18 @@ def test_the_exact_pairs_are_those_of_the_whole_matrix(monkeypatch: pytest.Monke
     assert near.rows.index.equal(cosines.abs().argmax(1))
     assert near.columns.index.equal(cosines.abs().argmax(0))
     torch.testing.assert_close(near.columns.similarity, cosines[near.columns.index, torch.arange(29)])
+
+
+def test_the_nearest_other_atom_is_that_of_the_whole_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    atoms = torch.randn(37, 5, generator=torch.Generator().manual_seed(0))
+    atoms[7] = -2 * atoms[3]
+    monkeypatch.setattr(assignment, "_BLOCK", 37 * 10)
+    whole = torch.nn.functional.normalize(atoms, dim=1)
+    whole = (whole @ whole.T).fill_diagonal_(0)
+    neighbours = nearest_other(atoms)
+    torch.testing.assert_close(neighbours.strength, whole.abs().max(1).values)
+    assert neighbours.index[7] == 3
+    assert neighbours.similarity[7].item() == pytest.approx(-1.0)
 
 
 def test_duplicates_splits_merges_gone_and_new_latents_are_told_apart() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+import forked
 from finished_runs import finished_run
 from sae.base.files import read_json
 from sae.config import EvalConfig
@@ -23,11 +24,8 @@ CONFIG = EvalConfig(tokens=3_000, downstream_tokens=1_500, pca_tokens=1_700, res
 
 
 def torchrun(ranks: int, *arguments: object) -> subprocess.CompletedProcess[str]:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    return subprocess.run(
-        [*launcher, "-m", "sae", *map(str, arguments)],
-        capture_output=True, text=True, timeout=240, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    return forked.run([*launcher, "-m", "sae", *arguments], env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 def numbers(value: Any, name: str = "") -> dict[str, Any]:

@@ -79,6 +79,28 @@ def test_changed_rows_and_files_are_noticed(tmp_path: Path) -> None:
             use()
 
 
+def test_a_file_from_before_there_were_scores_takes_them(tmp_path: Path) -> None:
+    annotations = Annotations(tmp_path, "w")
+    annotations.set_names({1: {"name": "a"}})
+    with sqlite3.connect(tmp_path / FILE) as connection:
+        connection.execute("DROP TABLE scores")
+        connection.execute("DELETE FROM seals WHERE name = 'scores'")
+    connection.close()
+    assert annotations.scores() == {}
+    annotations.set_scores("rules", {1: {"words": "a", "detection": 1}})
+    annotations.set_scores("rules", {1: {"words": "a", "fuzzing": 2}})
+    annotations.set_scores("local:m", {1: {"words": "a", "detection": 3}})
+    both = {"rules": {"words": "a", "detection": 1, "fuzzing": 2}, "local:m": {"words": "a", "detection": 3}}
+    assert annotations.scores() == {1: both}
+    # a seal that is missing beside its table is noticed
+    with sqlite3.connect(tmp_path / FILE) as connection:
+        connection.execute("DELETE FROM seals WHERE name = 'scores'")
+    connection.close()
+    for use in (annotations.scores, lambda: annotations.set(1, label="x")):
+        with pytest.raises(CorruptError, match="rows of scores are missing"):
+            use()
+
+
 def test_many_writers_at_once_lose_nothing(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         list(

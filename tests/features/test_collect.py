@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
 import sqlite3
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+import forked
 from finished_runs import finished_run
 from sae.base.files import publish_json, read_json
 from sae.cli.main import parse
@@ -131,7 +132,7 @@ def test_a_stopped_pass_leaves_a_readable_store_and_goes_on(
 ) -> None:
     folder = copy_of(trained, tmp_path)
     arguments = [sys.executable, "-m", "sae", "features", str(folder), "--tokens", str(TOKENS), "--save-every", "0"]
-    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
+    process = forked.start(arguments)
     deadline = time.monotonic() + 120
     while not (folder / STORE).exists():
         assert process.poll() is None, process.communicate()[1]
@@ -153,10 +154,10 @@ def test_a_stopped_pass_leaves_a_readable_store_and_goes_on(
 
 def test_two_processes_give_the_store_of_one(trained: Run, whole: Path, tmp_path: Path) -> None:
     folder = copy_of(trained, tmp_path)
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "sae",
-         "features", str(folder), "--tokens", str(TOKENS), "--save-every", "1"],
-        capture_output=True, text=True, timeout=240, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    done = forked.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "sae",
+         "features", folder, "--tokens", TOKENS, "--save-every", "1"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert_same_store(whole, folder)
@@ -224,13 +225,17 @@ def test_sink_tokens_are_left_out_counted_and_still_shown(trained: Run, tmp_path
         assert "…" not in example["tokens"]
 
 
+def with_small_files(arguments: list[str]) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200 << 10, 200 << 10))
+    forked.command(arguments)
+
+
 def test_a_full_disk_leaves_the_store_that_was_there(trained: Run, whole: Path, tmp_path: Path) -> None:
     folder = copy_of(trained, tmp_path)
     for name in (STORE, "features.scalars.npy"):
         shutil.copy(whole / name, folder / name)
     before = content(folder)
-    command = f"ulimit -f 200; exec {sys.executable} -m sae features {folder} --tokens 3000"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=False)
+    done = forked.finished(forked.Forked(with_small_files, ["features", str(folder), "--tokens", "3000"]), 120)
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
     assert STORE in done.stderr.splitlines()[-1] or "features" in done.stderr.splitlines()[-1]

@@ -15,11 +15,12 @@ from sae.cli.main import parse
 from sae.config import ConfigError, ExplainConfig
 from sae.features.collect.text_chunks import live_chunks
 from sae.features.explain.examples import Pool
-from sae.features.explain.explain import explain, nearest_atoms, open_pool
+from sae.features.explain.explain import explain
 from sae.features.explain.induction import Background, LabelledTokens, induce
 from sae.features.explain.naming import name_of, token_groups
 from sae.features.explain.predicates import FAMILIES, DocumentText, Terms, gather
 from sae.features.explain.scoring import auroc, judge, mean_interval
+from sae.features.explain.work import nearest_atoms, open_pool
 from sae.features.store import keys
 from sae.features.store.store import FeatureStore
 from sae.models.saved import read_report
@@ -250,7 +251,7 @@ def test_named_latents_are_skipped_unless_again(folder: Path, monkeypatch: pytes
 def test_a_latent_that_never_fired_or_is_not_there_is_refused(folder: Path) -> None:
     with pytest.raises(ConfigError, match="latents 0 to 127"):
         explain(folder, ExplainConfig(latents=(128,)))
-    for given in (["--explainer", "openai"], ["--endpoint", "http://x"], ["--explainer", "local"]):
+    for given in (["--explainer", "endpoint"], ["--endpoint", "http://x"], ["--explainer", "local"]):
         with pytest.raises(ConfigError, match=r"--(endpoint|explainer-model)"):
             parse(["explain", str(folder), *given])
 

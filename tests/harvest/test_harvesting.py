@@ -6,8 +6,6 @@ import itertools
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -15,6 +13,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+import forked
+import sae.harvest.store
 from sae.base.files import publish_json, read_json, sha256_of
 from sae.cli.harvest import with_layers
 from sae.cli.main import main, parse
@@ -179,13 +179,16 @@ def test_two_writers_of_one_range_are_refused_and_two_workers_are_not(
         main(arguments(tiny_model, corpus, tmp_path / "s", "--worker", "1/2"))
 
 
+def in_small_shards(given: list[str]) -> None:
+    sae.harvest.store.SHARD_ROWS = 512
+    forked.command(given)
+
+
 def test_a_harvest_stopped_by_a_signal_says_how_to_go_on_and_loses_nothing(
     tiny_model: Path, corpus: Path, tmp_path: Path
 ) -> None:
     given = arguments(tiny_model, corpus, tmp_path / "s", "--tokens", 6_000)
-    small = "import sys; from sae.harvest import store; store.SHARD_ROWS = 512"
-    program = f"{small}; from sae.cli.main import main; main(sys.argv[1:])"
-    process = subprocess.Popen([sys.executable, "-c", program, *given], stderr=subprocess.PIPE, text=True)
+    process = forked.Forked(in_small_shards, given)
     deadline = time.monotonic() + 120
     while not (tmp_path / "s/shards/0-of-1/000001.safetensors").exists():
         assert process.poll() is None

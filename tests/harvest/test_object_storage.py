@@ -14,9 +14,11 @@ import fsspec
 import pytest
 from moto.server import ThreadedMotoServer
 
-from sae.base import objects
+from sae.base import remote_objects
 from sae.base.files import CorruptError, sha256_of
-from sae.base.objects import RemoteObjects, StorageError, open_objects
+from sae.base.objects import StorageError
+from sae.base.remote_objects import RemoteObjects
+from sae.base.storage import open_objects
 from sae.cli.main import main
 from sae.config import ConfigError
 from sae.harvest.store import DiskStore, Worker
@@ -45,7 +47,7 @@ def server() -> Iterator[str]:
 def bucket(server: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A place of a test's own, its local copies in a folder of its own."""
     monkeypatch.setenv("SAE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(objects, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(remote_objects, "FIRST_PAUSE", 0.01)
     return f"s3://bucket/{abs(hash(request.node.name))}"
 
 
@@ -236,7 +238,7 @@ def test_workers_of_one_store_hold_leases_of_their_own(bucket: str, tmp_path: Pa
 
 
 def test_a_protocol_without_its_package_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(objects.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(remote_objects.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"--store s3://b/x: s3:// needs s3fs: pip install 'sparsight\[s3\]'"):
         open_objects("s3://b/x", cache=tmp_path)
     with pytest.raises(ConfigError, match="--store nosuch://b/x: nosuch:// cannot be opened"):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from finished_runs import collected_run, finished_run
 from made_runs import NORMALISE, SETTINGS, activations, allowed, made_run
 from sae.base.files import check_folder, publish_json, read_json
-from sae.cli.commands import Export
+from sae.cli.exchange import Export
 from sae.cli.main import parse
 from sae.config import ConfigError
 from sae.features.store.store import FeatureStore

@@ -37,8 +37,8 @@ def test_a_pushed_run_loads_by_its_name_and_gives_the_same_codes(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pushable(tmp_path / "hub", monkeypatch) as hub:
-        shown = push(run, "--repo", "user/name", "--private", "--licence", "mit")
-        assert shown["address"] == f"{hub.address}/user/name"
+        pushed = push(run, "--repo", "user/name", "--private", "--licence", "mit")
+        assert pushed["address"] == f"{hub.address}/user/name"
         loaded = sae.load("user/name")
         names = {path.name for path in (hub.folder / "user" / "name").iterdir()}
         assert names == {"config.json", "sae.safetensors", "eval.json", "README.md", ".private"}
@@ -53,7 +53,12 @@ def test_a_pushed_run_loads_by_its_name_and_gives_the_same_codes(
     assert (data["library_name"], data["license"]) == ("sparsight", "mit")
     assert {"sparse-autoencoder", "sparsight", "topk"} <= set(data["tags"])
     fvu = read_json(run / "eval.json")["fvu"]
-    assert f"| FVU | {fvu['value']:.4g} | {fvu['low']:.4g} to {fvu['high']:.4g} |" in card
+    shown = f"{fvu['value']:.4g} [{fvu['low']:.4g}, {fvu['high']:.4g}]"
+    assert f"| FVU | {shown} |" in card
+    beside = card.partition("### Beside its controls")[2].partition("### Every measure")[0]
+    assert f"| this autoencoder | {shown} |" in beside
+    for row in read_json(run / "eval.json")["controls"]:
+        assert f"| {row['control']} | {row['fvu']['value']:.4g}" in beside
     assert 'sae.load("user/name")' in card
 
 

@@ -319,6 +319,34 @@ def test_a_config_that_is_none_is_named(text: str, run: Path) -> None:
 # --- what is not there ---
 
 
+@pytest.mark.parametrize("place", ["config.json", "sae.safetensors", "eval.json", "checkpoints"])
+def test_a_link_in_a_run_folder_is_refused_by_name(place: str, run: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    if (run / place).exists():
+        (run / place).rename(elsewhere)
+    else:
+        elsewhere.mkdir()
+    (run / place).symlink_to(elsewhere)
+    for opens in (load, verify, sae.Run):
+        with pytest.raises(CorruptError, match=rf"{place}: a symbolic link to {elsewhere}"):
+            opens(run)
+
+
+def test_a_link_to_a_run_folder_and_those_of_the_hub_s_cache_open(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(run)
+    assert max(verify(tmp_path / "link")) < 1e-5
+    snapshot, blobs = tmp_path / "models--a--b/snapshots/1", tmp_path / "models--a--b/blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for name in ("config.json", "sae.safetensors"):
+        shutil.copyfile(run / name, blobs / name)
+        (snapshot / name).symlink_to(f"../../blobs/{name}")
+    assert max(verify(snapshot)) < 1e-5
+    (snapshot / "eval.json").symlink_to("../../../run/config.json")
+    with pytest.raises(CorruptError, match=r"eval.json: a symbolic link"):
+        verify(snapshot)
+
+
 def test_an_unfinished_run_says_how_to_go_on(run: Path) -> None:
     publish_json(run / "config.json", {"train": {}, "autoencoder": None})
     for read in (load, verify):

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from sae_kernels import tuning
 from sae_kernels.launch import recording
-from sae_kernels.topk_encode.gpu import tune
-from sae_kernels.tuning import DEVICES, choose_bucket, encode_config, fallback_probability
+from sae_kernels.tune import ENCODES, alternatives, tune
+from sae_kernels.tuning import (
+    DEVICES,
+    choose_bucket,
+    encode_config,
+    fallback_probability,
+    measure,
+    measurement_key,
+    threshold_config,
+)
 
 
 @pytest.fixture
@@ -55,7 +64,7 @@ def test_rule_keeps_enough_and_rarely_fails(F, k):
 def measure_once(timer) -> None:
     x, W, b = (torch.empty(s, dtype=torch.bfloat16, device="meta") for s in ((8192, 768), (16_384, 768), (16_384,)))
     with recording(DEVICES["sm_90"]):
-        tune(x, W, b, 32, timer)
+        tune("topk_encode", x, W, b, 32, timer)
 
 
 def test_a_measurement_is_kept_and_used(cache):
@@ -81,3 +90,23 @@ def test_a_broken_file_is_reported_and_passed_over(cache):
     cache.write_text("{")
     with pytest.warns(UserWarning, match="is no JSON"):
         encode_config(8192, 16_384, 768, 32, torch.bfloat16, DEVICES["sm_90"])
+
+
+@pytest.mark.parametrize("op", ENCODES)
+def test_both_encoders_of_every_encode_are_tried(op):
+    tried = alternatives(op, 8192, 16_384, 768, 32, torch.bfloat16, DEVICES["sm_90"])
+    assert [config.vendor for config in tried[:2]] == [False, True]
+    assert len(tried) == len(set(tried))
+    assert all(config.shared <= DEVICES["sm_90"].shared for config in tried)
+    with pytest.raises(ValueError, match="op = 'decode': expected one of topk_encode"):
+        alternatives("decode", 8, 8, 8, 8, torch.bfloat16, DEVICES["sm_90"])
+
+
+def test_thresholds_and_batches_keep_measurements_of_their_own(cache):
+    device, sizes = DEVICES["sm_90"], (8192, 16_384, 768)
+    by_rule = threshold_config(*sizes, torch.bfloat16, device)
+    fast = replace(by_rule, vendor=True)
+    measure(measurement_key("batch_topk_encode", 16_384, 768, 32, torch.bfloat16, device), [fast], lambda _: 1.0)
+    assert threshold_config(*sizes, torch.bfloat16, device) == by_rule
+    assert threshold_config(*sizes, torch.bfloat16, device, op="batch_topk_encode", k=32) == fast
+    assert threshold_config(*sizes, torch.bfloat16, device, op="batch_topk_encode", k=16) == by_rule

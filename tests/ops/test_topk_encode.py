@@ -8,8 +8,9 @@ from op_cases import assert_as_good, make_case, outputs_and_gradients, twin
 from torch.testing import assert_close
 
 from sae_kernels import last_backend, topk_encode, use_backend
+from sae_kernels.topk_encode import cpu
 
-# F and d prime, N odd; F around the block of 64 latents; K = 1 and K = F
+# F and d prime, N odd; F around the least number of lanes, 64; d beyond the depth of a tile; K = 1 and K = F
 SHAPES = [
     (0, 7, 67, 3),
     (1, 7, 701, 1),
@@ -19,6 +20,7 @@ SHAPES = [
     (37, 31, 4099, 65),
     (3, 5, 131, 131),
     (3, 2, 9001, 700),
+    (33, 521, 257, 5),
 ]
 
 
@@ -151,7 +153,19 @@ def test_the_latents_in_ascending_order_of_strength_are_the_worst_case_and_still
     assert codes.indices.tolist() == [list(range(5002, 4985, -1))] * 3
 
 
-def test_two_runs_are_bit_identical_and_threads_change_only_the_product():
+@pytest.mark.parametrize(("N", "d", "F", "k"), [(5, 13, 64, 7), (37, 31, 4099, 65), (33, 521, 257, 5)])
+def test_the_selection_behind_torchs_product_is_the_same(N, d, F, k, monkeypatch):
+    case = make_case(N, d, F)
+    with use_backend("cpu"):
+        codes = topk_encode(case.x, case.W_enc, case.b_enc, k, case.b_pre)
+        monkeypatch.setattr(cpu, "HAS_PRODUCT", not cpu.HAS_PRODUCT)
+        other = topk_encode(case.x, case.W_enc, case.b_enc, k, case.b_pre)
+    assert torch.equal(codes.indices.sort().values, other.indices.sort().values)
+    assert_close(codes.values, other.values, rtol=1e-5, atol=1e-5)
+
+
+def test_two_runs_are_bit_identical_for_any_number_of_threads(monkeypatch):
+    monkeypatch.setattr(cpu, "HAS_PRODUCT", True)  # torch's product may add in another order for other threads
     case = make_case(257, 96, 4099)
     threads = torch.get_num_threads()
     with use_backend("cpu"):
@@ -161,10 +175,9 @@ def test_two_runs_are_bit_identical_and_threads_change_only_the_product():
             alone = topk_encode(case.x, case.W_enc, case.b_enc, 32, case.b_pre)
         finally:
             torch.set_num_threads(threads)
-    assert torch.equal(first.values, again.values)
-    assert torch.equal(first.indices, again.indices)
-    # stated bound: the product may add in another order, a few last bits
-    assert_close(first.values, alone.values, rtol=1e-5, atol=1e-5)
+    for codes in (again, alone):
+        assert torch.equal(first.values, codes.values)
+        assert torch.equal(first.indices, codes.indices)
 
 
 def test_autocast_changes_nothing():

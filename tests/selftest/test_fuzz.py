@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from sae.base.files import CorruptError
+from sae.base.npz import check_sizes
 from sae.base.reading import reading
-from sae.interop.files import check_sizes, tensors_in
+from sae.interop.files import tensors_in
 from sae.selftest.confined import confined
 from sae.selftest.mutations import BY_SUFFIX, mutate
 from sae.selftest.run import run_selftest
@@ -52,6 +53,14 @@ def test_an_array_that_claims_more_than_the_archive_has_is_refused(tmp_path: Pat
     with zipfile.ZipFile(tmp_path / "w.npz", "w") as archive:
         archive.writestr("W.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
     with pytest.raises(CorruptError, match=r"W\.npy says float32 \(1099511627776,\)"):
+        tensors_in(tmp_path / "w.npz")
+
+
+def test_an_array_whose_header_breaks_off_is_refused(tmp_path: Path) -> None:
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (4,\n"
+    with zipfile.ZipFile(tmp_path / "w.npz", "w") as archive:
+        archive.writestr("W.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    with pytest.raises(CorruptError, match=r"w\.npz: cannot be read"):
         tensors_in(tmp_path / "w.npz")
 
 

@@ -6,6 +6,8 @@ Under Triton's interpreter the trainers are on the CPU and told to use the kerne
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,11 +25,15 @@ from planted import (
     use_autograd,
 )
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 
 from gpu_device import DEVICE
+from sae.config import ConfigError
+from sae.training.graphs import StepGraph
 from sae.training.routes import FusedRoute
 from sae.training.trainer import DivergedError, Trainer
 from sae_kernels import last_backend, use_backend
+from sae_kernels.launch import launch
 
 # Adam's epsilon is large here, as a gradient that is all rounding error would else move its weight by a whole step
 EPS = 1e-3
@@ -97,12 +103,15 @@ FUSED = [name for name, settings in RECIPES.items() if fused_on_gpu(settings)]
 PAIRS = ("skip_transcoder, gated", "transcoder, matryoshka", "crosscoder, temporal")
 """Of the bases of variants that have several, the interpreter tries these: it takes half a second a step."""
 SEVERAL = ("transcoder, ", "skip_transcoder, ", "crosscoder, ")
+EVERY_STEP = int(os.environ.get("SPARSIGHT_STEPS", "50" if torch.cuda.is_available() else "3"))
+"""Steps that each variant takes; under the interpreter `SPARSIGHT_STEPS=50` takes minutes."""
 TRIED = FUSED if torch.cuda.is_available() else [n for n in FUSED if n in PAIRS or not n.startswith(SEVERAL)]
 
 
 @pytest.mark.parametrize("name", TRIED)
 def test_steps_equal_the_autograd_route(name: str) -> None:
-    batches = planted(50 if DEVICE == "cuda" or name == "topk" else 3, rows=ROWS)
+    # 24 go past the second look for dead latents
+    batches = planted(max(24, EVERY_STEP) if name == "topk" else EVERY_STEP, rows=ROWS)
     # what is clipped, and by how much, is decided on the device
     clip = 0.02 if name == "gated" else 4.0
     ours, theirs = (take(RECIPES[name], batches, compute="float32", clip=clip) for take in (stepped, by_autograd))
@@ -209,3 +218,110 @@ def test_a_run_that_is_restored_continues_with_equal_bits() -> None:
             run(trainer, batches[2:])
     state, other = (trainer.state()[0] for trainer in (whole, again))
     assert all(tensor.equal(other[key]) for key, tensor in state.items())
+
+
+def frozen(function: Any) -> Any:
+    """Stands in for a CUDA graph where there is none: the captured step again, with the arguments that it had then."""
+    return function
+
+
+def on_device(batches: list[Pair]) -> list[Pair]:
+    return [Pair(*(tensor.to(DEVICE) for tensor in batch)) for batch in batches]
+
+
+@pytest.mark.parametrize(
+    ("name", "optim"),
+    [
+        ("topk", {"weights": "bfloat16", "moments": "int8"}),
+        ("skip_transcoder, topk", {"moments": "bfloat16", "compute": "bfloat16"}),
+    ],
+)
+def test_captured_steps_give_the_bits_of_eager_ones(name: str, optim: dict[str, Any]) -> None:
+    batches = on_device(planted(8, rows=ROWS))
+    optim = {"compute": "float32", "warmup": 0.5, **optim}
+    eager, captured = (started(on_gpu(RECIPES[name], **optim, graphs="off"), batches) for _ in range(2))
+    captured.graph = graph = StepGraph(required=True, capture=None if DEVICE == "cuda" else frozen)
+    with use_backend("gpu"):
+        for trainer in (eager, captured):
+            run(trainer, batches[:4])
+            # as if a latent had fired again: other shapes, and so another graph
+            assert trainer.dead.numel() > 1
+            trainer.dead = trainer.dead[1:]
+            run(trainer, batches[4:6])
+            # from here on the host never waits
+            if DEVICE == "cuda":
+                torch.cuda.set_sync_debug_mode("error")
+            try:
+                run(trainer, batches[6:])
+            finally:
+                if DEVICE == "cuda":
+                    torch.cuda.set_sync_debug_mode("default")
+    assert (graph.captures, graph.replays) == (2, 5)
+    state, other = (trainer.state()[0] for trainer in (eager, captured))
+    assert all(tensor.equal(other[key]) for key, tensor in state.items())
+    assert eager.window() == captured.window()
+
+
+WAITING = ("_local_scalar_dense", "item", "nonzero", "masked_select", "is_nonzero", "equal", "unique_dim", "_unique2")
+
+
+class Recorded(TorchDispatchMode):
+    """Every operation and launch of a step: what it allocates, and the numbers that a graph would freeze."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entries: list[Any] = []
+        self.launching = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not self.launching:
+            name = func._schema.name.removeprefix("aten::")
+            assert name not in WAITING, f"{name} makes the host wait"
+            leaves = [leaf for leaf in tree_flatten((args, kwargs))[0] if not isinstance(leaf, torch.Tensor)]
+            shapes = [(t.shape, t.dtype) for t in tree_flatten(result)[0] if isinstance(t, torch.Tensor)]
+            self.entries.append((name, shapes, [repr(leaf) for leaf in leaves]))
+        return result
+
+    def launch(self, kernel: Any, grid: Any, arguments: Any, constants: Any, **more: Any) -> None:
+        numbers = {name: value for name, value in arguments.items() if not isinstance(value, torch.Tensor)}
+        self.entries.append((kernel.__name__, grid, numbers, dict(constants), more))
+        self.launching = True
+        try:
+            launch(kernel, grid, arguments, constants, **more)
+        finally:
+            self.launching = False
+
+
+def test_a_step_that_is_captured_depends_on_memory_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = on_device(planted(4, rows=ROWS))
+    trainer = stepped(
+        RECIPES["skip_transcoder, topk"], batches[:2], compute="bfloat16", moments="int8", warmup=0.5, graphs="off"
+    )
+    trainer.raise_if_diverged = lambda: None  # type: ignore[method-assign]
+    records = [Recorded(), Recorded()]
+    compute = trainer._compute
+    for record, batch in zip(records, batches[2:], strict=True):
+        for module in [m for n, m in sys.modules.items() if n.startswith("sae_kernels.") and hasattr(m, "launch")]:
+            if module.__name__ != "sae_kernels.launch":
+                monkeypatch.setattr(module, "launch", record.launch)
+
+        def recording(*arguments: Any, record: Recorded = record) -> Any:
+            with record:
+                return compute(*arguments)
+
+        trainer._compute = recording  # type: ignore[method-assign]
+        with use_backend("gpu"):
+            run(trainer, [batch])
+    assert len(records[0].entries) > 50
+    assert records[0].entries == records[1].entries
+
+
+def test_graphs_are_refused_where_nothing_can_be_captured() -> None:
+    for settings, message in (({"variant": "relu"}, "codes"), ({}, "there is no GPU")):
+        if DEVICE == "cuda" and not settings:
+            continue
+        with pytest.raises(ConfigError, match=f"--graphs on: .*{message if DEVICE == 'cuda' else 'there is no GPU'}"):
+            on_gpu(settings, graphs="on")
+    assert on_gpu({"variant": "batchtopk"}).graph is None
+    assert (on_gpu({}).graph is not None) == (DEVICE == "cuda")

@@ -1,24 +1,23 @@
 """Training on a mesh of ranks: the weights of a single process, checkpoints for any number of ranks, refusals.
 
-Each torchrun job takes many runs one after the other (`mesh_cases.py`), as to start one takes longest.
+Each torchrun job takes many runs one after the other (`mesh_cases.py`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import mesh_cases
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import forked
 import sae
 from sae.base.files import publish_json, read_json, sha256_of
 from sae.config import ConfigError, HarvestConfig, OptimConfig, SAEConfig, TrainConfig, to_json
@@ -99,13 +98,7 @@ def run_job(ranks: int, configs: dict[str, TrainConfig], folder: Path) -> None:
     """Train all of these in one torchrun job."""
     folder.mkdir(exist_ok=True)
     publish_json(folder / "cases.json", {name: to_json(config) for name, config in configs.items()})
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    done = subprocess.run(
-        [*launcher, str(Path(__file__).with_name("mesh_cases.py")), str(folder / "cases.json")],
-        capture_output=True, text=True, timeout=900, check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-6000:]
+    forked.run_ranks(ranks, mesh_cases.main, folder / "cases.json", timeout=900)
 
 
 @pytest.fixture(scope="module")
@@ -234,6 +227,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "a loss": ("2x1", {"sae": {"variant": "jumprelu", "recipe": "target", "width": 128}}, "loss term l0_target"),
     "a revival": ("1x2", {"sae": {"variant": "topk", "revival": "resample", "width": 128}}, "--revival resample"),
     "an optimizer": ("2x1", {"optim": {"optimizer": "muon", "batch": 200}}, "--optimizer muon"),
+    "weights": ("2x1", {"optim": {"weights": "bfloat16", "batch": 200}}, "--weights bfloat16"),
     "moments": ("1x2", {"optim": {"moments": "bfloat16", "batch": 200}}, "--moments bfloat16"),
     "a width": ("1x3", {}, "--width 128: 3 latent ranks .* multiple of 3, such as 129, .* 1, 2, 4, 8"),
     "a batch": ("3x1", {}, "--batch 200: 3 data ranks .* multiple of 3, such as 201"),

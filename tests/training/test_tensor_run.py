@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ from pyarrow import parquet
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import forked
 import sae
 from sae.base.files import read_json
 from sae.base.progress import Interrupted
@@ -299,7 +299,7 @@ def test_a_killed_run_resumes_to_the_same_bits_unless_its_file_has_changed(data:
     config = ["--width", "96", "--k", "3", "--batch", "64", "--epochs", "12", "--checkpoint-every", "500"]
     arguments = ["train", "--data", str(own), *config, "--log-every", "5", "--device", "cpu"]
     out = tmp_path / "killed"
-    process = subprocess.Popen([sys.executable, "-m", "sae", *arguments, "--out", str(out)], stderr=subprocess.DEVNULL)
+    process = forked.start([sys.executable, "-m", "sae", *arguments, "--out", out])
     while not any((out / "checkpoints").glob("[0-9]*")):
         assert process.poll() is None
         time.sleep(0.002)

@@ -8,10 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sae_kernels.adam_step.naive import STRIDE, Adam
+from sae_kernels.adam_step.naive import Adam
+from sae_kernels.formats.cpu import expand, store
+from sae_kernels.formats.naive import STRIDE
 from sae_kernels.jit import jit, prange, sync_threads
 
 CHUNK = 4096
+ROWS = 256  # expanded to fp32 at a time, where the state is stored in fewer bits
 
 
 def adam_step(
@@ -21,31 +24,39 @@ def adam_step(
     factor = 1.0 if scale is None else float(scale)
     if not math.isfinite(factor):
         return
-    sync_threads(param.numel())
     constants = adam_constants(adam)
-    if m.dtype == torch.bfloat16:
-        rows = param.detach().view(-1, param.shape[-1]).numpy(), grad.detach().float().view(-1, param.shape[-1]).numpy()
-        _adam_short(*rows, short_view(m), short_view(v), constants, np.float32(factor), unit_rows, seed_of(adam))
+    if param.dtype == m.dtype == torch.float32:
+        sync_threads(param.numel())
+        views = [_rows(t, unit_rows) for t in (param, grad, m, v)]
+        (_adam_unit_rows if unit_rows else adam_flat)(*views, constants, np.float32(factor))
         return
-    views = [_rows(t, unit_rows) for t in (param, grad, m, v)]
-    (_adam_unit_rows if unit_rows else adam_flat)(*views, constants, np.float32(factor))
+    rows = [t.detach().view(-1, t.shape[-1]) for t in (param, grad.float().contiguous(), m, v)]
+    width = param.shape[-1]
+    for first in range(0, rows[0].shape[0], ROWS):
+        p, g, *moments = (t[first : first + ROWS] for t in rows)
+        stored = list(zip((p, *moments), ("w", "m", "v"), strict=True))
+        new, *state = (expand(t, kind, kind) for t, kind in stored)
+        arrays = new, g.numpy(), *state
+        sync_threads(p.numel())
+        if unit_rows:
+            _adam_unit_rows(*arrays, constants, np.float32(factor))
+        else:
+            adam_flat(*(array.reshape(-1) for array in arrays), constants, np.float32(factor))
+        place = np.uint32((int(seed_of(adam)) + first * width) & 0xFFFFFFFF)
+        for (t, kind), array in zip(stored, (new, *state), strict=True):
+            store(array, t, kind, place)
 
 
 def adam_constants(adam: Adam) -> np.ndarray:
     """beta1, 1-beta1, beta2, 1-beta2, lr/(1-beta1^t), 1/sqrt(1-beta2^t), eps, in fp32."""
-    step, lr, beta1, beta2, eps = adam
+    step, lr, beta1, beta2, eps, _ = adam
     return np.array(
         [beta1, 1 - beta1, beta2, 1 - beta2, lr / (1 - beta1**step), 1 / math.sqrt(1 - beta2**step), eps], np.float32
     )
 
 
-def short_view(moment: Tensor) -> np.ndarray:
-    """The bits of a bf16 moment as rows, uint16."""
-    return moment.detach().view(torch.int16).view(-1, moment.shape[-1]).numpy().view(np.uint16)
-
-
 def seed_of(adam: Adam) -> np.uint32:
-    """Where the places of this step start, in `noise` of naive.py."""
+    """Where the places of this step start, in `noise` of formats/naive.py."""
     return np.uint32(adam.step * STRIDE & 0xFFFFFFFF)
 
 
@@ -96,53 +107,3 @@ def _adam_unit_rows(param, grad, m, v, constants, scale):
         shrink = np.float32(1) / max(np.sqrt(square), np.float32(1.1754944e-38))
         for j in range(width):
             p[j] *= shrink
-
-
-@jit()
-def _expand(short, bits):
-    """The fp32 bits of bf16 numbers."""
-    for j in range(bits.shape[0]):
-        bits[j] = np.uint32(short[j]) << np.uint32(16)
-
-
-@jit()
-def _round(m_bits, v_bits, m_short, v_short, place):
-    """fp32 bits of both moments to bf16 at random, as `rounded` in adam_step/naive.py; `place` of the first, uint32."""
-    for j in range(m_bits.shape[0]):
-        h = np.uint32(place + np.uint32(j))
-        h = np.uint32((h ^ (h >> np.uint32(16))) * np.uint32(0x7FEB352D))
-        h = np.uint32((h ^ (h >> np.uint32(15))) * np.uint32(0x846CA68B))
-        h = h ^ (h >> np.uint32(16))
-        m_short[j] = np.uint16(np.uint32(m_bits[j] + (h & np.uint32(0xFFFF))) >> np.uint32(16))
-        v_short[j] = np.uint16(np.uint32(v_bits[j] + (h >> np.uint32(16))) >> np.uint32(16))
-
-
-@jit(parallel=True)
-def _adam_short(param, grad, m, v, constants, scale, unit_rows, seed):
-    """Adam in place on rows with moments in bf16, uint16 [rows, d]."""
-    b1, c1, b2, c2, rate, root, eps = constants
-    width = param.shape[1]
-    for f in prange(param.shape[0]):
-        p, g = param[f], grad[f]
-        m_row, v_row = np.empty(width, np.float32), np.empty(width, np.float32)
-        _expand(m[f], m_row.view(np.uint32))
-        _expand(v[f], v_row.view(np.uint32))
-        along = np.float32(0)
-        if unit_rows:
-            for j in range(width):
-                along += g[j] * p[j]
-            along *= scale
-        square = np.float32(0)
-        for j in range(width):
-            part = g[j] * scale - along * p[j]
-            first = b1 * m_row[j] + c1 * part
-            second = _second_moment(v_row[j], part, b2, c2)
-            m_row[j], v_row[j] = first, second
-            new = p[j] - rate * first / (np.sqrt(second) * root + eps)
-            p[j] = new
-            square += new * new
-        if unit_rows:
-            shrink = np.float32(1) / max(np.sqrt(square), np.float32(1.1754944e-38))
-            for j in range(width):
-                p[j] *= shrink
-        _round(m_row.view(np.uint32), v_row.view(np.uint32), m[f], v[f], np.uint32(seed + np.uint32(f * width)))

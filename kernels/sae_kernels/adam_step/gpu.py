@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import math
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from sae_kernels.adam_step.naive import STRIDE, Adam
+from sae_kernels.adam_step.naive import Adam, fill_numbers
+from sae_kernels.formats.gpu import load_moment, store_moments, store_weight
+from sae_kernels.formats.naive import MOMENTS
 from sae_kernels.launch import device_of, launch
 
 # the largest finite fp32: abs(x) <= it is false for NaN and infinity
@@ -19,27 +21,10 @@ _TINY = tl.constexpr(1.1754943508222875e-38)
 
 @triton.jit
 def adam_update(b_param, b_grad, b_m, b_v, beta1, rest1, beta2, rest2, rate, root, eps):
-    """(param, m, v) after one step; rest = 1 - beta, rate = lr/(1-beta1^t), root = 1/sqrt(1-beta2^t)."""
+    """(param, m, v) after one step; rest = 1 - beta, rate and root are from `step_numbers`."""
     b_m = beta1 * b_m + rest1 * b_grad
     b_v = beta2 * b_v + rest2 * b_grad * b_grad
     return b_param - rate * b_m / (tl.sqrt_rn(b_v) * root + eps), b_m, b_v
-
-
-@triton.jit
-def store_moments(p_m, p_v, b_m, b_v, place, mask):
-    """Store both moments; in bf16 rounded at random as in naive.py, where `place` counts the elements, uint32."""
-    if p_m.dtype.element_ty == tl.bfloat16:
-        b_h = place
-        b_h = (b_h ^ (b_h >> 16)) * 0x7FEB352D
-        b_h = (b_h ^ (b_h >> 15)) * 0x846CA68B
-        b_h = b_h ^ (b_h >> 16)
-        b_m = (b_m.to(tl.uint32, bitcast=True) + (b_h & 0xFFFF)) >> 16
-        b_v = (b_v.to(tl.uint32, bitcast=True) + (b_h >> 16)) >> 16
-        tl.store(p_m, b_m.to(tl.uint16).to(tl.bfloat16, bitcast=True), mask=mask)
-        tl.store(p_v, b_v.to(tl.uint16).to(tl.bfloat16, bitcast=True), mask=mask)
-    else:
-        tl.store(p_m, b_m, mask=mask)
-        tl.store(p_v, b_v, mask=mask)
 
 
 @triton.jit
@@ -51,12 +36,20 @@ def adam_unit_rows(b_param, b_grad, b_m, b_v, beta1, rest1, beta2, rest2, rate, 
     return b_param / b_norm[:, None], b_m, b_v
 
 
-@triton.jit(do_not_specialize=["seed"])
+@triton.jit
+def step_numbers(numbers):
+    """rate = lr/(1-beta1^t), root = 1/sqrt(1-beta2^t) and the seed of a step, from `fill_numbers`."""
+    rate = tl.load(numbers).to(tl.float32, bitcast=True)
+    return rate, tl.load(numbers + 1).to(tl.float32, bitcast=True), tl.load(numbers + 2)
+
+
+@triton.jit
 def _adam(
-    param, grad, m, v, scale, size, d, seed, beta1, rest1, beta2, rest2, rate, root, eps,
+    param, grad, m, v, scale, size, d, numbers, beta1, rest1, beta2, rest2, eps,
     HAS_SCALE: tl.constexpr, UNIT: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """One step on ROWS rows of arrays of `size` elements, d a row; writes nothing if the scale is not finite."""
+    rate, root, seed = step_numbers(numbers)
     o_row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     o_d = tl.arange(0, BLOCK_D)
     o = o_row[:, None].to(tl.int64) * d + o_d[None, :]
@@ -65,37 +58,30 @@ def _adam(
         factor = tl.load(scale).to(tl.float32)
         limit = tl.where(tl.abs(factor) <= _LARGEST, size, 0)
     mask = (o < limit) & (o_d < d)[None, :]
-    b_param = tl.load(param + o, mask=mask, other=0.0)
+    b_param = tl.load(param + o, mask=mask, other=0.0).to(tl.float32)
     b_grad = tl.load(grad + o, mask=mask, other=0.0).to(tl.float32)
     if HAS_SCALE:
         b_grad *= factor
-    b_m = tl.load(m + o, mask=mask, other=0.0).to(tl.float32)
-    b_v = tl.load(v + o, mask=mask, other=0.0).to(tl.float32)
+    o_rows = o_row[:, None].to(tl.int64)
+    m_rows = o_rows * d < limit
+    b_m = load_moment(m, o_rows, o_d[None, :], d, m_rows, mask, False)
+    b_v = load_moment(v, o_rows, o_d[None, :], d, m_rows, mask, True)
     if UNIT:
         b_param, b_m, b_v = adam_unit_rows(b_param, b_grad, b_m, b_v, beta1, rest1, beta2, rest2, rate, root, eps)
     else:
         b_param, b_m, b_v = adam_update(b_param, b_grad, b_m, b_v, beta1, rest1, beta2, rest2, rate, root, eps)
-    tl.store(param + o, b_param, mask=mask)
-    store_moments(m + o, v + o, b_m, b_v, (o + seed).to(tl.uint32), mask)
+    place = (o + seed).to(tl.uint32)
+    store_weight(param + o, b_param, place, mask)
+    store_moments(m, v, b_m, b_v, o_rows, o_d[None, :], d, place, m_rows, mask, 1)
 
 
-def adam_constants(adam: Adam) -> dict[str, float]:
-    """The last arguments of `adam_update`, by name."""
-    step, lr, beta1, beta2, eps = adam
-    return {
-        "beta1": float(beta1),
-        "rest1": 1.0 - beta1,
-        "beta2": float(beta2),
-        "rest2": 1.0 - beta2,
-        "rate": lr / (1 - beta1**step),
-        "root": 1 / math.sqrt(1 - beta2**step),
-        "eps": float(eps),
-    }
-
-
-def seed_of(adam: Adam) -> int:
-    """Where the places of this step start, in `noise` of naive.py, as int32: Triton compiles anew for another type."""
-    return (adam.step * STRIDE + 2**31) % 2**32 - 2**31
+def adam_constants(adam: Adam, device: torch.device) -> dict[str, Any]:
+    """The arguments of a step in both kernels, by name: decay and epsilon, and in memory what changes with the step."""
+    numbers = adam.numbers
+    if numbers is None:
+        numbers = fill_numbers(torch.empty(3, dtype=torch.int32, device=device), adam)
+    betas = {"beta1": float(adam.beta1), "rest1": 1.0 - adam.beta1, "beta2": float(adam.beta2)}
+    return betas | {"rest2": 1.0 - adam.beta2, "eps": float(adam.eps), "numbers": numbers}
 
 
 def adam_step(
@@ -106,30 +92,30 @@ def adam_step(
     It moves 28 bytes a parameter with an fp32 gradient.
 
     Raises:
-        ValueError: param, m or v is not contiguous fp32.
+        ValueError: param, m or v is not contiguous, or in no format that is offered.
     """
-    for name, tensor in (("param", param), ("m", m), ("v", v)):
-        exact = tensor.dtype == torch.float32 or (tensor.dtype == torch.bfloat16 and tensor is not param)
-        if not exact or not tensor.is_contiguous():
-            raise ValueError(f"{name}: expected contiguous float32; got {tensor.dtype}, strides {tensor.stride()}")
+    for name, tensor, formats in (("param", param, MOMENTS[:2]), ("m", m, MOMENTS), ("v", v, MOMENTS)):
+        if tensor.dtype not in formats or not tensor.is_contiguous():
+            known = ", ".join(str(dtype) for dtype in formats)
+            raise ValueError(f"{name}: expected contiguous {known}; got {tensor.dtype}, strides {tensor.stride()}")
     if param.numel() == 0:
         return
-    # without rows to normalise: blocks of 1024 elements, the last one masked
-    d = param.shape[1] if unit_rows else 1024
+    # without rows to normalise, or that share an exponent: blocks of 1024 elements, the last one masked
+    by_rows = unit_rows or m.dtype == torch.uint8
+    d = param.shape[1] if by_rows else 1024
     block = triton.next_power_of_2(d)
     rows = triton.cdiv(param.numel(), d)
     height = max(1, 1024 // block)
     arrays = {"param": param, "grad": grad.contiguous(), "m": m, "v": v}
     lanes = 64 if device_of(param).name.startswith("gfx") else 32
-    # normalised rows keep twice as many values in registers, which spill with eight a lane
-    per_lane = 4 if unit_rows or lanes == 64 else 8
+    # whole rows keep twice as many values in registers, which spill with eight a lane
+    per_lane = 4 if by_rows or lanes == 64 else 8
     launch(
         _adam,
         (triton.cdiv(rows, height),),
         arrays
         | {"scale": param if scale is None else scale.to(param.device), "size": param.numel(), "d": d}
-        | {"seed": seed_of(adam)}
-        | adam_constants(adam),
+        | adam_constants(adam, param.device),
         {"HAS_SCALE": scale is not None, "UNIT": unit_rows, "ROWS": height, "BLOCK_D": block},
         warps=max(1, min(16, block * height // (lanes * per_lane))),
     )

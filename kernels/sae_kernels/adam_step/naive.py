@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import struct
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-STRIDE = 0x9E3779B1
-"""Distance of the places of two steps, in `noise`."""
+from sae_kernels.formats.naive import STRIDE, expanded, store
 
 
 class Adam(NamedTuple):
@@ -19,50 +20,42 @@ class Adam(NamedTuple):
     beta1: float
     beta2: float
     eps: float
+    numbers: Tensor | None = None
+    """On a GPU the step's `numbers`, if the caller keeps them there."""
 
 
-def noise(size: int, step: int, device: torch.device) -> Tensor:
-    """32 random bits for each of `size` elements at a step, the same on every backend, int64 in [0, 2^32).
+def fill_numbers(numbers: Tensor, adam: Adam) -> Tensor:
+    """int32 [3] <- the bits of lr/(1-beta1^t) and 1/sqrt(1-beta2^t) in fp32, and the seed of the step's random bits.
 
-    A hash of place and step: lowbias32 (C. Wellons, hash-prospector, 2018).
+    They are what changes from step to step. Kernels read them from memory, so that a CUDA graph that was captured at
+    one step can be replayed at another. The host does not wait for the device.
     """
-    mask = 0xFFFFFFFF
-    bits = (torch.arange(size, device=device) + step * STRIDE) & mask
-    bits = ((bits ^ (bits >> 16)) * 0x7FEB352D) & mask
-    bits = ((bits ^ (bits >> 15)) * 0x846CA68B) & mask
-    return bits ^ (bits >> 16)
-
-
-def rounded(values: Tensor, bits: Tensor) -> Tensor:
-    """fp32 values to one of the two neighbouring bf16 numbers, at random, so that the mean is kept.
-
-    `bits` are 16 random bits an element, int64. A moment in bf16 needs this: the second changes by a thousandth of
-    itself in a step, and rounding to the nearest number would leave it where it is.
-    """
-    whole = values.contiguous().view(torch.int32).long() & 0xFFFFFFFF
-    short = ((whole + bits.view(values.shape)) >> 16) & 0xFFFF
-    return torch.where(short < 1 << 15, short, short - (1 << 16)).to(torch.int16).view(torch.bfloat16)
+    step, lr, beta1, beta2 = adam[:4]
+    seed = (step * STRIDE + 2**31) % 2**32 - 2**31
+    parts = struct.unpack("<2i", struct.pack("<2f", lr / (1 - beta1**step), 1 / math.sqrt(1 - beta2**step)))
+    for place, number in enumerate((*parts, seed)):
+        numbers[place].fill_(number)
+    return numbers
 
 
 def adam_step(
     param: Tensor, grad: Tensor, m: Tensor, v: Tensor, adam: Adam, scale: Tensor | None, unit_rows: bool
 ) -> None:
     """param, m, v <- one step of Adam, with a projected gradient and unit norm if `unit_rows`."""
-    step, lr, beta1, beta2, eps = adam
+    step, lr, beta1, beta2, eps, _ = adam
+    old = expanded(param, "w")
     if scale is not None:
         grad = grad * scale
     if unit_rows:
-        grad = grad - (grad * param).sum(1, keepdim=True) * param
-    m_new = beta1 * m.to(param.dtype) + (1 - beta1) * grad
-    v_new = beta2 * v.to(param.dtype) + (1 - beta2) * grad * grad
+        grad = grad - (grad * old).sum(1, keepdim=True) * old
+    m_new = beta1 * expanded(m, "m").to(old.dtype) + (1 - beta1) * grad
+    v_new = beta2 * expanded(v, "v").to(old.dtype) + (1 - beta2) * grad * grad
     update = (m_new / (1 - beta1**step)) / ((v_new / (1 - beta2**step)).sqrt() + eps)
-    p_new = param - lr * update
+    p_new = old - lr * update
     if unit_rows:
         p_new = p_new / p_new.norm(dim=1, keepdim=True).clamp_min(torch.finfo(p_new.dtype).tiny)
-    if m.dtype == torch.bfloat16:
-        bits = noise(m.numel(), step, m.device)
-        m_new, v_new = rounded(m_new, bits & 0xFFFF), rounded(v_new, bits >> 16)
     # all three are written at the end, so that a scale of NaN (skip this step) leaves them unchanged
     keep = None if scale is None else ~torch.isfinite(scale)
-    for target, new in ((m, m_new), (v, v_new), (param, p_new)):
+    for target, new, kind in ((m, m_new, "m"), (v, v_new, "v"), (param, p_new, "w")):
+        new = store(new, target, kind, step)
         target.copy_(new if keep is None else torch.where(keep, target, new))

@@ -17,6 +17,7 @@ from torch import Tensor
 from sae_kernels.adam_step.gpu import adam_step
 from sae_kernels.adam_step.naive import Adam
 from sae_kernels.codes import SparseCodes
+from sae_kernels.formats.naive import zero_moment
 from sae_kernels.fused_step.gpu import forward, update
 from sae_kernels.fused_step.naive import Options
 from sae_kernels.fused_step.op import Copies, Parameters, RowGradients, StepForward, copies_of
@@ -121,9 +122,17 @@ def _adam(unit_rows: bool, c: Case) -> None:
     adam_step(param, c.tensor(c.F, c.d), m, v, adam, c.tensor(dtype=torch.float32), unit_rows)
 
 
-def _parameters(c: Case, matrices: torch.dtype = torch.float32) -> Parameters:
-    shapes = ((c.F, c.d), (c.F,), (c.F, c.d), (c.d,))
-    return Parameters(*(c.tensor(*s, dtype=matrices if len(s) == 2 else torch.float32) for s in shapes))
+def _parameters(c: Case, weights: torch.dtype = torch.float32) -> Parameters:
+    return Parameters(
+        c.tensor(c.F, c.d, dtype=weights),
+        c.tensor(c.F, dtype=torch.float32),
+        c.tensor(c.F, c.d, dtype=weights),
+        c.tensor(c.d, dtype=torch.float32),
+    )
+
+
+def _moments(params: Parameters, dtype: torch.dtype) -> Parameters:
+    return Parameters(*(zero_moment(p, dtype if p.ndim == 2 else torch.float32) for p in params))
 
 
 def _copies(c: Case, params: Parameters) -> Copies:
@@ -134,9 +143,9 @@ GROUPS = 6
 """Nested prefixes."""
 
 
-def _forward(c: Case, *, nested: bool = False, dots: bool = False) -> StepForward:
+def _forward(c: Case, *, nested: bool = False, dots: bool = False, weights: torch.dtype = torch.float32) -> StepForward:
     """The forward pass of a step, recorded, and what it returns."""
-    params, (values, indices, offsets) = _parameters(c), c.codes(csr=nested)
+    params, (values, indices, offsets) = _parameters(c, weights), c.codes(csr=nested)
     codes = SparseCodes(values, indices, c.F, offsets)
     starts = c.tensor(TOKENS * GROUPS + 1, dtype=torch.int64) if nested else None
     copies = _copies(c, params)
@@ -145,11 +154,14 @@ def _forward(c: Case, *, nested: bool = False, dots: bool = False) -> StepForwar
     return StepForward(codes, residual, error, c.tensor(TOKENS, c.d), products, True, spread, starts, copies)
 
 
-def _update(c: Case, *, nested: bool = False, moments: torch.dtype = torch.float32) -> None:
+def _update(
+    c: Case, *, nested: bool = False, weights: torch.dtype = torch.float32, moments: torch.dtype = torch.float32
+) -> None:
     """The update of a step whose gradient is not clipped, with extra rows where the prefixes are nested."""
     with recording(device_of(c.tensor(0))):
-        step = _forward(c, nested=nested, dots=nested)
-    params, m, v = (_parameters(c, dtype) for dtype in (torch.float32, moments, moments))
+        step = _forward(c, nested=nested, dots=nested, weights=weights)
+    params = _parameters(c, weights)
+    m, v = (_moments(params, moments) for _ in range(2))
     rows = c.tensor(1024, dtype=torch.int64)
     extra = RowGradients(rows, *(c.tensor(1024, *shape, dtype=torch.float32) for shape in ((c.d,), (), (c.d,))))
     adam = Adam(step=1, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8)
@@ -174,9 +186,9 @@ def _rows(tensors: int, c: Case) -> int:
     return tensors * c.entries * c.d * c.size
 
 
-def _state(c: Case, moments: int = 4) -> int:
-    copies = 2 * c.size if c.size < 4 else 0
-    return c.F * c.d * (16 + 8 * moments + copies) + _rows(2, c) + c.entries * (c.size + _ENTRY + 4)
+def _state(c: Case, weights: int = 4, moments: int = 4) -> int:
+    copies = 2 * c.size if c.size < weights else 0
+    return c.F * c.d * (4 * weights + 8 * moments + copies) + _rows(2, c) + c.entries * (c.size + _ENTRY + 4)
 
 
 _ENTRY = 8  # bytes of an index
@@ -244,6 +256,14 @@ OPS = {
     "fused_update": Op(run=_update, floor=_state, torch_bytes=_sort),
     "fused_update, moments in bf16": Op(
         run=partial(_update, moments=torch.bfloat16), floor=partial(_state, moments=2), torch_bytes=_sort
+    ),
+    "fused_update, moments in 8 bits": Op(
+        run=partial(_update, moments=torch.uint8), floor=partial(_state, moments=1), torch_bytes=_sort
+    ),
+    "fused_update, weights in bf16, moments in 8 bits": Op(
+        run=partial(_update, weights=torch.bfloat16, moments=torch.uint8),
+        floor=partial(_state, weights=2, moments=1),
+        torch_bytes=_sort,
     ),
     "fused_update nested": Op(
         run=partial(_update, nested=True), floor=lambda c: _state(c) + 1024 * c.d * 8, torch_bytes=_sort

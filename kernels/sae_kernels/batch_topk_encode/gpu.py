@@ -38,7 +38,7 @@ def batch_topk_encode(
     """
     x, W_enc = operands(x, W_enc, b_pre)
     (N, d), F = x.shape, W_enc.shape[0]
-    config = config or threshold_config(N, F, d, x.dtype, device_of(x))
+    config = config or threshold_config(N, F, d, x.dtype, device_of(x), op="batch_topk_encode", k=k)
     b_enc, wanted = b_enc.contiguous(), N * k
     bars = [] if guess is None else [guess - 0.1 * abs(guess)]
     if N > 4 * SAMPLE_TOKENS:

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sae_kernels.adam_step.cpu import adam_constants, adam_flat, seed_of, short_view
+from sae_kernels.adam_step.cpu import adam_constants, adam_flat, seed_of
 from sae_kernels.adam_step.op import clip_scale
 from sae_kernels.buffers import Workspace, scratch
 from sae_kernels.codes import SparseCodes
+from sae_kernels.formats.cpu import expand, store
 from sae_kernels.fused_step.naive import Options
 from sae_kernels.jit import jit, prange, sync_threads
 from sae_kernels.latent_sweep.cpu import PARTS, LatentOrder
@@ -26,6 +27,8 @@ from sae_kernels.sparse_decode.cpu import as_numpy, token_starts
 
 # a norm whose square is well inside the range of fp32
 _LARGE = 1e18
+# parts of the latents that are expanded to fp32 at a time, where the state is stored in fewer bits
+EXPANDED_PARTS = 8
 
 
 def forward(
@@ -41,7 +44,8 @@ def forward(
 
     The dots cost little while the atoms are in the cache, so they are always computed.
     """
-    del needs_dots, copies
+    del needs_dots
+    W_dec = params.W_dec if copies is None else copies.W_dec
     groups = 1 if starts is None else (starts.shape[0] - 1) // max(codes.tokens, 1)
     begins = token_starts(codes) if starts is None else starts.numpy()
     sync_threads(codes.values.numel() * target.shape[1])
@@ -55,7 +59,7 @@ def forward(
         codes.indices.contiguous().numpy().reshape(-1),
         begins,
         groups,
-        as_numpy(params.W_dec),
+        as_numpy(W_dec),
         as_numpy(params.b_dec),
         as_numpy(target),
         spread.numpy(),
@@ -80,37 +84,56 @@ def update(params: Any, m: Any, v: Any, forward: Any, options: Options) -> tuple
     order = LatentOrder(codes.indices, starts, width)
     sums = scratch().get("fused.sums", (PARTS, d))
     squares = scratch().get("fused.squares", (PARTS,), torch.float64)
-    fixed = (
-        (order.bounds, order.parts, order.tokens, order.entries),
-        as_numpy(codes.values).reshape(-1),
-        as_numpy(through).reshape(-1),
-        spread.numpy(),
-        as_numpy(forward.centred),
-        groups,
-        *_extra_arrays(extra, width, d, spread.shape[1]),
-        tuple(t.detach().numpy() for t in params[:3]),
-        *_moment_arrays(m, v),
-        seed_of(adam),
-        np.float32(factor),
-        forward.tied,
-        sums.numpy(),
-        squares.numpy(),
-    )
-    constants = adam_constants(adam)
+    place, rows = _extra_arrays(extra, width, d, spread.shape[1])
+    codes_and_rows = as_numpy(codes.values).reshape(-1), as_numpy(through).reshape(-1), spread.numpy()
+    stored = tuple(zip((params, m, v), ("w", "m", "v"), strict=True))
+    exact = all(t.dtype == torch.float32 for group, _ in stored for t in group)
+    constants, first_place = adam_constants(adam), int(seed_of(adam))
+
+    def sweep(scale: float, write: bool) -> None:
+        step = PARTS if exact else EXPANDED_PARTS
+        for p in range(0, PARTS, step):
+            parts = order.parts[p : p + step + 1]
+            some = slice(int(parts[0]), int(parts[-1]))
+            state = [
+                tuple(expand(t[some], kind, f"{kind}{i}") for i, t in enumerate(group[:3])) for group, kind in stored
+            ]
+            _sweep(
+                (order.bounds[some.start : some.stop + 1], parts - parts[0], order.tokens, order.entries),
+                *codes_and_rows,
+                as_numpy(forward.centred),
+                groups,
+                place[some],
+                rows,
+                *state,
+                np.float32(factor),
+                forward.tied,
+                sums.numpy()[p : p + step],
+                squares.numpy()[p : p + step],
+                constants,
+                np.float32(scale),
+                write,
+            )
+            if write and not exact:
+                for (group, kind), arrays in zip(stored, state, strict=True):
+                    for t, array in zip(group[:3], arrays, strict=True):
+                        start = np.uint32((first_place + some.start * array.shape[-1]) & 0xFFFFFFFF)
+                        store(array, t[some], kind, start)
+
     grad_b_dec = _token_sum(spread, groups).mul_(factor)
     limit = _LARGE if max_norm is None else min(max_norm, _LARGE)
     if math.hypot(_norm_bound(params, forward, through, grad_b_dec, factor, extra), math.sqrt(more)) <= limit:
         # the bound shows that the norm is finite and will not be clipped
         scale = 1.0
-        _sweep(*fixed, constants, np.float32(1), True)
+        sweep(1.0, True)
         norm = _finish_bias(grad_b_dec, sums, squares, forward.tied, more)
     else:
-        _sweep(*fixed, constants, np.float32(1), False)
+        sweep(1.0, False)
         norm = _finish_bias(grad_b_dec, sums, squares, forward.tied, more)
         scale = float(clip_scale(norm, max_norm))
         if not np.isfinite(scale):
             return norm, torch.tensor(math.nan)
-        _sweep(*fixed, constants, np.float32(scale), True)
+        sweep(scale, True)
     sync_threads(spread.shape[1])
     b_dec = [t.detach().numpy() for t in (params.b_dec, grad_b_dec, m.b_dec, v.b_dec)]
     adam_flat(*b_dec, constants, np.float32(scale))
@@ -152,19 +175,9 @@ def _norm_bound(params: Any, forward: Any, through: Tensor, grad_b_dec: Tensor, 
         decoder, encoder = decoder + norm(extra.W_dec), encoder + norm(extra.W_enc)
         grad_b_enc.index_add_(0, extra.rows, extra.b_enc.float())
     if forward.tied:
-        grad_b_dec = grad_b_dec - grad_b_enc @ params.W_enc
+        grad_b_dec = grad_b_dec - grad_b_enc @ params.W_enc.float()
     bound = math.hypot(decoder, encoder, norm(grad_b_enc), norm(grad_b_dec))
     return 1.001 * bound  # these sums round differently from the sweep's
-
-
-def _moment_arrays(m: Any, v: Any) -> tuple[Any, Any, Any]:
-    """m and v of the first three parameters in fp32, and the bf16 bits of those of both matrices; without rows if not
-    of that dtype."""
-    short = m.W_enc.dtype == torch.bfloat16
-    matrices = [t if not short else torch.empty(0, t.shape[1]) for t in (m.W_enc, m.W_dec, v.W_enc, v.W_dec)]
-    m_enc, m_dec, v_enc, v_dec = (t.detach().numpy() for t in matrices)
-    bits = [short_view(t) if short else np.empty((0, t.shape[1]), np.uint16) for t in (m[0], v[0], m[2], v[2])]
-    return (m_enc, m.b_enc.numpy(), m_dec), (v_enc, v.b_enc.numpy(), v_dec), tuple(bits)
 
 
 def _extra_arrays(extra: Any, width: int, d: int, d_out: int) -> tuple[Any, ...]:
@@ -324,26 +337,6 @@ def _adam_unit_row(p, g, m, v, constants, scale):
         p[j] *= shrink
 
 
-# this and the next are as in adam_step/cpu.py: a kernel may call helpers of its own module alone (see jit.py)
-@jit()
-def _expand(short, bits):
-    """The fp32 bits of bf16 numbers."""
-    for j in range(bits.shape[0]):
-        bits[j] = np.uint32(short[j]) << np.uint32(16)
-
-
-@jit()
-def _round(m_bits, v_bits, m_short, v_short, place):
-    """fp32 bits of both moments to bf16 at random, as `rounded` in adam_step/naive.py; `place` of the first, uint32."""
-    for j in range(m_bits.shape[0]):
-        h = np.uint32(place + np.uint32(j))
-        h = np.uint32((h ^ (h >> np.uint32(16))) * np.uint32(0x7FEB352D))
-        h = np.uint32((h ^ (h >> np.uint32(15))) * np.uint32(0x846CA68B))
-        h = h ^ (h >> np.uint32(16))
-        m_short[j] = np.uint16(np.uint32(m_bits[j] + (h & np.uint32(0xFFFF))) >> np.uint32(16))
-        v_short[j] = np.uint16(np.uint32(v_bits[j] + (h >> np.uint32(16))) >> np.uint32(16))
-
-
 @jit(parallel=True)
 def _sweep(
     order,
@@ -357,8 +350,6 @@ def _sweep(
     params,
     m,
     v,
-    short,
-    seed,
     factor,
     tied,
     sums,
@@ -377,8 +368,6 @@ def _sweep(
     for p in prange(parts.shape[0] - 1):
         g_dec, g_enc = np.empty(W_dec.shape[1], np.float32), np.empty(width, np.float32)
         g_bias = np.empty(1, np.float32)
-        longest = max(g_dec.shape[0], width) if short[0].shape[0] > 0 else 0
-        m_row, v_row = np.empty(longest, np.float32), np.empty(longest, np.float32)
         total = 0.0
         sums[p, :] = 0
         for f in range(parts[p], parts[p + 1]):
@@ -397,19 +386,6 @@ def _sweep(
                 g_bias[0] = bias
                 entry = slice(f, f + 1)
                 _adam_row(b_enc[entry], g_bias, m[1][entry], v[1][entry], constants, scale)
-                if longest == 0:
-                    _adam_row(W_enc[f], g_enc, m[0][f], v[0][f], constants, scale)
-                    _adam_unit_row(W_dec[f], g_dec, m[2][f], v[2][f], constants, scale)
-                else:
-                    for i in range(0, 4, 2):
-                        size = width if i == 0 else g_dec.shape[0]
-                        first, second = m_row[:size], v_row[:size]
-                        m_bits, v_bits = first.view(np.uint32), second.view(np.uint32)
-                        _expand(short[i][f], m_bits)
-                        _expand(short[i + 1][f], v_bits)
-                        if i == 0:
-                            _adam_row(W_enc[f], g_enc, first, second, constants, scale)
-                        else:
-                            _adam_unit_row(W_dec[f], g_dec, first, second, constants, scale)
-                        _round(m_bits, v_bits, short[i][f], short[i + 1][f], np.uint32(seed + np.uint32(f * size)))
+                _adam_row(W_enc[f], g_enc, m[0][f], v[0][f], constants, scale)
+                _adam_unit_row(W_dec[f], g_dec, m[2][f], v[2][f], constants, scale)
         squares[p] = total

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_kernels.adam_step.gpu import adam_constants, adam_step, seed_of
+from sae_kernels.adam_step.gpu import adam_constants, adam_step
 from sae_kernels.adam_step.op import clip_scale
 from sae_kernels.fused_step.gpu_forward import dot_norm, forward
 from sae_kernels.fused_step.gpu_sweep import prepare, sweep
@@ -32,7 +32,7 @@ def update(params: Any, m: Any, v: Any, forward: Any, options: Options) -> tuple
     if through is None and forward.dots.numel():
         through = torch.where(forward.codes.values <= 0, 0, forward.dots * forward.factor)
     prepared = prepare(params, forward, through, extra)
-    constants = adam_constants(adam) | {"seed": seed_of(adam)}
+    constants = adam_constants(adam, params.W_enc.device)
     token_sum = forward.spread[:: forward.groups].sum(0, dtype=torch.float32) * forward.factor
     enough = _is_bounded(params, forward, through, extra, token_sum, more, max_norm)
     one = torch.ones_like(enough, dtype=torch.float32)
@@ -48,7 +48,7 @@ def update(params: Any, m: Any, v: Any, forward: Any, options: Options) -> tuple
         scale = torch.where(allowed, scale, math.nan)
     decision = torch.stack([scale, enough.float()])
     b_dec, bounded = measured(*sweep(prepared, params, m, v, forward.copies, constants, decision, True))
-    adam_step(params.b_dec, b_dec, m.b_dec, v.b_dec, adam, scale, False)
+    adam_step(params.b_dec, b_dec, m.b_dec, v.b_dec, adam._replace(numbers=constants["numbers"]), scale, False)
     norm = torch.where(enough, bounded, norm)
     return norm if allowed is None else torch.where(allowed, norm, 0), scale
 
@@ -79,8 +79,9 @@ def _is_bounded(
         more_dec, more_enc = _norm(extra.W_dec), torch.hypot(_norm(extra.W_enc), _norm(extra.b_enc))
     longest = zero
     if forward.tied:
-        known = forward.copies is not None
-        longest = (forward.copies.row_norms if known else torch.linalg.vector_norm(params.W_enc, dim=1)).max()
+        copies = forward.copies
+        norms = params.W_enc.float().norm(dim=1) if copies is None else copies.row_norms
+        longest = norms.max()
     limit = _LARGE if max_norm is None else min(max_norm, _LARGE)
 
     def within(slopes: Tensor) -> Tensor:

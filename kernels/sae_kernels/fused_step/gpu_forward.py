@@ -141,16 +141,17 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """residual, squared_error, dots and spread, as the fields of `StepForward`; the dots are empty if not needed.
 
-    Atoms are read from `copies`, and rows are stored in the dtype of these; sums are fp32. `workspace` is for the CPU:
-    torch's allocator reuses memory on a GPU.
+    Atoms are read from `copies`, and rows are stored in the dtype of these (fp32 without them); sums are fp32.
+    `workspace` is for the CPU: torch's allocator reuses memory on a GPU.
     """
     del workspace
     target, device = rows_contiguous(target), target.device
     W_dec = params.W_dec if copies is None else copies.W_dec
     N, d = target.shape
     groups = 1 if starts is None else (starts.shape[0] - 1) // max(N, 1)
-    residual = torch.empty(N, d, dtype=W_dec.dtype, device=device)
-    spread = residual if groups == 1 else torch.empty(N * groups, d, dtype=W_dec.dtype, device=device)
+    dtype = torch.float32 if copies is None else W_dec.dtype
+    residual = torch.empty(N, d, dtype=dtype, device=device)
+    spread = residual if groups == 1 else torch.empty(N * groups, d, dtype=dtype, device=device)
     squared_error = torch.empty(N, device=device)
     dots = torch.empty(codes.values.shape if needs_dots else 0, device=device)
     arguments, constants, warps = _of_entries(codes, starts, W_dec, d)

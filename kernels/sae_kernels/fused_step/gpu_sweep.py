@@ -17,7 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sae_kernels.adam_step.gpu import adam_update, store_moments
+from sae_kernels.adam_step.gpu import adam_update, step_numbers
+from sae_kernels.formats.gpu import load_moment, store_moments, store_weight
 from sae_kernels.latent_sweep.gpu import SEGMENT, latent_order, pieces_of
 from sae_kernels.launch import launch
 from sae_kernels.tuning import chunk_of, step_config
@@ -75,7 +76,7 @@ def _step_pieces(
         o_d = tl.arange(0, BLOCK_D)
         start = tl.load(bounds + i_f) + (i - tl.load(first_piece + i_f)) * segment
         stop = tl.minimum(start + segment, tl.load(bounds + i_f + 1))
-        b_atom = tl.load(W_dec + i_f.to(tl.int64) * d_out + o_d, mask=o_d < d_out, other=0.0)
+        b_atom = tl.load(W_dec + i_f.to(tl.int64) * d_out + o_d, mask=o_d < d_out, other=0.0).to(tl.float32)
         b_enc, bias, b_dec = summed_entries(
             start, stop, b_atom, tokens, values, slopes, spread, centred, factor, d_in, d_out, stride_x, groups,
             HAS_SLOPES, BLOCK_E, BLOCK_X, BLOCK_D,
@@ -85,12 +86,12 @@ def _step_pieces(
         tl.store(part_dec + i.to(tl.int64) * d_out + o_d, b_dec, mask=o_d < d_out)
 
 
-@triton.jit(do_not_specialize=["groups", "segment", "F", "chunk", "seed"])
+@triton.jit(do_not_specialize=["groups", "segment", "F", "chunk"])
 def _step(
     bounds, tokens, values, slopes, spread, centred, W_enc, b_enc, W_dec, m_enc, m_bias, m_dec, v_enc, v_bias, v_dec,
     copy_enc, copy_dec, place, extra_enc, extra_bias, extra_dec, part_enc, part_bias, part_dec, first_piece,
-    decision, sums, squares, row_norms, factor, d_in, d_out, stride_x, groups, segment, F, chunk, seed,
-    beta1, rest1, beta2, rest2, rate, root, eps,
+    decision, sums, squares, row_norms, factor, d_in, d_out, stride_x, groups, segment, F, chunk,
+    numbers, beta1, rest1, beta2, rest2, eps,
     WRITE: tl.constexpr, TIED: tl.constexpr, HAS_SLOPES: tl.constexpr, HAS_EXTRA: tl.constexpr,
     HAS_PIECES: tl.constexpr, COPIES: tl.constexpr,
     BLOCK_E: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -113,6 +114,7 @@ def _step(
         b_sum = tl.zeros((BLOCK_X,), tl.float32)
         square = 0.0
         longest = 0.0
+        rate, root, seed = step_numbers(numbers)
         for j_f in range(0, tl.minimum(chunk, F - i * chunk)):
             # int64, and so are all offsets of rows
             i_f = i.to(tl.int64) * chunk + j_f
@@ -125,7 +127,7 @@ def _step(
             read = WRITE | (start < stop) | (extra >= 0)
             m_x = o_x < tl.where(read, d_in, 0)
             m_d = o_d < tl.where(read, d_out, 0)
-            b_atom = tl.load(W_dec + i_f * d_out + o_d, mask=m_d, other=0.0)
+            b_atom = tl.load(W_dec + i_f * d_out + o_d, mask=m_d, other=0.0).to(tl.float32)
             rest = start
             if HAS_PIECES:
                 divided = stop - start > segment
@@ -151,33 +153,39 @@ def _step(
             if WRITE:
                 # atoms first, so that fewer rows are in registers at once
                 g_dec = (g_dec - tl.sum(g_dec * b_atom, 0) * b_atom) * scale
-                b_m = tl.load(m_dec + i_f * d_out + o_d, mask=m_d, other=0.0).to(tl.float32)
-                b_v = tl.load(v_dec + i_f * d_out + o_d, mask=m_d, other=0.0).to(tl.float32)
+                o_f = i_f + tl.arange(0, 1)
+                m_f = o_f < F
+                b_m = load_moment(m_dec, o_f, o_d, d_out, m_f, m_d, False)
+                b_v = load_moment(v_dec, o_f, o_d, d_out, m_f, m_d, True)
                 b_atom, b_m, b_v = adam_update(b_atom, g_dec, b_m, b_v, beta1, rest1, beta2, rest2, rate, root, eps)
                 b_atom = b_atom / tl.maximum(tl.sqrt_rn(tl.sum(b_atom * b_atom, 0)), _TINY)
-                tl.store(W_dec + i_f * d_out + o_d, b_atom, mask=m_d)
+                if BLOCK_X != BLOCK_D:
+                    # the narrower row may lie in several warps: all have read it before one writes it
+                    tl.debug_barrier()
                 o_row = i_f * d_out + o_d
-                store_moments(m_dec + o_row, v_dec + o_row, b_m, b_v, (o_row + seed).to(tl.uint32), m_d)
+                b_place = (o_row + seed).to(tl.uint32)
+                b_atom = store_weight(W_dec + o_row, b_atom, b_place, m_d)
+                store_moments(m_dec, v_dec, b_m, b_v, o_f, o_d, d_out, b_place, m_f, m_d, 0)
                 if COPIES:
-                    tl.store(copy_dec + i_f * d_out + o_d, b_atom.to(copy_dec.dtype.element_ty), mask=m_d)
-            b_row = tl.load(W_enc + i_f * d_in + o_x, mask=m_x, other=0.0)
+                    tl.store(copy_dec + o_row, b_atom.to(copy_dec.dtype.element_ty), mask=m_d)
+            b_row = tl.load(W_enc + i_f * d_in + o_x, mask=m_x, other=0.0).to(tl.float32)
             if TIED:
                 b_sum += g_bias * b_row
             if WRITE:
-                b_m = tl.load(m_enc + i_f * d_in + o_x, mask=m_x, other=0.0).to(tl.float32)
-                b_v = tl.load(v_enc + i_f * d_in + o_x, mask=m_x, other=0.0).to(tl.float32)
+                b_m = load_moment(m_enc, o_f, o_x, d_in, m_f, m_x, False)
+                b_v = load_moment(v_enc, o_f, o_x, d_in, m_f, m_x, True)
                 b_row, b_m, b_v = adam_update(
                     b_row, g_enc * scale, b_m, b_v, beta1, rest1, beta2, rest2, rate, root, eps
                 )  # fmt: skip
                 if BLOCK_X != BLOCK_D:
-                    # the narrower row may lie in several warps: all have read it before one writes it
                     tl.debug_barrier()
-                tl.store(W_enc + i_f * d_in + o_x, b_row, mask=m_x)
                 o_row = i_f * d_in + o_x
-                store_moments(m_enc + o_row, v_enc + o_row, b_m, b_v, (o_row + seed).to(tl.uint32), m_x)
+                b_place = (o_row + seed).to(tl.uint32)
+                b_row = store_weight(W_enc + o_row, b_row, b_place, m_x)
+                store_moments(m_enc, v_enc, b_m, b_v, o_f, o_x, d_in, b_place, m_f, m_x, 0)
                 longest = tl.maximum(longest, tl.sum(b_row * b_row, 0))
                 if COPIES:
-                    tl.store(copy_enc + i_f * d_in + o_x, b_row.to(copy_enc.dtype.element_ty), mask=m_x)
+                    tl.store(copy_enc + o_row, b_row.to(copy_enc.dtype.element_ty), mask=m_x)
                 bias = tl.load(b_enc + i_f)
                 m = tl.load(m_bias + i_f)
                 v = tl.load(v_bias + i_f)
@@ -255,7 +263,7 @@ def prepare(params: Any, forward: Any, through: Tensor | None, extra: Any) -> Pr
 
 
 def sweep(
-    prepared: Prepared, params: Any, m: Any, v: Any, copies: Any, adam: dict[str, float], decision: Tensor, write: bool
+    prepared: Prepared, params: Any, m: Any, v: Any, copies: Any, adam: dict[str, Any], decision: Tensor, write: bool
 ) -> tuple[Tensor, Tensor]:
     """sums [programs, d_in] and squares [programs] of a pass; zeros where it was not needed or may not write."""
     programs, device = prepared.programs, params.W_enc.device

@@ -25,7 +25,7 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """residual, squared_error, dots and spread, as the fields of `StepForward`."""
     del workspace, needs_dots
-    W_dec = params.W_dec if copies is None else copies.W_dec.float()
+    W_dec = (params if copies is None else copies).W_dec.float()
     codes = codes.with_values(codes.values.float())
     if starts is None:
         residual = target.float() - sparse_decode(codes, W_dec, params.b_dec)
@@ -57,10 +57,10 @@ def update(params: Any, m: Any, v: Any, forward: Any, options: Options) -> tuple
     grouped = codes if forward.starts is None else SparseCodes(codes.values, codes.indices, codes.width, forward.starts)
     if through is None:
         # a GPU's forward pass leaves the dots to the update
-        dots = forward.dots if forward.dots.numel() else _dots(grouped, forward.spread, params.W_dec)
+        dots = forward.dots if forward.dots.numel() else _dots(grouped, forward.spread, params.W_dec.float())
         through = torch.where(codes.values <= 0, 0, dots * forward.factor)
     grad_out = forward.spread * forward.factor
-    W_dec = torch.zeros_like(params.W_dec).index_add_(
+    W_dec = torch.zeros_like(params.W_dec, dtype=torch.float32).index_add_(
         0, grouped.indices.flatten(), grouped.values.flatten().unsqueeze(1) * grad_out[grouped.rows().flatten()]
     )
     # `through` already is zero where the relu cuts, so that entries of any sign pass it on
@@ -73,7 +73,7 @@ def update(params: Any, m: Any, v: Any, forward: Any, options: Options) -> tuple
         W_dec.index_add_(0, extra.rows, extra.W_dec.float())
     b_dec = grad_out[:: forward.groups].sum(0)
     if forward.tied:
-        b_dec = b_dec - b_enc @ params.W_enc
+        b_dec = b_dec - b_enc @ params.W_enc.float()
     grads = (W_enc, b_enc, W_dec, b_dec)
     norm = (torch.stack([grad.square().sum() for grad in grads]).sum() + more).sqrt().float()
     scale = clip_scale(norm, max_norm)

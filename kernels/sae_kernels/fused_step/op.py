@@ -19,9 +19,11 @@ import torch
 from torch import Tensor
 
 from sae_kernels.adam_step.naive import Adam
+from sae_kernels.adam_step.op import check_moments
 from sae_kernels.buffers import Workspace
 from sae_kernels.codes import SparseCodes
 from sae_kernels.dispatch import backend_for, choose, no_autocast
+from sae_kernels.formats.naive import MOMENTS
 from sae_kernels.fused_step import naive
 from sae_kernels.topk_encode.op import topk_encode
 from sae_kernels.tuning import chunk_of
@@ -40,7 +42,10 @@ def fused_backend(tensor: Tensor) -> str:
 
 
 class Parameters(NamedTuple):
-    """The four parameters of a sparse autoencoder, or their moments; fp32, contiguous."""
+    """The four parameters of a sparse autoencoder, or their moments; fp32, contiguous.
+
+    Both matrices may be stored in fewer bits (see formats/naive.py): weights in bf16, moments in bf16 or 8 bits.
+    """
 
     W_enc: Tensor
     """[F, d]."""
@@ -76,7 +81,7 @@ class Copies(NamedTuple):
     """
 
     W_enc: Tensor
-    """[F, d]; the parameter itself where the dtype is fp32."""
+    """[F, d]; the parameter itself where it has the dtype."""
     W_dec: Tensor
     """[F, d_out]."""
     row_norms: Tensor
@@ -196,7 +201,7 @@ def _centred(params: Parameters, x: Tensor, tied: bool, workspace: Workspace, co
 def copies_of(params: Parameters, dtype: torch.dtype) -> Copies:
     """Copies of these weights for products in `dtype`."""
     chunk = chunk_of(params.W_enc.shape[0])
-    norms = torch.linalg.vector_norm(params.W_enc, dim=1)
+    norms = torch.linalg.vector_norm(params.W_enc, dim=1, dtype=torch.float32)
     norms = torch.nn.functional.pad(norms, (0, -norms.shape[0] % chunk)).view(-1, chunk).amax(1)
     return Copies(params.W_enc.to(dtype), params.W_dec.to(dtype), norms)
 
@@ -232,6 +237,7 @@ def fused_update(
     through: Tensor | None = None,
     more: Tensor | float = 0.0,
     allowed: Tensor | None = None,
+    numbers: Tensor | None = None,
 ) -> StepResult:
     """One Adam step on the mean squared error (and `extra`), in place on params, m and v.
 
@@ -241,7 +247,7 @@ def fused_update(
     max_norm, which holds at all but unusual steps with a generous max_norm. On a GPU nothing is copied to the host.
 
     Args:
-        params, m, v: weights and Adam's moments; those of both matrices may be bf16 (see adam_step).
+        params, m, v: weights and Adam's moments; those of both matrices may be in fewer bits (see adam_step).
         forward: result of `fused_forward` with the same, unchanged params; its copies are renewed.
         step: t, counted from 1.
         lr, beta1, beta2, eps: see adam_step.
@@ -253,25 +259,28 @@ def fused_update(
         more: squared norm of other gradients that the caller clips together with these; included in the norm. A
             0-dim float64 tensor on the parameters' device need not be copied.
         allowed: 0-dim bool; where it is False nothing is written, and the norm is 0.
+        numbers: see adam_step.
 
     Returns:
         The norm, and whether the step was taken. If the gradient is not finite, nothing is written.
 
     Raises:
-        ValueError: weights or moments that are not contiguous fp32, or moments of both matrices all in bf16.
+        ValueError: weights or moments that are not contiguous, or in no format that is offered.
     """
-    short = m.W_enc.dtype == torch.bfloat16
-    for kind, group in (("params", params), ("m", m), ("v", v)):
-        for name, tensor in zip(Parameters._fields, group, strict=True):
-            matrix = kind != "params" and name in ("W_enc", "W_dec")
-            dtype = torch.bfloat16 if short and matrix else torch.float32
-            if tensor.dtype != dtype or not tensor.is_contiguous():
-                raise ValueError(f"{kind}.{name}: expected contiguous {dtype}; got {tensor.dtype}")
+    for name, param, first, second in zip(Parameters._fields, params, m, v, strict=True):
+        matrix = name in ("W_enc", "W_dec")
+        if param.dtype not in ((torch.float32, torch.bfloat16) if matrix else (torch.float32,)):
+            raise ValueError(f"params.{name}: expected torch.float32; got {param.dtype}")
+        check_moments(f"m.{name}, v.{name}: ", param, first, second, MOMENTS if matrix else (torch.float32,))
+        if not (param.is_contiguous() and first.is_contiguous() and second.is_contiguous()):
+            raise ValueError(f"{name}: expected contiguous weights and moments")
+    if params.W_enc.dtype != params.W_dec.dtype or m.W_enc.dtype != m.W_dec.dtype:
+        raise ValueError("expected both matrices, and their moments, in one format each")
     with torch.no_grad(), no_autocast(params.W_enc.device.type):
         more = more if isinstance(more, Tensor) else params.W_enc.new_full((), more, dtype=torch.float64)
-        options = naive.Options(Adam(step, lr, beta1, beta2, eps), max_norm, extra, through, more, allowed)
+        options = naive.Options(Adam(step, lr, beta1, beta2, eps, numbers), max_norm, extra, through, more, allowed)
         norm, scale = choose("fused_update", params.W_enc, UPDATE)(params, m, v, forward, options)
         if forward.copies is not None and fused_backend(params.W_enc) != "gpu":
-            for copy, renewed in zip(forward.copies, copies_of(params, forward.copies.W_enc.dtype), strict=True):
+            for copy, renewed in zip(forward.copies, copies_of(params, params.W_enc.dtype), strict=True):
                 copy.copy_(renewed)
     return StepResult(norm, torch.isfinite(scale), scale)

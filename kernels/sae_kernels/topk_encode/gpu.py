@@ -32,9 +32,7 @@ NaN comes before +inf, the lowest index first, and is returned as NaN, as in the
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import torch
 import triton
@@ -59,7 +57,7 @@ from sae_kernels.gpu_product import (
 )
 from sae_kernels.launch import device_of, launch
 from sae_kernels.topk_encode.gpu_select import select, sort_all
-from sae_kernels.tuning import EncodeConfig, encode_alternatives, encode_config, measure, measurement_key
+from sae_kernels.tuning import EncodeConfig, encode_config
 
 LARGEST_K = 1024
 """For a larger k torch.sort sorts all keys, a small part of the cost when the codes are nearly dense."""
@@ -243,26 +241,6 @@ def topk_encode(
         rows = slice(start, start + part)
         _encode_part(x[rows], W_enc, b_enc.contiguous(), k, config, values[rows], indices[rows])
     return values, indices
-
-
-def tune(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, timer: Callable[..., float] | None = None) -> EncodeConfig:
-    """Time the likely launch parameters on these tensors; store the best on disk for this device, F, d, k and dtype.
-
-    Args:
-        x, W_enc, b_enc, k: see `topk_encode`.
-        timer: milliseconds of a call of its argument; by default triton.testing.do_bench, which needs a GPU.
-    """
-    milliseconds: Callable[..., Any] = timer or triton.testing.do_bench
-    (N, d), F, device = x.shape, W_enc.shape[0], device_of(x)
-
-    def time(config: EncodeConfig) -> float:
-        try:
-            return milliseconds(lambda: topk_encode(x, W_enc, b_enc, k, config=config))
-        except triton.runtime.errors.OutOfResources:
-            return float("inf")
-
-    key = measurement_key("topk_encode", F, d, k, x.dtype, device)
-    return measure(key, encode_alternatives(N, F, d, k, x.dtype, device), time)
 
 
 def dense_part(F: int, config: EncodeConfig) -> int:

@@ -8,6 +8,7 @@ import { Histogram } from "./histogram.js";
 import { useApp, useLoaded, useSource } from "./app_state.js";
 import { noSteering, wordsOf } from "./kinds.js";
 import { Atom, Thumb } from "./pictures.js";
+import { Scores } from "./scores.js";
 import { Stability } from "./stability.js";
 import { Steering } from "./steering.js";
 
@@ -30,6 +31,7 @@ export function Latent({ run, latent, info, route, keys }) {
       <div class="reading">
         <${Histogram} record=${record} features=${features} range=${range} onRange=${setRange} />
         <${Examples} record=${record} run=${run} range=${range} />
+        <${Scores} record=${record} />
         <${Steering} record=${record} />
       </div>
       <aside class="relations">

@@ -44,12 +44,13 @@ export function Latents({ route, run, info, keys }) {
   }
   keys.current = { ...keys.current, j: () => step(1), k: () => step(-1) };
 
-  const columns = useMemo(() => chosenColumns(wide, query).map((column) => dressed(column, run, features)), [
+  const columns = useMemo(() => chosenColumns(wide, query, features).map((column) => dressed(column, run, features)), [
     wide,
     query.sort,
     query.filter,
     run,
     features.revision,
+    features.scorer,
   ]);
   const open = (latent, index) => {
     setPlace(index);
@@ -74,8 +75,9 @@ export function Latents({ route, run, info, keys }) {
 }
 
 // Beside a latent there is room for a few columns: the most important, and one by which rows are sorted or filtered.
-function chosenColumns(wide, query) {
-  if (wide) return COLUMNS;
+function chosenColumns(wide, query, features) {
+  // columns of scores of names, where there are any
+  if (wide) return COLUMNS.filter((column) => !column.judged || features.scorer);
   const asked = [query.sort.replace(/^-/, ""), ...parseRanges(query.filter).map(([name]) => name)];
   const extra = asked.find((name) => RANGES.some((column) => column.name === name)) ?? "max";
   return COLUMNS.filter((column) => NARROW.includes(column.name) || column.name === extra);
@@ -83,6 +85,7 @@ function chosenColumns(wide, query) {
 
 // The column of names for the run's kind: its title, and pictures of atoms.
 function dressed(column, run, features) {
+  if (column.judged) return { ...column, about: `${column.about} (judged by ${features.scorer})` };
   if (column.name !== "name") return column;
   const show = (row) => html`<${Thumb} run=${run} latent=${row.latent} />${column.show(row)}`;
   return { ...column, title: wordsOf(features).named, show };
@@ -148,7 +151,7 @@ function Filters({ query, rows, run, wide, features }) {
     </div>
     ${open &&
     html`<div class="ranges" data-testid="ranges">
-      ${RANGES.map((column) => {
+      ${RANGES.filter((column) => !column.judged || features.scorer).map((column) => {
         const [, low, high] = ranges.find(([name]) => name === column.name) ?? [null, "", ""];
         return html`<div class="range" key=${column.name}>
           <span title=${column.about}>${column.title}</span>

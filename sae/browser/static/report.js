@@ -23,7 +23,7 @@ export function Report({ run, info }) {
     </section>
     <section class="card" data-testid="evaluation">
       <h3>Evaluation</h3>
-      ${value.eval ? html`<${Measures} measures=${value.eval} />` : html`<p class="muted">Not evaluated yet: <code>sae eval ${value.folder}</code></p>`}
+      ${value.eval ? html`<${Evaluation} value=${value} />` : html`<p class="muted">Not evaluated yet: <code>sae eval ${value.folder}</code></p>`}
     </section>
     <section class="card" data-testid="config">
       <h3>Configuration</h3>
@@ -138,9 +138,54 @@ function room(labels) {
 // Bounds of an axis on which all values are the same.
 const around = (value) => (value ? [value - Math.abs(value) / 2, value + Math.abs(value) / 2] : [0, 1]);
 
+// The numbers beside their controls, where the cross-entropy arises, and every measure with its meaning.
+function Evaluation({ value: { controls, added, eval: measures } }) {
+  return html`
+    ${controls
+      ? html`<p class="muted">${controls.meaning}</p>
+          <${Rows} rows=${controls.rows} name="controls" />
+          <p data-testid="beside-controls">${controls.said.length ? `As good as this autoencoder or better: ${controls.said.join("; ")}.` : "No control is as good."}</p>`
+      : html`<p class="muted">No control was measured.</p>`}
+    ${added.map(
+      ({ partition, title, meaning, rows }) => html`<details key=${partition}>
+        <summary>Delta CE by ${title.toLowerCase()}</summary>
+        <p class="muted">Classes: ${meaning}. Delta CE is the loss that is added, nats a token; the last columns have it for the controls.</p>
+        <${Rows} rows=${rows} name=${`added-${partition}`} />
+      </details>`,
+    )}
+    <details open>
+      <summary>Every measure</summary>
+      <${Measures} measures=${measures} />
+    </details>`;
+}
+
+// Rows with the same names as a table, intervals under their numbers.
+function Rows({ rows, name }) {
+  const heads = Object.keys(rows[0]);
+  return html`<div class="wide" tabindex="0" role="region" aria-label=${name}><table class="plain" data-testid=${name}>
+    <thead>
+      <tr>${heads.map((head, i) => html`<th key=${head} class=${i ? "num" : ""}>${i ? head : ""}</th>`)}</tr>
+    </thead>
+    <tbody>
+      ${rows.map(
+        (row) => html`<tr key=${row[heads[0]]} data-name=${row[heads[0]]}>
+          <th>${row[heads[0]]}</th>
+          ${heads.slice(1).map((head) => html`<td key=${head} class="num">${cell(row[head])}</td>`)}
+        </tr>`,
+      )}
+    </tbody>
+  </table></div>`;
+}
+
+function cell(value) {
+  if (value?.value === undefined) return typeof value === "number" ? value_(value) : "–";
+  const interval = value.low == null ? "" : `${number(value.low)} to ${number(value.high)}`;
+  return html`${number(value.value)} <small class="muted interval">${interval}</small>`;
+}
+
 // The measures with their names; {"value", "low", "high"} is a number with its 95% interval.
 function Measures({ measures }) {
-  return html`<div class="wide" tabindex="0" role="region" aria-label="Evaluation"><table class="plain">
+  return html`<div class="wide" tabindex="0" role="region" aria-label="Measures"><table class="plain" data-testid="measures">
     <thead>
       <tr><th>Measure</th><th class="num">Value</th><th class="num">95% interval</th><th>Meaning</th></tr>
     </thead>

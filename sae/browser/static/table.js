@@ -21,6 +21,9 @@ export const COLUMNS = [
   { name: "cosine", title: "Nearest", width: "78px", show: (row) => number(row.cosine), about: "largest cosine with another atom" },
   { name: "score", title: "Score", width: "64px", show: (row) => number(row.score), about: "AUROC of its name on held-out examples" },
   { name: "stability", title: "Stable", width: "70px", show: (row) => number(row.stability), about: "how nearly other trainings find it again, 0 to 1 (sae match)" },
+  { name: "detection", title: "Detects", width: "78px", show: (row) => number(row.detection), about: "how surely its name finds the texts in which it fires among those of near latents; 0.5 is chance", judged: true },
+  { name: "fuzzing", title: "Fuzzing", width: "76px", show: (row) => number(row.fuzzing), about: "how surely its name tells the tokens at which it fires from those of near latents; 0.5 is chance", judged: true },
+  { name: "simulation", title: "Simulates", width: "86px", show: (row) => number(row.simulation), about: "correlation of the strengths predicted from its name with the true ones; 0 is chance", judged: true },
 ];
 
 function Title(row) {

@@ -16,13 +16,11 @@ from sae.base.tables import number
 from sae.config import ConfigError, L0Config, MatchConfig
 from sae.evaluation.l0.choice import Level, choose
 from sae.evaluation.matching.sources import Subject, activations_of, open_subject
-from sae.models.saved import CONFIG, locate_run, read_config
+from sae.evaluation.seeds import but_for_seed, by_settings, settings_of
 
 RECORD = "l0.json"
 SPARSITY = ("k", "l0_target", "sparsity")
 """Settings of an autoencoder that set its L0, in which levels may differ."""
-ANY = ("out", "resume", "store", "device", "wandb", "log_every", "checkpoint_every", "keep_checkpoints")
-"""Settings of a run that change nothing in its weights."""
 
 
 def choose_l0(runs: Sequence[str | Path], config: L0Config | None = None) -> dict[str, Any]:
@@ -52,10 +50,10 @@ def choose_l0(runs: Sequence[str | Path], config: L0Config | None = None) -> dic
     if config.out is not None and config.out.exists():
         raise ConfigError(f"--out {config.out}: exists already; give a new folder")
     names = [str(run) for run in runs]
-    settings = [_settings(run) for run in runs]
+    settings = [settings_of(run) for run in runs]
     check_levels(names, settings)
     subjects = [open_subject(run) for run in runs]
-    levels, described = _levels(subjects, [_key(each) for each in settings], config)
+    levels, described = _levels(subjects, settings, config)
     choice = choose(levels, resamples=config.resamples, seed=config.seed)
     report = {**choice.to_json(), "runs": described}
     if config.out is not None:
@@ -97,7 +95,7 @@ def check_levels(names: Sequence[str], settings: Sequence[dict[str, Any]]) -> No
         raise ConfigError("choose-l0: expected run folders, or the flags of sae sweep with several --k")
     known: dict[str, str] = {}
     for name, each in zip(names, settings, strict=True):
-        whole = json.dumps([_key(each), each.get("seed")])
+        whole = json.dumps([but_for_seed(each), each.get("seed")])
         if whole in known:
             raise ConfigError(f"{name}: has the settings and the seed of {known[whole]}; expected another seed")
         known[whole] = name
@@ -110,45 +108,20 @@ def check_levels(names: Sequence[str], settings: Sequence[dict[str, Any]]) -> No
                 )
 
 
-def _settings(run: str | Path) -> dict[str, Any]:
-    """What a run was trained with, flat; its seed is "seed"."""
-    folder = locate_run(run)
-    record = read_config(folder) if (folder / CONFIG).is_file() else {}
-    if (origin := record.get("imported")) is not None:
-        # other tools' files tell no settings: each is a level of its own
-        shape = {name: record["autoencoder"][name] for name in ("dim", "width")}
-        return {**shape, "tool": origin["tool"], "sites": origin["sites"], "k": str(run)}
-    train = record.get("train")
-    if train is None:
-        raise ConfigError(f"{run}: its record has no settings (it is of kind {record.get('kind')!r})")
-    flat: dict[str, Any] = {}
-    for name, value in train.items():
-        flat |= {f"{name}.{n}": v for n, v in value.items()} if isinstance(value, dict) else {name: value}
-    return flat
-
-
-def _key(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings that are the same within a level."""
-    return {name: value for name, value in settings.items() if name != "seed" and name not in ANY}
-
-
 def _alike(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings that are the same in all levels."""
-    return {name: value for name, value in _key(settings).items() if name.rpartition(".")[2] not in SPARSITY}
+    return {name: value for name, value in but_for_seed(settings).items() if name.rpartition(".")[2] not in SPARSITY}
 
 
 def _levels(
-    subjects: Sequence[Subject], keys: Sequence[dict[str, Any]], config: L0Config
+    subjects: Sequence[Subject], settings: Sequence[dict[str, Any]], config: L0Config
 ) -> tuple[list[Level], list[dict[str, Any]]]:
     """Live atoms and measured L0 by level, and what is said of each run."""
     common = activations_of(subjects, MatchConfig(tokens=config.tokens, device=config.device))
     if common.missing:
         raise ConfigError(f"choose-l0: {'; '.join(common.missing.values())}")
-    grouped: dict[str, list[int]] = {}
-    for place, key in enumerate(keys):
-        grouped.setdefault(json.dumps(key), []).append(place)
     levels, described = [], []
-    for places in grouped.values():
+    for places in by_settings(settings):
         measured = [common.activations[place] for place in places]
         l0 = sum(each.l0 for each in measured) / len(places)
         atoms = []

@@ -126,6 +126,19 @@ def nearest(alike: Similarity) -> BothNearest:
     return BothNearest(Nearest(row_index, row_value), Nearest(column_index, column_value))
 
 
+def nearest_other(vectors: Tensor) -> Nearest:
+    """For every vector of [n, d] the other one that is most similar to it; one of length zero has cosine 0 with all."""
+    alike = cosine_similarity(vectors, vectors)
+
+    def block(part: slice) -> Tensor:
+        cosines = alike.block(part)
+        rows = torch.arange(len(cosines))
+        cosines[rows, rows + part.start] = 0.0
+        return cosines
+
+    return nearest(Similarity(block, block, alike.rows, alike.columns)).rows
+
+
 def one_to_one(alike: Similarity, *, exact: int = EXACT, candidates: int = CANDIDATES) -> OneToOne:
     """The pairs with the largest sum of |similarity|, each latent in one at most.
 

@@ -8,7 +8,6 @@ read_scores(folder, weights)             # None where there are none of these we
 from __future__ import annotations
 
 import json
-import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +16,8 @@ import torch
 from torch import Tensor
 
 from sae.base.files import CorruptError, publish_file
+from sae.base.npz import check_sizes
+from sae.base.reading import reading
 from sae.evaluation.matching.assignment import Nearest
 from sae.evaluation.synthetic.metrics import RECOVERED
 
@@ -129,12 +130,11 @@ def read_scores(folder: Path, weights: str) -> Scores | None:
     if not path.is_file():
         return None
     remedy = "it can be deleted: sae match writes it anew"
-    try:
+    with reading(path, remedy=remedy):
+        check_sizes(path)
         with np.load(path, allow_pickle=False) as file:
             info = json.loads(file["info"].tobytes())
             arrays = {name: file[name] for name in ARRAYS}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise CorruptError(f"{path}: cannot be read ({error}); {remedy}") from error
     if not isinstance(info, dict) or info.get("format") != FORMAT:
         raise CorruptError(f"{path}: not the format that this version reads, {FORMAT}; {remedy}")
     runs, width = len(info["runs"]), len(arrays["stability"])

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae.base.objects import is_url
+from sae.base.storage import is_url
 from sae.config import CollectConfig
 from sae.features.collect.subject import Chunk, Mark
 from sae.features.collect.text_chunks import live_chunks, open_store, stored_chunks

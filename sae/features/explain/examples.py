@@ -73,7 +73,8 @@ class Pool:
         self.known = np.where(full, self.order.max(1), np.iinfo(np.int64).max)
         """Key up to which all of a latent's firings are in its buffer, int64 [F]."""
         self._index()
-        self._facts = lru_cache(maxsize=60_000)(self._facts_of)
+        self.facts = lru_cache(maxsize=60_000)(self._facts_of)
+        """Numbers of all statements about the token at a place, int32."""
         self._text = lru_cache(maxsize=8_192)(self._text_of)
         self.background = self._background()
 
@@ -81,7 +82,7 @@ class Pool:
         """Examples from which to make a latent's name, and held-out ones to score it; there may be none of a kind."""
         place, value = self._fired(latent)
         near, far = self._silent(latent, place)
-        heldout, near_heldout, far_heldout = (self._held_out(places) for places in (place, near, far))
+        heldout, near_heldout, far_heldout = (self.held_out(places) for places in (place, near, far))
         others = [near[near_heldout][:TEST_NEGATIVES], far[far_heldout][:TEST_NEGATIVES]]
         scored = _strata(value[heldout], self.store.raw(latent).events["uniform"][1])
         test = self._labelled(place[heldout][scored], value[heldout][scored], np.concatenate(others))
@@ -114,7 +115,7 @@ class Pool:
 
     def _silent(self, latent: int, fired: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Tokens at which the latent is known to be silent, by random key: where neighbours fire, and random ones."""
-        near = self.place[self._neighbours(latent)].ravel()
+        near = self.place[self.neighbours(latent)].ravel()
         near = np.unique(near[near != EMPTY])
         near_order = self._order(near)
         near = near[np.argsort(near_order)]
@@ -125,7 +126,7 @@ class Pool:
         # a token is in one list only
         return silent[0], silent[1][~np.isin(silent[1], silent[0])]
 
-    def _neighbours(self, latent: int) -> np.ndarray:
+    def neighbours(self, latent: int) -> np.ndarray:
         """Latents of the nearest atoms and those that fire at the same tokens."""
         mine = self.place[latent]
         mine = mine[mine != EMPTY]
@@ -145,13 +146,13 @@ class Pool:
         self.random = unique[np.argsort(self._order(unique))][:BACKGROUND_TOKENS]
 
     def _background(self) -> Background:
-        learnt = self.random[~self._held_out(self.random)]
-        items = np.concatenate([*(self._facts(int(place)) for place in learnt), np.empty(0, np.int32)])
+        learnt = self.random[~self.held_out(self.random)]
+        items = np.concatenate([*(self.facts(int(place)) for place in learnt), np.empty(0, np.int32)])
         return Background(np.bincount(items, minlength=len(self.terms)).astype(np.float64), len(learnt))
 
     def _labelled(self, place: np.ndarray, value: np.ndarray, silent: np.ndarray) -> LabelledTokens:
         places = np.concatenate([place, silent])
-        facts = gather([self._facts(int(p)) for p in places], self.terms)
+        facts = gather([self.facts(int(p)) for p in places], self.terms)
         positive = np.arange(len(places)) < len(place)
         weight = np.ones(len(places))
         if len(place):
@@ -177,7 +178,7 @@ class Pool:
     def _order(self, place: np.ndarray) -> np.ndarray:
         return keys.order(torch.from_numpy(np.ascontiguousarray(place)), self.seed).numpy()
 
-    def _held_out(self, place: np.ndarray) -> np.ndarray:
+    def held_out(self, place: np.ndarray) -> np.ndarray:
         """Whether each place is in a document on which names are scored, bool."""
         document = keys.document_of(torch.from_numpy(place))
         drawn = keys.uniform(keys.order(keys.pack(document, torch.zeros_like(document)), self.seed + 1))

@@ -115,6 +115,17 @@ class Rule(NamedTuple):
             ],
         }
 
+    @classmethod
+    def from_json(cls, saved: dict[str, Any], terms: Terms) -> Rule:
+        """The rule that `to_json` wrote; values that `terms` does not have yet get a number."""
+        clauses = []
+        for clause in saved["clauses"]:
+            values = clause["values"]
+            numbers = terms.add(clause["family"], [entry["value"] for entry in values])
+            weights, shares = (np.array([entry[part] for entry in values]) for part in ("weight", "share"))
+            clauses.append(Clause(clause["family"], np.array(numbers, np.int32), weights, shares))
+        return cls(clauses, saved["threshold"])
+
 
 def induce(tokens: LabelledTokens, background: Background, families: Sequence[str] = FAMILIES) -> Rule:
     """The rule that best tells a latent's firing tokens from the others; it has no clauses where nothing does.

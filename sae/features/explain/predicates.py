@@ -211,6 +211,13 @@ class Ragged(NamedTuple):
         """The token of every item, int64."""
         return np.repeat(np.arange(len(self.lengths)), self.lengths)
 
+    def take(self, tokens: np.ndarray) -> Ragged:
+        """The lists of some tokens, given by their indices."""
+        lengths = self.lengths[tokens]
+        begins = (np.cumsum(self.lengths) - self.lengths)[tokens]
+        skipped = np.repeat(begins - (np.cumsum(lengths) - lengths), lengths)
+        return Ragged(self.items[skipped + np.arange(len(skipped))], lengths)
+
     def best(self, weight: np.ndarray) -> np.ndarray:
         """For every token the largest weight among its items, at least 0; `weight` is float [vocabulary]."""
         largest = np.zeros(len(self.lengths))

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from sae.features.store.keys import FeatureError
 from sae.models.saved import read_description
 
 FILE = "annotations.sqlite"
-TABLES = ("annotations", "names", "steering")
+TABLES = ("annotations", "names", "scores", "steering")
 SCHEMA = frozenset({*TABLES, "seals"})
 EMPTY: dict[str, Any] = {"label": None, "bookmark": False, "note": None}
 LONGEST = 10_000  # characters of a label or note
@@ -77,6 +77,26 @@ class Annotations:
             for latent, value in names.items():
                 self._put(blobs, "names", int(latent), dict(value))
 
+    def scores(self) -> dict[int, dict[str, Any]]:
+        """Scores of the present names: `{latent: {scorer: {"words", "detection", ...}}}`, see `explain.score.read`."""
+        names = self.names()
+        current = {}
+        for latent, entries in self._read("scores").items():
+            # a latent that got another name has no score yet
+            words = {names.get(latent, {}).get(field) for field in ("name", "rule_name")}
+            if kept := {scorer: entry for scorer, entry in entries.items() if entry["words"] in words}:
+                current[latent] = kept
+        return current
+
+    def set_scores(self, scorer: str, scores: Mapping[int, Mapping[str, Any]]) -> None:
+        """Save what a scorer found of some names; its earlier scores of the same words by other measures stay."""
+        with self._writing() as blobs:
+            for latent, entry in scores.items():
+                before = _rows(blobs, "scores", self.weights, int(latent)).get(int(latent), {})
+                same = before.get(scorer, {}).get("words") == entry["words"]
+                merged = {**(before.get(scorer, {}) if same else {}), **entry}
+                self._put(blobs, "scores", int(latent), {**before, scorer: merged})
+
     def steering(self) -> dict[int, dict[str, Any]]:
         """What steering with a latent does, measured: see `sae.features.steer.measure.measure_latent`."""
         return self._read("steering")
@@ -92,8 +112,8 @@ class Annotations:
         with contextlib.closing(open_read_only(self.path, SCHEMA, recover=True, remedy=REMEDY)) as connection:
             blobs = Blobs(connection, self.path, REMEDY)
             connection.execute("BEGIN")  # the rows and their seal of one moment
-            # a file from before steering was measured has no such table
-            if not list(blobs.query("SELECT 1 FROM sqlite_schema WHERE name = ?", (table,))):
+            # a file from before there was such a table
+            if not _exists(blobs, table):
                 return {}
             _check_seal(blobs, table)
             return _rows(blobs, table, self.weights)
@@ -101,17 +121,20 @@ class Annotations:
     @contextlib.contextmanager
     def _writing(self) -> Iterator[Blobs]:
         with write_in_place(self.path, REMEDY, SCHEMA) as blobs:
-            for table in TABLES:
+            sealed = _exists(blobs, "seals")
+            blobs.connection.execute("CREATE TABLE IF NOT EXISTS seals (name TEXT PRIMARY KEY, hash BLOB)")
+            new = [table for table in TABLES if not _exists(blobs, table)]
+            for table in new:
                 blobs.connection.execute(
-                    f"CREATE TABLE IF NOT EXISTS {table} "
+                    f"CREATE TABLE {table} "
                     "(weights TEXT, latent INTEGER, data TEXT, hash BLOB, PRIMARY KEY (weights, latent))"
                 )
-            blobs.connection.execute("CREATE TABLE IF NOT EXISTS seals (name TEXT PRIMARY KEY, hash BLOB)")
+            if sealed:
+                _set_seals(blobs, new)
             for table in TABLES:
                 _check_seal(blobs, table)
             yield blobs
-            seals = [(table, _seal(blobs, table)) for table in TABLES]
-            blobs.connection.executemany("INSERT OR REPLACE INTO seals VALUES (?, ?)", seals)
+            _set_seals(blobs, TABLES)
 
     def _put(self, blobs: Blobs, table: str, latent: int, value: dict[str, Any] | None) -> None:
         if value is None:
@@ -135,6 +158,15 @@ def _rows(blobs: Blobs, table: str, weights: str, latent: int | None = None) -> 
     return values_of
 
 
+def _exists(blobs: Blobs, table: str) -> bool:
+    return bool(list(blobs.query("SELECT 1 FROM sqlite_schema WHERE name = ?", (table,))))
+
+
+def _set_seals(blobs: Blobs, tables: Sequence[str]) -> None:
+    seals = [(table, _seal(blobs, table)) for table in tables]
+    blobs.connection.executemany("INSERT OR REPLACE INTO seals VALUES (?, ?)", seals)
+
+
 def _seal(blobs: Blobs, table: str) -> bytes:
     """A hash of a table's rows, from which none can vanish unnoticed."""
     digest = hashlib.blake2b(table.encode(), digest_size=16)
@@ -145,7 +177,7 @@ def _seal(blobs: Blobs, table: str) -> bytes:
 
 def _check_seal(blobs: Blobs, table: str) -> None:
     """CorruptError where rows are missing; a file from before there were seals has none until it is written again."""
-    if not list(blobs.query("SELECT 1 FROM sqlite_schema WHERE name = 'seals'")):
+    if not _exists(blobs, "seals"):
         return
     seals = list(blobs.query("SELECT hash FROM seals WHERE name = ?", (table,)))
     if not seals and not list(blobs.query("SELECT 1 FROM seals")):

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from sae.base.files import CorruptError
+from sae.base.npz import shape_and_type
 from sae.base.reading import reading
 from sae.features.store import records, windows
 from sae.features.store.annotations import Annotations
@@ -211,15 +212,14 @@ class FeatureStore:
     def _map_scalars(self) -> np.ndarray:
         """The mapped file, or the database's copy where the file is from another writing; scores are filled in."""
         inside = self._part("scalars")
+        if shape_and_type(io.BytesIO(inside)) != ((self.width,), FIELDS):
+            raise CorruptError(f"{self.folder / STORE}: scalars of another shape; collect again: sae features RUN")
         path = self.folder / SCALARS
-        scalars = None
         if path.is_file() and path.read_bytes() == inside:
             # copied on write: the scores filled in below change nothing on the disk
             scalars = np.load(path, mmap_mode="c", allow_pickle=False)
         else:
             scalars = np.load(io.BytesIO(inside), allow_pickle=False)
-        if scalars.dtype != FIELDS or scalars.shape != (self.width,):
-            raise CorruptError(f"{self.folder / STORE}: scalars of another shape; collect again: sae features RUN")
         for latent, value in self.annotations.names().items():
             if latent < self.width and isinstance(value.get("score"), (int, float)):
                 scalars["score"][latent] = value["score"]

@@ -8,14 +8,16 @@ model card that is made from them. The token is the one of `hf auth login`, or H
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from sae.base.disk import copy_from
 from sae.base.files import publish_file, publish_json
+from sae.base.tables import markdown
 from sae.config import ConfigError
+from sae.evaluation.control_table import sentences
+from sae.evaluation.tables import MEANING, added_tables, beside_controls
 from sae.evaluation.words import described
 from sae.interop.export import Finished, open_finished
 from sae.models.saved import CONFIG, WEIGHTS, read_report, verify
@@ -147,20 +149,17 @@ x_hat = model.decode(codes{", x" if model.W_skip is not None or model.per_token_
 def _measured(run: Finished, evaluation: dict[str, Any] | None) -> str:
     if evaluation is None:
         return "It has not been evaluated: `sae eval` had not been run when it was uploaded."
-    lines = ["| | value | 95% interval | meaning |", "|---|---|---|---|"]
-    for measure in described(evaluation, kind_of(run.folder)):
-        value, interval = measure.value, ""
-        if isinstance(value, dict):
-            interval = f"{_shown(value.get('low'))} to {_shown(value.get('high'))}"
-            value = value.get("value")
-        lines.append(f"| {measure.name} | {_shown(value)} | {interval} | {measure.meaning} |")
-    return "On documents that were held out of training, by `sae eval`:\n\n" + "\n".join(lines)
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return f"{value:,}" if isinstance(value, int) else value if isinstance(value, str) else json.dumps(value)
+    parts = ["On documents that were held out of training, by `sae eval`; brackets are 95% intervals over documents."]
+    beside = beside_controls(evaluation)
+    if len(beside) > 1:
+        parts += ["### Beside its controls", MEANING, markdown(beside)]
+    if said := sentences(evaluation):
+        parts.append("As good as this autoencoder or better:\n\n" + "\n".join(f"- {sentence}" for sentence in said))
+    for table in added_tables(evaluation):
+        parts += [f"### Delta CE: {table.title.lower()}", f"Classes: {table.meaning}.", markdown(table.rows)]
+    measures = described(evaluation, kind_of(run.folder))
+    rows = [{"measure": m.name, "value": m.value, "meaning": m.meaning} for m in measures]
+    return "\n\n".join([*parts, "### Every measure", markdown(rows)])
 
 
 def _hub_id(name: str | None) -> str | None:

@@ -48,6 +48,8 @@ class Code(nn.Module):
     """Whether it lists few of the latents once it is trained."""
     plain = False
     """Whether `activate` is a relu, which the sparse ops apply by themselves."""
+    steady = False
+    """Whether it lists equally many latents of every token, so that no memory depends on the batch's values."""
     shares = 1
     """Equal parts of a batch, of which this process has one."""
 

@@ -16,6 +16,7 @@ class TopK(FixedK):
 
     name = "topk"
     plain = True
+    steady = True
 
     def select(self, x: Tensor, W_enc: Tensor, b_enc: Tensor, b_pre: Tensor | None) -> SparseCodes:
         """Rectangular codes [N, k]."""

@@ -100,6 +100,10 @@ def _check_variant(config: TrainConfig, recipe: Recipe) -> None:
 def _check_optimizer(optim: OptimConfig, shape: Shape) -> None:
     if optim.optimizer != "adam":
         raise ConfigError(f"--optimizer {optim.optimizer}: several processes cannot share it; expected adam")
+    if optim.weights != "float32":
+        raise ConfigError(f"--weights {optim.weights}: several processes cannot share them; expected float32")
+    if optim.graphs == "on":
+        raise ConfigError("--graphs on: several processes exchange sums inside a step; expected auto or off")
     if optim.moments != "float32" and shape.latent > 1:
         raise ConfigError(
             f"--moments {optim.moments}: is rounded by a latent's place among all, which latent ranks do not share; "

@@ -53,6 +53,7 @@ class MeshTrainer(Trainer):
         self.route: MeshRoute = MeshRoute(
             self.model, self.optimizer, optim, auxk, self.compute, whole.target_widths, mesh
         )
+        self.graph = None
         if self.sparsity is not None:
             self.sparsity.over_ranks, self.sparsity.shares = lambda values: mesh.total(values, "all"), self.shares
 

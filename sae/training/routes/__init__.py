@@ -15,8 +15,9 @@ from collections.abc import Sequence
 
 import torch
 
-from sae.config import OptimConfig
+from sae.config import ConfigError, OptimConfig
 from sae.models.autoencoder import Autoencoder
+from sae.models.recipe import Recipe
 from sae.modules.losses import Term
 from sae.training.optimizers import Adam, Optimizer
 from sae.training.routes.autograd import AutogradRoute
@@ -24,7 +25,16 @@ from sae.training.routes.base import Route, StepContext, StepOutcome
 from sae.training.routes.fused import FusedRoute
 from sae_kernels import fused_backend
 
-__all__ = ["AutogradRoute", "FusedRoute", "Route", "StepContext", "StepOutcome", "choose_route"]
+__all__ = [
+    "AutogradRoute",
+    "FusedRoute",
+    "Route",
+    "StepContext",
+    "StepOutcome",
+    "check_weights",
+    "choose_route",
+    "takes_fused",
+]
 
 
 def choose_route(
@@ -39,7 +49,30 @@ def choose_route(
 ) -> Route:
     """The fused route for Adam, if it fits the model and the precision and can build every term's view."""
     autograd = AutogradRoute(model, optimizer, config, auxk, compute, site_widths)
-    able = compute == torch.float32 or fused_backend(model.W_enc) == "gpu"
-    if able and isinstance(optimizer, Adam) and FusedRoute.fits(model, terms, site_widths):
+    if _able(config, compute, model.W_enc) and FusedRoute.fits(model, terms, site_widths):
+        assert isinstance(optimizer, Adam)
         return FusedRoute(model, optimizer, config, auxk, autograd)
     return autograd
+
+
+def _able(config: OptimConfig, compute: torch.dtype, tensor: torch.Tensor) -> bool:
+    return config.optimizer == "adam" and (compute == torch.float32 or fused_backend(tensor) == "gpu")
+
+
+def takes_fused(recipe: Recipe, config: OptimConfig, compute: torch.dtype, device: torch.device) -> bool:
+    """Whether `choose_route` will give a recipe's model the fused route on a device."""
+    able = _able(config, compute, torch.empty(0, device=device))
+    return able and FusedRoute.fits(recipe.model, recipe.terms, recipe.target_widths)
+
+
+def check_weights(recipe: Recipe, config: OptimConfig, compute: torch.dtype, device: torch.device) -> None:
+    """Refuse weights in fewer bits where the fused route is not taken: whole gradients would need them in float32.
+
+    Raises:
+        ConfigError: names the variant and the precision.
+    """
+    if config.weights != "float32" and not takes_fused(recipe, config, compute, device):
+        raise ConfigError(
+            f"--weights {config.weights}: needs the fused step, which does not take variant {recipe.config.variant} "
+            f"with products in {str(compute).removeprefix('torch.')} on a {device.type}"
+        )

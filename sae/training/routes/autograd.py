@@ -15,6 +15,7 @@ from sae.modules.sums import total
 from sae.modules.views import Entries, Everything, Output, frozen_error, site_norms
 from sae.training.optimizers import Optimizer, parameters_of
 from sae.training.routes.base import StepContext, StepOutcome, largest_norm
+from sae.training.weights import in_float32
 from sae_kernels import SparseCodes, clip_scale
 
 
@@ -36,14 +37,20 @@ class AutogradRoute:
         self.model, self.optimizer = model, optimizer
         self.config, self.auxk, self.compute, self.site_widths = config, auxk, compute, site_widths
 
+    def begin(self, now: StepContext) -> None:
+        """Nothing: the optimizer is given the step's numbers."""
+
     def take(self, x: Tensor, target: Tensor, now: StepContext) -> StepOutcome:
         """One step, in place."""
         model = self.model
-        with torch.autocast(x.device.type, dtype=self.compute, enabled=self.compute != torch.float32):
-            everything = self._forward(x, target, now)
-            loss, parts = total_loss(now.terms, everything)
-        parameters = parameters_of(model)
-        by_parameter = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, materialize_grads=True)
+        with in_float32(model):
+            with torch.autocast(x.device.type, dtype=self.compute, enabled=self.compute != torch.float32):
+                everything = self._forward(x, target, now)
+                loss, parts = total_loss(now.terms, everything)
+            parameters = parameters_of(model)
+            by_parameter = torch.autograd.grad(
+                loss, list(parameters.values()), allow_unused=True, materialize_grads=True
+            )
         gradients = dict(zip(parameters, by_parameter, strict=True))
         loss, parts, gradients = self._over_ranks(now.terms, loss, parts, gradients)
         norm = self._norm(gradients)

@@ -60,6 +60,10 @@ class Route(Protocol):
 
     name: str
 
+    def begin(self, now: StepContext) -> None:
+        """Before `take`, bring what changes with the step and not with the batch to the device."""
+        ...
+
     def take(self, x: Tensor, target: Tensor, now: StepContext) -> StepOutcome:
         """One step on normalised x [N, d] and target [N, d_out], in place on weights and optimizer.
 

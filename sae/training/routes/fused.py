@@ -17,10 +17,12 @@ from sae.modules.codes.base import DENSE_ABOVE
 from sae.modules.losses import Term
 from sae.modules.sums import total
 from sae.modules.views import DeadRows, Entries, Reconstructions
-from sae.training.optimizers import Adam, parameters_of
+from sae.training import optimizers
+from sae.training.optimizers import parameters_of
 from sae.training.routes.autograd import AutogradRoute
 from sae.training.routes.base import StepContext, StepOutcome, largest_norm
 from sae_kernels import (
+    Adam,
     Copies,
     Parameters,
     RowGradients,
@@ -29,6 +31,7 @@ from sae_kernels import (
     Workspace,
     adam_step,
     copies_of,
+    fill_numbers,
     fused_backend,
     fused_forward,
     fused_update,
@@ -49,20 +52,26 @@ class FusedRoute:
     name = "fused"
 
     def __init__(
-        self, model: Autoencoder, optimizer: Adam, config: OptimConfig, auxk: int, autograd: AutogradRoute
+        self, model: Autoencoder, optimizer: optimizers.Adam, config: OptimConfig, auxk: int, autograd: AutogradRoute
     ) -> None:
         self.model, self.optimizer, self.config, self.auxk, self.autograd = model, optimizer, config, auxk, autograd
-        parameters = parameters_of(model)
-        self.params = Parameters(**{field: parameters[name].data for field, name in NAMES.items()})
+        self.parameters = parameters_of(model)
         self.m, self.v = (
             Parameters(**{field: optimizer.tensors[f"{kind}.{name}"] for field, name in NAMES.items()}) for kind in "mv"
         )
-        self.others = {name: p for name, p in parameters.items() if name not in NAMES.values()}
+        self.others = {name: p for name, p in self.parameters.items() if name not in NAMES.values()}
         self.of_code = {name: p for name, p in self.others.items() if name.startswith("code.")}
         self.workspaces = [Workspace()]  # of the main forward pass, then one for each frozen error of a step
         self.on_gpu = fused_backend(model.W_enc) == "gpu"
         self.copies: Copies | None = None
         self.versions = (-1, -1)  # of both matrices when the copies were made
+        # where kernels read what changes with the step
+        self.numbers = torch.zeros(3, dtype=torch.int32, device=model.W_enc.device) if self.on_gpu else None
+
+    @property
+    def params(self) -> Parameters:
+        """The parameters' present memory: the trainer may store them in another format."""
+        return Parameters(**{field: self.parameters[name].data for field, name in NAMES.items()})
 
     @staticmethod
     def fits(model: Autoencoder, terms: Sequence[Term], site_widths: Sequence[int]) -> bool:
@@ -78,6 +87,16 @@ class FusedRoute:
             model.stem is None and model.head is None and model.dictionary.unit and model.dictionary.W.requires_grad
         )
         return linear and model.code.fused and weights == [(1.0, 0.0)] and all(term.view in views for term in terms)
+
+    def begin(self, now: StepContext) -> None:
+        """Write the step's numbers, on a GPU."""
+        if self.numbers is not None:
+            fill_numbers(self.numbers, Adam(now.step, now.lr, self.optimizer.beta1, self.config.beta2, self.config.eps))
+
+    def memory(self) -> tuple[object, ...]:
+        """What a captured step depends on besides its arguments: where its tensors are, and that copies are fresh."""
+        tensors = [*self.params, *self.m, *self.v, *(() if self.copies is None else self.copies)]
+        return self.copies is not None and self._versions() == self.versions, *(t.data_ptr() for t in tensors)
 
     def take(self, x: Tensor, target: Tensor, now: StepContext) -> StepOutcome:
         """One step, in place; by autograd while the code lists so many latents that whole products are faster."""
@@ -148,17 +167,23 @@ class FusedRoute:
         return torch.autocast(self.params.W_enc.device.type, dtype=compute, enabled=compute != torch.float32)
 
     def _select(self, x: Tensor) -> tuple[SparseCodes, Tensor | None]:
-        """The listed pre-activations, and on a GPU what the encoder read, centred in float32 and then rounded."""
+        """The listed pre-activations and, where copies of the weights are read, what the encoder read, centred in
+        float32 and then rounded.
+
+        On a CPU copies in float32 are made of weights that are stored in fewer bits.
+        """
         model = self.model
-        if not self.on_gpu:
+        if not self.on_gpu and model.W_enc.dtype == torch.float32:
             return model.select(model.embed(x)), None
-        versions = (model.W_enc._version, model.dictionary.W._version)
-        if self.copies is None or self.versions != versions:
+        if self.copies is None or self.versions != self._versions():
             self.copies = None  # its memory is free for the new ones
-            self.copies, self.versions = copies_of(self.params, self.autograd.compute), versions
+            self.copies, self.versions = copies_of(self.params, self.autograd.compute), self._versions()
         W_enc = self.copies.W_enc
         centred = (x if model.b_pre is None else x - model.b_pre).to(W_enc.dtype)
         return model.code.select(centred, W_enc, model.b_enc, None), centred
+
+    def _versions(self) -> tuple[int, int]:
+        return self.model.W_enc._version, self.model.dictionary.W._version
 
     def _decode(
         self,
@@ -194,7 +219,7 @@ class FusedRoute:
         """Means of the terms of dead rows, and the gradients of their weighted sum on those rows."""
         if not terms or now.dead.numel() == 0:
             return {term.name: forward.squared_error.new_zeros(()) for term in terms}, None
-        rows = [t[now.dead].requires_grad_() for t in (self.params.W_enc, self.params.b_enc, self.params.W_dec)]
+        rows = [t[now.dead].float().requires_grad_() for t in (self.params.W_enc, self.params.b_enc, self.params.W_dec)]
         W_enc, b_enc, W_dec = rows
         view = DeadRows(
             pre=torch.nn.functional.linear(forward.centred, W_enc, b_enc),
@@ -229,13 +254,14 @@ class FusedRoute:
             more = more + total(gradient.double().square())
         result = fused_update(
             self.params, self.m, self.v, forward, **adam,
-            max_norm=max_norm, extra=extra, through=through, more=more, allowed=allowed,
+            max_norm=max_norm, extra=extra, through=through, more=more, allowed=allowed, numbers=self.numbers,
         )  # fmt: skip
         with torch.no_grad():
             for name, gradient in gradients.items():
                 moments = (self.optimizer.tensors[f"{kind}.{name}"] for kind in "mv")
+                own = {} if name in self.of_code else {"numbers": self.numbers}
                 rate = now.lr * (self.model.code.rate if name in self.of_code else 1.0)
-                adam_step(self.others[name], gradient, *moments, **{**adam, "lr": rate}, scale=result.scale)
+                adam_step(self.others[name], gradient, *moments, **{**adam, "lr": rate}, **own, scale=result.scale)
         return result.grad_norm
 
 
