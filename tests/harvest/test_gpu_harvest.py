@@ -16,10 +16,10 @@ from sae.config import HarvestConfig
 from sae.data.documents import open_documents
 from sae.harvest.attention import choose_attention
 from sae.harvest.buffer import LiveBatches
-from sae.harvest.language_model import LanguageModel, load_language_model, locate_model
+from sae.harvest.language_model import LanguageModel, load_language_model, locate_model, measure_width
 from sae.harvest.room import SHARE
 from sae.harvest.rows import Rows
-from sae.harvest.sites import measure_width, resolve_sites
+from sae.harvest.sites import resolve_sites
 from sae.harvest.store import MemoryStore, fill_store
 from sae.harvest.stream import Harvest
 from sae.selftest.world import LLAMA, VOCABULARY, save_model

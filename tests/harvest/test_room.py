@@ -114,7 +114,7 @@ def test_a_store_keeps_its_layout_and_one_that_is_complete_takes_no_route(
 
 
 def test_workers_that_begin_a_store_must_name_a_number(tiny_model: Path, corpus: Path, tmp_path: Path) -> None:
-    settings = HarvestConfig(model=str(tiny_model), dataset=str(corpus), layer=1, contexts="auto")
+    settings = HarvestConfig(model=str(tiny_model), dataset=str(corpus), layer=1, context=CONTEXT, contexts="auto")
     with pytest.raises(ConfigError, match="--contexts auto: not with several workers"):
         plan_harvest(StoreConfig(harvest=settings, store=tmp_path / "store", worker="0/2"))
 
