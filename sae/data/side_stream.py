@@ -40,7 +40,8 @@ def prefetch_beside(device: torch.device, items: Iterator[T], depth: int) -> Ite
         return
     training = torch.cuda.current_stream(device)
     beside = torch.cuda.Stream(device)
-    with contextlib.closing(prefetch(_computed(items, beside, training), depth)) as ready:
+    computed: Any = prefetch(_computed(items, beside, training), depth)
+    with contextlib.closing(computed) as ready:
         for item, whole in ready:
             training.wait_event(whole)
             for tensor in tensors_in(item):
@@ -57,7 +58,7 @@ def _computed(items: Iterator[T], beside: Any, training: Any) -> Iterator[tuple[
     try:
         while True:
             with torch.cuda.stream(beside):
-                item = next(items, end)
+                item: Any = next(items, end)
                 whole = beside.record_event()
             if item is end:
                 return

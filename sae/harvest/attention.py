@@ -133,7 +133,7 @@ def check_layout(place: object, measured: Mapping[str, Any] | None, attention: A
 @contextlib.contextmanager
 def _implementation(model: Any, name: str) -> Iterator[None]:
     """Within the block, all parts of the model use an attention implementation by its name in transformers."""
-    parts = [getattr(module, "config", None) for module in model.modules()]
+    parts: list[Any] = [getattr(module, "config", None) for module in model.modules()]
     configs = {id(part): part for part in parts if hasattr(part, "_attn_implementation_internal")}
     before = {number: config._attn_implementation_internal for number, config in configs.items()}
     for config in configs.values():

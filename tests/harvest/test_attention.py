@@ -100,7 +100,7 @@ def test_the_varlen_route_makes_no_mask_and_leaves_the_model_as_it_was(monkeypat
     sites = resolve_sites(model, ["resid_post"], layer=1)
     Forward(model, attention, context=CONTEXT, tell=print).captured(batch_for(attention), sites)
     assert windows == [4, 4]
-    assert model.config._attn_implementation == "sdpa"
+    assert model.config._attn_implementation == "sdpa"  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
