@@ -71,3 +71,14 @@ def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
         pytest.skip("this machine has a GPU")
     assert run(tmp_path, "--only", "machine").returncode == 1
     assert "no GPU" in (tmp_path / "machine.log").read_text()
+
+
+def test_the_harvest_is_timed_by_every_route_that_needs_no_compiler_and_training_against_it(
+    toy: tuple[Path, str],
+) -> None:
+    out, _ = toy
+    rows = json.loads((out / "training.json").read_text())["rows"]
+    assert [row["route"] for row in rows if "route" in row] == ["masked", "varlen", "masked", "padded"]
+    assert all(row["tokens/s"] > 0 for row in rows)
+    assert rows[1]["contexts"] == 128  # --contexts auto: 4,096 tokens on a CPU
+    assert rows[-1]["share of the harvest's rate"] > 0

@@ -155,7 +155,13 @@ def _value_from_json(hint: Any, value: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
-        return _value_from_json(next(a for a in arguments if a is not type(None)), value, where)
+        refusals = []
+        for alternative in (a for a in arguments if a is not type(None)):
+            try:
+                return _value_from_json(alternative, value, where)
+            except ConfigError as error:
+                refusals.append(str(error))
+        raise ConfigError("; or ".join([refusals[0], *(r.removeprefix(f"{where}: ") for r in refusals[1:])]))
     if origin is Literal:
         if value not in arguments:
             raise ConfigError(f"{where}: {value!r} is not one of {', '.join(map(str, arguments))}")

@@ -35,8 +35,14 @@ class HarvestConfig(Limited):
     """Chats: train only on tokens of these roles, with commas (`assistant`); the model still reads the others."""
     context: int = 256
     """Tokens in one context; documents are packed into full contexts and cannot attend to each other."""
-    contexts: Count = 16
-    """Contexts in one forward pass."""
+    contexts: Annotated[
+        int | Literal["auto"], Limit(lambda value: value == "auto" or value >= 1, "auto, or at least 1")
+    ] = 16
+    """Contexts in one forward pass; auto: as many as fit into the GPU's memory, or 4,096 tokens on a CPU."""
+    attention: Literal["auto", "varlen", "flex", "masked", "padded"] = "auto"
+    """How documents that share a context are kept apart: varlen (a flash kernel over segments), flex (a compiled
+    block-diagonal mask), masked (a mask of context x context), or padded (one document a context). auto takes the first
+    that is exact with the model on the device."""
     heldout: InnerShare = 0.1
     """Share of documents set aside for evaluation, chosen by a hash of their text."""
     max_norm: float = 10.0

@@ -14,12 +14,15 @@ Letters: B contexts in a batch, S tokens in a context.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from sae.base.transfer import to_device
 from sae.data.packing import Contexts, Cursor
 
 Isolation = Literal["positions", "mask", "mask_both", "pad"]
@@ -73,15 +76,15 @@ def model_inputs(model: Any, contexts: Contexts, isolation: Isolation) -> dict[s
     if isolation not in ISOLATIONS:
         raise ValueError(f"isolation: {isolation!r} is not one of {', '.join(ISOLATIONS)}")
     weight = next(model.parameters())
-    inputs: dict[str, Any] = {"input_ids": contexts.tokens.to(weight.device)}
+    inputs: dict[str, Any] = {"input_ids": to_device(contexts.tokens, weight.device)}
     accepted = inspect.signature(model.forward).parameters
     if "use_cache" in accepted:
         # also what lets transformers look for segments: with a cache it does not
         inputs["use_cache"] = False
     if isolation == "pad":
-        inputs["attention_mask"] = (contexts.document >= 0).long().to(weight.device)
+        inputs["attention_mask"] = to_device((contexts.document >= 0).long(), weight.device)
         return inputs
-    position = contexts.position.to(weight.device)
+    position = to_device(contexts.position, weight.device)
     if isolation in ("mask", "mask_both"):
         inputs["attention_mask"] = segment_mask(position, weight.dtype, causal=isolation == "mask")
     if "position_ids" in accepted:
@@ -108,7 +111,6 @@ def choose_isolation(model: Any, context: int) -> Isolation:
     )
 
 
-@torch.no_grad()
 def isolates_documents(model: Any, context: int, isolation: Isolation) -> bool:
     """Whether a segment's hidden states in a packed or padded context are those of the segment alone.
 
@@ -120,6 +122,26 @@ def isolates_documents(model: Any, context: int, isolation: Isolation) -> bool:
         model: of transformers; its last hidden states (without the head) are compared.
         context: tokens in the contexts to come.
         isolation: one of ISOLATIONS.
+
+    Raises:
+        IsolationError: the model cannot read plain tokens, or gives other values each time.
+    """
+    return compare_isolated(model, context, isolation, contextlib.nullcontext) is True
+
+
+@torch.no_grad()
+def compare_isolated(
+    model: Any,
+    context: int,
+    isolation: Isolation,
+    packed: Callable[[], contextlib.AbstractContextManager[Any]],
+) -> bool | str:
+    """The trial of `isolates_documents`, in which whole contexts go through the model within `packed()`.
+
+    Each segment alone goes through it outside, so that `packed` may set another implementation of attention.
+
+    Returns:
+        Whether hidden states are the same; where the model refuses the contexts, what it said.
 
     Raises:
         IsolationError: the model cannot read plain tokens, or gives other values each time.
@@ -140,18 +162,19 @@ def isolates_documents(model: Any, context: int, isolation: Isolation) -> bool:
     else:
         position[0, cut:] -= cut
         segments = [(0, 0, cut), (0, cut, length), (1, 0, length)]
-    packed = Contexts(tokens, document, position, torch.zeros_like(tokens), Cursor())
+    trial = Contexts(tokens, document, position, torch.zeros_like(tokens), Cursor())
     training = model.training
     model.eval()
     try:
         alone = [_alone(model, tokens[row : row + 1, begin:end]) for row, begin, end in segments]
         try:
-            inputs = model_inputs(model, packed, isolation)
+            inputs = model_inputs(model, trial, isolation)
             if isolation == "positions" and "position_ids" not in inputs:
                 return False
-            together = _hidden(model, inputs)
-        except Exception:  # families raise many types for inputs that they do not accept
-            return False
+            with packed():
+                together = _hidden(model, inputs)
+        except Exception as error:  # families raise many types for inputs that they do not accept
+            return " ".join(str(error).split())[:300] or type(error).__name__
     finally:
         model.train(training)
     parts = [together[row : row + 1, begin:end] for row, begin, end in segments]

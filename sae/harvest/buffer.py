@@ -19,7 +19,7 @@ from torch import Tensor
 from sae.config import ConfigError
 from sae.data.batching import Batch, permutation
 from sae.data.packing import BEGINNING, Cursor
-from sae.data.prefetch import prefetch
+from sae.data.side_stream import onto_device, prefetch_beside
 from sae.harvest.filling import Filled, Filler, fill
 from sae.harvest.order import WINDOW, PageOrder
 from sae.harvest.rows import Rows
@@ -27,6 +27,7 @@ from sae.harvest.store import Store
 from sae.harvest.store_disk import DiskStore
 from sae.harvest.stream import Harvest
 
+CPU = torch.device("cpu")
 OVERLAPPED = 3  # blocks alive when harvest and training overlap: one trained on, one waiting, one being filled
 
 
@@ -92,7 +93,8 @@ class StoredBatches:
 
     A store that fits into the buffer is shuffled as one block. Of a larger one, pages of 256 rows are dealt out to
     blocks from many shards at once (see `sae.harvest.order`), and rows are shuffled inside each block: reads stay
-    sequential and memory bounded. The next block's shards are fetched and verified while the present one is trained on.
+    sequential and memory bounded. The next block's shards are fetched and verified while the present one is trained on,
+    and where `device` is a GPU, the next batches are copied to it.
     """
 
     def __init__(
@@ -106,7 +108,9 @@ class StoredBatches:
         buffer_bytes: int,
         seed: int,
         pairs: bool = False,
+        device: torch.device = CPU,
     ) -> None:
+        self.device = device
         self.store, self.inputs, self.targets = store, list(inputs), list(targets)
         self.batch, self.seed, self.pairs = batch, seed, pairs
         self.per_epoch = store.rows // batch
@@ -133,6 +137,9 @@ class StoredBatches:
 
     def iterate(self, state: dict[str, Any] | None) -> Iterator[Batch]:
         """Batches from the beginning, or from after the batch that carried `state`."""
+        return onto_device(self._iterate(state), self.device)
+
+    def _iterate(self, state: dict[str, Any] | None) -> Iterator[Batch]:
         cut = self._cut()
         if state:
             check_state(state, **cut)
@@ -194,8 +201,9 @@ class StoredBatches:
 class LiveBatches:
     """Batches straight from the model; a data set that ends too early is read again from its beginning.
 
-    With `overlap` a thread harvests the next block while the present one is trained on, and three blocks share the
-    buffer's memory. `progress` gets the rows harvested, a call a forward pass (in that thread, if there is one).
+    With `overlap` a thread harvests the next block while the present one is trained on, on a stream of its own where
+    `device` is a GPU, and three blocks share the buffer's memory. `progress` gets the rows harvested, a call a forward
+    pass (in that thread, if there is one).
     """
 
     def __init__(
@@ -213,7 +221,9 @@ class LiveBatches:
         on_restart: Callable[[int], None],
         progress: Callable[[int], None] = lambda rows: None,
         pairs: bool = False,
+        device: torch.device = CPU,
     ) -> None:
+        self.device = device
         self.harvest, self.inputs, self.targets, self.pairs = harvest, list(inputs), list(targets), pairs
         self.tokens = tokens
         """Tokens asked for, including those left over."""
@@ -237,7 +247,7 @@ class LiveBatches:
         if done == self.steps:
             return
         blocks = fill(self.harvest.passes, [self.filler(state)], on_restart=self.on_restart, progress=self.progress)
-        for filler, filled in prefetch(blocks, 1) if self.overlap else blocks:
+        for filler, filled in prefetch_beside(self.device, blocks, 1) if self.overlap else blocks:
             if filled is None:
                 assert filler.error is not None
                 raise filler.error

@@ -48,6 +48,6 @@ def check_length(lm: LanguageModel, context: int, name: str, sites: Sequence[Sit
     except Exception as error:  # forwards beyond the last position raise many types
         said = " ".join(str(error).split()) or type(error).__name__
         raise ModelError(f"{problem} ({said[:300]}); choose a lower --context") from error
-    # if the start is not finite either, the length is not the reason: `Harvest.check_finite` names the document
+    # if the start is not finite either, the length is not the reason: `check_finite` names the document
     if all(map(all_finite, start.values())) and not all(map(all_finite, whole.values())):
         raise ModelError(f"{problem}: its activations are not finite then; choose a lower --context")

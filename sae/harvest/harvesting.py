@@ -8,6 +8,7 @@ Run again it continues where it stopped; with more tokens it appends.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from typing import Any, NamedTuple
 
@@ -17,9 +18,10 @@ from sae.base.device import pick_device, product_rate
 from sae.base.launcher import rank_number, world_size
 from sae.base.progress import Progress, StopSignal
 from sae.base.storage import check_room
-from sae.config import StoreConfig
+from sae.config import ConfigError, StoreConfig
 from sae.data.columns import TEXT
 from sae.data.documents import Documents, open_documents
+from sae.harvest.attention import check_layout
 from sae.harvest.beginning import Beginning, described, recorded, settle
 from sae.harvest.identity import measured, store_identity
 from sae.harvest.language_model import (
@@ -35,7 +37,7 @@ from sae.harvest.opening import opening
 from sae.harvest.precision import stored_bytes
 from sae.harvest.rows import PLACE_BYTES
 from sae.harvest.sites import Site
-from sae.harvest.store import DiskStore, Worker, check_store, fill_store, stored_precision
+from sae.harvest.store import DiskStore, Worker, check_store, fill_store, stored_contexts, stored_precision
 from sae.harvest.store_disk import read_store
 from sae.harvest.stream import Harvest, prepared
 
@@ -108,6 +110,8 @@ class HarvestedStore(NamedTuple):
     precision: str
     seconds: float
     """Wall time of the harvest, without loading the model."""
+    attention: str
+    """The route by which documents were kept apart: varlen, flex, masked or padded."""
 
 
 def plan_harvest(config: StoreConfig) -> HarvestPlan:
@@ -130,6 +134,9 @@ def plan_harvest(config: StoreConfig) -> HarvestPlan:
     )
     if documents.kind != TEXT:
         documents = prepared(documents, load_tokenizer(source), model, settings)
+    if settings.contexts == "auto":
+        config = _with_contexts(config)
+        settings = config.harvest
     precision = settings.store_precision
     if precision == "auto":
         precision = stored_precision(config.store) or "auto"
@@ -139,6 +146,20 @@ def plan_harvest(config: StoreConfig) -> HarvestPlan:
         DiskStore(config.store, worker=plan.worker, verify=False)  # refuses another number of workers, or lost shards
     check_room(config.store, plan.tokens * plan.row_bytes)
     return plan
+
+
+def _with_contexts(config: StoreConfig) -> StoreConfig:
+    """`--contexts auto` as the number with which a store was begun; of a new store it stays auto until the first pass.
+
+    Raises:
+        ConfigError: several workers begin a store, whose devices would find different numbers.
+    """
+    begun = stored_contexts(config.store)
+    if begun is not None:
+        return dataclasses.replace(config, harvest=dataclasses.replace(config.harvest, contexts=begun))
+    if worker_of(config).count > 1:
+        raise ConfigError("--contexts auto: not with several workers, which must take one number; expected a number")
+    return config
 
 
 def worker_of(config: StoreConfig) -> Worker:
@@ -196,6 +217,7 @@ def harvest_store(config: StoreConfig) -> HarvestedStore:
         bytes_a_token=round(sum(shard.bytes for shard in shards) / max(1, sum(shard.rows for shard in shards)), 2),
         precision=store.identity["precision"],
         seconds=round(seconds, 3),
+        attention=harvest.attention.route,
     )
 
 
@@ -215,6 +237,9 @@ def _opened(plan: HarvestPlan, lm: LanguageModel, progress: Progress) -> tuple[D
     lm = lm._replace(beginning=beginning.ids)
     whole = Harvest(lm, plan.sites, plan.documents, settings, tell=progress.say)
     progress.say(opening(whole.documents, lm.tokenizer, settings, beginning=lm.beginning))
+    progress.say(whole.attention.line())
+    settings = whole.config
+    plan = plan._replace(config=dataclasses.replace(config, harvest=settings))
     if plan.precision == "auto":
         precision, reason = whole.first_pass.precision
         progress.say(f"Activations are kept in {precision}: {reason}.")
@@ -224,6 +249,7 @@ def _opened(plan: HarvestPlan, lm: LanguageModel, progress: Progress) -> tuple[D
         identity["measured"] = measured(whole)
     store = DiskStore(config.store, identity, worker=plan.worker)
     known = store.identity.get("measured")
+    check_layout(config.store, known, whole.attention)
     limits = None if known is None else known["norm_limits"]
     shared = whole.documents if plan.worker.count == 1 else whole.documents.shared(*plan.worker)
     return store, Harvest(lm, plan.sites, shared, settings, norm_limits=limits, tell=progress.say)

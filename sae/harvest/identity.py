@@ -48,9 +48,10 @@ def check_identity(place: str | Path, recorded: dict[str, Any], wanted: dict[str
         other = recorded.get(name)
         more = name == "sites" and isinstance(other, dict) and value.items() <= other.items()
         any_precision = name == "precision" and value == "auto" and other in STORED
+        any_contexts = name == "contexts" and value == "auto"
         # stores of earlier versions hold no hashes; with them the model's name does not matter, which may have moved
         passes = name in NOT_COMPARED or (name in HASHES and other is None) or (name == "model" and hashed)
-        if other != value and not (more or any_precision or passes):
+        if other != value and not (more or any_precision or any_contexts or passes):
             remedy = f"{REMEDIES[name]}, or " if name in REMEDIES else ""
             raise ConfigError(
                 f"--store {place}: it holds a harvest with {name} = {other!r}, this run wants {value!r}; {remedy}"
@@ -86,6 +87,7 @@ def measured(harvest: Harvest) -> dict[str, Any]:
         "model": harvest.lm.provenance,
         "norm_limits": dict(harvest.norm_limits),
         "isolation": harvest.isolation,
+        "attention": harvest.attention.record(),
     }
 
 

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sae.base.transfer import to_host
+
 PLACE_BYTES = 8 + 4 + 4 + 4 + 1
 """Bytes of a row beside its activations: document, token, position, start, kind."""
 
@@ -59,7 +61,7 @@ class Rows(NamedTuple):
 
     def cpu(self) -> Rows:
         """The same rows with their activations on the CPU."""
-        return self._replace(activations={name: a.cpu() for name, a in self.activations.items()})
+        return self._replace(activations=to_host(self.activations))
 
     @staticmethod
     def join(parts: Sequence[Rows]) -> Rows:

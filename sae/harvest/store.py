@@ -8,21 +8,53 @@ A killed harvest into a `DiskStore` resumes after its last whole shard.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+
+import torch
 
 from sae.config import ConfigError
 from sae.data.documents import DataError
-from sae.data.packing import BEGINNING
+from sae.data.packing import BEGINNING, Cursor
+from sae.data.side_stream import prefetch_beside
 from sae.harvest.rows import Rows
 from sae.harvest.shards import Worker
-from sae.harvest.store_disk import DiskStore, check_store, stored_precision
+from sae.harvest.store_disk import DiskStore, check_store, stored_contexts, stored_precision
 from sae.harvest.store_memory import MemoryStore, Store
-from sae.harvest.stream import Harvest
+from sae.harvest.stream import Harvest, Harvested
 
-__all__ = ["DiskStore", "MemoryStore", "Store", "Worker", "check_store", "fill_store", "stored_precision"]
+__all__ = [
+    "DiskStore",
+    "MemoryStore",
+    "Store",
+    "Worker",
+    "check_store",
+    "fill_store",
+    "stored_contexts",
+    "stored_precision",
+]
 
 SHARD_ROWS = 65_536
 """Rows of a shard: a multiple of the pages that batches are dealt from."""
+
+
+def passes_to_store(harvest: Harvest, dtype: torch.dtype, begin: Cursor, missing: int) -> Iterator[Harvested]:
+    """Forward passes from `begin` on with the rows that a store lacks, `missing` in all, on the CPU.
+
+    A GPU goes on with the next pass while the caller writes the rows of one.
+    """
+
+    def passes() -> Iterator[Harvested]:
+        skip, lacking = begin.taken, missing
+        for harvested in harvest.batches(begin) if lacking > 0 else ():
+            rows = harvest.trained_on(harvested.rows).between(skip, skip + lacking)
+            rows = rows.stored(dtype, rows.activations, harvest.name_of).cpu()
+            skip, lacking = 0, lacking - rows.size
+            yield harvested._replace(rows=rows)
+            if lacking == 0:
+                return
+
+    device = harvest.lm.device
+    return prefetch_beside(device, passes(), 1) if device.type == "cuda" else passes()
 
 
 def fill_store(store: Store, harvest: Harvest, *, tokens: int, progress: Callable[[int], None]) -> Store:
@@ -46,9 +78,9 @@ def fill_store(store: Store, harvest: Harvest, *, tokens: int, progress: Callabl
     waiting: list[Rows] = []
     begin = store.end() or BEGINNING
     skip, end = begin.taken, begin
-    for harvested in harvest.batches(begin) if rows_stored < tokens and not store.ended else ():
-        rows = harvest.trained_on(harvested.rows).between(skip, skip + tokens - rows_stored)
-        rows = rows.stored(store.dtype, rows.activations, harvest.name_of).cpu()
+    missing = 0 if store.ended else tokens - rows_stored
+    for harvested in passes_to_store(harvest, store.dtype, begin, missing):
+        rows = harvested.rows
         rows_stored += rows.size
         full = rows_stored == tokens
         done = 0

@@ -302,11 +302,19 @@ class DiskStore(Store):
 
 def stored_precision(place: str | Path | None) -> str | None:
     """The precision of the store at a place; None where there is no store, or it does not record one."""
-    if place is None:
-        return None
-    recorded = read_sealed(open_objects(place, cache=cache_dir() / "shards"), IDENTITY)
-    precision = (recorded or {}).get("precision")
+    precision = None if place is None else _recorded(place).get("precision")
     return precision if precision in STORED else None
+
+
+def stored_contexts(place: str | Path) -> int | None:
+    """Contexts of the forward passes that filled the store at a place; None where there is no store."""
+    contexts = _recorded(place).get("contexts")
+    return contexts if isinstance(contexts, int) else None
+
+
+def _recorded(place: str | Path) -> dict[str, Any]:
+    """What the store at a place records; nothing where there is none."""
+    return read_sealed(open_objects(place, cache=cache_dir() / "shards"), IDENTITY) or {}
 
 
 def check_store(place: str | Path, identity: dict[str, Any]) -> bool:

@@ -72,6 +72,7 @@ class Run(NamedTuple):
         trained = self.config.harvest
         return dataclasses.replace(
             trained,
+            attention="auto",  # what this machine can do, which need not be the one that trained
             dataset=dataset or trained.dataset,
             text_field=text_field or (None if dataset else trained.text_field),
             **changes,

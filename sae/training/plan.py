@@ -51,7 +51,7 @@ class Plan(NamedTuple):
 
     def record(self) -> dict[str, Any]:
         """What config.json holds from the start."""
-        record = new_record(self.config, kind=self.data.kind, data=self.data.provenance)
+        record = new_record(self.data.config, kind=self.data.kind, data=self.data.provenance)
         return {**record, **self.data.record()}
 
 

@@ -33,8 +33,8 @@ MAY_CHANGE_ON_RESUME = {
 }
 PACKAGES = ("sparsight", "torch", "transformers", "datasets", "numpy", "safetensors")
 """Packages whose versions a run records, those of them that are installed."""
-DEFAULTS_OF_DATA = {"harvest.store_precision": "auto", "epochs": None}
-"""Settings whose default depends on the data: a resumed run keeps what was chosen."""
+DEFAULTS_OF_DATA = {"harvest.store_precision": "auto", "harvest.contexts": "auto", "epochs": None}
+"""Settings whose default depends on the data or the device: a resumed run keeps what was chosen."""
 
 
 def check_run_folder(config: RunConfig) -> None:
@@ -88,6 +88,8 @@ def check_kept_run(config: RunConfig, data: dict[str, Any]) -> None:
     asked = {**flat(to_json(config)), "data": json.loads(json.dumps(data))}  # as it is read back
     recorded = {**flat(record["train"]), "data": record["data"]}
     for name, value in asked.items():
+        if name == "harvest.contexts" and value == "auto":
+            continue  # recorded as the number that was found
         if name not in MAY_CHANGE_ON_RESUME and recorded.get(name) != value:
             raise ConfigError(
                 f"{config.out}: was trained with {name} {recorded.get(name)}, now {value}; delete the folder, or "

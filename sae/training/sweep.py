@@ -225,4 +225,6 @@ def _open_store(members: Sequence[Member], shared: TextData, stop: StopSignal, p
         if view not in stores:
             stores[view] = (shared if whole is None else data).open_store(stop, progress)
         data.harvest, data.store = shared.harvest, stores[view]
+        if shared.harvest is not None:
+            data.use_contexts(shared.harvest.contexts_in_a_pass)
         data.settle_precision(shared.precision)

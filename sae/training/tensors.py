@@ -51,6 +51,7 @@ class TensorData(Ready):
     advice = "Try a lower --lr or a longer --warmup."
 
     def __init__(self, config: TensorTrainConfig, device: torch.device) -> None:
+        self.device = device
         self.config, self.sae, self.optim, self.epochs = config, config.sae, config.optim, config.epochs
         variant = find_variant(config.sae)
         reads = "another place than it writes" if variant.transcodes else "several places"
@@ -115,6 +116,7 @@ class TensorData(Ready):
             epochs=self.epochs,
             buffer_bytes=self.config.buffer_mb << 20,
             seed=self.config.seed,
+            device=self.device,
         )
 
     def first_inputs(self, count: int) -> Iterator[Tensor]:

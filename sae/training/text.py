@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from sae.base.storage import check_room
 from sae.config import ConfigError, OptimConfig, SAEConfig, TrainConfig, refuse_ignored
 from sae.data.documents import Documents
 from sae.data.packing import named_ids
+from sae.harvest.attention import check_layout
 from sae.harvest.beginning import Beginning, described, recorded, settle
 from sae.harvest.buffer import LiveBatches, StoredBatches, batches_in
 from sae.harvest.filling import Filler
@@ -175,6 +177,14 @@ class TextData:
         return self.layer_parameters * (4 if self.device.type == "cpu" else 2)
 
     @property
+    def spare_bytes(self) -> int:
+        """Memory of the device that the trainer and the buffer take once the language model is loaded."""
+        with torch.device("meta"):
+            parameters = sum(weight.numel() for weight in self.recipe().model.parameters())
+        # weights, gradients and two moments; blocks of a live harvest stay on the device
+        return 16 * parameters + (0 if self.cached else self.config.buffer_mb << 20)
+
+    @property
     def in_memory(self) -> bool:
         """Whether all activations are kept in memory."""
         return self.cached and self.config.store is None
@@ -215,19 +225,30 @@ class TextData:
         limits = None if self.opened is None else self.opened.identity.get("measured", {}).get("norm_limits")
         if limits is not None and not limits.keys() <= {site.name for site in self.sites}:
             limits = None
-        harvest = Harvest(lm, self.sites, self.documents, self.config.harvest, limits, tell=progress.say)
+        harvest = Harvest(
+            lm, self.sites, self.documents, self.config.harvest, limits, tell=progress.say, spare=self.spare_bytes
+        )
         progress.say(opening(harvest.documents, lm.tokenizer, self.config.harvest, beginning=lm.beginning))
+        progress.say(harvest.attention.line())
+        if self.opened is not None:
+            check_layout(self.config.store, self.opened.identity.get("measured"), harvest.attention)
         return harvest
 
     def use(self, harvest: Harvest, progress: Progress) -> None:
         """Take rows from this harvest, and settle the precision of activations."""
         self.harvest = harvest
+        self.use_contexts(harvest.contexts_in_a_pass)
         if self.precision == "auto":
             precision, reason = harvest.first_pass.precision
             progress.say(f"Activations are kept in {precision}: {reason}.")
             self.settle_precision(precision)
         elif self.config.harvest.store_precision == "auto":
             progress.say(f"Activations are kept in {self.precision}, as they were before.")
+
+    def use_contexts(self, contexts: int) -> None:
+        """Take forward passes of this many contexts, whatever was asked for."""
+        settings = dataclasses.replace(self.config.harvest, contexts=contexts)
+        self.config = dataclasses.replace(self.config, harvest=settings)
 
     def settle_precision(self, precision: str) -> None:
         """Keep activations in this precision.
@@ -276,20 +297,21 @@ class TextData:
     def record(self) -> dict[str, Any]:
         stream = self._stream
         view = {"store_view": self.opened.view} if self.complete and self.opened is not None else {}
+        attention = {"attention": stream["attention"]} if "attention" in stream else {}  # stores of earlier versions
         return {
             "sites": {
                 "inputs": [site.describe() for site in self.inputs],
                 "targets": [site.describe() for site in self.targets],
             },
             "model": stream["model"],
-            "harvest": {"beginning": stream["beginning"], "store_precision": self.precision, **view},
+            "harvest": {"beginning": stream["beginning"], "store_precision": self.precision, **attention, **view},
         }
 
     def batches(self, stop: StopSignal, progress: Progress) -> StoredBatches | LiveBatches:
         if not self.cached:
             return self.live(stop, progress)
         store = self.store or self.open_store(stop, progress)
-        batches = StoredBatches(store, epochs=self.config.epochs, **self.cut())
+        batches = StoredBatches(store, epochs=self.config.epochs, device=self.device, **self.cut())
         self.available, self.left_over = batches.tokens, batches.left_over
         return batches
 
@@ -360,6 +382,7 @@ class TextData:
             tokens=self.config.tokens,
             dtype=getattr(torch, self.precision),
             overlap=self.device.type == "cuda",
+            device=self.device,
             on_restart=lambda n: progress.say(f"The data set is used up: pass {n} over it begins."),
             progress=advance,
             **self.cut(),
@@ -386,7 +409,8 @@ class TextData:
         stream = self._stream
         names = {site.name for site in self.sites}  # a harvest that feeds other runs too knows more
         limits = {name: limit for name, limit in stream["norm_limits"].items() if name in names}
-        known = {"norm_limits": limits, "isolation": stream["isolation"], "beginning": stream["beginning"]}
+        known = {"norm_limits": limits}
+        known |= {name: stream[name] for name in ("isolation", "attention", "beginning") if name in stream}
         view = {"store_view": self.opened.view} if self.complete and self.opened is not None else {}
         return {"harvest": {**known, "store_precision": self.precision, **view}}
 
@@ -404,6 +428,7 @@ def open_text(config: TrainConfig, device: torch.device) -> TextData:
     Shape.of(config.mesh, world_size())
     check_together(config.sae, config.optim, variant, config.harvest.target_site)
     checks.check_same_store(config)
+    config = checks.with_contexts(config)
     batch = config.optim.batch or (4096 if device.type == "cuda" else 2048)
     if config.tokens < batch:
         raise ConfigError(f"--tokens {config.tokens}: less than one batch; expected at least --batch {batch}")
@@ -430,6 +455,8 @@ def open_text(config: TrainConfig, device: torch.device) -> TextData:
         data.opened = DiskStore(config.store, data.store_identity, view=view, verify=False)
         checks.check_rows(config, data.opened)
         checks.check_beginning(config, data.opened)
+        if data.complete and "measured" in data.opened.identity:
+            checks.refuse_route(config)
     return data
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from sae.base.launcher import world_size
 from sae.config import ConfigError, TrainConfig
 from sae.data.columns import TEXT
 from sae.data.documents import Documents, open_documents
 from sae.harvest.language_model import ModelSource, load_tokenizer
 from sae.harvest.model_shape import named_sites
 from sae.harvest.sites import Site
-from sae.harvest.store import DiskStore, stored_precision
+from sae.harvest.store import DiskStore, stored_contexts, stored_precision
 from sae.harvest.stream import prepared
 from sae.models.settings import Ignored
 from sae.models.variants.base import Variant
@@ -43,6 +45,24 @@ def check_same_store(config: TrainConfig) -> None:
         )
 
 
+def with_contexts(config: TrainConfig) -> TrainConfig:
+    """`--contexts auto` of a resumed run, or beside a store, as the number with which that was begun.
+
+    Raises:
+        ConfigError: auto on several ranks, whose devices would find different numbers.
+    """
+    if config.harvest.contexts != "auto":
+        return config
+    begun: int | None = None
+    if config.resume:
+        begun = read_record(config.out)["train"]["harvest"]["contexts"]
+    elif config.store is not None:
+        begun = stored_contexts(config.store)
+    if begun is None and world_size() > 1:
+        raise ConfigError("--contexts auto: not on several ranks, which must take one number; expected a number")
+    return config if begun is None else replace(config, harvest=replace(config.harvest, contexts=begun))
+
+
 def check_beginning(config: TrainConfig, store: DiskStore) -> None:
     """Refuse a store whose segments begin with something else than --bos names.
 
@@ -57,6 +77,19 @@ def check_beginning(config: TrainConfig, store: DiskStore) -> None:
         raise ConfigError(
             f"--store {config.store}: it holds a harvest with beginning = {begun['tokens']}, --bos "
             f"{config.harvest.bos} means {wanted}; pass the store's --bos, or choose another folder"
+        )
+
+
+def refuse_route(config: TrainConfig) -> None:
+    """Refuse a route of attention where a store holds all tokens.
+
+    Raises:
+        ConfigError: the flag would do nothing.
+    """
+    asked = config.harvest.attention
+    if asked != "auto" and not config.resume:
+        raise ConfigError(
+            f"--attention {asked}: {config.store} holds all tokens, and no text goes through the model; leave it out"
         )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from sae.base.progress import Progress, StopSignal
 from sae.config import TrainConfig
 from sae.data.batching import Batch
-from sae.data.prefetch import prefetch
+from sae.data.side_stream import prefetch_beside
 from sae.harvest.buffer import LiveBatches
 from sae.harvest.filling import Filler, fill
 from sae.harvest.store import MemoryStore
@@ -112,7 +112,7 @@ def train_live(members: Sequence[Member], harvest: Harvest, stop: StopSignal, pr
 
     def takings() -> Iterator[Taking]:
         blocks = fill(harvest.passes, list(fillers), on_restart=first.on_restart, progress=first.progress)
-        for filler, filled in prefetch(blocks, 1) if first.overlap else blocks:
+        for filler, filled in prefetch_beside(first.device, blocks, 1) if first.overlap else blocks:
             reading = fillers[filler]
             if filled is None:
                 assert filler.error is not None

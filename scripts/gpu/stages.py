@@ -8,17 +8,16 @@ import gc
 import importlib.util
 import json
 import os
-import random
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from end_to_end import training
 
 ROOT = Path(__file__).parents[2]
 Row = dict[str, Any]
@@ -288,101 +287,6 @@ def peak_memory(setting: Setting) -> int | None:
     return peak
 
 
-def training(setting: Setting) -> Iterator[Row]:
-    """A randomly initialised GPT-2 small, end to end: tokens a second of the forward pass, harvest, and training."""
-    import torch
-
-    from sae.config import HarvestConfig, OptimConfig, SAEConfig, TrainConfig
-    from sae.data.documents import open_documents
-    from sae.harvest.language_model import load_language_model, locate_model, measure_width
-    from sae.harvest.sites import resolve_sites
-    from sae.harvest.stream import Harvest
-    from sae.training.run import train
-
-    with tempfile.TemporaryDirectory() as folder:
-        layer, context, contexts = (1, 32, 4) if setting.toy else (6, 256, 64)
-        model = random_model(Path(folder), toy=setting.toy)
-        tokens = 2048 if setting.toy else 4_000_000
-        text = random_text(Path(folder), words=tokens // 8 if setting.toy else tokens // 4)
-        settings = HarvestConfig(
-            model=str(model), dataset=str(text), layer=layer, context=context, contexts=contexts, bos="none"
-        )
-        device = torch.device(setting.device)
-        lm = load_language_model(locate_model(settings.model, trust_remote_code=False), device=device, precision="auto")
-        site = measure_width(lm.model, resolve_sites(lm.model, ["resid_post"], layer=layer)[0])
-        documents = open_documents(settings.dataset, text_field=None, split="train", heldout=0.1)
-        harvest = Harvest(lm, [site], documents, settings)
-        ids = torch.randint(100, (contexts, context), device=device)
-        with torch.no_grad():
-            model: Any = lm.model
-            bare = rate(partial(model.get_decoder(), input_ids=ids), ids.numel(), setting)
-        yield {"what": "bare forward pass, all layers", "tokens/s": bare}
-        batches = harvest.batches()
-        next(batches)
-        yield {"what": f"harvest, layers to {layer}", "tokens/s": rate(partial(next, batches), ids.numel(), setting)}
-        del lm, harvest, batches
-        with setting.kernels():
-            result = train(
-                TrainConfig(
-                    harvest=settings,
-                    sae=SAEConfig(width=64 if setting.toy else 24_576, k=4 if setting.toy else 32),
-                    optim=OptimConfig(batch=128 if setting.toy else 8192),
-                    tokens=tokens // 8 if setting.toy else tokens,
-                    out=Path(folder) / "run",
-                    device=setting.device,  # type: ignore[arg-type]
-                )
-            )
-        memory = peak_memory(setting)
-        yield {
-            "what": f"harvest and training, {result.route} route",
-            "tokens/s": result.samples / sum(result.seconds.values()),
-            "FVU": result.last["fvu"],
-            "peak GB": None if memory is None else memory / 2**30,
-        }
-
-
-def rate(function: Callable[[], Any], tokens: int, setting: Setting) -> float:
-    """Tokens a second of a call that reads `tokens` tokens: the median of some calls after two."""
-    import torch
-
-    seconds = []
-    for turn in range(-1 if setting.toy else -2, 2 if setting.toy else 20):
-        begun = time.perf_counter()
-        function()
-        if not setting.toy:
-            torch.cuda.synchronize()
-        if turn >= 0:
-            seconds.append(time.perf_counter() - begun)
-    return tokens / statistics.median(seconds)
-
-
-def random_model(folder: Path, *, toy: bool) -> Path:
-    """A randomly initialised GPT-2 small, or a tiny one, saved with a tokenizer of made-up words."""
-    import transformers
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    words = {f"w{number}": number + 2 for number in range(2000)}
-    tokenizer = Tokenizer(models.WordLevel({"<s>": 0, "<unk>": 1, **words}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
-    sizes: dict[str, Any] = {"n_embd": 32, "n_head": 2, "n_layer": 3, "vocab_size": 2002} if toy else {}
-    transformers.set_seed(0)
-    transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes)).save_pretrained(folder / "model")
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", unk_token="<unk>"
-    ).save_pretrained(folder / "model")
-    return folder / "model"
-
-
-def random_text(folder: Path, *, words: int) -> Path:
-    """A .jsonl file of documents of 300 made-up words each."""
-    draw = random.Random(0)
-    vocabulary = [f"w{number}" for number in range(2000)]
-    with open(folder / "text.jsonl", "w") as file:
-        for _ in range(max(40, words // 300)):
-            file.write(json.dumps({"text": " ".join(draw.choices(vocabulary, k=300))}) + "\n")
-    return folder / "text.jsonl"
-
-
 def kernels(setting: Setting) -> Iterator[Row]:
     """Every op at GPT-2 small's size, against the device's own copy and product."""
     from sae_kernels.bench.kernels import measure_kernels
@@ -443,7 +347,9 @@ def tested(before: list[str], what: str, chosen: str) -> Row:
         # as tests/kernel_process.py runs them: in this process's mode, a JSON line a report
         environment = os.environ | {"SPARSIGHT_TEST_REPORTS": str(reports.fileno())}
         command = [*before, sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-o", "addopts="]
-        files = ["tests/ops/test_gpu_kernels.py", *([] if chosen else ["tests/training/test_gpu_route.py"])]
+        files = ["tests/ops/test_gpu_kernels.py"]
+        if not chosen:
+            files += ["tests/training/test_gpu_route.py", "tests/harvest/test_gpu_harvest.py"]
         command += [*(str(ROOT / file) for file in files), *(["-k", chosen] if chosen else [])]
         process = subprocess.run(command, env=environment, pass_fds=[reports.fileno()], cwd=ROOT, check=False)
         reports.seek(0)

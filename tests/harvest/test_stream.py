@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections import defaultdict
 from collections.abc import Iterator
@@ -324,11 +325,39 @@ def test_too_little_memory_halves_the_forward_pass_and_changes_no_row(
     lines: list[str] = []
     with memory_for(cases[family].lm.model, 3):
         stream = harvest(cases[family], texts, contexts=7)
-        stream._tell = lines.append
+        stream.forward.tell = lines.append
         parts = all_rows(stream)
     assert lines == ["Out of memory with 7 contexts in a forward pass: from now on 3."]
     for name, activations in whole.activations.items():
         torch.testing.assert_close(parts.activations[name], activations, rtol=1e-5, atol=1e-5)
+    for column, other in zip(whole[1:], parts[1:], strict=True):
+        assert torch.equal(column, other)
+
+
+def test_memory_that_runs_short_in_the_middle_of_a_stream_neither_loses_nor_repeats_a_token(
+    cases: dict[str, Case], texts: Path
+) -> None:
+    model, calls = cases["llama"].lm.model, itertools.count()
+
+    def fail_twice(module: torch.nn.Module, args: tuple) -> None:
+        # the third pass, and then, of its parts, one behind a part that fitted
+        if next(calls) in (2, 4):
+            raise torch.OutOfMemoryError("out of memory")
+
+    whole = all_rows(harvest(cases["llama"], texts, contexts=7))
+    stream = harvest(cases["llama"], texts, contexts=7)
+    lines: list[str] = []
+    stream.forward.tell = lines.append
+    _ = stream.first_pass
+    calls = itertools.count()
+    hook = model.register_forward_pre_hook(fail_twice)
+    try:
+        parts = all_rows(stream)
+    finally:
+        hook.remove()
+    halved = "Out of memory with {} contexts in a forward pass: from now on {}."
+    assert lines == [halved.format(7, 3), halved.format(3, 1)]
+    torch.testing.assert_close(parts.activations, whole.activations, rtol=1e-5, atol=1e-5)
     for column, other in zip(whole[1:], parts[1:], strict=True):
         assert torch.equal(column, other)
 
