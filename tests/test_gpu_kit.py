@@ -44,9 +44,7 @@ def test_the_ops_and_the_step_ran_on_triton(toy: tuple[Path, str]) -> None:
     steps = json.loads((out / "steps.json").read_text())["rows"]
     assert all(row["step ms"] > 0 and row["dense PyTorch ms"] > 0 for row in steps)
     options = json.loads((out / "options.json").read_text())["rows"]
-    assert [row["option"] for row in options] == [
-        "graphs off", "moments int8", "weights bfloat16, moments int8", "moments bfloat16",
-    ]  # fmt: skip
+    assert [row["option"] for row in options] == ["weights bfloat16, moments int8"]
     assert all(row["route"] == "fused" and row["step ms"] > 0 for row in options)
     encoders = json.loads((out / "encoders.json").read_text())["rows"]
     assert {row["op"] for row in encoders} == {"topk_encode", "threshold_encode", "batch_topk_encode"}

@@ -1,7 +1,7 @@
 """Numba's settings: the threading layer, the number of threads, the compile cache.
 
-Every `cpu.py` takes `jit`, `prange` and `sync_threads` from here. Numba is imported only when a CPU op is called for the
-first time, so that `import sae_kernels` is fast.
+Every `cpu.py` takes `jit`, `prange` and `sync_threads` from here. Numba is imported only when a CPU op is called for
+the first time, so that `import sae_kernels` is fast.
 
 - Threading layer: OpenMP. When numba binds to GOMP_parallel, torch has already loaded libgomp into the process's global
   scope, so both share one pool of threads, and a thread that spins after a torch product takes up the next numba loop

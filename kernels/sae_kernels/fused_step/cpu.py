@@ -175,7 +175,10 @@ def _norm_bound(params: Any, forward: Any, through: Tensor, grad_b_dec: Tensor, 
         decoder, encoder = decoder + norm(extra.W_dec), encoder + norm(extra.W_enc)
         grad_b_enc.index_add_(0, extra.rows, extra.b_enc.float())
     if forward.tied:
-        grad_b_dec = grad_b_dec - grad_b_enc @ params.W_enc.float()
+        sums = scratch().get("fused.sums", (PARTS, params.W_enc.shape[1])).numpy()
+        _sum_rows(as_numpy(params.W_enc), grad_b_enc.numpy(), sums)
+        grad_b_dec = grad_b_dec.clone()
+        _add_parts(sums, np.float32(-1), grad_b_dec.numpy())
     bound = math.hypot(decoder, encoder, norm(grad_b_enc), norm(grad_b_dec))
     return 1.001 * bound  # these sums round differently from the sweep's
 
@@ -201,6 +204,19 @@ def _sum_tokens(spread, groups, sums):
             row = spread[n * groups]
             for j in range(row.shape[0]):
                 total[j] += row[j]
+
+
+@jit(parallel=True)
+def _sum_rows(rows, weights, sums):
+    """sums[p] = Σ weights[f] rows[f] over the rows of part p, all parts having equally many rows."""
+    count, parts = rows.shape[0], sums.shape[0]
+    for p in prange(parts):
+        total = sums[p]
+        total[:] = 0
+        for f in range(count * p // parts, count * (p + 1) // parts):
+            row = rows[f]
+            for j in range(row.shape[0]):
+                total[j] += weights[f] * row[j]
 
 
 @jit()

@@ -1,6 +1,6 @@
 """Top-k encode on the CPU: the product in tiles of registers, and behind it a scan for candidates of the k largest.
 
-A block of latents is multiplied with a panel of tokens into a tile that stays in the L1 cache. Of every token the
+A block of latents is multiplied with a panel of tokens into a tile that stays in the L2 cache. Of every token the
 maxima of at least 64 interleaved lanes of latents are kept. The k-th largest of these maxima is a bar that at least k
 latents reach, so nothing below it can be among the k largest. One vector comparison of a latent's row of the tile with
 the bars of its tokens finds the few entries that reach them, which are appended to their tokens' lists of candidates.
@@ -31,8 +31,9 @@ from sae_kernels.topk_encode.cpu_select import (
 
 # size of the candidate lists; a large k means fewer tokens at a time
 LIST_BYTES = 16 << 20
-# size of a thread's block of weights, for the L2 cache
-BLOCK_BYTES = 512 << 10
+# size of a thread's block of weights, and its number of latents: a thread multiplies all its tokens with a block
+BLOCK_BYTES = 1 << 20
+BLOCK_LATENTS = 512
 MAX_LANES = 1024
 
 
@@ -54,12 +55,13 @@ def topk_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, b_pre: Tensor |
     maxima = memory.get("encode.maxima", (rows * lanes,))
     state = lists, counts.numpy(), bars.numpy(), maxima.numpy(), lanes
     centred = centre(x, b_pre)
+    fused = is_fused(tokens, threads)
     for start in range(0, tokens, rows):
         block = centred[start : start + rows]
         counts.zero_()
         bars.fill_(-math.inf)
         maxima.fill_(-math.inf)
-        if HAS_PRODUCT:
+        if fused:
             _multiply_and_select(block, W_enc, bias, k, state, threads)
         else:
             _select_columns(block, W_enc, bias, k, state)
@@ -68,15 +70,19 @@ def topk_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, b_pre: Tensor |
     return values.to(torch.promote_types(x.dtype, W_enc.dtype)), indices
 
 
+def is_fused(tokens: int, threads: int) -> bool:
+    """Whether the product is made here and not by torch: a thread takes whole panels of tokens, so few would not do."""
+    return HAS_PRODUCT and 2 * tokens >= threads * PANEL
+
+
 def _multiply_and_select(block: Tensor, W_enc: Tensor, bias, k: int, state: tuple, threads: int) -> None:
     """List the candidates of a block of tokens [n, d] by a product of our own."""
     d = block.shape[1]
     depth = max(1, -(-d // UNROLL)) * UNROLL
     panels = scratch().get("encode.panels", (-(-block.shape[0] // PANEL) * PANEL * depth,)).numpy()
     pack_panels(block.numpy(), panels, depth)
-    stride = depth + 16  # neighbouring rows start in different sets of the cache
-    latents = max(1, min(8, BLOCK_BYTES // (4 * stride * ROWS))) * ROWS
-    buffers = scratch().get("encode.weights", (threads, latents * stride)).numpy()
+    latents = max(1, min(BLOCK_LATENTS, BLOCK_BYTES // (4 * depth)) // ROWS) * ROWS
+    buffers = scratch().get("encode.weights", (threads, latents * depth)).numpy()
     tiles = scratch().get("encode.tiles", (threads, latents * PANEL)).numpy()
     for first, part in _parts(W_enc, max(ROWS, TILE_BYTES // (4 * depth))):
         multiply_and_select(panels, depth, part.numpy(), bias, first, buffers, latents, tiles, k, *state)

@@ -23,13 +23,13 @@ if "+avx512f" in _FEATURES.split(","):
     VECTOR, ROWS = 16, 14
 else:
     VECTOR, ROWS = 8, 6
-HAS_PRODUCT = {"+avx512f", "+fma"} & set(_FEATURES.split(",")) != set()
-"""Whether `multiply_and_select` is faster than the product of torch's BLAS: on x86 with AVX2 or AVX-512. The tile of
-ROWS x PANEL sums fills their vector registers."""
+HAS_PRODUCT = not {"+avx512f", "+fma"}.isdisjoint(_FEATURES.split(","))
+"""Whether `multiply_and_select` is as fast as torch's BLAS: on x86 with AVX2 or AVX-512. The tile of ROWS x PANEL sums
+fills their vector registers."""
 PANEL = 2 * VECTOR
 UNROLL = 4
-DEPTH = 256
-"""Dimensions that are summed before the next tile: that part of a panel stays in the L1 cache."""
+DEPTH = 1024
+"""Dimensions that are summed before the next tile: that part of a panel stays in the L2 cache."""
 BISECTIONS = 8
 
 _INT, _BIG = ir.IntType(32), ir.IntType(64)
@@ -51,21 +51,20 @@ def _splat(builder, value, size):
 
 
 @intrinsic
-def _multiply(typingctx, rows, start, stride, panel, place, depth, tile, at):
-    """tile[at:][r, i] += Σ_j rows[start + r stride + j] panel[place + j PANEL + i] for r < ROWS, i < PANEL, j < depth.
+def _multiply(typingctx, weights, start, panel, place, depth, tile, at):
+    """tile[at:][r, i] += Σ_j weights[start:][j, r] panel[place:][j, i] for j < depth, r < ROWS, i < PANEL.
 
     `depth` is a positive multiple of UNROLL. The sums stand in registers and are taken in the order of j.
     """
 
     def generate(context, builder, signature, arguments):
         kinds = signature.args
-        rows, start, stride, panel, place, depth, tile, at = arguments
+        weights, start, panel, place, depth, tile, at = arguments
         vector = ir.VectorType(ir.FloatType(), VECTOR)
         kind = ir.FunctionType(vector, [vector] * 3)
         add_product = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fmuladd.v{VECTOR}f32")
-        first = _data(context, builder, kinds[0], rows, start)
-        pointers = [builder.gep(first, [builder.mul(stride, _BIG(r))]) for r in range(ROWS)]
-        columns, out = (_data(context, builder, kinds[i], a, o) for i, a, o in ((3, panel, place), (6, tile, at)))
+        ends = (0, weights, start), (2, panel, place), (5, tile, at)
+        rows, columns, out = (_data(context, builder, kinds[i], array, offset) for i, array, offset in ends)
         places = [(r, c, _vector(builder, out, VECTOR, r * PANEL + c * VECTOR)) for r in range(ROWS) for c in (0, 1)]
         before = [builder.load(address, align=4) for *_, address in places]
         entry, loop, done = builder.block, builder.append_basic_block(), builder.append_basic_block()
@@ -75,11 +74,12 @@ def _multiply(typingctx, rows, start, stride, panel, place, depth, tile, at):
         sums = [builder.phi(vector) for _ in places]
         new = list(sums)
         for step in range(UNROLL):
-            column = builder.gep(columns, [builder.mul(builder.add(j, _BIG(step)), _BIG(PANEL))])
-            halves = [builder.load(_vector(builder, column, VECTOR, c * VECTOR), align=4) for c in (0, 1)]
+            column, row = (builder.gep(a, [builder.mul(j, _BIG(n))]) for a, n in ((columns, PANEL), (rows, ROWS)))
+            halves = [
+                builder.load(_vector(builder, column, VECTOR, step * PANEL + c * VECTOR), align=4) for c in (0, 1)
+            ]
             for r in range(ROWS):
-                weight = builder.load(builder.gep(builder.gep(pointers[r], [j]), [_BIG(step)]), align=4)
-                weight = _splat(builder, weight, VECTOR)
+                weight = _splat(builder, builder.load(builder.gep(row, [_BIG(step * ROWS + r)]), align=4), VECTOR)
                 for c in (0, 1):
                     new[2 * r + c] = builder.call(add_product, [weight, halves[c], new[2 * r + c]])
         following = builder.add(j, _BIG(UNROLL))
@@ -92,7 +92,7 @@ def _multiply(typingctx, rows, start, stride, panel, place, depth, tile, at):
             builder.store(value, address, align=4)
 
     size, array = types.intp, types.float32[::1]
-    return types.void(array, size, size, array, size, size, array, size), generate
+    return types.void(array, size, array, size, size, array, size), generate
 
 
 @intrinsic
@@ -207,18 +207,13 @@ def _cut(candidates, n, k, bar):
 
 
 @jit(fastmath=False)
-def _append(candidates, count, value, index, k, bar):
-    """Append a candidate, making room in a full list first; returns the new count and bar."""
-    room = candidates.shape[0]
-    if count == room:
-        count = _drop_below(candidates, count, bar)
-        if count > room - room // 4:
-            bar = _cut(candidates, count, k, bar)
-            count = k
-        if value < bar:
-            return count, bar
-    candidates[count] = _pack(value, index)
-    return count + 1, bar
+def _make_room(lists, token, count, k, bar):
+    """Drop from a full list what cannot be among the k largest; returns the new count and bar."""
+    candidates = lists[token]
+    count = _drop_below(candidates, count, bar)
+    if count > candidates.shape[0] - candidates.shape[0] // 4:
+        return k, _cut(candidates, count, k, bar)
+    return count, bar
 
 
 @jit(fastmath=False)
@@ -258,19 +253,27 @@ def _select(tile, start, stride, latents, bias, first, raises, panel, k, lists, 
     """
     token = panel * PANEL
     if lanes > 0:
+        lane = first % lanes
         for f in range(latents):
-            place = (panel * lanes + (first + f) % lanes) * PANEL
-            _raise_lane(tile, start + f * stride, bias[first + f], maxima, place)
+            _raise_lane(tile, start + f * stride, bias[first + f], maxima, (panel * lanes + lane) * PANEL)
+            lane = lane + 1 if lane + 1 < lanes else 0
         if raises:
             _raise_bars(maxima, token * lanes, lanes, k, bars, token)
+    room = lists.shape[1]
     for f in range(latents):
         mask = _reached(tile, start + f * stride, bias[first + f], bars, token)
         while mask:
             bit = _lowest_bit(mask)
+            mask &= mask - np.uint64(1)
+            # no view of a list here: its reference count, which threads share, would cost more than all the rest
             i = token + bit
             value = tile[start + f * stride + bit] + bias[first + f]
-            counts[i], bars[i] = _append(lists[i], counts[i], value, first + f, k, bars[i])
-            mask &= mask - np.uint64(1)
+            if counts[i] == room:
+                counts[i], bars[i] = _make_room(lists, i, counts[i], k, bars[i])
+                if value < bars[i]:
+                    continue
+            lists[i, counts[i]] = _pack(value, first + f)
+            counts[i] += 1
 
 
 @jit(parallel=True, fastmath=False)
@@ -288,14 +291,30 @@ def pack_panels(x, panels, depth):
                 panel[j, i] = row[j]
 
 
+@jit(fastmath=False)
+def _pack_rows(W, first, buffer, place, depth):
+    """buffer[place:][j, r] = W[first + r, j] for r < ROWS, j < depth, and zeros beyond W."""
+    rows = min(ROWS, W.shape[0] - first)
+    if rows < ROWS or W.shape[1] < depth:
+        buffer[place : place + depth * ROWS] = 0
+    if rows == ROWS:  # a constant, so that the loop is unrolled
+        for j in range(W.shape[1]):
+            for r in range(ROWS):
+                buffer[place + j * ROWS + r] = W[first + r, j]
+    else:
+        for j in range(W.shape[1]):
+            for r in range(rows):
+                buffer[place + j * ROWS + r] = W[first + r, j]
+
+
 @jit(parallel=True, fastmath=False)
 def multiply_and_select(panels, depth, W, bias, first, buffers, block, tiles, k, lists, counts, bars, maxima, lanes):
     """Multiply the panels with the rows of W, which are latents from `first` on, and list the candidates.
 
-    A thread takes its share of the panels. It copies `block` rows of W to its own buffer, which stays in the L2 cache,
-    and multiplies all its panels with them. What a token's list becomes does not depend on the number of threads.
+    A thread takes its share of the panels. It copies `block` rows of W to its own buffer and multiplies all its panels
+    with them. What a token's list becomes does not depend on the number of threads.
     """
-    threads, stride = buffers.shape[0], buffers.shape[1] // block
+    threads = buffers.shape[0]
     panel_count = panels.shape[0] // (depth * PANEL)
     for t in prange(threads):
         buffer, tile = buffers[t], tiles[t]
@@ -303,13 +322,8 @@ def multiply_and_select(panels, depth, W, bias, first, buffers, block, tiles, k,
         for start in range(0, W.shape[0], block):
             latents = min(block, W.shape[0] - start)
             rows = (latents + ROWS - 1) // ROWS * ROWS
-            for f in range(rows):
-                row = buffer[f * stride : (f + 1) * stride]
-                if f < latents:
-                    row[: W.shape[1]] = W[start + f]
-                    row[W.shape[1] :] = 0
-                else:
-                    row[:] = 0
+            for f in range(0, rows, ROWS):
+                _pack_rows(W, start + f, buffer, f * depth, depth)
             # the bar rises with the logarithm of the latents seen
             raises = 2 * (start + latents) >= 3 * last
             last = start + latents if raises else last
@@ -319,7 +333,7 @@ def multiply_and_select(panels, depth, W, bias, first, buffers, block, tiles, k,
                     size = min(DEPTH, depth - j)
                     for f in range(0, rows, ROWS):
                         place = (p * depth + j) * PANEL
-                        _multiply(buffer, f * stride + j, stride, panels, place, size, tile, f * PANEL)
+                        _multiply(buffer, f * depth + j * ROWS, panels, place, size, tile, f * PANEL)
                 _select(tile, 0, PANEL, latents, bias, first + start, raises, p, k, lists, counts, bars, maxima, lanes)
 
 
