@@ -115,7 +115,8 @@ def absorption_rows(
             metrics = {
                 "fraction": lambda w, v=of.fraction, at=at: weighted_mean(v, w[:, at]),
                 "full": lambda w, v=of.full, at=at: weighted_mean(v.astype(float), w[:, at]),
-                "latents": lambda w, of=latents: np.full(len(w), float(len(of))),
+                # chosen on training words: the held-out ones say nothing of its spread
+                "latents": lambda w, of=latents: np.r_[float(len(of)), np.full(len(w) - 1, np.nan)],
                 "f1": lambda w, says=says, truth=truth: weighted_f1(says, truth, w),
             }
             for name, metric in metrics.items():
