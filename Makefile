@@ -45,8 +45,8 @@ bench-peers: .venv-peers/.installed
 race: install .venv-peers/.installed
 	nice -n 10 $(BIN)/python -m scripts.race --figure docs/race.svg $(RACE)
 
-# five variants with three seeds each at the size of the race, beside their controls: the table of docs/variants.md. A
-# sweep that was stopped continues, and VARIANTS takes other settings, such as "--width 4608 --out runs/wide"
+# five variants with three seeds each at the size of the race, beside their controls. A sweep that was stopped
+# continues, and VARIANTS takes other settings, such as "--width 4608 --out runs/wide"
 variants: install
 	nice -n 10 $(BIN)/sae sweep --model demo --dataset demo --layer 9 --width 2304 --k 32 --tokens 200000 --batch 512 \
 	  --variant topk,batchtopk,matryoshka,jumprelu,matching_pursuit --seed 0,1,2 --controls all --downstream-tokens 3072 \

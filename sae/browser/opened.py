@@ -137,14 +137,16 @@ class BrowsedRun:
     def report(self) -> dict[str, Any]:
         """Configuration, training curves, and what the evaluation measured; None where a file is missing."""
         numbers = self._json("eval.json")
-        beside = [] if numbers is None else beside_controls(numbers)
+        beside = beside_controls(numbers or {})
         return {
             "name": self.name,
             "folder": str(self.folder),
             "config": self._json(CONFIG),
             "eval": None if numbers is None else [m._asdict() for m in described(numbers, kind_of(self.folder))],
-            "controls": {"meaning": MEANING, "rows": beside, "said": sentences(numbers)} if len(beside) > 1 else None,
-            "added": [] if numbers is None else [table._asdict() for table in added_tables(numbers)],
+            "controls": {"meaning": MEANING, "rows": beside, "said": sentences(numbers or {})}
+            if len(beside) > 1
+            else None,
+            "added": [table._asdict() for table in added_tables(numbers or {})],
             "curves": curves(self.folder),
         }
 

@@ -74,7 +74,7 @@ class Sweep:
     """Held-out tokens on which members are evaluated."""
     downstream_tokens: int = 4_096
     """Held-out tokens on which the language model runs with reconstructions spliced in; 0 leaves this out."""
-    controls: Literal[none, fast, all] = "fast"
+    controls: Literal["none", "fast", "all"] = "fast"
     """What members are compared with; see `sae eval`."""
     dry_run: bool = False
     """Print members, memory, disk and time; train nothing, write nothing."""

@@ -1,7 +1,7 @@
 """Variants side by side, each trained with several seeds, all evaluated on the same documents; and their controls.
 
     record = compare_runs(["runs/sweep/topk-seed0", "runs/sweep/topk-seed1", ..., "runs/sweep/jumprelu-seed2"])
-    record["variants"][1]["difference"]["fvu"]       # {"value", "low", "high", "p", "p_holm", "detectable", "seeds"}
+    record["variants"][1]["difference"]["fvu"]       # {"value", "low", "high", "p", "p_holm", "detectable", "of_seeds"}
 
 Runs that differ in their seed alone are one variant. The numbers and their resamples are those that `sae eval` left in
 each run (`sae.evaluation.replicates`), the statistics those of `sae.evaluation.paired`; no language model runs.
@@ -142,12 +142,13 @@ def _evaluation(folder: Path) -> tuple[dict[str, Any], Kept]:
 
 def _names(runs: Sequence[str | Path], settings: list[dict[str, Any]], groups: list[list[int]]) -> list[str]:
     """The variant's name and, where several variants share it, the settings in which these differ."""
-    kinds = [str(each.get("sae.variant", Path(str(runs[places[0]])).name)) for each, places in zip(settings, groups)]  # noqa: B905
+    firsts = [Path(str(runs[places[0]])).name for places in groups]
+    kinds = [str(each.get("sae.variant", first)) for each, first in zip(settings, firsts, strict=True)]
     names = []
     for kind, each in zip(kinds, settings, strict=True):
         alike = [but_for_seed(other) for other, its in zip(settings, kinds, strict=True) if its == kind]
-        differing = [name for name in sorted({n for other in alike for n in other})
-                     if any(other.get(name) != each.get(name) for other in alike)]  # fmt: skip
+        every = sorted({name for other in alike for name in other})
+        differing = [name for name in every if any(other.get(name) != each.get(name) for other in alike)]
         names.append(" ".join([kind, *(f"{name.rpartition('.')[2]}={each.get(name)}" for name in differing)]))
     return names
 
@@ -202,7 +203,8 @@ def _mcc(variant: Variant, pairs: dict[str, float]) -> list[float]:
     for i, j in itertools.combinations(range(len(variant.runs)), 2):
         live = [torch.from_numpy(variant.kept[place].fired > 0) for place in (i, j)]
         # which latents live depends on the evaluation
-        key = " ".join(f"{variant.subjects[place].weights}/{int(alive.sum())}" for place, alive in zip((i, j), live))  # noqa: B905
+        weights = [variant.subjects[place].weights for place in (i, j)]
+        key = " ".join(f"{sha}/{int(alive.sum())}" for sha, alive in zip(weights, live, strict=True))
         if key not in pairs:
             first, second = (variant.subjects[p].atoms[alive] for p, alive in zip((i, j), live, strict=True))
             pairs[key] = one_to_one(cosine_similarity(first, second)).strength.double().mean().item()

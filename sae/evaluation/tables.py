@@ -83,7 +83,7 @@ def added_tables(numbers: Mapping[str, Any]) -> list[AddedTable]:
     for name, partition in PARTITIONS.items():
         rows = [
             {
-                partition.title: row["class"].replace("_", " "),
+                partition.title: "BOS" if row["class"] == "bos" else row["class"].replace("_", " "),
                 "tokens": row["tokens"],
                 "clean CE": row["ce_clean"],
                 "delta CE": row["delta_ce"],

@@ -30,8 +30,12 @@ def overview(page: IllustratedPage, subjects: Sequence[Subject]) -> None:
     several = len(subjects) > 1
     rows = [table[0] for table in tables]
     for subject, (_, *controls) in zip(subjects, tables, strict=True):
-        rows += [{**row, NAME: f"{subject.name}: {row[NAME]}" if several else row[NAME]} for row in controls]
-    page.table([{name: row.get(name) for name in columns} for row in rows])
+        for row in controls:
+            # runs at one site share the controls that do not depend on their atoms
+            shared = not several or all(row in table for table in tables)
+            rows.append(row if shared else {**row, NAME: f"{subject.name}: {row[NAME]}"})
+    unique = [row for place, row in enumerate(rows) if row not in rows[:place]]
+    page.table([{name: row.get(name) for name in columns} for row in unique])
     for subject, table in zip(subjects, tables, strict=True):
         before = f"{subject.name}: " if several else ""
         if len(table) == 1:

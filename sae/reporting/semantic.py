@@ -11,6 +11,8 @@ from sae.reporting.figures import IllustratedPage
 from sae.reporting.subjects import Subject
 
 TITLE = "Probing and causal measures"
+BETTER = {"absorption": "less"}
+"""Family -> the better direction, where it is not more."""
 ALL = "all"
 """Task of the rows that are the mean over tasks."""
 
@@ -30,22 +32,23 @@ def semantic(page: IllustratedPage, subjects: Sequence[Subject]) -> None:
     )
     several = len(subjects) > 1
     for family, caveat in caveats_of(row for rows in measured.values() for row in rows).items():
+        page.text(f"{family.capitalize()}: {caveat}")
         for subject, rows in measured.items():
             of_family = [row for row in rows if row.family == family]
             if not of_family:
                 continue
+            before = f"{subject.name}. " if several else ""
             name = f"semantic_{family}" + (f"_{subject.name.replace('/', '_')}" if several else "")
             page.illustrate(
                 name,
                 _figure(of_family),
-                f"{f'{subject.name}. ' if several else ''}{family.capitalize()}: a dot is the mean, a line its 95% "
-                "interval. What the SAE has beyond the controls (grey, hollow) is what its latents add.",
+                f"{before}{family.capitalize()}, {BETTER.get(family, 'more')} is better: a dot is the value, a line "
+                "its 95% interval. Only the distance of the SAE from the controls (grey, hollow) is due to what its "
+                "latents have learnt.",
             )
             for measure in dict.fromkeys(row.measure for row in of_family):
-                title = f"{f'{subject.name}. ' if several else ''}{measure.replace('.', ': ')}"
-                text = f"By task; n are the held-out units behind a number. {caveat}"
-                page.fold(title, text, _table(of_family, measure))
-        page.text(f"{family.capitalize()}: {caveat}")
+                title = f"{before}{measure.replace('.', ': ')}"
+                page.fold(title, "By task; n are the held-out units behind a number.", _table(of_family, measure))
 
 
 def _figure(rows: Sequence[Row]) -> Any:

@@ -73,6 +73,18 @@ class Ended(NamedTuple):
     """From the command's beginning to the end of the process."""
 
 
+class RunningTime:
+    """Seconds in which this process ran, since it was made: time for which all was suspended does not count."""
+
+    def __init__(self) -> None:
+        self._seconds, self._last = 0.0, time.monotonic()
+
+    def __call__(self) -> float:
+        now = time.monotonic()
+        self._seconds, self._last = self._seconds + min(now - self._last, 1.0), now
+        return self._seconds
+
+
 class Children:
     """A process to fork from, and the children forked from it. Several threads may use it."""
 
@@ -122,9 +134,11 @@ class Children:
 
     def _answer(self, connection: Connection, process: Any, job: Job) -> Any:
         """What the child sends next; None where it ends without sending anything."""
-        if not connection.poll(LIMIT):
-            process.kill()
-            raise RuntimeError(f"{' '.join(job.arguments)}: hangs (no answer for {LIMIT:.0f} s)")
+        clock = RunningTime()
+        while not connection.poll(0.5):
+            if clock() > LIMIT:
+                process.kill()
+                raise RuntimeError(f"{' '.join(job.arguments)}: hangs (no answer for {LIMIT:.0f} s)")
         try:
             return connection.recv()
         except (EOFError, ConnectionResetError):

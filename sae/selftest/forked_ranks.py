@@ -23,7 +23,7 @@ import torch.multiprocessing
 
 from sae.base.disk import observed
 from sae.base.pulse import PULSE
-from sae.selftest.children import Children, Fault, command_status, fault_observer
+from sae.selftest.children import Children, Fault, RunningTime, command_status, fault_observer
 from sae.selftest.taking_away import taken_away
 
 LIMIT = 30.0  # seconds from the strike to the end of the last rank
@@ -92,22 +92,22 @@ def run_job(children: Children, job: RankJob) -> JobEnded:
     notes.mkdir(exist_ok=True)
     for old in notes.iterdir():
         old.unlink()
-    begun = time.monotonic()
+    clock = RunningTime()
     launcher = children.fork(_launch, job)
     struck: float | None = None
     try:
-        while time.monotonic() - begun < TOO_LONG and (struck is None or time.monotonic() - struck < LIMIT):
+        while clock() < TOO_LONG and (struck is None or clock() - struck < LIMIT):
             if struck is None and (notes / "struck").exists():
-                struck = time.monotonic()
+                struck = clock()
             after = None if job.strike is None else job.strike.seconds
-            due = struck is None and after is not None and time.monotonic() - begun > after
+            due = struck is None and after is not None and clock() > after
             if due and job.strike is not None and _strike_from_outside(job.strike, launcher.pid, notes):
-                struck = time.monotonic()
+                struck = clock()
             if not launcher.is_alive() and not _working(notes, job.world):
                 break
             time.sleep(0.02)
         left = _working(notes, job.world)
-        seconds = time.monotonic() - (begun if struck is None else struck)
+        seconds = clock() - (struck or 0.0)
     finally:
         for pid in (*_pids(notes, job.world).values(), launcher.pid):
             with contextlib.suppress(ProcessLookupError):
@@ -191,7 +191,7 @@ def launch(world: int, function: Callable[..., None], *arguments: Any) -> int:
 
 def _as_subprocess(function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     """In a rank: a launcher that dies sends no signal, as torchrun sends none to the processes that it starts."""
-    torch.multiprocessing._prctl_pr_set_pdeathsig(0)
+    torch.multiprocessing._prctl_pr_set_pdeathsig(0)  # pyright: ignore[reportAttributeAccessIssue] - spawn.py sets it
     function(*arguments)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -61,4 +60,4 @@ def _strike(folder: Path, signum: signal.Signals) -> None:
 
 
 def _record(folder: Path) -> None:
-    (folder / "struck").write_text(str(time.time()))
+    (folder / "struck").touch()

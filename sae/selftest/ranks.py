@@ -23,7 +23,7 @@ from sae.evaluation.run import evaluate
 from sae.features.collect.collect import collect
 from sae.features.store.writer import STORE
 from sae.models.saved import WEIGHTS
-from sae.selftest.children import Children
+from sae.selftest.children import Children, RunningTime
 from sae.selftest.content import fingerprint
 from sae.selftest.forked_ranks import alive, launch
 from sae.selftest.harness import Outcome, Task
@@ -138,11 +138,10 @@ def _start(task: Task, children: Children, name: str, folder: Path, world: int, 
         file.unlink()
     process = children.fork(_launch, folder, world, tuple(arguments), {**told, "folder": str(folder.resolve())})
     try:
-        struck, ended = _wait(process, folder, world)
+        seconds = _wait(process, folder, world)
         left = [rank for rank, pid in enumerate(_pids(folder, world)) if alive(pid)]
     finally:
         _end(process, _pids(folder, world))
-    seconds = None if struck is None else ended - struck
     return Job(process.exitcode, (folder / "said").read_text(errors="replace"), seconds, left)
 
 
@@ -154,22 +153,22 @@ def _launch(folder: Path, world: int, arguments: tuple[str, ...], told: dict[str
     sys.exit(launch(world, run_rank, arguments, told))
 
 
-def _wait(process: Any, folder: Path, world: int) -> tuple[float | None, float]:
-    """When the fault came, and when the last rank had ended or had too long."""
-    deadline = time.time() + TOO_LONG
+def _wait(process: Any, folder: Path, world: int) -> float | None:
+    """Seconds from the fault until the last rank had ended or had too long; None where no fault came."""
+    clock = RunningTime()
     struck: float | None = None
-    while time.time() < (deadline if struck is None else struck + LIMIT + 5):
+    while clock() < (TOO_LONG if struck is None else struck + LIMIT + 5):
         if struck is None and (folder / "struck").exists():
-            struck = float((folder / "struck").read_text() or time.time())
+            struck = clock()
         pids = _pids(folder, world)
         if len(pids) == world and not any(map(alive, pids)):
             break
         if process.exitcode is not None and struck is None:
             break
         time.sleep(0.05)
-    ended = time.time()
+    ended = clock()
     process.join(10)
-    return struck, ended
+    return None if struck is None else ended - struck
 
 
 def _judge(job: Job, told: dict[str, Any], folder: Path) -> str:

@@ -23,6 +23,8 @@ DIM, WIDTH, TOKENS, TEXTS = 8, 24, 3, 40
 class Toy(torch.nn.Module):
     """What SAEBench asks of an SAE: ReLU codes, unit atoms, a bias."""
 
+    device = torch.device("cpu")
+
     def __init__(self) -> None:
         super().__init__()
         self.W_enc = torch.nn.Parameter(torch.randn(DIM, WIDTH))

@@ -27,7 +27,7 @@ from sae.evaluation.semantic.tasks import split
 from sae.harvest.language_model import LanguageModel
 
 LETTERS = "aeiouy"
-FAST = {"resamples": 20, "control_tokens": 512, "documents": 12, "document_tokens": 24}
+FAST = {"resamples": 100, "control_tokens": 512, "documents": 12, "document_tokens": 24}
 
 
 @pytest.fixture

@@ -22,6 +22,12 @@ from sae.modules.codes import TopK
 from sae_kernels import SparseCodes
 
 DRAW = np.random.default_rng(0)
+START = DRAW.bit_generator.state
+
+
+@pytest.fixture(autouse=True)
+def same_draws_in_every_test() -> None:
+    DRAW.bit_generator.state = START
 
 
 def basis(name: str, atoms: np.ndarray, codes: np.ndarray | None = None) -> Basis:
@@ -104,8 +110,7 @@ def test_one_latent_that_is_the_class_is_found_and_beats_channels_that_hide_it()
     codes = DRAW.random((80, 30)).astype(np.float32)
     codes[:, 17] = truth * 2.0
     # the class is spread over all channels, each of which is mostly noise
-    direction = DRAW.normal(size=40) / 40**0.5
-    raw = (np.outer(truth * 2.0, direction) + 0.3 * DRAW.normal(size=(80, 40))).astype(np.float32)
+    raw = (np.outer(truth * 2.0, np.full(40, 40**-0.5)) + 0.5 * DRAW.normal(size=(80, 40))).astype(np.float32)
     subjects = [basis(SAE, np.eye(30)), chosen_by_chance(basis(SAE, np.eye(30))), basis("raw channels", np.eye(40))]
     data = labelled(labels, raw, {SAE: codes, "random latents": codes, "raw channels": raw})
     rows = probing_rows(data, subjects, [1], Resamples.of(40, count=200, seed=0), seed=0)
@@ -176,38 +181,19 @@ def test_where_each_class_has_a_latent_of_its_own_tpp_is_a_half() -> None:
     assert row(rows, measure="tpp.score", subject=SAE).value == pytest.approx(0.5, abs=0.02)
 
 
-def crossed(spurious_strength: float) -> Labelled:
-    """Two attributes, a latent each; the second one is the stronger."""
-    labels = np.array(["a", "b"] * 100)
-    other = np.array(["x", "x", "y", "y"] * 50)
-    codes = np.zeros((200, 3), dtype=np.float32)
-    codes[:, 0] = labels == "a"
-    codes[:, 1] = spurious_strength * (other == "x")
-    codes[:, 2] = DRAW.random(200)
-    activations = codes + 0.3 * DRAW.normal(size=codes.shape).astype(np.float32)
-    return Labelled("task", labels, np.arange(200) < 100, activations, {SAE: codes, "random latents": codes}, other)
-
-
-def test_scr_rises_where_the_latent_of_the_spurious_attribute_is_ablated() -> None:
-    data = crossed(3.0)
-    subjects = [basis(SAE, np.eye(3))]
-    rows = removal.scr_rows(data, subjects, [1], Resamples.of(100, count=50, seed=0), seed=0)
+def test_scr_is_one_where_the_latents_of_the_spurious_attribute_are_ablated() -> None:
+    # a latent for each value of two attributes, those of the second one three times as strong
+    labels, other = np.array(["a", "b"] * 200), np.array(["x", "x", "y", "y"] * 100)
+    codes = np.stack([labels == "a", labels == "b", 3.0 * (other == "x"), 3.0 * (other == "y")], axis=1)
+    codes = codes.astype(np.float32)
+    activations = codes + 0.4 * DRAW.normal(size=codes.shape).astype(np.float32)
+    data = Labelled("task", labels, np.arange(400) < 200, activations, {SAE: codes, "shuffled atoms": codes}, other)
+    subjects = [basis(SAE, np.eye(4)), shuffled(basis(SAE, np.eye(4)))]
+    rows = removal.scr_rows(data, subjects, [2], Resamples.of(200, count=50, seed=0), seed=0)
     kept = row(rows, task="task: label kept", subject=SAE)
-    assert kept.value > 0.1
-    (latent,) = best(
-        removal.effects(
-            data.codes[SAE][data.training],
-            (data.other == "x")[data.training],
-            np.eye(3),
-            np.array([0.1, 1.0, 0.1]),
-            signed=False,
-        ),
-        1,
-        subjects[0],
-        np.ones(3, dtype=bool),
-        0,
-    )
-    assert latent == 1
+    assert kept.value == pytest.approx(1, abs=0.15)
+    assert kept.low is not None
+    assert kept.low > 0.7
 
 
 def test_scr_is_what_is_regained_and_undefined_where_nothing_is_lost() -> None:
@@ -297,13 +283,14 @@ def test_absorption_is_the_share_of_the_child_in_a_dictionary_that_absorbs_and_n
 
 def test_a_world_with_hierarchy_shows_absorption_only_where_children_took_up_their_parents() -> None:
     data = SyntheticData(WORLDS["hierarchical"], seed=0)
-    sample = data.sample(4096, 0)
+    sample = data.sample(1024, 0)
     true = sample.codes.to_dense().double().numpy()
     features = data.features.double().numpy()
     parents = data.parents.numpy()
     rates = (true > 0).sum(0)
-    families = [(p, c) for c, p in enumerate(parents) if p >= 0 and rates[c] >= 30][:8]
+    families = [(p, c) for c, p in enumerate(parents) if p >= 0 and rates[c] >= 10][:4]
     assert families
+    x = true @ features
     for parent, child in families:
         both = true[:, child] > 0
         words = true[:, parent] > 0
@@ -312,7 +299,6 @@ def test_a_world_with_hierarchy_shows_absorption_only_where_children_took_up_the
         codes[both, parent] = 0
         atoms = np.array(features)
         atoms[child] = features[child] + features[parent]
-        x = true @ features
         direction = features[parent]
         clean = absorption.absorbed(x[words], true[words], features, direction, np.array([parent]))
         taken = absorption.absorbed(x[words], codes[words], atoms, direction, np.array([parent]))

@@ -97,8 +97,9 @@ def test_figures_are_also_files_of_equal_bytes_each_time(run: Path, written: Pat
 
 
 def test_several_runs_are_shown_side_by_side(twice: Path) -> None:
-    assert "first: PCA" in page_of(twice)
-    assert "second: PCA" in page_of(twice)
+    controls = page_of(twice).partition("</section>")[0]
+    assert controls.count("PCA, 8 components</td>") == 1, "the same control stands once"
+    assert all(f'<td class="words">{name}</td>' in controls for name in ("first", "second"))
     assert {"first_model_card.md", "second_model_card.md"} <= {p.name for p in twice.iterdir()}
 
 

@@ -45,7 +45,8 @@ def load_moment(moment, o_row, o_d, d, m_row, mask, SECOND: tl.constexpr):
 @triton.jit
 def _store_codes(moment, b_value, o_row, o_d, d, b_drawn, m_row, mask, SECOND: tl.constexpr, AXIS: tl.constexpr):
     BINADES: tl.constexpr = _BINADES_V if SECOND else _BINADES_M
-    b_bits = tl.where(mask, b_value, 0.0).to(tl.int32, bitcast=True)
+    # numbers beyond a row are zero: they were loaded so, and so is their gradient
+    b_bits = b_value.to(tl.int32, bitcast=True)
     b_size = b_bits & 0x7FFFFFFF
     b_exponent = (tl.max(b_size, AXIS, keep_dims=True) + 0xFFFFF) >> 23
     b_code = (b_size - ((b_exponent - BINADES) << 23) + (b_drawn.to(tl.int32) << 4)) >> 20

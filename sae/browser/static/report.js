@@ -180,7 +180,7 @@ function Rows({ rows, name }) {
 function cell(value) {
   if (value?.value === undefined) return typeof value === "number" ? value_(value) : "–";
   const interval = value.low == null ? "" : `${number(value.low)} to ${number(value.high)}`;
-  return html`${number(value.value)} <small class="muted interval">${interval}</small>`;
+  return html`${number(value.value)} <span class="interval">${interval}</span>`;
 }
 
 // The measures with their names; {"value", "low", "high"} is a number with its 95% interval.

@@ -59,6 +59,7 @@ class Reader:
         for site in run.targets:
             check_replaceable(site)
         self.passes = Passes(lm.model)
+        self._verified = False
 
     def ask(self, entities: Sequence[str]) -> dict[str, Prompt]:
         """Attribute -> what the model reads and says of these entities."""
@@ -97,8 +98,9 @@ class Reader:
         said, inputs, targets, cleans = [], [], [], []
         for first in range(0, len(ids), AT_ONCE):
             given = padded(self.lm, ids[first : first + AT_ONCE])
-            if not cleans:
+            if not self._verified:
                 self.passes.verify(given, places)
+                self._verified = True
             clean = self.passes.clean(given, self.run.sites, places)
             here = slice(first, first + AT_ONCE)
             there = torch.from_numpy(at[here])

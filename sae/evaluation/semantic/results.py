@@ -20,6 +20,8 @@ RECORD = "semantic.json"
 SAE = "SAE"
 """`Row.subject` of the autoencoder itself; every other subject is a control."""
 
+STAR = "differs from the SAE: the 95% interval of the paired difference leaves out 0"
+
 _AUDIT = 'Chanin 2026, "Are Sparse Autoencoder Benchmarks Reliable?" (arXiv:2605.18229)'
 CAVEATS: dict[str, str] = {
     "probing": "A probe on few latents tells which concepts have a latent of their own, not whether latents beat the "
@@ -118,8 +120,9 @@ def readable(report: Mapping[str, Any]) -> dict[str, Any]:
             {**{name: line[name] for name in (measure, "k", "n")}, **{name: line.get(name, "-") for name in present}}
             for line in lines.values()
         ]
-    others = {name: value for name, value in report.items() if name != "rows"}
-    return {**tables, **others, **caveats_of(rows)}
+    seconds = {family: measured["seconds"] for family, measured in report["measured"].items()}
+    others = {"site": report["site"], "seconds": seconds, "left out": report["left_out"], "*": STAR}
+    return {"run": report["run"], **tables, **others, **caveats_of(rows)}
 
 
 def cell(row: Row) -> str:
