@@ -4,7 +4,7 @@
     room.contexts, room.line()
 
 On a GPU the largest number whose pass fits into the memory that is left, found by trying, for a larger pass keeps the
-device busier. On a CPU a pass of a few thousand tokens is as fast as any, so a larger one would only take memory.
+device busier. On a CPU up to 4,096 tokens, as far as an estimate of their memory allows.
 
 Letters: B contexts, S tokens in a context.
 """
@@ -74,7 +74,7 @@ def find_room(forward: Forward, sites: Sequence[Site], *, vocabulary: int, spare
             f"{budget >> 20} MiB that are left for it on the {device.type}; lower --context, --precision or --width"
         )
     if contexts == most:
-        return Room(contexts, f"{contexts * forward.context:,} tokens; a larger pass is no faster")
+        return Room(contexts, f"{contexts * forward.context:,} tokens, the most that auto takes")
     return Room(contexts, f"what fits into {budget >> 20:,} MiB of the {device.type}'s memory")
 
 

@@ -127,7 +127,7 @@ def test_a_run_records_the_number_and_the_route_and_resumes_with_them(
     config = parse([*given, "--out", str(tmp_path / "run"), "--attention", "varlen"]).config
     train(config)
     said = capsys.readouterr().err
-    assert "--contexts auto: 64 contexts in a forward pass (4,096 tokens; a larger pass is no faster)." in said
+    assert "--contexts auto: 64 contexts in a forward pass (4,096 tokens, the most that auto takes)." in said
     assert "share contexts and do not see each other: varlen attention (--attention); --attention sets another." in said
     record = read_json(tmp_path / "run/config.json")
     assert record["train"]["harvest"]["contexts"] == 64
