@@ -103,7 +103,9 @@ class ExplainConfig(Limited):
         object.__setattr__(self, "score", tuple(dict.fromkeys(part for part in parts if part)))
         for measure in self.score:
             check(measure in MEASURES, "score", measure, f"some of {', '.join(MEASURES)}")
-        roles = {"explainer": self.explainer} | ({"scorer": self.judge} if self.measures else {})
+        roles: dict[str, Explainer] = {"explainer": self.explainer}
+        if self.measures:
+            roles["scorer"] = self.judge
         if "endpoint" in roles.values():
             check(bool(self.endpoint), "endpoint", self.endpoint, "an address, for an endpoint")
         else:

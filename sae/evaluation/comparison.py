@@ -129,7 +129,8 @@ def _variants(runs: Sequence[str | Path]) -> list[Variant]:
         evaluations = [_evaluation(folder) for folder in folders]
         subjects = [open_subject(runs[place]) for place in places]
         named = [str(runs[place]) for place in places]
-        reports, kept = ([each[part] for each in evaluations] for part in (0, 1))
+        reports = [report for report, _ in evaluations]
+        kept = [numbers for _, numbers in evaluations]
         variants.append(Variant(name, named, seeds, reports, kept, subjects))
     return variants
 

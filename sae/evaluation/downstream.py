@@ -231,7 +231,7 @@ class Batch:
 
 def _shareable(splice: Splice) -> dict[str, Hashable]:
     """Losses that other autoencoders with the same places may share, each with what else it depends on."""
-    losses: dict[str, Hashable] = dict.fromkeys(("clean", "zero", "mean", "kl.mean"))
+    losses: dict[str, Hashable] = {"clean": None, "zero": None, "mean": None, "kl.mean": None}
     for control in splice.controls:
         losses |= {control.name: control.of, f"kl.{control.name}": control.of}
     return losses

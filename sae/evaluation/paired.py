@@ -96,7 +96,7 @@ class Uncertain(NamedTuple):
         enough = 1.0
         while lacking(enough) < 0:
             enough *= 2
-        return self.error * float(optimize.brentq(lacking, 0.0, enough))
+        return self.error * optimize.root_scalar(lacking, bracket=(0.0, enough), method="brentq").root
 
 
 class Estimate(NamedTuple):

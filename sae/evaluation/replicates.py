@@ -149,9 +149,9 @@ def write_kept(folder: Path, weights: str, kept: Kept) -> None:
     fields = ("documents", "groups", "value", "factor")
     numbers = [{"key": key, **{name: getattr(r, name) for name in fields}} for key, r in kept.numbers.items()]
     about = json.dumps({"format": FORMAT, "weights": weights, "numbers": numbers, "settings": kept.settings})
-    arrays = {f"draws{place}": r.draws for place, r in enumerate(kept.numbers.values())}
-    info = np.frombuffer(about.encode(), np.uint8)
-    publish_file(folder / FILE, lambda stream: np.savez(stream, info=info, fired=kept.fired, **arrays))
+    arrays: dict[str, Any] = {f"draws{place}": r.draws for place, r in enumerate(kept.numbers.values())}
+    arrays |= {"info": np.frombuffer(about.encode(), np.uint8), "fired": kept.fired}
+    publish_file(folder / FILE, lambda stream: np.savez(stream, **arrays))
 
 
 def read_kept(folder: Path, weights: str) -> Kept | None:

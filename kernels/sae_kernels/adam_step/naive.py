@@ -56,6 +56,10 @@ def adam_step(
         p_new = p_new / p_new.norm(dim=1, keepdim=True).clamp_min(torch.finfo(p_new.dtype).tiny)
     # all three are written at the end, so that a scale of NaN (skip this step) leaves them unchanged
     keep = None if scale is None else ~torch.isfinite(scale)
-    for target, new, kind in ((m, m_new, "m"), (v, v_new, "v"), (param, p_new, "w")):
-        new = store(new, target, kind, step)
+    written = (
+        (m, store(m_new, m, "m", step)),
+        (v, store(v_new, v, "v", step)),
+        (param, store(p_new, param, "w", step)),
+    )
+    for target, new in written:
         target.copy_(new if keep is None else torch.where(keep, target, new))

@@ -170,7 +170,8 @@ def between(z: np.ndarray, values: np.ndarray) -> np.ndarray:
     """
     mean = z.mean(0, dtype=np.float64)
     groups = [z[values == value] for value in sorted(set(values.tolist()))]
-    return sum(len(of) * (of.mean(0, dtype=np.float64) - mean) ** 2 for of in groups) / len(z)
+    squares = [len(of) * (of.mean(0, dtype=np.float64) - mean) ** 2 for of in groups]
+    return np.sum(squares, axis=0) / len(z)
 
 
 def _moved(z: np.ndarray, basis: Basis, latents: np.ndarray, pairs: Pairs) -> Tensor:

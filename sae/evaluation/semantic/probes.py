@@ -46,4 +46,4 @@ def fit_probe(x: np.ndarray, truth: np.ndarray, *, balanced: bool = True) -> Pro
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(scaled, truth)
     direction[varies] = model.coef_[0] / deviation[varies]
-    return Probe(direction, float(model.intercept_[0]) - float(mean @ direction))
+    return Probe(direction, float(np.ravel(model.intercept_)[0]) - float(mean @ direction))

@@ -47,8 +47,8 @@ class Prompt(NamedTuple):
 
     def of(self, entities: np.ndarray) -> Prompt:
         """Of some entities, given by their numbers; no changed passes can begin from it."""
-        rows = (part[entities] for part in (self.answers, self.said, self.inputs, self.targets))
-        return Prompt(*rows, [], self.at[entities], self.last[entities])
+        parts = ("answers", "said", "inputs", "targets", "at", "last")
+        return self._replace(cleans=[], **{part: getattr(self, part)[entities] for part in parts})
 
 
 class Reader:

@@ -39,7 +39,7 @@ class TextRows(NamedTuple):
 
     def of(self, texts: np.ndarray) -> TextRows:
         """The rows of some texts, given by their numbers."""
-        kept = np.concatenate([np.arange(self.starts[i], self.starts[i + 1]) for i in texts])
+        kept = np.concatenate([np.arange(int(self.starts[i]), int(self.starts[i + 1])) for i in texts])
         inputs = self.inputs[kept]
         targets = inputs if self.targets is self.inputs else self.targets[kept]
         return TextRows(inputs, targets, np.r_[0, np.diff(self.starts)[texts].cumsum()])
