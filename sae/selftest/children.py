@@ -230,13 +230,13 @@ def _half(operation: Operation, perform: Callable[[], None], kill: Callable[[], 
 def _small_parts() -> Iterator[None]:
     """Parts so small that a run of a second writes several: shards, partial collections, batches of names."""
     from sae.features.collect import collect
-    from sae.features.explain import explain
+    from sae.features.explain import work
     from sae.harvest import store
 
     with (
         mock.patch.object(store, "SHARD_ROWS", 1024),
         mock.patch.object(collect, "SHARE", 0),
-        mock.patch.object(explain, "BATCH", 16),
+        mock.patch.dict(work.BATCH, rules=16),
     ):
         yield
 

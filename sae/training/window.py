@@ -37,9 +37,11 @@ class Window(NamedTuple):
     @classmethod
     def of(cls, sums: Mapping[str, float], steps: int, *, dead: float) -> Window:
         """From sums over steps: loss, error, variance, l0, grad_norm, one `part.NAME` a term, and sparsity if any."""
+        # sorted: sums that come from a checkpoint have another order
+        terms = sorted(name for name in sums if name.startswith("part."))
         return cls(
             loss=sums["loss"] / steps,
-            parts={name[5:]: value / steps for name, value in sums.items() if name.startswith("part.")},
+            parts={name.removeprefix("part."): sums[name] / steps for name in terms},
             fvu=sums["error"] / sums["variance"],
             l0=sums["l0"] / steps,
             grad_norm=sums["grad_norm"] / steps,
