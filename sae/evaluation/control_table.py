@@ -99,7 +99,8 @@ def sentences(report: Mapping[str, Any]) -> list[str]:
             difference = row["difference"].get(key.rpartition(".")[2])
             # PCA with as many components as make the same FVU has it by construction
             by_construction = key == "fvu" and same is not None and row["control"] == pca_name(same)
-            if difference is None or difference["low"] is None or by_construction:
+            measured = value_at(dict(report), key) is not None
+            if difference is None or difference["low"] is None or by_construction or not measured:
                 continue
             worst, best = sorted((sign * difference["low"], sign * difference["high"]))
             if best >= 0:
