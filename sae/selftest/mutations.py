@@ -42,7 +42,10 @@ def mutate(name: str, content: bytes, draw: random.Random) -> bytes:
     aware = BY_SUFFIX.get(suffix)
     for _ in range(draw.choice((1, 1, 1, 2, 4))):
         if aware is not None and draw.random() < 0.5:
-            content = aware(content, draw)
+            try:
+                content = aware(content, draw)
+            except (TypeError, ValueError, LookupError, AttributeError):
+                content = flip(content, draw)  # an earlier change left nothing of the format
         else:
             content = draw.choice(ANYWHERE)(content, draw)
     return content
@@ -165,15 +168,15 @@ def in_safetensors(content: bytes, draw: random.Random) -> bytes:
         tensors = json.loads(header)
     except (ValueError, RecursionError):
         return flip(content, draw)
+    tensors = tensors if isinstance(tensors, dict) else {}
     names = [name for name in tensors if isinstance(tensors[name], dict) and "shape" in tensors[name]]
     if kind < 0.7 and names:
         entry = dict(tensors[draw.choice(names)])
         name = draw.choice(names)
         what = draw.choice(("shape", "dtype", "data_offsets"))
         if what == "shape":
-            entry["shape"] = draw.choice(
-                ([], [0], [1 << 40], [1 << 31, 1 << 31], [-1, 4], [1] * 70, entry["shape"][::-1])
-            )
+            turned = entry["shape"][::-1] if isinstance(entry["shape"], list) else []
+            entry["shape"] = draw.choice(([], [0], [1 << 40], [1 << 31, 1 << 31], [-1, 4], [1] * 70, turned))
         elif what == "dtype":
             entry["dtype"] = draw.choice(("F64", "F16", "BF16", "I64", "U8", "BOOL", "F8_E4M3", "nothing", "f32"))
         else:
