@@ -158,6 +158,13 @@ def test_joined_strings_are_what_the_tokenizer_decodes(kind: str, data: st.DataO
     assert "".join(strings) == vocabulary.text(ids) == decoded(tokenizer, ids)
 
 
+def test_a_part_behind_spaces_reads_as_in_the_whole() -> None:
+    tokenizer, vocabulary = made("stripped whole")
+    ids = tokenizer("one    two     three", add_special_tokens=False)["input_ids"]
+    whole = vocabulary.display(ids)
+    assert all(vocabulary.display(ids, start, start + 1) == [whole[start]] for start in range(len(ids)))
+
+
 @kinds
 @settings(max_examples=30, deadline=None)
 @given(data=st.data())

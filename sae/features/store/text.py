@@ -92,16 +92,21 @@ class Vocabulary:
     def display(self, ids: Sequence[int] | np.ndarray, start: int = 0, end: int | None = None) -> list[str]:
         """One string for every token from `start` to `end`, as it reads in the text of all `ids`.
 
-        Only the surroundings of that part are decoded, up to a token on either side that is text by itself.
+        Only the surroundings of that part are decoded, up to a token on either side that is text by itself and not
+        blank: a decoder may strip several spaces from the ends of what it is given.
         """
         tokens = np.asarray(ids).tolist()
         end = len(tokens) if end is None else end
         first, last = start, end
-        while first and (first == start or self._text(tokens[first]) is None):
+        while first and (first == start or not self._bounds(tokens[first])):
             first -= 1
-        while last < len(tokens) and (last == end or self._text(tokens[last - 1]) is None):
+        while last < len(tokens) and (last == end or not self._bounds(tokens[last - 1])):
             last += 1
         return self._strings(tokens[first:last])[start - first : end - first]
+
+    def _bounds(self, token: int) -> bool:
+        """Whether what is decoded may begin or end with the token."""
+        return bool((self._text(token) or "").strip())
 
     def text(self, ids: Sequence[int] | np.ndarray) -> str:
         """The strings of `display`, joined."""
