@@ -45,7 +45,11 @@ def from_json(cls: type, values: Any, where: str = "config") -> Any:
         if field.name not in values and not optional:
             raise ConfigError(f"{where}.{field.name}: missing")
     hints = typing.get_type_hints(cls)
-    return cls(**{name: _value_from_json(hints[name], value, f"{where}.{name}") for name, value in values.items()})
+    typed = {name: _value_from_json(hints[name], value, f"{where}.{name}") for name, value in values.items()}
+    try:
+        return cls(**typed)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
 
 
 def unknown_choice(what: str, given: str, known: typing.Iterable[str]) -> ConfigError:

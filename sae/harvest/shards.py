@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -97,6 +98,8 @@ def read_sealed(objects: Objects, name: str) -> dict[str, Any] | None:
         raise CorruptError(f"{objects.where(name)}: cannot be read as JSON ({error}){REMEDY}") from error
     if not isinstance(value, dict):
         raise CorruptError(f"{objects.where(name)}: not an object of JSON{REMEDY}")
+    if type(value.get("format", 1)) is not int:
+        raise CorruptError(f"{objects.where(name)}: format {str(value['format'])[:40]}, expected a number{REMEDY}")
     seal = value.pop("seal", None)
     if seal != seal_of(value) and (seal is not None or value.get("format", 1) != 1):
         raise CorruptError(f"{objects.where(name)}: its content is not the one that was written{REMEDY}")
@@ -120,7 +123,13 @@ def read_manifest(objects: Objects, worker: Worker) -> Manifest:
         return Manifest([])
     try:
         shards = [
-            ShardEntry(f"{worker.folder}/{s['name']}", s["rows"], s["bytes"], s["sha256"], Cursor(*s["end"]))
+            ShardEntry(
+                f"{worker.folder}/{s['name']}",
+                operator.index(s["rows"]),
+                operator.index(s["bytes"]),
+                s["sha256"],
+                Cursor(*map(operator.index, s["end"])),
+            )
             for s in record["shards"]
         ]
         manifest = Manifest(shards, record["ended"], record.get("identity"))

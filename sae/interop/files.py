@@ -182,6 +182,8 @@ def _torch(path: Path) -> dict[str, Any]:
         loaded = torch.load(path, weights_only=True, map_location="cpu", mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise CorruptError(f"{path}: holds objects beside tensors, whose code is not executed") from error
+    except MemoryError as error:
+        raise CorruptError(f"{path}: claims more than fits into memory") from error
     if not isinstance(loaded, dict):
         raise CorruptError(f"{path}: expected a dict of tensors, got {type(loaded).__name__}")
     return loaded

@@ -201,7 +201,7 @@ class FeatureStore:
     def _tokens(self, document: int) -> np.ndarray:
         data = self._get("documents", document)
         if data is None:
-            raise FeatureError(f"document {document}: no example of these features stands in it")
+            raise FeatureError(f"{self.folder / STORE}: document {document}: no example of these features stands in it")
         with self._reading():
             return np.frombuffer(data, "<i4")
 
