@@ -285,7 +285,7 @@ def _described(folder: Path, description: dict[str, Any]) -> Autoencoder:
                 unit_atoms=bool(description.get("unit_atoms", True)),
                 **switches,
             )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         raise CorruptError(f"{folder / CONFIG}: autoencoder: cannot be read ({error!r})") from error
     return model
 

@@ -197,8 +197,8 @@ def _read_store(folder: Path) -> Any:
 
 
 def _read_rows(path: Path) -> Any:
-    rows = open_tensors(path)
-    return rows.part("train", heldout=0.1, seed=0).read(range(8))
+    part = open_tensors(path).part("train", heldout=0.1, seed=0)
+    return part.read(range(min(part.rows, 8)))
 
 
 def _read_tensors(path: Path) -> Any:
