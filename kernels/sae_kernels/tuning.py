@@ -236,15 +236,12 @@ class StepConfig:
 
 
 @functools.cache
-def step_config(d_in: int, d_out: int, tied: bool = False) -> StepConfig:
-    """Of the fused step: as of latent_sweep, but fewer rows at a time, since Adam's state is in registers too.
-
-    With a tied pre-bias a sum over rows is as well.
-    """
+def step_config(d_in: int, d_out: int) -> StepConfig:
+    """Of the fused step: as of latent_sweep, but fewer rows at a time, since Adam's state is in registers too."""
     block_x, block_d = (max(16, 1 << (d - 1).bit_length()) for d in (d_in, d_out))
     widest = max(block_x, block_d)
     return StepConfig(
-        rows=4 if widest <= 2048 and not tied else 2,
+        rows=4 if widest <= 2048 else 2,
         block_x=block_x,
         block_d=block_d,
         warps=max(1, min(16, widest // 128)),

@@ -221,7 +221,7 @@ def prepare(params: Any, forward: Any, through: Tensor | None, extra: Any) -> Pr
     tokens = order // max(1, codes.values.shape[-1]) if tokens is None else tokens[order]
     values = codes.values.reshape(-1)[order].float()
     (_, d_in), d_out = params.W_enc.shape, params.W_dec.shape[1]
-    config = step_config(d_in, d_out, forward.tied)
+    config = step_config(d_in, d_out)
     centred = forward.centred
     arguments: dict[str, Any] = {
         "bounds": bounds,
