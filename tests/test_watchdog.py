@@ -115,6 +115,20 @@ def test_a_wrong_number_of_seconds_is_refused(text: str, monkeypatch: pytest.Mon
         seconds_from("SAE_RANKS_PATIENCE", 15)
 
 
+def test_a_launcher_that_has_gone_before_the_ranks_meet_ends_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as gone:
+        gone.bind(("127.0.0.1", 0))  # nobody listens there
+        for name, value in zip(LAUNCHED, ("1", "1", "127.0.0.1", str(gone.getsockname()[1])), strict=True):
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("WORLD_SIZE", "3")
+        monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+        monkeypatch.setattr(process_group, "TO_LAUNCHER", 1.0)
+        begun = time.monotonic()
+        with pytest.raises(RankError, match=r"rank 1: the job's store at 127\.0\.0\.1:.* cannot be reached"):
+            process_group.meet(3)
+    assert time.monotonic() - begun < 30  # not the 600 s that ranks wait for each other
+
+
 def test_a_rank_that_never_comes_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

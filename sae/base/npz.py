@@ -1,15 +1,18 @@
-"""What arrays in numpy's formats claim to hold, looked at before memory is taken for them."""
+"""Files of numpy: arrays with a record beside them, and what an array claims to hold before memory is taken for it."""
 
 from __future__ import annotations
 
+import json
 import math
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from sae.base.files import CorruptError
+from sae.base.files import CorruptError, publish_file
+from sae.base.reading import reading
 
 
 class Unpacked(NamedTuple):
@@ -51,3 +54,29 @@ def check_sizes(path: Path) -> None:
                 shape, dtype = shape_and_type(member)
             if math.prod(shape) * dtype.itemsize > info.file_size:
                 raise CorruptError(f"{path}: {info.filename} says {dtype} {shape}, and has {info.file_size:,} bytes")
+
+
+RECORD = "info"
+"""Name of the array that holds the record, as JSON in bytes."""
+
+
+def write_arrays(path: Path, record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+    """Publish arrays and a record of JSON values in one .npz file, in place of an earlier one."""
+    members: dict[str, Any] = {**arrays, RECORD: np.frombuffer(json.dumps(record).encode(), np.uint8)}
+    publish_file(path, lambda stream: np.savez(stream, **members))
+
+
+def read_arrays(path: Path, remedy: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The record and the arrays that `write_arrays` published.
+
+    Raises:
+        CorruptError: the file is damaged; ends with the remedy.
+    """
+    with reading(path, remedy=remedy):
+        check_sizes(path)
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files if name != RECORD}
+            record = json.loads(file[RECORD].tobytes())
+        if not isinstance(record, dict):
+            raise TypeError(f"its {RECORD} is no object of JSON")
+        return record, arrays

@@ -21,6 +21,9 @@ from sae.config import ConfigError
 EXCHANGE_SECONDS = 1800.0
 """How long an exchange waits for its last rank; it has to outlast the longest that one rank does alone."""
 
+TO_LAUNCHER = 15.0
+"""How long a rank tries to reach the launcher's store: where it does not answer, the launcher has gone."""
+
 
 def pick_backend(device: str) -> str:
     """The process group's backend; on a machine with GPUs also takes this rank's."""
@@ -52,21 +55,30 @@ def _server() -> Any:
 def _client(*, serve: bool = False) -> Any:
     from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage] - a documented name
 
+    wait = seconds_from("SAE_RANKS_WAIT", 600.0)
     try:
-        return TCPStore(
+        store = TCPStore(
             os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=serve, wait_for_workers=False,
-            timeout=datetime.timedelta(seconds=seconds_from("SAE_RANKS_WAIT", 600.0)), multi_tenant=serve,
+            timeout=datetime.timedelta(seconds=min(wait, TO_LAUNCHER) if _launcher_serves() else wait),
+            multi_tenant=serve,
         )  # fmt: skip
+        store.set_timeout(datetime.timedelta(seconds=wait))
+        return store
     except RuntimeError as error:
         address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise RankError(f"rank {rank_number()}: the job's store at {address} cannot be reached: {error}") from None
+
+
+def _launcher_serves() -> bool:
+    """Whether torchrun's agent keeps the store, which is then there before any rank starts."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
 def _store(name: str) -> Any:
     """A client of the job's store, with keys of its own."""
     from torch.distributed import PrefixStore  # pyright: ignore[reportPrivateImportUsage] - a documented name
 
-    if rank_number() == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+    if rank_number() == 0 and not _launcher_serves():
         _server()
     restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return PrefixStore(f"sae/{restarts}/{name}", _client())
@@ -76,11 +88,23 @@ def meet(world: int) -> Watchdog:
     """Wait until every rank has come, then watch over them.
 
     Raises:
-        RankError: a rank has not come within `SAE_RANKS_WAIT` seconds.
+        RankError: a rank has not come within `SAE_RANKS_WAIT` seconds, or the launcher has gone.
     """
     global _group_number
     _group_number = next(_joins)
-    rank, store = rank_number(), _store(f"watch/{_group_number}")
+    rank = rank_number()
+    try:
+        watchdog = _gathered(rank, world, _store(f"watch/{_group_number}"))
+    except RankError:
+        raise
+    except RuntimeError as error:  # the store's own errors
+        raise RankError(f"rank {rank} ends, because the launcher's store was lost while ranks came: {error}") from error
+    watchdog.start()
+    return watchdog
+
+
+def _gathered(rank: int, world: int, store: Any) -> Watchdog:
+    """Wait until every rank has written its first record."""
     watchdog = Watchdog(store, rank, world)
     store.add("come", 1)
     limit = seconds_from("SAE_RANKS_WAIT", 600.0)
@@ -94,7 +118,6 @@ def meet(world: int) -> Watchdog:
                 f"{shown}. See what those printed, or set SAE_RANKS_WAIT to more seconds"
             )
         time.sleep(0.1)
-    watchdog.start()
     return watchdog
 
 

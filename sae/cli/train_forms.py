@@ -56,7 +56,8 @@ def _flags(cls: type) -> set[str]:
     """The flags of a command, nested settings included."""
     flags: set[str] = set()
     for name, hint in typing.get_type_hints(cls).items():
-        flags |= _flags(hint) if dataclasses.is_dataclass(hint) else {f"--{name.replace('_', '-')}"}  # type: ignore[arg-type]
+        nested = isinstance(hint, type) and dataclasses.is_dataclass(hint)
+        flags |= _flags(hint) if nested else {f"--{name.replace('_', '-')}"}
     return flags
 
 

@@ -9,8 +9,6 @@ difference of their draws is that of the pair. `Replicate.documents` tells wheth
 
 from __future__ import annotations
 
-import json
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from sae.base.files import CorruptError, publish_file
+from sae.base.npz import read_arrays, write_arrays
+from sae.base.reading import reading
 from sae.evaluation.bootstrap import GroupSums, ratio
 from sae.evaluation.control_table import components_of, control_losses
 from sae.evaluation.reconstruction import Reconstruction, fvu_of
@@ -148,10 +147,9 @@ def write_kept(folder: Path, weights: str, kept: Kept) -> None:
     """Write it into a run folder, in place of an earlier one; `weights` is the SHA-256 of the run's."""
     fields = ("documents", "groups", "value", "factor")
     numbers = [{"key": key, **{name: getattr(r, name) for name in fields}} for key, r in kept.numbers.items()]
-    about = json.dumps({"format": FORMAT, "weights": weights, "numbers": numbers, "settings": kept.settings})
-    arrays: dict[str, Any] = {f"draws{place}": r.draws for place, r in enumerate(kept.numbers.values())}
-    arrays |= {"info": np.frombuffer(about.encode(), np.uint8), "fired": kept.fired}
-    publish_file(folder / FILE, lambda stream: np.savez(stream, **arrays))
+    record = {"format": FORMAT, "weights": weights, "numbers": numbers, "settings": kept.settings}
+    draws = {f"draws{place}": r.draws for place, r in enumerate(kept.numbers.values())}
+    write_arrays(folder / FILE, record, {**draws, "fired": kept.fired})
 
 
 def read_kept(folder: Path, weights: str) -> Kept | None:
@@ -164,21 +162,18 @@ def read_kept(folder: Path, weights: str) -> Kept | None:
     if not path.is_file():
         return None
     remedy = "it can be deleted: sae eval writes it anew"
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            info: dict[str, Any] = json.loads(file["info"].tobytes())
-            if info["format"] != FORMAT or info["weights"] != weights:
-                return None
-            numbers = {
-                str(of["key"]): Replicate(
-                    float(of["value"]),
-                    file[f"draws{place}"],
-                    str(of["documents"]),
-                    int(of["groups"]),
-                    float(of["factor"]),
-                )
-                for place, of in enumerate(info["numbers"])
-            }
-            return Kept(numbers, file["fired"], dict(info["settings"]))
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise CorruptError(f"{path}: cannot be read ({error}); {remedy}") from error
+    record, arrays = read_arrays(path, remedy)
+    with reading(path, remedy=remedy):
+        if record["format"] != FORMAT or record["weights"] != weights:
+            return None
+        numbers = {
+            str(of["key"]): Replicate(
+                float(of["value"]),
+                arrays[f"draws{place}"],
+                str(of["documents"]),
+                int(of["groups"]),
+                float(of["factor"]),
+            )
+            for place, of in enumerate(record["numbers"])
+        }
+        return Kept(numbers, arrays["fired"], dict(record["settings"]))

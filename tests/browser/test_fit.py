@@ -134,7 +134,7 @@ def test_a_key_writes_a_steered_text(opened: Opened, address: str) -> None:
     page.get_by_test_id("steer-prompt").fill("the river")
     page.get_by_test_id("steer-tokens").fill("4")
     page.get_by_test_id("steer-prompt").press("Control+Enter")
-    page.get_by_test_id("steer-answer").wait_for(timeout=60_000)
+    expect(page.get_by_test_id("steer-answer")).to_be_visible(timeout=60_000)
 
 
 LABELS = """() => {

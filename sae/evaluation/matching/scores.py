@@ -7,7 +7,6 @@ read_scores(folder, weights)             # None where there are none of these we
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,9 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sae.base.files import CorruptError, publish_file
-from sae.base.npz import check_sizes
-from sae.base.reading import reading
+from sae.base.files import CorruptError
+from sae.base.npz import read_arrays, write_arrays
 from sae.evaluation.matching.assignment import Nearest
 from sae.evaluation.synthetic.metrics import RECOVERED
 
@@ -115,9 +113,8 @@ def summary(scores: Scores) -> dict[str, Any]:
 
 def write_scores(folder: Path, scores: Scores) -> None:
     """Write `stability.npz` into a run folder, replacing an earlier one."""
-    info = np.frombuffer(json.dumps({"format": FORMAT, **scores.info}).encode(), np.uint8)
     arrays = {name: getattr(scores, name) for name in ARRAYS}
-    publish_file(folder / FILE, lambda stream: np.savez(stream, info=info, **arrays))
+    write_arrays(folder / FILE, {"format": FORMAT, **scores.info}, arrays)
 
 
 def read_scores(folder: Path, weights: str) -> Scores | None:
@@ -130,13 +127,11 @@ def read_scores(folder: Path, weights: str) -> Scores | None:
     if not path.is_file():
         return None
     remedy = "it can be deleted: sae match writes it anew"
-    with reading(path, remedy=remedy):
-        check_sizes(path)
-        with np.load(path, allow_pickle=False) as file:
-            info = json.loads(file["info"].tobytes())
-            arrays = {name: file[name] for name in ARRAYS}
-    if not isinstance(info, dict) or info.get("format") != FORMAT:
+    info, arrays = read_arrays(path, remedy)
+    if info.get("format") != FORMAT:
         raise CorruptError(f"{path}: not the format that this version reads, {FORMAT}; {remedy}")
+    if set(arrays) != set(ARRAYS):
+        raise CorruptError(f"{path}: holds {', '.join(sorted(arrays))}, expected {', '.join(ARRAYS)}; {remedy}")
     runs, width = len(info["runs"]), len(arrays["stability"])
     if any(a.shape != ((width,) if name in ("stability", "activity") else (runs, width)) for name, a in arrays.items()):
         raise CorruptError(f"{path}: arrays of different shapes; {remedy}")

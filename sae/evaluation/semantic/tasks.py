@@ -10,14 +10,18 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from sae.config import ConfigError, MeasureConfig
 from sae.config.measuring import ON_TEXTS
 from sae.data.documents import open_documents
+
+Row = TypeVar("Row", bound=tuple[str, ...])
+"""A text and what it is labelled with."""
 
 TOPICS = ("People", "Biology and health sciences", "Geography", "Physical sciences", "Society and social sciences")
 LANGUAGES = {"en": "demo", "fr": "demo:fr", "es": "demo:es"}
@@ -99,9 +103,9 @@ def read_labels(path: Path, documents: int) -> Task:
         cells = Counter(row[1:] for row in rows)
         if len({label for label, _ in cells}) != 2 or len({other for _, other in cells}) != 2 or len(cells) != 4:
             raise ConfigError(f'--labels {path}: with "other", expected two classes of each and texts of all four')
-        rows = _even(rows, documents)  # type: ignore[arg-type]
+        rows = _even(rows, documents)
     else:
-        rows = _first(rows, documents)  # type: ignore[arg-type]
+        rows = _first(rows, documents)
     sizes = Counter(row[1] for row in rows)
     few = [f"{label} has {count}" for label, count in sizes.items() if count < LEAST]
     if len(sizes) < 2 or few:
@@ -158,7 +162,7 @@ def _summaries(spec: str) -> list[tuple[str, str]]:
     return list({document.text: (document.text, document.label or "") for document in documents}.values())
 
 
-def _first(rows: list[tuple[str, str]], count: int) -> list[tuple[str, str]]:
+def _first(rows: Sequence[Row], count: int) -> list[Row]:
     """At most so many of each class, the first ones."""
     seen: Counter[tuple[str, ...]] = Counter()
     kept = []
@@ -169,10 +173,10 @@ def _first(rows: list[tuple[str, str]], count: int) -> list[tuple[str, str]]:
     return kept
 
 
-def _even(rows: list[tuple[str, str, str]], count: int) -> list[tuple[str, str, str]]:
+def _even(rows: Sequence[Row], count: int) -> list[Row]:
     """As many of every cell."""
     smallest = min(Counter(row[1:] for row in rows).values())
-    return _first(rows, min(count, smallest))  # type: ignore[arg-type,return-value]
+    return _first(rows, min(count, smallest))
 
 
 def _task(name: str, rows: list) -> Task:

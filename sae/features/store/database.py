@@ -152,7 +152,7 @@ def open_read_only(
         connection.execute("PRAGMA query_only = ON")
         _check_schema(connection, path, tables, remedy)
         return connection
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # of a schema that is no text
         raise CorruptError(f"{path}: cannot be read ({error}); {remedy}") from error
 
 
