@@ -13,8 +13,6 @@ from sae.reporting.subjects import Subject
 TITLE = "Probing and causal measures"
 BETTER = {"absorption": "less"}
 """Family -> the better direction, where it is not more."""
-ALL = "all"
-"""Task of the rows that are the mean over tasks."""
 
 
 def semantic(page: IllustratedPage, subjects: Sequence[Subject]) -> None:
@@ -52,12 +50,10 @@ def semantic(page: IllustratedPage, subjects: Sequence[Subject]) -> None:
 
 
 def _figure(rows: Sequence[Row]) -> Any:
-    """A panel for each measure: its mean over tasks where there is one, else every task."""
+    """A panel for each measure, with every task."""
     panels: dict[str, dict[str, dict[str, Any]]] = {}
     for measure in dict.fromkeys(row.measure for row in rows):
-        of = [row for row in rows if row.measure == measure]
-        shown = [row for row in of if row.task == ALL] or of
-        for row in shown:
+        for row in (row for row in rows if row.measure == measure):
             label = f"{row.task}" + ("" if row.k is None else f", k = {row.k}")
             interval = {"value": row.value, "low": row.low, "high": row.high}
             panels.setdefault(measure.partition(".")[2], {}).setdefault(row.subject, {})[label] = interval

@@ -137,7 +137,7 @@ def test_stability_steering_names_and_meaning_are_shown_beside_their_controls(ru
     write_scores(folder, Scores(one, np.zeros((1, 128), np.int32), one[None], one[None], one, info))
     rows = [
         Row("tpp.score", task, subject, 5, 0.31, 0.2, 0.4, difference, None, None, 40, CAVEATS["tpp"])
-        for task in ("all", "country")
+        for task in ("topic", "country")
         for subject, difference in ((SAE, None), ("random latents", -0.1))
     ]
     publish_report(folder, RECORD, {"rows": [row._asdict() for row in rows]})
