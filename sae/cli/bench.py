@@ -37,7 +37,7 @@ READ_BY_BENCHES: dict[str, tuple[str, ...]] = {
     "curve": _SHAPE,
     "variants": (*_SHAPE, "width", "variants"),
     "recovery": ("variants", "worlds", "seeds", "l0_factor"),
-    "l0": ("worlds", "seeds", "draws"),
+    "l0": ("worlds", "seeds", "draws", "first_draw"),
 }
 """Bench -> the flags that it reads."""
 
@@ -60,6 +60,8 @@ class Bench:
     """recovery: number of seeds, each with its own world and training; l0: trainings at each L0 of a world."""
     draws: int = 10
     """l0: number of draws of each world."""
+    first_draw: int = 5
+    """l0: number of the first draw. The rule of `sae choose-l0` was shaped on draws 0 to 4."""
     l0_factor: float = 1.0
     """recovery: the target L0, in multiples of the true one."""
     tokens: int = 2048
@@ -88,8 +90,8 @@ class Bench:
             from sae.cli.l0_worlds import measure_choices
 
             with Progress() as progress:
-                worlds = self.worlds.split(",")
-                return measure_choices(worlds=worlds, seeds=self.seeds, draws=self.draws, tell=progress.say)
+                numbers = {"seeds": self.seeds, "draws": self.draws, "first_draw": self.first_draw}
+                return measure_choices(worlds=self.worlds.split(","), **numbers, tell=progress.say)
         if self.what == "recovery":
             from sae.base.progress import Progress
             from sae.cli.recovery import measure_recovery

@@ -81,9 +81,10 @@ def measure_choices(
     worlds: Sequence[str],
     seeds: int,
     draws: int,
+    first_draw: int = 5,
     tell: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """How often half and twice the true L0 are noticed on each world.
+    """How often half and twice the true L0 are noticed on each world, in draws numbered from `first_draw`.
 
     Returns:
         JSON values: "rows", for each world by `choose` and by each statistic alone. "low" and "high" are the draws in
@@ -100,14 +101,14 @@ def measure_choices(
     rows = []
     for world in worlds:
         trials = []
-        for draw in range(draws):
+        for draw in range(first_draw, first_draw + draws):
             trials.append(trial(world, draw=draw, seeds=seeds))
             tell(f"{world} {draw}: {', '.join(trials[-1].choice.verdicts)}")
         for statistic in STATISTICS:
             rows.append({"world": world, "by": statistic or "choose-l0", **_counts(trials, statistic)})
             counts = ", ".join(f"{name} {rows[-1][name]}" for name in ("low", "high", "false", "recovered"))
             tell(f"{world}, {rows[-1]['by']}: {counts} of {draws}, best / true {rows[-1]['ratio']:.2f}")
-    return {"bench": "l0", "seeds": seeds, "draws": draws, "rows": rows}
+    return {"bench": "l0", "seeds": seeds, "draws": draws, "first_draw": first_draw, "rows": rows}
 
 
 def _counts(trials: Sequence[Trial], statistic: Statistic | None) -> dict[str, Any]:
