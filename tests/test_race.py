@@ -16,9 +16,12 @@ import forked
 import sae
 from sae.base.files import CorruptError
 from sae.config import ConfigError
+from sae.interop import assemble
+from sae.models.autoencoder import Autoencoder
+from sae.modules.codes import TopK
 from sae.training.tensors import TensorData
 from scripts.race import __main__ as race_command
-from scripts.race.evaluate import Parts, check, difference_over_seeds, fvu_over_seeds, load_form
+from scripts.race.evaluate import Parts, check, difference_over_seeds, fvu_over_seeds, load_form, margins
 from scripts.race.member import Batches
 from scripts.race.ours import OptimConfig, SAEConfig, TensorTrainConfig, rows_of
 from scripts.race.settings import ENTRIES, Course, Member, Race
@@ -119,6 +122,21 @@ def test_a_reconstruction_that_is_not_the_tools_own_is_refused(race: Race, folde
     assert check(model, reconstructed, x, "it") == 0
     with pytest.raises(CorruptError, match="differs from the tool's own by"):
         check(model, reconstructed * 1.0001, x, "it")
+
+
+def test_a_row_on_which_rounding_decides_the_latents_is_not_compared() -> None:
+    def model(second: float) -> Autoencoder:
+        """Two latents that read the first channel, the second one `second` times as strongly, and write others."""
+        encoder = torch.tensor([[1.0, 0, 0], [second, 0, 0], [0, 1.0, 0]])
+        weights = {"W_enc": encoder, "W_dec": torch.eye(3), "b_enc": torch.zeros(3), "b_dec": torch.zeros(3)}
+        return assemble(TopK(1), **weights, centred=False, source="it")
+
+    x = torch.tensor([[1.0, 0, 0], [0, 1.0, 0]])
+    theirs = torch.tensor([[0.0, 1.0, 0], [0, 0, 1.0]])
+    assert check(model(1 - 1e-7), theirs, x, "it") == 0
+    assert margins(model(0.99), x).tolist() == pytest.approx([0.01, 1.0])
+    with pytest.raises(CorruptError, match="differs from the tool's own by"):
+        check(model(0.99), theirs, x, "it")
 
 
 def test_a_race_goes_on_without_training_a_finished_member_again(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import sys
 import time
 
 import pytest
@@ -127,6 +128,44 @@ def test_a_launcher_that_has_gone_before_the_ranks_meet_ends_them(monkeypatch: p
         with pytest.raises(RankError, match=r"rank 1: the job's store at 127\.0\.0\.1:.* cannot be reached"):
             process_group.meet(3)
     assert time.monotonic() - begun < 30  # not the 600 s that ranks wait for each other
+
+
+LISTENS = """
+import os, socket
+from sae.base import process_group
+server = socket.create_server(("127.0.0.1", 0))  # takes connections and never answers, like a machine without power
+os.environ |= {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1",
+               "MASTER_PORT": str(server.getsockname()[1]), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+process_group.TO_LAUNCHER = process_group.UNANSWERED = 1.0
+process_group.meet(3)
+"""
+
+
+def test_a_launcher_that_does_not_answer_ends_the_rank() -> None:
+    ended = subprocess.run([sys.executable, "-c", LISTENS], capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 1
+    assert "rank 1" in ended.stderr
+
+
+ORPHAN = """
+import os, time
+from sae.base.guard import Guard
+os.environ |= {"RANK": "2", "LOCAL_RANK": "2", "WORLD_SIZE": "3", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+if os.fork() == 0:
+    Guard()
+    time.sleep(60)
+    print("still there")
+time.sleep(1)
+"""
+
+
+def test_a_launcher_that_goes_ends_the_rank() -> None:
+    begun = time.monotonic()
+    # returns when the last process that holds its output has ended
+    ended = subprocess.run([sys.executable, "-c", ORPHAN], capture_output=True, text=True, timeout=60, check=False)
+    assert ended.stderr == "error: rank 2 ends, because the launcher has gone\n"
+    assert ended.stdout == ""
+    assert time.monotonic() - begun < 30
 
 
 def test_a_rank_that_never_comes_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

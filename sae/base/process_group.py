@@ -10,9 +10,11 @@ import datetime
 import functools
 import itertools
 import os
+import socket
 import time
 from typing import Any
 
+from sae.base.guard import UNANSWERED, Guard
 from sae.base.launcher import rank_number
 from sae.base.pulse import seconds_from
 from sae.base.watchdog import RankError, Watchdog, key_of
@@ -55,18 +57,34 @@ def _server() -> Any:
 def _client(*, serve: bool = False) -> Any:
     from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage] - a documented name
 
-    wait = seconds_from("SAE_RANKS_WAIT", 600.0)
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     try:
-        store = TCPStore(
-            os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=serve, wait_for_workers=False,
-            timeout=datetime.timedelta(seconds=min(wait, TO_LAUNCHER) if _launcher_serves() else wait),
-            multi_tenant=serve,
+        if _launcher_serves():
+            _reach(address, port)
+        return TCPStore(
+            address, port, is_master=serve, wait_for_workers=False, multi_tenant=serve,
+            timeout=datetime.timedelta(seconds=seconds_from("SAE_RANKS_WAIT", 600.0)),
         )  # fmt: skip
-        store.set_timeout(datetime.timedelta(seconds=wait))
-        return store
-    except RuntimeError as error:
-        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        raise RankError(f"rank {rank_number()}: the job's store at {address} cannot be reached: {error}") from None
+    except (RuntimeError, OSError) as error:
+        where = f"{address}:{port}"
+        raise RankError(f"rank {rank_number()}: the job's store at {where} cannot be reached: {error}") from None
+
+
+def _reach(address: str, port: int) -> None:
+    """Wait until a connection is possible; TCPStore itself tries for far longer than its time limit.
+
+    Raises:
+        OSError: it is not within `TO_LAUNCHER` seconds.
+    """
+    deadline = time.monotonic() + TO_LAUNCHER
+    while True:
+        try:
+            socket.create_connection((address, port), timeout=max(deadline - time.monotonic(), 0.1)).close()
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.2)
 
 
 def _launcher_serves() -> bool:
@@ -92,24 +110,30 @@ def meet(world: int) -> Watchdog:
     """
     global _group_number
     _group_number = next(_joins)
-    rank = rank_number()
+    rank, guard = rank_number(), Guard()
     try:
-        watchdog = _gathered(rank, world, _store(f"watch/{_group_number}"))
-    except RankError:
-        raise
-    except RuntimeError as error:  # the store's own errors
+        if _launcher_serves():
+            guard.expect_answer(TO_LAUNCHER + UNANSWERED)
+        watchdog = _gathered(rank, world, _store(f"watch/{_group_number}"), guard)
+    except RuntimeError as error:
+        guard.stop()
+        if isinstance(error, RankError):
+            raise
+        # the store's own errors
         raise RankError(f"rank {rank} ends, because the launcher's store was lost while ranks came: {error}") from error
     watchdog.start()
     return watchdog
 
 
-def _gathered(rank: int, world: int, store: Any) -> Watchdog:
+def _gathered(rank: int, world: int, store: Any, guard: Guard) -> Watchdog:
     """Wait until every rank has written its first record."""
-    watchdog = Watchdog(store, rank, world)
+    guard.expect_answer()
+    watchdog = Watchdog(store, rank, world, guard)
     store.add("come", 1)
     limit = seconds_from("SAE_RANKS_WAIT", 600.0)
     deadline = time.monotonic() + limit
     while (come := store.add("come", 0)) < world:
+        guard.expect_answer()
         if time.monotonic() > deadline:
             missing = [number for number in range(world) if not store.check([key_of(number)])]
             shown = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")

@@ -27,6 +27,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
+from sae.base.guard import Guard
 from sae.base.pulse import PULSE
 
 TICK = 1.0  # seconds between two records
@@ -34,7 +35,7 @@ SILENT = 10  # ticks
 GONE = 2  # ticks for which a process must be gone: one that leaves in good order says so first
 AT_MOST = 8  # ranks that a message lists
 PACKAGE = str(Path(__file__).parent.parent)
-PLUMBING = ("ranks.py", "watchdog.py", "pulse.py")  # what a message about a place leaves out
+PLUMBING = ("ranks.py", "watchdog.py", "guard.py", "pulse.py")  # what a message about a place leaves out
 
 
 class RankError(RuntimeError):
@@ -124,12 +125,12 @@ class Watchdog:
     Args:
         store: a client of the job's store that nothing else in this process uses.
         rank, world: of this process.
+        guard: of this process; stops with the watchdog.
     """
 
-    def __init__(self, store: Any, rank: int, world: int) -> None:
-        self._store, self._rank, self._world = store, rank, world
+    def __init__(self, store: Any, rank: int, world: int, guard: Guard) -> None:
+        self._store, self._rank, self._world, self._guard = store, rank, world, guard
         self._record = Record(rank, socket.gethostname(), os.getpid())
-        self._launcher = os.getppid()
         self._main = threading.main_thread().ident
         self._beats, self._idle = PULSE.beats, 0
         self._seen: dict[int, Record] = {}
@@ -152,6 +153,7 @@ class Watchdog:
         said = f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
         self._announce(_verdict(self._now(), f"raised {said}", kill=False))
         self._thread.join()
+        self._guard.stop()
 
     def check(self, seconds: float) -> None:
         """Wait for a verdict, which may explain what went wrong in this rank.
@@ -177,16 +179,17 @@ class Watchdog:
             self._write(self._now()._replace(left=True))
             self._over.set()
         self._thread.join()
+        self._guard.stop()
         self.check(0)
 
     def _watch(self) -> None:
         while not self._over.wait(TICK):
             try:
-                # a process whose parent has gone is given another one
-                alone = os.getppid() != self._launcher
-                verdict = self._without_launcher("the launcher has gone") if alone else self._look()
+                verdict = self._look()
+                self._guard.expect_answer()
             except RuntimeError as error:  # the store's own errors
-                verdict = self._without_launcher(f"the launcher's store does not answer ({_first_line(error)})")
+                why = f"the launcher's store was lost ({_first_line(error)})"
+                verdict = Verdict(self._rank, self._record.host, self._record.pid, False, why)
             if self._over.is_set():
                 return
             if verdict is not None:
@@ -234,14 +237,11 @@ class Watchdog:
         """The first verdict of the job, which is this one unless another rank was quicker."""
         return Verdict(*json.loads(self._store.compare_set("verdict", "", json.dumps(verdict))))
 
-    def _without_launcher(self, why: str) -> Verdict:
-        return Verdict(self._rank, self._record.host, self._record.pid, False, why)
-
     def _end(self, verdict: Verdict) -> None:
         """Leave with the verdict: by the main thread if it is on its way out, else at once."""
         self._verdict = verdict
         here = verdict.host == self._record.host and verdict.rank != self._rank
-        if verdict.kill and here and _parent_of(verdict.pid) == self._launcher:
+        if verdict.kill and here and _parent_of(verdict.pid) == self._guard.launcher:
             # a stopped process answers no signal but this one, and torchrun waits 30 s before it sends it
             os.kill(verdict.pid, signal.SIGKILL)
         self._over.set()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import stat
 import sys
 import threading
 import time
@@ -190,8 +191,17 @@ def launch(world: int, function: Callable[..., None], *arguments: Any) -> int:
 
 
 def _as_subprocess(function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    """In a rank: a launcher that dies sends no signal, as torchrun sends none to the processes that it starts."""
+    """In a rank: what a process that torchrun starts gets from it, no signal if it dies and none of its sockets.
+
+    A forked rank has the socket on which the launcher listens, which then stays open when the launcher has gone.
+    """
     torch.multiprocessing._prctl_pr_set_pdeathsig(0)  # pyright: ignore[reportAttributeAccessIssue] - spawn.py sets it
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for descriptor in map(int, os.listdir("/proc/self/fd")):
+        with contextlib.suppress(OSError):  # the listing's own
+            if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+                # the number stays taken, as copies of the launcher's objects still close it
+                os.dup2(nothing, descriptor)
     function(*arguments)
 
 

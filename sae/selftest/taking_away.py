@@ -107,11 +107,12 @@ def no_guard() -> contextlib.AbstractContextManager[Any]:
 
 @contextlib.contextmanager
 def no_watchdog() -> Iterator[None]:
-    """Ranks meet and exchange, and none watches over the others."""
+    """Ranks meet and exchange, and none watches over the others or the launcher."""
+    from sae.base.guard import Guard
     from sae.base.watchdog import Watchdog
 
     nothing = {name: mock.DEFAULT for name in ("start", "fail", "check", "leave")}
-    with mock.patch.multiple(Watchdog, **nothing):
+    with mock.patch.multiple(Watchdog, **nothing), mock.patch.object(Guard, "_watch"):
         yield
 
 
