@@ -9,6 +9,7 @@ import pytest
 from sae.base.files import (
     CorruptError,
     check_folder,
+    parse_json,
     publish_file,
     publish_folder,
     publish_json,
@@ -98,9 +99,15 @@ def test_leftovers_of_a_kill_are_removed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["{", '{"a": NaN}', '{"a": Infinity}', "[" * 100_000], ids=["cut", "nan", "inf", "deep"]
+    "text",
+    [b"{", b'{"a": NaN}', b'{"a": Infinity}', b"[" * 100_000, b'"\\uD800"', b'"\xed\xa0\x80"', b'"\xff"'],
+    ids=["cut", "nan", "inf", "deep", "half a pair", "half a pair in bytes", "no UTF-8"],
 )
-def test_hostile_json_is_refused_by_name(tmp_path: Path, text: str) -> None:
-    (tmp_path / "c.json").write_text(text)
+def test_hostile_json_is_refused_by_name(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "c.json").write_bytes(text)
     with pytest.raises(CorruptError, match=r"c\.json"):
         read_json(tmp_path / "c.json")
+
+
+def test_json_with_a_whole_surrogate_pair_is_a_character() -> None:
+    assert parse_json(b'{"a": "\\ud83d\\ude00", "b": "\\\\ud800"}') == {"a": "\U0001f600", "b": "\\ud800"}

@@ -111,13 +111,8 @@ class Checked(NamedTuple):
 def read_checked(path: Path) -> Checked:
     """As `read_json`, and whether there was a hash."""
     try:
-        value = json.loads(
-            path.read_text(encoding="utf-8"),
-            parse_constant=_refuse_constant,
-            parse_float=_finite,
-            object_pairs_hook=_without_duplicates,
-        )
-    except (OSError, ValueError, RecursionError) as error:
+        value = parse_json(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise CorruptError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(value, dict) or not value.keys() & {SEALED, HASH}:
         return Checked(value, hashed=False)
@@ -125,6 +120,29 @@ def read_checked(path: Path) -> Checked:
     if version != SEAL_VERSION or digest != _digest(value):
         raise CorruptError(f"{path}: its content is not what was written (its hash differs); {_CHANGED}")
     return Checked(value, hashed=True)
+
+
+def parse_json(content: bytes | str) -> Any:
+    """The value of JSON text that came from a file.
+
+    Raises:
+        ValueError: it is not UTF-8 or not JSON, names a key twice, holds NaN, 1e999 or half a surrogate pair (which
+            JSON allows and nothing can show), or is nested too deeply.
+    """
+    text = content if isinstance(content, str) else content.decode()
+    try:
+        value = json.loads(
+            text, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_without_duplicates
+        )
+        if _SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError as error:
+        raise ValueError(str(error)) from error
+    return value
+
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
+"""An escaped half of a surrogate pair, or one by itself; two escaped halves that belong together are a character."""
 
 
 def _sealed(value: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from sae.base.files import CorruptError, publish_file
+from sae.base.files import CorruptError, parse_json, publish_file
 from sae.base.reading import reading
 
 
@@ -76,7 +76,7 @@ def read_arrays(path: Path, remedy: str) -> tuple[dict[str, Any], dict[str, np.n
         check_sizes(path)
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files if name != RECORD}
-            record = json.loads(file[RECORD].tobytes())
+            record = parse_json(file[RECORD].tobytes())
         if not isinstance(record, dict):
             raise TypeError(f"its {RECORD} is no object of JSON")
         return record, arrays

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,11 @@ from sae.data.packing import named_ids
 from sae.harvest.hooks import harvest_forward
 from sae.harvest.sites import Site, SiteError
 from sae.harvest.traits import ModelTraits, auto_class, find_traits
+
+COUNTED = re.compile("n(?:um)?_(?:.*_)?(layer|expert)s?")
+"""Fields of a config that say how many modules are built."""
+MOST = {"layer": 2048, "expert": 1 << 16}
+"""Far more than in any model that is known."""
 
 
 class ModelError(ValueError):
@@ -98,6 +104,7 @@ def skeleton(source: ModelSource) -> nn.Module:
         ModelError: the model is unknown, unreachable, or of an architecture transformers does not have.
     """
     config = _configuration(source)
+    _check_depth(source, config)
     # asked first: a class for the decoder alone (Marian's) turns it off
     reads_and_writes = getattr(config, "is_encoder_decoder", False)
     try:
@@ -228,6 +235,19 @@ def _configuration(source: ModelSource) -> Any:
         return AutoConfig.from_pretrained(**source.arguments())
     except Exception as error:  # transformers raises many types for a damaged file; the user must learn which model
         raise ModelError(f"--model {source.name}: its config cannot be read ({_said(error)})") from error
+
+
+def _check_depth(source: ModelSource, config: Any) -> None:
+    """Refuse a config with more layers, or experts in a layer, than can be: a damaged one may name billions.
+
+    Raises:
+        ModelError: names the field.
+    """
+    for name, value in config.get_text_config().to_dict().items():
+        if match := COUNTED.fullmatch(name):
+            most = MOST[match[1]]
+            if isinstance(value, int) and value > most:
+                raise ModelError(f"--model {source.name}: its config has {name} {value}, expected at most {most:,}")
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from sae.base.files import CorruptError
+from sae.base.files import CorruptError, parse_json
 from sae.base.objects import REMEDY, Objects, missing
 from sae.data.packing import Cursor
 from sae.harvest.int8 import Quantised, dequantise, quantise
@@ -93,8 +93,8 @@ def read_sealed(objects: Objects, name: str) -> dict[str, Any] | None:
     if content is None:
         return None
     try:
-        value = json.loads(content.decode())
-    except (ValueError, RecursionError) as error:
+        value = parse_json(content)
+    except ValueError as error:
         raise CorruptError(f"{objects.where(name)}: cannot be read as JSON ({error}){REMEDY}") from error
     if not isinstance(value, dict):
         raise CorruptError(f"{objects.where(name)}: not an object of JSON{REMEDY}")
@@ -133,7 +133,9 @@ def read_manifest(objects: Objects, worker: Worker) -> Manifest:
             for s in record["shards"]
         ]
         manifest = Manifest(shards, record["ended"], record.get("identity"))
-    except (KeyError, TypeError) as error:
+        if not all(0 < shard.rows <= shard.bytes for shard in shards):
+            raise ValueError("more rows than bytes")
+    except (KeyError, TypeError, ValueError) as error:
         raise CorruptError(f"{objects.where(name)}: not a manifest of shards{REMEDY}") from error
     sizes = objects.names(worker.folder)
     for shard in shards:

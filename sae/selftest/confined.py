@@ -86,7 +86,7 @@ def _in_child(job: Callable[[int], Any], batch: list[int], memory: int, seconds:
         if not ended:
             os.kill(child, signal.SIGKILL)
         status = os.waitpid(child, 0)[1]
-    if index < len(batch):
+    if index < len(batch) and status:
         number = -os.waitstatus_to_exitcode(status)
         reason = f"took more than {2 * seconds:g} s" if killed else f"died of {_signal(number)}"
         yield Verdict(batch[index], None, reason, 0)
@@ -111,7 +111,11 @@ def _work(job: Callable[[int], Any], batch: list[int], writing: int, memory: int
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         begun = _resident_bytes()
 
+        interrupted = False
+
         def too_slow(signum: int, frame: object) -> None:
+            nonlocal interrupted
+            interrupted = True
             raise TooSlow(f"took more than {seconds:g} s")
 
         signal.signal(signal.SIGALRM, too_slow)
@@ -122,6 +126,8 @@ def _work(job: Callable[[int], Any], batch: list[int], writing: int, memory: int
             finally:
                 signal.setitimer(signal.ITIMER_REAL, 0)
             os.write(writing, json.dumps([result, _resident_bytes() - begun]).encode() + b"\n")
+            if interrupted:
+                break  # what was cut short may still have its memory; the numbers that are left get a new child
         os._exit(0)
     except BaseException:
         os._exit(3)

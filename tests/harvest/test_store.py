@@ -281,6 +281,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a bit flipped in the manifest": (lambda folder: _flip(folder / MANIFEST), f"{MANIFEST}: "),
     "the manifest cut short": (lambda folder: _cut(folder / MANIFEST), f"{MANIFEST}: cannot be read as JSON"),
     "a manifest of something else": (lambda folder: _reseal(folder, lambda r: r.pop("ended")), f"{MANIFEST}: not a"),
+    "a shard of more rows than bytes": (
+        lambda folder: _reseal(folder, lambda r: r["shards"][0].update(rows=1 << 63)),
+        f"{MANIFEST}: not a",
+    ),
     "a number changed in the record": (
         lambda folder: (folder / "identity.json").write_text(
             (folder / "identity.json").read_text().replace('"context": 32', '"context": 33')

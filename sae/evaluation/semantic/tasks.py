@@ -8,7 +8,6 @@ The built-in ones are the held-out documents of the demo text, on which the demo
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from sae.base.files import parse_json
 from sae.config import ConfigError, MeasureConfig
 from sae.config.measuring import ON_TEXTS
 from sae.data.documents import open_documents
@@ -88,11 +88,11 @@ def read_labels(path: Path, documents: int) -> Task:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            record = parse_json(line)
             row = (record["text"], str(record["label"]), *([str(record["other"])] if "other" in record else []))
             if not isinstance(row[0], str) or not row[0].strip():
                 raise TypeError("text is empty or no string")
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(
                 f'--labels {path}: line {number}: expected {{"text": ..., "label": ...}} ({error!r})'
             ) from error

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sae.base.files import CorruptError
+from sae.base.files import CorruptError, parse_json
 from sae.features.store.database import Blobs, open_read_only, write_in_place
 from sae.features.store.keys import FeatureError
 from sae.models.saved import read_description
@@ -140,7 +140,8 @@ class Annotations:
         if value is None:
             blobs.connection.execute(f"DELETE FROM {table} WHERE weights = ? AND latent = ?", (self.weights, latent))
             return
-        data = json.dumps(value, allow_nan=False)
+        # half a surrogate pair, which JSON allows and nothing can show, becomes "?"
+        data = json.dumps(value, allow_nan=False, ensure_ascii=False).encode(errors="replace").decode()
         row = (self.weights, latent, data, _hash(table, self.weights, latent, data))
         blobs.connection.execute(f"INSERT OR REPLACE INTO {table} VALUES (?, ?, ?, ?)", row)
 
@@ -154,7 +155,7 @@ def _rows(blobs: Blobs, table: str, weights: str, latent: int | None = None) -> 
     for index, data, digest in blobs.query(statement, values):
         if not isinstance(data, str) or _hash(table, weights, index, data) != digest:
             raise CorruptError(f"{blobs.name}: the {table} of latent {index} are damaged; {REMEDY}")
-        values_of[index] = json.loads(data)
+        values_of[index] = parse_json(data)
     return values_of
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import threading
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from sae.base.files import CorruptError
+from sae.base.files import CorruptError, parse_json
 from sae.base.npz import shape_and_type
 from sae.base.reading import reading
 from sae.features.store import records, windows
@@ -59,7 +58,7 @@ class FeatureStore:
         self._lock = threading.RLock()
         self.blobs = Blobs(open_read_only(path, TABLES), path)
         with self._reading():
-            self.info: dict[str, Any] = json.loads(self._part("info"))
+            self.info: dict[str, Any] = parse_json(self._part("info"))
         """What was collected, from which data, and how far; every rewrite has another "revision"."""
         if self.info.get("format") not in READABLE:
             raise FeatureError(
@@ -233,4 +232,4 @@ def read_info(path: Path) -> dict[str, Any]:
     if data is None:
         raise CorruptError(f"{path}: info is missing; collect again: sae features RUN")
     with reading(path):
-        return json.loads(data)
+        return parse_json(data)

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from sae.base.files import parse_json
 from sae.features.store.documents import UNKNOWN
 
 GAP = "…"
@@ -73,7 +74,7 @@ class Vocabulary:
     def unpack(cls, data: bytes) -> Vocabulary:
         """From `pack`, or from an older version's format with the bytes of every token."""
         if data.startswith(_PACKED):
-            packed = json.loads(data)
+            packed = parse_json(data)
             if not all(isinstance(piece, (str, type(None))) for piece in packed["pieces"]):
                 raise ValueError("a vocabulary's pieces are text or null")
             return cls(packed["pieces"], packed["decoder"])
