@@ -5,7 +5,7 @@ import { count, number } from "./format.js";
 
 const W = 420;
 const ROW = 22;
-const PAD = { left: 96, right: 134, top: 4, bottom: 20 };
+const PAD = { left: 96, right: 156, top: 4, bottom: 20 };
 const AGAINST = { random: "random texts", near: "near latents" };
 const CONTROLS = { other: "another latent's name", shuffled: "its words shuffled" };
 
