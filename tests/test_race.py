@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any, TextIO
@@ -180,3 +181,11 @@ def test_shares_of_a_run_are_what_every_tool_is_told() -> None:
     course = Course(steps=400, batch=512)
     assert (course.warmup, course.decay, course.dead_after, course.threshold_window) == (20, 80, 20_480, 20)
     assert ENTRIES["SAELens topk"].rate(16384, 7.0) == pytest.approx(1.4e-3)
+
+
+def test_peak_memory_is_not_that_of_the_process_that_started_this_one() -> None:
+    large = torch.ones(2 << 28)  # 2 GiB, far more than what is imported takes
+    code = "from scripts.race.member import peak_mib; print(peak_mib())"
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert 50 < int(done.stdout) < large.nbytes >> 20

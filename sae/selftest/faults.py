@@ -45,7 +45,8 @@ def failed(
         prepared(folder, of.command, unbroken)
         job = Job(folder, of.command.begin, fault, task.broken)
         ended = children.run(job)
-        wrong = _clean(ended.status, ended.said, fault) or attempted(lambda: check_published(folder))
+        path = of.ended.operations[fault.at][1]
+        wrong = _clean(ended.status, ended.said, fault, path) or attempted(lambda: check_published(folder))
         if not wrong and (arguments := of.command.resume(folder)) is not None:
             wrong = finished(children.run(Job(folder, arguments, None, task.broken)), folder, of)
         if wrong and task.keep is not None:
@@ -76,11 +77,12 @@ def faults_of(of: Unbroken) -> list[Fault]:
     return faults
 
 
-def _clean(status: int | None, said: str, fault: Fault) -> str:
-    """What is wrong about the way in which the command ended."""
+def _clean(status: int | None, said: str, fault: Fault, path: str) -> str:
+    """What is wrong about the way in which the command ended; `path` is what the failed operation was on."""
     if fault.how in ("kill", "half"):
         return "" if status is None else f"exit status {status} in place of a kill: {said.strip()[-600:]}"
     if status != STATUS or "Traceback" in said:
         return f"exit status {status}, expected {STATUS} and a message: {said.strip()[-600:]}"
     message = said.strip().splitlines()[-1]
-    return "" if message.startswith("error: ") and "/" in message else f"names no file: {message[:300]}"
+    named = message.startswith("error: ") and ("/" in message or path in message)
+    return "" if named else f"names no file: {message[:300]}"

@@ -31,7 +31,7 @@ from sae.harvest.store_disk import DiskStore
 from sae.interop import read
 from sae.interop.files import shapes_in, tensors_in
 from sae.interop.registry import entries
-from sae.models.saved import load
+from sae.models.saved import load, read_report
 from sae.runs.metrics import read_metrics
 from sae.selftest import layouts
 from sae.selftest.gguf_file import write_gguf
@@ -67,7 +67,7 @@ def make_readers(folder: Path) -> list[Reader]:
     world = make_runs(folder / "world", seed=0, exports=False)
     readers = [
         _reader("run", 2, world.folder / "run", ["config.json", "sae.safetensors"], _read_run, mend_run),
-        _reader("metrics", 1, world.folder / "run", ["metrics.jsonl", "eval.json"], _read_metrics),
+        _reader("metrics", 1, world.folder / "run", ["metrics.jsonl", "eval.json"], _read_metrics, mend_report),
         _reader("features", 1, world.folder / "run", ["features.sqlite"], read_features, mend_features),
         _reader("annotations", 1, world.folder / "run", ["annotations.sqlite"], read_features),
         _reader("checkpoint", 2, world.folder / "unfinished/checkpoints", None, load_newest, mend_manifest),
@@ -187,7 +187,7 @@ def _read_metrics(folder: Path) -> Any:
     return [
         read_metrics(folder),
         curves(folder),
-        described(read_json(folder / "eval.json"), "language"),
+        described(read_report(folder, "eval.json"), "language"),
     ]
 
 
@@ -228,6 +228,12 @@ def mend_run(folder: Path, files: Files, draw: random.Random) -> None:
         record = json.loads((folder / "config.json").read_bytes())
         record["autoencoder"]["sha256"] = sha256_of(folder / "sae.safetensors")
         _put_json(folder / "config.json", record)
+
+
+def mend_report(folder: Path, files: Files, draw: random.Random) -> None:
+    """eval.json has the hash of itself."""
+    with contextlib.suppress(*BEYOND_MENDING):
+        _put_json(folder / "eval.json", json.loads((folder / "eval.json").read_bytes()))
 
 
 def mend_manifest(folder: Path, files: Files, draw: random.Random) -> None:

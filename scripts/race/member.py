@@ -27,6 +27,14 @@ FORM, TRAINED, RECONSTRUCTED = "form.safetensors", "trained.json", "reconstructe
 ROWS_AT_ONCE = 4096
 
 
+def peak_mib() -> int:
+    """The most memory that this process has had at once. On Linux `ru_maxrss` begins with what its parent had."""
+    if sys.platform == "darwin":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 20
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) >> 10
+
+
 class Clock:
     """Wall and processor time between batches, a step with the gathering of its rows; the process's peak memory."""
 
@@ -39,7 +47,7 @@ class Clock:
         """A batch is asked for, or the last step is done."""
         self._wall.append(time.perf_counter())
         self._processor.append(time.process_time())
-        self._peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> (20 if sys.platform == "darwin" else 10)
+        self._peak = max(self._peak, peak_mib())
 
     def record(self) -> dict[str, float]:
         """Medians in milliseconds, without the first two steps, which compile and warm up; MiB up to the last step."""
