@@ -38,9 +38,7 @@ def draw_differences(record: Mapping[str, Any]) -> Figure:
         axis.axvline(0, color=GREY, linewidth=1)
         for place, row in enumerate(rows):
             difference = (row["difference"] or {}).get(name)
-            if difference is None:
-                axis.annotate(" reference", (0, place), fontsize=SMALL - 1, color=GREY, va="center")
-            else:
+            if difference is not None:
                 _draw(axis, place, difference, _of_seeds(row, reference, name))
             best, worst = row["ranks"].get(name, (None, None))
             if best is not None:
@@ -50,6 +48,9 @@ def draw_differences(record: Mapping[str, Any]) -> Figure:
         axis.xaxis.set_major_locator(MaxNLocator(4))
         axis.use_sticky_edges = False  # also of the grey bars
         axis.margins(x=0.12)
+        low, high = axis.get_xlim()
+        side = "left" if high > -low else "right"  # of the line, where there is more room
+        axis.annotate(" reference ", (0, rows.index(reference)), fontsize=SMALL - 1, color=GREY, va="center", ha=side)
     axes[0].set_yticks(range(len(rows)), [row["variant"] for row in rows], fontsize=SMALL)
     axes[0].set_ylim(len(rows) - 0.4, -0.6)
     return figure
