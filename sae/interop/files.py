@@ -176,10 +176,13 @@ def _torch(path: Path) -> dict[str, Any]:
     """A torch file's dict, with nothing executed.
 
     Raises:
-        CorruptError: it holds code, or no dict.
+        CorruptError: it holds code, no dict, or a member that says it is larger than the file.
     """
+    archive = zipfile.is_zipfile(path)
+    if archive:
+        _check_members(path)
     try:
-        loaded = torch.load(path, weights_only=True, map_location="cpu", mmap=zipfile.is_zipfile(path))
+        loaded = torch.load(path, weights_only=True, map_location="cpu", mmap=archive)
     except pickle.UnpicklingError as error:
         raise CorruptError(f"{path}: holds objects beside tensors, whose code is not executed") from error
     except MemoryError as error:
@@ -187,6 +190,18 @@ def _torch(path: Path) -> dict[str, Any]:
     if not isinstance(loaded, dict):
         raise CorruptError(f"{path}: expected a dict of tensors, got {type(loaded).__name__}")
     return loaded
+
+
+def _check_members(path: Path) -> None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError) as error:
+        raise CorruptError(f"{path}: cannot be read ({error})") from error
+    size = path.stat().st_size
+    for member in members:
+        if member.file_size > size:  # torch compresses none
+            raise CorruptError(f"{path}: {member.filename} says {member.file_size:,} bytes, and the file has {size:,}")
 
 
 def _tensors_of(values: Mapping[str, Any], prefix: str = "") -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,17 @@ def test_a_truncated_torch_file_is_named(tmp_path: Path) -> None:
     assert not zipfile.is_zipfile(tmp_path / "8.pt")
     with pytest.raises(CorruptError, match=r"8\.pt: "):
         read(tmp_path / "8.pt")
+
+
+def test_a_member_that_says_it_is_larger_than_the_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "8.pt"
+    torch.save({"pre_bias": torch.zeros(10)}, path)
+    content = bytearray(path.read_bytes())
+    entry = content.rindex(b"PK\x01\x02")  # the last one of the archive's list
+    content[entry + 20 : entry + 28] = struct.pack("<II", 0x7FFFFFFF, 0x7FFFFFFF)
+    path.write_bytes(content)
+    with pytest.raises(CorruptError, match=r"8\.pt: .* says 2,147,483,647 bytes, and the file has"):
+        read(path)
 
 
 def test_broken_settings_are_named(tmp_path: Path) -> None:
