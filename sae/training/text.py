@@ -11,61 +11,38 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae.base.device import available_memory, product_rate
 from sae.base.launcher import world_size
 from sae.base.progress import PLAIN_SECONDS, Progress, StopSignal
 from sae.base.pulse import PULSE
-from sae.base.storage import check_room
-from sae.config import ConfigError, OptimConfig, SAEConfig, TrainConfig, refuse_ignored
-from sae.data.documents import Documents
+from sae.config import ConfigError, TrainConfig, refuse_ignored
 from sae.data.packing import named_ids
 from sae.harvest.attention import check_layout
 from sae.harvest.beginning import Beginning, described, recorded, settle
-from sae.harvest.buffer import LiveBatches, StoredBatches, batches_in
+from sae.harvest.buffer import LiveBatches, StoredBatches
 from sae.harvest.filling import Filler
-from sae.harvest.identity import measured, store_identity
+from sae.harvest.identity import measured
 from sae.harvest.language_model import (
     LanguageModel,
-    ModelSource,
     load_language_model,
-    load_tokenizer,
     locate_model,
     skeleton,
 )
 from sae.harvest.model_shape import check_context, parameters_up_to
 from sae.harvest.opening import opening
-from sae.harvest.precision import read_dtype, stored_bytes
-from sae.harvest.rows import PLACE_BYTES
-from sae.harvest.sites import Site
 from sae.harvest.store import DiskStore, MemoryStore, Store, fill_store
 from sae.harvest.store_disk import read_store
 from sae.harvest.stream import PERCENTILES, Harvest
-from sae.models.language import find_variant, recipe_of
-from sae.models.recipe import Recipe
+from sae.models.language import find_variant
 from sae.models.settings import check_together, refuse_unread
 from sae.training import text_checks as checks
 from sae.training.distributed.shape import Shape
 from sae.training.run_folder import read_record
+from sae.training.text_plan import TextPlan
 
 
 @dataclass
-class TextData:
+class TextData(TextPlan):
     """Implements `TrainingData`; `open_text` makes it."""
-
-    config: TrainConfig
-    source: ModelSource
-    inputs: list[Site]
-    """Where the autoencoder reads."""
-    targets: list[Site]
-    """Where its reconstruction belongs; `inputs` again unless it transcodes."""
-    documents: Documents
-    """The training part."""
-    device: torch.device
-    batch: int
-    layer_parameters: int
-    """Parameters of the language model that a harvest runs through."""
-    precision: str
-    """In what activations are kept; auto until the first forward pass has been seen."""
 
     kind, unit, command, advice = "language", "tokens", "sae train", ""
     available: int | None = None
@@ -76,135 +53,10 @@ class TextData:
     """Activations that other runs harvested; by default this one harvests its own."""
     hint: str = ""
     """How to go on after a stop; by default the command that resumes this run."""
-    opened: DiskStore | None = None
-    """The store that is named, if it is there."""
-
-    @property
-    def sae(self) -> SAEConfig:
-        return self.config.sae
-
-    @property
-    def optim(self) -> OptimConfig:
-        return self.config.optim
-
-    @property
-    def epochs(self) -> int:
-        return self.config.epochs
-
-    @property
-    def samples(self) -> int:
-        return self.config.tokens * self.config.epochs
-
-    @property
-    def sites(self) -> list[Site]:
-        """All places that are harvested, each once."""
-        return list(dict.fromkeys([*self.inputs, *self.targets]))
-
-    @property
-    def name(self) -> str:
-        return self.config.harvest.dataset
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of a token's activations in memory; what auto chooses takes two a number nearly always."""
-        itemsize = 2 if self.precision == "auto" else read_dtype(self.precision).itemsize
-        return sum(widths(self.sites)) * itemsize
-
-    @property
-    def kept_bytes(self) -> int:
-        """Bytes of all tokens where they are kept, in memory or in a store."""
-        in_store = sum(stored_bytes(self.precision, width) for width in widths(self.sites))
-        return self.config.tokens * (PLACE_BYTES + (self.row_bytes if self.config.store is None else in_store))
-
-    @property
-    def complete(self) -> bool:
-        """Whether the store holds all that the run needs, so that no text goes through the model."""
-        opened = self.opened
-        return opened is not None and (opened.rows >= self.config.tokens or (opened.ended and opened.rows > 0))
-
-    @property
-    def cached(self) -> bool:
-        """Whether activations are kept (for several epochs, or because a store was named)."""
-        return self.config.epochs > 1 or self.config.store is not None
 
     @property
     def harvested(self) -> dict[str, int]:
         return {} if self.harvest is None else dict(self.harvest.counts)
-
-    @property
-    def provenance(self) -> dict[str, Any]:
-        return self.documents.provenance
-
-    @property
-    def store_identity(self) -> dict[str, Any]:
-        """What a store of this harvest records of it."""
-        data = self.documents.provenance
-        return store_identity(self.config.harvest, self.source, self.sites, data, precision=self.precision)
-
-    def recipe(self) -> Recipe:
-        return recipe_of(self.config.sae, widths(self.inputs), widths(self.targets))
-
-    def opening(self) -> str:
-        return opening(self.documents, load_tokenizer(self.source), self.config.harvest)
-
-    def estimate(self) -> dict[str, Any]:
-        """The device's speed is measured on one product."""
-        config, rate = self.config, product_rate(self.device)
-        store = self.kept_bytes
-        step_flops = 3 * (sum(widths(self.inputs)) + sum(widths(self.targets))) * config.sae.width * self.samples
-        return {
-            "site": ", ".join(site.name for site in self.inputs),
-            "module": ", ".join(site.path for site in self.inputs),
-            **({} if self.targets == self.inputs else {"target_site": self.targets[0].name}),
-            "input": [self.batch, sum(widths(self.inputs))],
-            "steps": self.samples // self.batch,
-            "training_tokens": self.samples,
-            "memory_bytes": {
-                "language_model": self.language_model_bytes,
-                "activations": store if self.in_memory else min(store, config.buffer_mb << 20),
-            },
-            "disk_bytes": {"store": store if config.store else 0},
-            "seconds": {
-                "harvest": 0.0 if self.complete else round(2 * self.layer_parameters * config.tokens / rate / 0.7, 1),
-                "training": round(step_flops / rate / 0.7, 1),
-            },
-            "measured_gflops": round(rate / 1e9, 1),
-        }
-
-    @property
-    def language_model_bytes(self) -> int:
-        """Memory of the part of the language model that a harvest runs through."""
-        return self.layer_parameters * (4 if self.device.type == "cpu" else 2)
-
-    @property
-    def spare_bytes(self) -> int:
-        """Memory of the device that the trainer and the buffer take once the language model is loaded."""
-        with torch.device("meta"):
-            parameters = sum(weight.numel() for weight in self.recipe().model.parameters())
-        # weights, gradients and two moments; blocks of a live harvest stay on the device
-        return 16 * parameters + (0 if self.cached else self.config.buffer_mb << 20)
-
-    @property
-    def in_memory(self) -> bool:
-        """Whether all activations are kept in memory."""
-        return self.cached and self.config.store is None
-
-    def check_space(self) -> None:
-        config, store = self.config, self.kept_bytes
-        if self.in_memory:
-            free = available_memory(torch.device("cpu"))
-            if store > free * 0.7:
-                raise ConfigError(
-                    f"--epochs {config.epochs}: activations of {config.tokens} tokens take {store >> 20} MiB of "
-                    f"memory, {free >> 20} MiB are free; keep them on disk: --store DIR"
-                )
-        else:
-            overlap = self.device.type == "cuda" and not self.cached
-            batches_in(config.buffer_mb << 20, self.row_bytes, self.batch, overlap=overlap)
-        if config.store is not None and not self.complete:
-            check_room(config.store, store)
-
-    # --- once the weights are read ---
 
     def prepare(self, progress: Progress) -> None:
         """Load the language model, look at its first forward pass, and settle the precision of activations.
@@ -458,11 +310,6 @@ def open_text(config: TrainConfig, device: torch.device) -> TextData:
         if data.complete and "measured" in data.opened.identity:
             checks.refuse_route(config)
     return data
-
-
-def widths(sites: list[Site]) -> list[int]:
-    """Widths of the activations at sites that were measured."""
-    return [site.width or 0 for site in sites]
 
 
 def norm_report(harvest: Harvest) -> str:

@@ -35,7 +35,7 @@ from sae.training.routes import FusedRoute, StepContext, StepOutcome, check_weig
 from sae.training.schedules import annealed, course, default_peak
 from sae.training.sparsity import Sparsity
 from sae.training.weights import in_float32, store_as
-from sae.training.window import DivergedError, Window
+from sae.training.window import Window, WindowSums
 
 DEAD_REFRESH = 20  # steps between updates of the list of dead latents: each makes the host wait for the device
 PROBE_ROWS = 256  # inputs kept for the saved autoencoder's self-test
@@ -101,10 +101,7 @@ class Trainer:
         # the latents' running mean values, for terms that compare them with a rate
         self.running = None if recipe.rate_momentum is None else torch.zeros(self.model.width, device=device)
         self._recent: list[Tensor] = []
-        # variance, loss terms and gradient norm of the newest step, or of the first that was not finite
-        self._checks = torch.zeros(len(self.terms) + 2, device=device)
-        self._window: dict[str, Tensor] = {}
-        self._window_steps = 0
+        self._sums = WindowSums([term.name for term in self.terms], device)
         self.graph = graph_for(recipe, optim, self.compute, device)
 
     shares = 1
@@ -168,7 +165,7 @@ class Trainer:
             lr=lr,
             terms=self._weighted(),
             dead=self.dead,
-            allowed=self._checks,
+            allowed=self._sums.checks,
             power=1.0 if self.sparsity is None else self.sparsity.power,
             adjacent=None if adjacent is None else adjacent.to(self.device, non_blocking=True),
             generator=self._draws(DRAWS) if self.model.code.stochastic else None,
@@ -184,7 +181,7 @@ class Trainer:
             x, target, taken = compute(self.dead, *rows)
         else:
             x, target, taken = self.graph.run(self._graph_key(now, rows), compute, [self.dead, *rows])
-        self._window_steps += 1
+        self._sums.steps += 1
         if self.sparsity is not None:
             self.sparsity.observe(taken.codes)
         self._revive(x, target, taken)
@@ -204,7 +201,7 @@ class Trainer:
         x = target = self._normalised(x, self.inputs)
         if len(rows) > 1 or corruption is not None:
             target = self._normalised(y, self.targets)
-        now = now._replace(dead=dead, corrupted=corrupted, allowed=torch.isfinite(self._checks).all())
+        now = now._replace(dead=dead, corrupted=corrupted, allowed=self._sums.finite())
         with float32_products(self.products):
             taken = self.route.take(x, target, now)
         self.model.code.constrain()
@@ -281,13 +278,12 @@ class Trainer:
         Raises:
             DivergedError: this step is the one, on a CPU; on a GPU nothing waits.
         """
-        checks = torch.stack([variance, *taken.parts.values(), taken.grad_norm]).float()
-        self._checks.copy_(torch.where(torch.isfinite(self._checks).all(), checks, self._checks))
+        self._sums.check(variance, taken.parts, taken.grad_norm)
         dictionary = self.model.dictionary
         before = dictionary.tokens_since_fired.clone()
         dictionary.note_fired(taken.codes)
-        good = torch.isfinite(self._checks).all()
-        dictionary.tokens_since_fired.copy_(torch.where(good, dictionary.tokens_since_fired, before))
+        fired = torch.where(self._sums.finite(), dictionary.tokens_since_fired, before)
+        dictionary.tokens_since_fired.copy_(fired)
         if self.device.type == "cpu":
             self.raise_if_diverged()
         values = {
@@ -300,31 +296,16 @@ class Trainer:
         }
         if self.sparsity is not None:
             values["sparsity"] = self.sparsity.weight()
-        # a checkpoint holds these sums: on a GPU, where a step that is not finite is noticed later, they leave it out
-        for name, value in values.items():
-            value = torch.where(good, value, torch.zeros_like(value))
-            if name in self._window:
-                self._window[name] += value
-            else:
-                self._window[name] = value
+        self._sums.add(values)
 
     def raise_if_diverged(self) -> None:
         """Raise DivergedError if a step was not finite; names the input, the loss term or the gradient."""
-        if torch.isfinite(self._checks).all():
-            return
-        names = ["the variance of the inputs", *(f"loss term {term.name}" for term in self.terms), "the gradient"]
-        culprit = names[int((~torch.isfinite(self._checks)).nonzero()[0])]
-        raise DivergedError(self.taken, culprit)
+        self._sums.raise_if_diverged(self.taken)
 
     def window(self) -> Window:
         """Means over the steps since the last call; the one place where the host waits for the device."""
         self.raise_if_diverged()
-        n = self._window_steps
-        sums = {name: value.item() for name, value in self._window.items()}
-        for value in self._window.values():
-            value.zero_()
-        self._window_steps = 0
-        return Window.of(sums, n, dead=self._dead_share())
+        return self._sums.means(dead=self._dead_share())
 
     def _dead_share(self) -> float:
         return self.model.dictionary.dead(self.dead_after).float().mean().item()
@@ -364,9 +345,9 @@ class Trainer:
         tensors |= {f"recent.{i}": rows for i, rows in enumerate(self._recent)}
         if self.running is not None:
             tensors["running"] = self.running
-        if self._window_steps:
-            tensors |= {f"window.{name}": sums for name, sums in self._window.items()}
-        values: dict[str, Any] = {"taken": self.taken, "seconds": self.seconds, "window_steps": self._window_steps}
+        if self._sums.steps:
+            tensors |= {f"window.{name}": sums for name, sums in self._sums.sums.items()}
+        values: dict[str, Any] = {"taken": self.taken, "seconds": self.seconds, "window_steps": self._sums.steps}
         if self.sparsity is not None:
             more, values["sparsity"] = self.sparsity.state()
             tensors |= {f"sparsity.{name}": t for name, t in more.items()}
@@ -396,8 +377,8 @@ class Trainer:
         self._recent = [recent[str(i)] for i in range(len(recent))]
         self.taken, self.seconds = values["taken"], values["seconds"]
         # a checkpoint of an earlier version has no sums: its next line is of the steps after it
-        self._window_steps = values.get("window_steps", 0)
-        self._window = {name: sums.to(self.device) for name, sums in part("window").items()}
+        self._sums.steps = values.get("window_steps", 0)
+        self._sums.sums = {name: sums.to(self.device) for name, sums in part("window").items()}
         if self.graph is not None:
             self.graph.forget()
         if self.sparsity is not None:

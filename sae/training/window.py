@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
+
+import torch
+from torch import Tensor
 
 
 class DivergedError(ArithmeticError):
@@ -48,3 +51,53 @@ class Window(NamedTuple):
             dead=dead,
             sparsity=sums["sparsity"] / steps if "sparsity" in sums else None,
         )
+
+
+class WindowSums:
+    """Sums over the steps since the last report, on the training device; only `raise_if_diverged` and `means` wait.
+
+    Args:
+        terms: names of the loss terms.
+        device: of the training.
+    """
+
+    def __init__(self, terms: Sequence[str], device: torch.device) -> None:
+        self._checked = ["the variance of the inputs", *(f"loss term {name}" for name in terms), "the gradient"]
+        self.checks = torch.zeros(len(self._checked), device=device)
+        """Variance, loss terms and gradient norm of the newest step, or of the first that was not finite."""
+        self.sums: dict[str, Tensor] = {}
+        self.steps = 0
+
+    def finite(self) -> Tensor:
+        """Whether all steps so far were finite, bool []."""
+        return torch.isfinite(self.checks).all()
+
+    def check(self, variance: Tensor, parts: Mapping[str, Tensor], gradient_norm: Tensor) -> None:
+        """Keep what a step is checked by, unless an earlier one was not finite."""
+        checks = torch.stack([variance, *parts.values(), gradient_norm]).float()
+        self.checks.copy_(torch.where(self.finite(), checks, self.checks))
+
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        """Add a step's values, by the names of `Window.of`; from the first step that was not finite on, nothing."""
+        # a checkpoint holds these sums: on a GPU, where a step that is not finite is noticed later, they leave it out
+        finite = self.finite()
+        for name, value in values.items():
+            value = torch.where(finite, value, torch.zeros_like(value))
+            if name in self.sums:
+                self.sums[name] += value
+            else:
+                self.sums[name] = value
+
+    def raise_if_diverged(self, step: int) -> None:
+        """Raise DivergedError if a step was not finite; names the input, the loss term or the gradient."""
+        finite = torch.isfinite(self.checks)
+        if not finite.all():
+            raise DivergedError(step, self._checked[int((~finite).nonzero()[0])])
+
+    def means(self, *, dead: float) -> Window:
+        """Means over the steps since the last call; `dead` is the share of dead latents now."""
+        sums = {name: value.item() for name, value in self.sums.items()}
+        for value in self.sums.values():
+            value.zero_()
+        steps, self.steps = self.steps, 0
+        return Window.of(sums, steps, dead=dead)
