@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from stages import Row, Setting
+from setting import Row, Setting, peak_memory
 
+if TYPE_CHECKING:
     from sae.harvest.language_model import LanguageModel
     from sae.harvest.stream import Harvest
 
@@ -79,8 +79,6 @@ def training(setting: Setting) -> Iterator[Row]:
 
 def trained(setting: Setting, settings: Any, tokens: int, folder: Path, harvest: float) -> Iterator[Row]:
     """A short training run, with its share of the harvest's rate in tokens a second."""
-    from stages import peak_memory
-
     from sae.config import OptimConfig, SAEConfig, TrainConfig
     from sae.training.run import train
 

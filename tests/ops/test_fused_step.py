@@ -238,9 +238,9 @@ def test_a_second_pass_is_made_only_where_the_bound_on_the_norm_asks_for_it(tied
     from sae_kernels.fused_step import cpu
 
     bounds, sweeps = [], []
-    bound, sweep = cpu._norm_bound, cpu._sweep
+    bound, sweep = cpu._norm_bound, cpu.sweep_latents
     monkeypatch.setattr(cpu, "_norm_bound", lambda *a: bounds.append(bound(*a)) or bounds[-1])
-    monkeypatch.setattr(cpu, "_sweep", lambda *a: sweeps.append(1) or sweep(*a))
+    monkeypatch.setattr(cpu, "sweep_latents", lambda *a: sweeps.append(1) or sweep(*a))
     _, norms = run_fused(5, 1e6, auxk, tied)
     assert len(sweeps) == 5
     assert all(norm <= limit for norm, limit in zip(norms, bounds, strict=True))
