@@ -21,6 +21,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from sae.base.files import sha256_of
+from sae.base.finite import all_finite
 from sae.base.reading import reading
 from sae.config import ConfigError
 from sae.config.tensors import SUFFIXES
@@ -168,11 +169,9 @@ def _opened(suffix: str, path: Path, asked: str | None) -> TensorFile:
 def _checked(file: TensorFile, rows: Tensor) -> Tensor:
     """Rows of a file, all of them finite."""
     values = file.read(rows)
-    # one pass, one number: the sum is finite nearly always
-    if not torch.isfinite(values.sum(dtype=torch.float64)):
+    if not all_finite(values):
         bad = (~torch.isfinite(values)).any(1)
-        if bad.any():
-            raise DataError(f"{file.path}: row {int(rows[bad].min())} holds a value that is not finite; leave it out")
+        raise DataError(f"{file.path}: row {int(rows[bad].min())} holds a value that is not finite; leave it out")
     return values
 
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sae.base.finite import all_finite
 from sae.harvest.hooks import harvest_forward
 from sae.harvest.language_model import LanguageModel, ModelError
-from sae.harvest.rows import all_finite
 from sae.harvest.sites import Site, SiteError
 from sae.harvest.traits import refusal, too_long, unusable
 

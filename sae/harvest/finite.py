@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sae.base.finite import all_finite
 from sae.data.packing import Contexts
 from sae.harvest.forward import Forward
 from sae.harvest.language_model import LanguageModel
-from sae.harvest.rows import ActivationError, all_finite
+from sae.harvest.rows import ActivationError
 from sae.harvest.sites import Site
 
 FIRST_TOKENS = 12  # tokens of a document that an error message shows

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sae.base.finite import all_finite, first_not_finite
 from sae.base.transfer import to_host
 
 PLACE_BYTES = 8 + 4 + 4 + 4 + 1
@@ -125,13 +126,3 @@ def to_stored(
             f"site {site}: {largest:.3g} in {where} does not fit {dtype}; choose --store-precision bfloat16"
         )
     return stored
-
-
-def all_finite(activations: Tensor) -> bool:
-    """Whether every entry is finite. One pass that returns one number, unless the sum exceeds float32's range."""
-    return bool(torch.isfinite(activations.sum(dtype=torch.float32))) or bool(torch.isfinite(activations).all())
-
-
-def first_not_finite(activations: Tensor) -> int:
-    """The first row of [n, d] with an entry that is not finite."""
-    return int((~torch.isfinite(activations)).any(dim=1).nonzero()[0])

@@ -24,16 +24,16 @@ from safetensors.torch import save
 from torch import Tensor
 
 from sae.base.files import CorruptError, parse_json
+from sae.base.finite import all_finite, first_not_finite
 from sae.base.objects import REMEDY, Objects, missing
 from sae.data.packing import Cursor
 from sae.harvest.int8 import Quantised, dequantise, quantise
-from sae.harvest.rows import Rows, all_finite, first_not_finite
+from sae.harvest.rows import Rows
 
 FORMAT = 2
 IDENTITY, MANIFEST, FOLDER = "identity.json", "manifest.json", "shards"
 LATER = {"start": torch.int32, "kind": torch.int8}
 """Columns that stores of earlier versions lack."""
-CHECKED_ROWS = 4096  # rows checked at a time for values that are not finite, so that no large copy is made
 COLUMNS = Rows._fields[1:]
 QUANTISED = Quantised._fields
 
@@ -218,12 +218,11 @@ class OpenShard:
             values = torch.cat([quantised.outlier, quantised.scale.unsqueeze(1)], 1)
         else:
             values = self.places.activations[site]
-        for first in range(0, self.size, CHECKED_ROWS):
-            if not all_finite(part := values[first : first + CHECKED_ROWS]):
-                raise CorruptError(
-                    f"{self._where}: row {first + first_not_finite(part)} of site {site} is not finite (NaN or "
-                    "infinite), which no harvest stores; delete the store and harvest again"
-                )
+        if not all_finite(values):
+            raise CorruptError(
+                f"{self._where}: row {first_not_finite(values)} of site {site} is not finite (NaN or infinite), which "
+                "no harvest stores; delete the store and harvest again"
+            )
 
     def take(self, rows: slice | Tensor, sites: Sequence[str]) -> Rows:
         """Some rows (a slice, or indices int64 [n]) at some sites."""

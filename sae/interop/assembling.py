@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sae.base.files import CorruptError
+from sae.base.finite import all_finite
 from sae.interop.origin import Imported, Origin
 from sae.models.autoencoder import Autoencoder
 from sae.modules.codes import Code, Gated, JumpReLU
@@ -71,7 +72,7 @@ def assemble(
         if tuple(tensor.shape) != shapes[name]:
             expected = f"{shapes[name]}, by W_dec [F, d] {tuple(W_dec.shape)}"
             raise CorruptError(f"{source}: {name} has the shape {tuple(tensor.shape)}, expected {expected}")
-        if not torch.isfinite(tensor).all():
+        if not all_finite(tensor):
             raise CorruptError(f"{source}: {name} has numbers that are not finite")
     if not transcodes:
         _check_orientation(W_enc, W_dec, source)

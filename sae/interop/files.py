@@ -21,6 +21,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from sae.base.files import MANIFEST, CorruptError, read_json, sha256_of
+from sae.base.finite import all_finite
 from sae.base.npz import check_sizes, shape_and_type
 from sae.base.reading import reading
 
@@ -165,7 +166,7 @@ def take(
         if tuple(tensors[name].shape) != shape:
             hint = "; it is transposed" if tuple(tensors[name].shape) == shape[::-1] else ""
             raise CorruptError(f"{source}: {name} has the shape {tuple(tensors[name].shape)}, expected {shape}{hint}")
-        if not torch.isfinite(tensors[name]).all():
+        if not all_finite(tensors[name]):
             raise CorruptError(f"{source}: {name} has numbers that are not finite")
     if unknown := sorted(set(tensors) - set(shapes) - set(ignore)):
         raise CorruptError(f"{source}: {', '.join(unknown)}: not part of this format; expected {', '.join(shapes)}")
