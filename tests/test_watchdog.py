@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
@@ -10,12 +12,14 @@ import time
 
 import pytest
 
-from sae.base import process_group, watchdog
+import forked
+from sae.base import process_group, ranks, watchdog
 from sae.base.launcher import LAUNCHED
 from sae.base.pulse import Pulse, seconds_from
 from sae.base.ranks import Ranks
 from sae.base.watchdog import SILENT, RankError, Record, Verdict, judge
 from sae.config import ConfigError
+from sae.selftest.forked_ranks import launch
 
 
 def record(rank: int, **changes: object) -> Record:
@@ -184,3 +188,38 @@ def test_a_rank_that_never_comes_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     ):
         pass
     process_group._server.cache_clear()
+
+
+def lose_rank_one(moment: str) -> None:
+    """In one of three ranks: the second is lost; rank 0 gets SIGTERM, as from torchrun, at a moment of its way out."""
+
+    def terminated(function):
+        def call(*arguments):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return function(*arguments)
+
+        return call
+
+    try:
+        with Ranks.of_process("cpu") as group:
+            group.gather(0)
+            if group.rank == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if group.rank == 0 and moment == "the error is looked at":
+                ranks._in_exchange = terminated(ranks._in_exchange)
+            if group.rank == 0 and moment == "the verdict is awaited":
+                watchdog.Watchdog.check = terminated(watchdog.Watchdog.check)
+            try:
+                group.gather(1)
+            finally:
+                if group.rank == 0 and moment == "the error is raised":
+                    os.kill(os.getpid(), signal.SIGTERM)
+    except RankError as error:  # as the command line does
+        sys.exit(f"error: {error}")
+
+
+@pytest.mark.parametrize("moment", ["the error is raised", "the error is looked at", "the verdict is awaited"])
+def test_a_rank_that_is_terminated_on_its_way_out_still_names_the_one_that_was_lost(moment: str) -> None:
+    job = forked.finished(forked.Forked(launch, 3, lose_rank_one, moment), 60)
+    named = re.findall(r"rank (\d+) ends, because rank (\d+) \(", job.stderr)
+    assert sorted(set(named)) == [("0", "1"), ("2", "1")], job.stderr

@@ -26,6 +26,8 @@ from sae.base.progress import Interrupted, StopSignal
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from sae.base.watchdog import Watchdog
+
 AFTER_EXCHANGE = 20.0
 """Seconds that a rank waits for a verdict when an exchange failed: a rank on another machine is silent that long."""
 AFTER_SIGNAL = 3.0
@@ -60,22 +62,9 @@ class Ranks:
             return
         backend = pick_backend(device)
         watchdog = meet(world)
-        try:
-            with _terminating():
-                open_group(backend, world)
-                yield cls(distributed.get_rank(), distributed.get_world_size())
-        except (Interrupted, KeyboardInterrupt):
-            # torchrun also sends SIGTERM where a rank was lost
-            watchdog.check(AFTER_SIGNAL)
-            watchdog.leave()
-            raise
-        except BaseException as error:
-            if _in_exchange(error):
-                with _deaf():
-                    watchdog.check(AFTER_EXCHANGE)
-            watchdog.fail(error)
-            raise
-        watchdog.leave()
+        with _terminating(), _explained(watchdog):
+            open_group(backend, world)
+            yield cls(distributed.get_rank(), distributed.get_world_size())
         distributed.destroy_process_group()
 
     @property
@@ -162,9 +151,36 @@ ALONE = Ranks(0, 1)
 """A process by itself."""
 
 
+@contextlib.contextmanager
+def _explained(watchdog: Watchdog) -> Iterator[None]:
+    """Leave the job in good order, or say which rank was lost.
+
+    torchrun sends SIGTERM to the ranks that remain, at any moment of their own way out: none may end before it has
+    spoken, as the others would take it for the one that was lost.
+    """
+    try:
+        try:
+            yield
+        except (Interrupted, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            with _deaf():
+                if _in_exchange(error):
+                    watchdog.check(AFTER_EXCHANGE)
+                watchdog.fail(error)
+            raise
+    except (Interrupted, KeyboardInterrupt):
+        with _deaf():
+            watchdog.check(AFTER_SIGNAL)
+            watchdog.leave()
+        raise
+    with _deaf():
+        watchdog.leave()
+
+
 def _in_exchange(error: BaseException) -> bool:
     """Whether torch.distributed raised it, as it does where another rank is gone."""
-    files = {frame.filename for frame in traceback.extract_tb(error.__traceback__)}
+    files = {frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)}
     return isinstance(error, RuntimeError) and any("/torch/distributed/" in file for file in files)
 
 
