@@ -35,7 +35,10 @@ IGNORED: dict[str, tuple[str, list[str]]] = {
     ),
     "steer RUN --latent 3 --prompt a --mode ablate --scale 1": ("applies to --mode add and set", ["--scale 1.0"]),
     "bench kernels --seeds 3": ("sae bench kernels does not read it", ["--seeds 3"]),
-    "sweep --model M --dataset D --out X --resume": ("sae sweep always resumes what is there", ["--resume True"]),
+    "sweep --model M --dataset D --out X --resume": ("a sweep always resumes what is there", ["--resume True"]),
+    "choose-l0 --model M --dataset D --layer 3 --k 4,8,16 --out X --resume": (
+        "a sweep always resumes what is there", ["--resume True"],
+    ),
 }  # fmt: skip
 
 

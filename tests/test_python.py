@@ -84,6 +84,7 @@ COMMAND_LINES = [
     "compare /nowhere/runs/x /nowhere/runs/y --reference jumprelu",
     "choose-l0 /nowhere/runs/x /nowhere/runs/y --tokens 4096",
     "choose-l0 --model m --dataset d --layer 3 --k 4,8,16 --out r",
+    "choose-l0 --model m --dataset d --layer 3 --k 4,8,16 --out r --dry-run",
     "explain /nowhere/runs/x --latents 3 5",
     "explain /nowhere/runs/x --score detection,fuzzing --judged 6 --scorer local --scorer-model m",
     "steer /nowhere/runs/x --latent 3 5 --measure --doses 1 2",

@@ -121,6 +121,19 @@ def test_a_dry_run_shows_members_memory_disk_and_time_and_writes_nothing(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_dry_run_of_choose_l0_is_that_of_its_sweep(
+    tiny_model: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    given = arguments(tiny_model, corpus, tmp_path / "out", "topk", "--dry-run", "--json")
+    given[given.index("--k") + 1] = "2,4,8"
+    main(["choose-l0", *given[1:]])
+    shown = json.loads(capsys.readouterr().out)
+    assert [member["run"] for member in shown["members"]] == [
+        f"k{k}-topk-seed{seed}" for seed in (0, 1) for k in (2, 4, 8)
+    ]
+    assert not (tmp_path / "out").exists()
+
+
 def test_eval_takes_a_sweep_and_evaluates_all_members_together(
     swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

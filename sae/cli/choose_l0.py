@@ -32,6 +32,8 @@ class ChooseL0:
         from sae.cli.l0 import choose_and_draw, sweep_and_choose
         from sae.evaluation.l0.run import shown
 
+        if self.sweep is not None and self.sweep.dry_run:
+            return self.sweep.run()
         if self.sweep is not None:
             report = sweep_and_choose(self.sweep.config.out, self.sweep.members, self.sweep.evaluation())
         else:

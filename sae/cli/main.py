@@ -32,6 +32,7 @@ from sae.config import (
     TYPED,
     ConfigError,
     TrainConfig,
+    refuse_ignored,
 )
 
 ON_RANKS = ("harvest", "train", "eval", "features")
@@ -155,6 +156,7 @@ def parse_sweep(arguments: list[str]) -> Sweep:
     if len(set(names)) < len(names):
         raise ConfigError(f"sweep: two members have one name ({', '.join(names)}); name every value once")
     assert sweep is not None
+    refuse_ignored(sweep.config, {"resume": "a sweep always resumes what is there"})
     return dataclasses.replace(sweep, members=tuple(members))
 
 

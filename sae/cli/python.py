@@ -143,7 +143,8 @@ def _compare_runs(command: Compare) -> Call:
 
 def _choose_l0(command: ChooseL0) -> Call:
     if command.sweep is not None:
-        return Call("sae.cli.l0:sweep_and_choose", *_sweep(command.sweep).arguments)
+        call = _sweep(command.sweep)
+        return call if command.sweep.dry_run else Call("sae.cli.l0:sweep_and_choose", *call.arguments)
     runs = [_run(run, "choose-l0") for run in command.run_folders]
     return Call("sae.cli.l0:choose_and_draw", runs, *([command.config] if _settings(command.config) else []))
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import tyro
 
 from sae.cli.options import Json
-from sae.config import EvalConfig, RunConfig, TensorTrainConfig, TrainConfig, refuse_ignored
+from sae.config import EvalConfig, RunConfig, TensorTrainConfig, TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,6 @@ class Sweep:
     def run(self) -> dict[str, Any]:
         from sae.cli.sweep import dry_run, run_sweep
 
-        refuse_ignored(self.config, {"resume": "sae sweep always resumes what is there"})
         if self.dry_run:
             return dry_run(self.members)
         return run_sweep(self.config.out, self.members, self.evaluation())
