@@ -41,7 +41,6 @@ class TextPlan:
     """Parameters of the language model that a harvest runs through."""
     precision: str
     """In what activations are kept; auto until the first forward pass has been seen."""
-
     opened: DiskStore | None = None
     """The store that is named, if it is there."""
 
