@@ -204,5 +204,5 @@ def test_refusals(tiny_model: Path, corpus: Path, tmp_path: Path, capsys: pytest
     assert "--variant transcoder: needs --target-site" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main([*arguments(tiny_model, corpus, tmp_path, "topk", "--resume")])
-    assert "sae sweep always resumes" in capsys.readouterr().err
+    assert "a sweep always resumes" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

@@ -67,7 +67,7 @@ def is_interval(value: Any) -> bool:
 
 
 def number(value: Any) -> str:
-    """A number in four significant digits, an integer with separators, an interval as `value [low, high]`.
+    """A number in four digits, or whole from 10,000 on; an integer with separators; an interval as `value [low, high]`.
 
     All else is shown as it is. An interval is {"value", "low", "high"}; one without bounds is its value alone.
     """
@@ -78,7 +78,9 @@ def number(value: Any) -> str:
         return {True: "yes", False: "no", None: "-"}[value]
     if isinstance(value, int):
         return f"{value:,}"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:,.0f}" if 9999.5 <= abs(value) < 1e15 else f"{value:.4g}"
+    return str(value)
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:

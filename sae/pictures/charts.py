@@ -66,6 +66,11 @@ def plain_numbers(axis: Axis, values: Sequence[float]) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
+def tick(value: float) -> str:
+    """A number on an axis, in three digits and without a power of ten."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
 def legend(figure: Figure, axis: Axes, *, title: str = "") -> None:
     """The legend of an axis' named series, to its right; none for fewer than two."""
     handles, names = axis.get_legend_handles_labels()

@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from sae.pictures.charts import GREY, SMALL, colour, quiet
+from sae.pictures.charts import GREY, SMALL, colour, quiet, tick
 
 PANELS = {
     "agreement": "Agreement of seeds (MCC)\nthe larger the better",
@@ -58,6 +58,6 @@ def _labels(l0s: list[float]) -> list[str]:
     """Names of the ticks, without those that would run into the one before."""
     labels, last = [], 0.0
     for l0 in l0s:
-        labels.append(f"{l0:.2g}" if l0 >= APART * last else "")
+        labels.append(tick(l0) if l0 >= APART * last else "")
         last = l0 if labels[-1] else last
     return labels

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from sae.evaluation.bootstrap import Interval
-from sae.pictures.charts import GREY, MARKERS, SMALL, STYLES, chart, colour, legend, plain_numbers
+from sae.pictures.charts import GREY, MARKERS, SMALL, STYLES, chart, colour, legend, plain_numbers, tick
 
 APART = 1.3  # least ratio of neighbours on a logarithmic axis for all of them to be labelled
 
@@ -76,7 +76,7 @@ def draw_lines(
         axis.set_xscale("log")
         ticks = sorted({value for curve in curves.values() for value in curve.x})
         if len(ticks) <= 8 and all(b > APART * a for a, b in itertools.pairwise(ticks)):
-            axis.set_xticks(ticks, [f"{tick:.4g}" for tick in ticks])
+            axis.set_xticks(ticks, [tick(value) for value in ticks])
             axis.xaxis.set_minor_locator(NullLocator())
         else:
             plain_numbers(axis.xaxis, ticks)

@@ -23,6 +23,7 @@ from sae.evaluation.l0.choice import Choice, Level, choose
 from sae.evaluation.l0.run import choose_l0
 from sae.evaluation.l0.statistics import agreement, decoder_cosine
 from sae.evaluation.synthetic.metrics import match
+from sae.pictures.l0 import draw_choice
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -163,6 +164,14 @@ def test_runs_that_differ_in_k_alone_are_levels_and_their_curve_is_drawn(
     assert (tmp_path / "out/l0.svg").read_text().startswith("<?xml")
     with pytest.raises(ConfigError, match="exists already"):
         choose_and_draw(runs, L0Config(out=tmp_path / "out"))
+
+
+def test_levels_of_every_size_are_labelled_with_plain_numbers() -> None:
+    one = {"value": 0.4, "low": 0.3, "high": 0.5}
+    levels = [{"l0": l0, "verdict": "fits", "agreement": one} for l0 in (0.5, 12.34, 127.9, 131.0, 1024.0, 16_384.2)]
+    axis = draw_choice({"levels": levels, "decided_by": "agreement"}).axes[0]
+    # 131 would run into the label before it
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["0.5", "12.3", "128", "", "1,024", "16,384"]
 
 
 def test_runs_that_differ_in_more_than_l0_and_seed_are_refused(tiny_model: Path, corpus: Path, tmp_path: Path) -> None:
