@@ -17,7 +17,5 @@ from sae.base.tables import number
         ({"value": 0.5, "low": None, "high": None}, "0.5"),
     ],
 )  # fmt: skip
-def test_a_number_has_four_digits_and_no_power_of_ten_where_nobody_would_write_one(
-    value: object, shown: str
-) -> None:
+def test_a_number_has_four_digits_and_no_power_of_ten_where_nobody_would_write_one(value: object, shown: str) -> None:
     assert number(value) == shown
