@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,17 @@ def write_figure(folder: Path, name: str, figure: Figure) -> list[str]:
     written = []
     for kind in ("svg", "png"):
         data = io.BytesIO()
-        # no date and no random ids, so that the same figure has the same bytes
+        # no date and no random ids, so that the same figure has the same bytes; see also `_numbered`
         about: dict[str, Any] = {"metadata": {"Date": None}} if kind == "svg" else {"dpi": PNG_DPI}
         with rc_context({"svg.hashsalt": "sparsight"}):
             figure.savefig(data, format=kind, bbox_inches="tight", **about)
-        publish_file(folder / f"{name}.{kind}", data.getvalue())
+        publish_file(folder / f"{name}.{kind}", _numbered(data.getvalue()) if kind == "svg" else data.getvalue())
         written.append(f"{name}.{kind}")
     return written
+
+
+def _numbered(svg: bytes) -> bytes:
+    """The same drawing with ids that are numbers: matplotlib hashes positions, whose last bits the layout varies."""
+    for number, name in enumerate(dict.fromkeys(re.findall(rb'id="\w*?([0-9a-f]{10})"', svg))):
+        svg = svg.replace(name, b"%d" % number)
+    return svg
