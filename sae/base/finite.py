@@ -13,4 +13,9 @@ def all_finite(x: Tensor) -> bool:
 
 def first_not_finite(x: Tensor) -> int:
     """The first row of [n, d] with an entry that is not finite."""
-    return int((~torch.isfinite(x)).any(dim=1).nonzero()[0])
+    return int(not_finite(x).nonzero()[0])
+
+
+def not_finite(x: Tensor) -> Tensor:
+    """Whether each row of [n, d] has an entry that is not finite, bool [n]."""
+    return (~torch.isfinite(x)).any(dim=1)

@@ -121,7 +121,7 @@ def parse_sweep(arguments: list[str]) -> Sweep:
     """`sae sweep`'s arguments as one set of `sae train`'s for every combination of the grid's values.
 
     Raises:
-        ConfigError: two members would have one name.
+        ConfigError: two members would have one name, or --resume was given.
     """
     grid: dict[str, list[str]] = {}
     rest: list[str] = []

@@ -21,7 +21,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from sae.base.files import sha256_of
-from sae.base.finite import all_finite
+from sae.base.finite import all_finite, not_finite
 from sae.base.reading import reading
 from sae.config import ConfigError
 from sae.config.tensors import SUFFIXES
@@ -170,8 +170,8 @@ def _checked(file: TensorFile, rows: Tensor) -> Tensor:
     """Rows of a file, all of them finite."""
     values = file.read(rows)
     if not all_finite(values):
-        bad = (~torch.isfinite(values)).any(1)
-        raise DataError(f"{file.path}: row {int(rows[bad].min())} holds a value that is not finite; leave it out")
+        row = int(rows[not_finite(values)].min())
+        raise DataError(f"{file.path}: row {row} holds a value that is not finite; leave it out")
     return values
 
 

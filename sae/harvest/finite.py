@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from sae.base.finite import all_finite
+from sae.base.finite import all_finite, not_finite
 from sae.data.packing import Contexts
 from sae.harvest.forward import Forward
 from sae.harvest.language_model import LanguageModel
@@ -49,7 +48,7 @@ def check_finite(
             continue
         real = (contexts.document >= 0).flatten()
         token, document = contexts.tokens.flatten()[real], contexts.document.flatten()[real]
-        bad = (~torch.isfinite(a)).any(dim=1).cpu()
+        bad = not_finite(a).cpu()
         number = _culprit(forward, sites, contexts, document[bad].unique().tolist())
         row = int((document == number).nonzero()[0])
         precision = lm.provenance["precision"]

@@ -19,7 +19,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from sae.base.tables import number
 from sae.evaluation.variational import ACTIVE_VARIANCE, Activity
@@ -62,12 +62,12 @@ def plain_numbers(axis: Axis, values: Sequence[float]) -> None:
     """Label a logarithmic axis for these positive values with plain numbers, few enough to read."""
     narrow = math.log10(max(values) / min(values)) < 2
     axis.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow else (1,)))
-    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_major_formatter(lambda value, _: tick(value))
     axis.set_minor_formatter(NullFormatter())
 
 
 def tick(value: float) -> str:
-    """A number on an axis, in three digits and without a power of ten."""
+    """A number on an axis: three digits, or whole from 1,000 on."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 

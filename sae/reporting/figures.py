@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from sae.base.files import publish_file
@@ -50,17 +49,16 @@ def write_figure(folder: Path, name: str, figure: Figure) -> list[str]:
     written = []
     for kind in ("svg", "png"):
         data = io.BytesIO()
-        # no date and no random ids, so that the same figure has the same bytes; see also `_numbered`
+        # no date and no random ids, so that the same figure has the same bytes
         about: dict[str, Any] = {"metadata": {"Date": None}} if kind == "svg" else {"dpi": PNG_DPI}
-        with rc_context({"svg.hashsalt": "sparsight"}):
-            figure.savefig(data, format=kind, bbox_inches="tight", **about)
+        figure.savefig(data, format=kind, bbox_inches="tight", **about)
         publish_file(folder / f"{name}.{kind}", _numbered(data.getvalue()) if kind == "svg" else data.getvalue())
         written.append(f"{name}.{kind}")
     return written
 
 
 def _numbered(svg: bytes) -> bytes:
-    """The same drawing with ids that are numbers: matplotlib hashes positions, whose last bits the layout varies."""
+    """The same drawing with numbers for ids, which matplotlib draws, or hashes from positions whose last bits vary."""
     for number, name in enumerate(dict.fromkeys(re.findall(rb'id="\w*?([0-9a-f]{10})"', svg))):
         svg = svg.replace(name, b"%d" % number)
     return svg

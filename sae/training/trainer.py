@@ -101,7 +101,7 @@ class Trainer:
         # the latents' running mean values, for terms that compare them with a rate
         self.running = None if recipe.rate_momentum is None else torch.zeros(self.model.width, device=device)
         self._recent: list[Tensor] = []
-        self._sums = WindowSums([term.name for term in self.terms], device)
+        self._window = WindowSums([term.name for term in self.terms], device)
         self.graph = graph_for(recipe, optim, self.compute, device)
 
     shares = 1
@@ -165,7 +165,7 @@ class Trainer:
             lr=lr,
             terms=self._weighted(),
             dead=self.dead,
-            allowed=self._sums.checks,
+            allowed=self._window.checks,
             power=1.0 if self.sparsity is None else self.sparsity.power,
             adjacent=None if adjacent is None else adjacent.to(self.device, non_blocking=True),
             generator=self._draws(DRAWS) if self.model.code.stochastic else None,
@@ -181,7 +181,7 @@ class Trainer:
             x, target, taken = compute(self.dead, *rows)
         else:
             x, target, taken = self.graph.run(self._graph_key(now, rows), compute, [self.dead, *rows])
-        self._sums.steps += 1
+        self._window.steps += 1
         if self.sparsity is not None:
             self.sparsity.observe(taken.codes)
         self._revive(x, target, taken)
@@ -201,7 +201,7 @@ class Trainer:
         x = target = self._normalised(x, self.inputs)
         if len(rows) > 1 or corruption is not None:
             target = self._normalised(y, self.targets)
-        now = now._replace(dead=dead, corrupted=corrupted, allowed=self._sums.finite())
+        now = now._replace(dead=dead, corrupted=corrupted, allowed=self._window.finite())
         with float32_products(self.products):
             taken = self.route.take(x, target, now)
         self.model.code.constrain()
@@ -278,12 +278,11 @@ class Trainer:
         Raises:
             DivergedError: this step is the one, on a CPU; on a GPU nothing waits.
         """
-        self._sums.check(variance, taken.parts, taken.grad_norm)
+        finite = self._window.check(variance, taken.parts, taken.grad_norm)
         dictionary = self.model.dictionary
         before = dictionary.tokens_since_fired.clone()
         dictionary.note_fired(taken.codes)
-        fired = torch.where(self._sums.finite(), dictionary.tokens_since_fired, before)
-        dictionary.tokens_since_fired.copy_(fired)
+        dictionary.tokens_since_fired.copy_(torch.where(finite, dictionary.tokens_since_fired, before))
         if self.device.type == "cpu":
             self.raise_if_diverged()
         values = {
@@ -296,16 +295,16 @@ class Trainer:
         }
         if self.sparsity is not None:
             values["sparsity"] = self.sparsity.weight()
-        self._sums.add(values)
+        self._window.add(values, finite)
 
     def raise_if_diverged(self) -> None:
         """Raise DivergedError if a step was not finite; names the input, the loss term or the gradient."""
-        self._sums.raise_if_diverged(self.taken)
+        self._window.raise_if_diverged(self.taken)
 
     def window(self) -> Window:
         """Means over the steps since the last call; the one place where the host waits for the device."""
         self.raise_if_diverged()
-        return self._sums.means(dead=self._dead_share())
+        return self._window.means(dead=self._dead_share())
 
     def _dead_share(self) -> float:
         return self.model.dictionary.dead(self.dead_after).float().mean().item()
@@ -345,9 +344,9 @@ class Trainer:
         tensors |= {f"recent.{i}": rows for i, rows in enumerate(self._recent)}
         if self.running is not None:
             tensors["running"] = self.running
-        if self._sums.steps:
-            tensors |= {f"window.{name}": sums for name, sums in self._sums.sums.items()}
-        values: dict[str, Any] = {"taken": self.taken, "seconds": self.seconds, "window_steps": self._sums.steps}
+        if self._window.steps:
+            tensors |= {f"window.{name}": sums for name, sums in self._window.sums.items()}
+        values: dict[str, Any] = {"taken": self.taken, "seconds": self.seconds, "window_steps": self._window.steps}
         if self.sparsity is not None:
             more, values["sparsity"] = self.sparsity.state()
             tensors |= {f"sparsity.{name}": t for name, t in more.items()}
@@ -377,8 +376,8 @@ class Trainer:
         self._recent = [recent[str(i)] for i in range(len(recent))]
         self.taken, self.seconds = values["taken"], values["seconds"]
         # a checkpoint of an earlier version has no sums: its next line is of the steps after it
-        self._sums.steps = values.get("window_steps", 0)
-        self._sums.sums = {name: sums.to(self.device) for name, sums in part("window").items()}
+        self._window.steps = values.get("window_steps", 0)
+        self._window.sums = {name: sums.to(self.device) for name, sums in part("window").items()}
         if self.graph is not None:
             self.graph.forget()
         if self.sparsity is not None:

@@ -72,15 +72,15 @@ class WindowSums:
         """Whether all steps so far were finite, bool []."""
         return torch.isfinite(self.checks).all()
 
-    def check(self, variance: Tensor, parts: Mapping[str, Tensor], gradient_norm: Tensor) -> None:
-        """Keep what a step is checked by, unless an earlier one was not finite."""
+    def check(self, variance: Tensor, parts: Mapping[str, Tensor], gradient_norm: Tensor) -> Tensor:
+        """Keep what a step is checked by, unless an earlier one was not finite; returns `finite`."""
         checks = torch.stack([variance, *parts.values(), gradient_norm]).float()
         self.checks.copy_(torch.where(self.finite(), checks, self.checks))
+        return self.finite()
 
-    def add(self, values: Mapping[str, Tensor]) -> None:
-        """Add a step's values, by the names of `Window.of`; from the first step that was not finite on, nothing."""
+    def add(self, values: Mapping[str, Tensor], finite: Tensor) -> None:
+        """Add a step's values, by the names of `Window.of`; zeros where not `finite`, bool []."""
         # a checkpoint holds these sums: on a GPU, where a step that is not finite is noticed later, they leave it out
-        finite = self.finite()
         for name, value in values.items():
             value = torch.where(finite, value, torch.zeros_like(value))
             if name in self.sums:

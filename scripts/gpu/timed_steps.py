@@ -93,9 +93,16 @@ def topk_trainer(shape: Shape, x: Any, device: str, **optim: Any) -> Any:
     from sae.models.language import recipe_of
     from sae.training.trainer import Trainer
 
+    class DrawnOnDevice(Trainer):
+        def _draw_weights(self) -> None:
+            atoms = torch.nn.functional.normalize(torch.randn_like(self.model.dictionary.W), dim=1)
+            for parameter in (self.model.dictionary.W, self.model.W_enc):
+                parameter.data.copy_(atoms)
+            self.model.b_enc.data.zero_()
+
     with torch.device(device):
         recipe = recipe_of(SAEConfig(width=shape.width, k=shape.k), [shape.d])
-    trainer = Trainer(
+    trainer = DrawnOnDevice(
         recipe,
         OptimConfig(**optim),
         steps=1000,
@@ -105,13 +112,6 @@ def topk_trainer(shape: Shape, x: Any, device: str, **optim: Any) -> Any:
         seed=0,
     )
 
-    def draw() -> None:
-        atoms = torch.nn.functional.normalize(torch.randn_like(trainer.model.dictionary.W), dim=1)
-        for parameter in (trainer.model.dictionary.W, trainer.model.W_enc):
-            parameter.data.copy_(atoms)
-        trainer.model.b_enc.data.zero_()
-
-    trainer._draw_weights = draw  # type: ignore[method-assign]
     trainer.initialise([x[:2048]], [x[:2048]])
     # the untrained model is not needed, and would count as memory of the step
     trainer.recipe = recipe._replace(model=trainer.model)
